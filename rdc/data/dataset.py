@@ -1,4 +1,4 @@
-"""A labelled image set in memory, and a balanced hold-out split of it."""
+"""A labelled image set in memory, and class-balanced parts of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor
 
 from rdc.errors import DataError
 
-__all__ = ["Dataset", "train_holdout"]
+__all__ = ["Dataset", "first_balanced", "train_holdout"]
+
+Index = int | slice | Sequence[int] | np.ndarray | Tensor
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -20,12 +22,13 @@ class Dataset:
 
     Args:
         images: uint8 [N, C, H, W], pixel values 0..255.
-        labels: int64 [N], each in ``0..len(class_names) - 1``.
+        labels: int64 [N], each in ``0..K-1``.
         class_names: K names.
-        name: the name it was loaded by, e.g. ``"fashion-mnist"``.
+        name: what it was loaded as, e.g. ``"fashion-mnist"``.
         split: ``"train"``, ``"test"`` or a derived name such as ``"train-holdout"``.
-        indices: int64 [N], position of every image in the original split (``arange(N)`` when not given). Use these
-            as image ids: they survive :meth:`subset`, so noise and random starts stay tied to the image.
+        indices: int64 [N], position of every image in the original split; ``arange(N)`` when None. They are the image
+            ids to hand to attacks: :meth:`subset` keeps them, so random starts stay tied to the image.
+        source: where it was read from, for reports.
 
     Raises:
         DataError: a shape, dtype or label is not as stated.
@@ -37,16 +40,16 @@ class Dataset:
     name: str
     split: str
     indices: Tensor | None = None
+    source: str = ""
 
     def __post_init__(self) -> None:
-        where = f"data set {self.name!r} ({self.split})"
         object.__setattr__(self, "class_names", tuple(str(name) for name in self.class_names))
         if self.indices is None:
             object.__setattr__(self, "indices", torch.arange(len(self.labels)))
+        where = f"data set {self.name!r}, {self.split} split{f' from {self.source}' if self.source else ''}"
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
-            raise DataError(
-                f"{where}: images must be uint8 [N, C, H, W]; got {self.images.dtype} {list(self.images.shape)}"
-            )
+            got = f"{self.images.dtype} {list(self.images.shape)}"
+            raise DataError(f"{where}: images must be uint8 [N, C, H, W]; got {got}")
         for what, value in (("labels", self.labels), ("indices", self.indices)):
             if value.dtype != torch.int64 or value.shape != self.images.shape[:1]:
                 raise DataError(
@@ -56,12 +59,16 @@ class Dataset:
         bad = ((self.labels < 0) | (self.labels >= self.num_classes)).nonzero().flatten()
         if len(bad):
             raise DataError(
-                f"{where}: labels must be in 0..{self.num_classes - 1} ({self.num_classes} classes); {len(bad)} are not, "
-                f"the first is {int(self.labels[bad[0]])} at position {int(bad[0])}"
+                f"{where}: labels must be in 0..{self.num_classes - 1} ({self.num_classes} classes); {len(bad)} of "
+                f"{len(self)} are not, the first is {int(self.labels[bad[0]])} at position {int(bad[0])}"
             )
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        shape = " x ".join(str(size) for size in self.images.shape)
+        return f"Dataset({self.name!r}, {self.split!r}, images {shape}, {self.num_classes} classes)"
 
     @property
     def num_classes(self) -> int:
@@ -73,12 +80,19 @@ class Dataset:
         """(C, H, W) of one image."""
         return tuple(self.images.shape[1:])
 
-    def pixels(self, index: int | slice | Sequence[int] | Tensor | None = None) -> Tensor:
-        """Pixels in [0, 1]: float32 [n, C, H, W] for a slice, list or tensor of positions (all when None), [C, H, W] for an int."""
+    def pixels(self, index: Index | None = None) -> Tensor:
+        """Pixels in [0, 1] as float32, ``value / 255``.
+
+        Args:
+            index: positions as a slice, sequence, or int64 / bool tensor; all when None; or one position.
+
+        Returns:
+            [n, C, H, W], or [C, H, W] for one position.
+        """
         chosen = self.images if index is None else self.images[_as_index(index)]
         return chosen.to(torch.float32) / 255
 
-    def subset(self, indices: slice | Sequence[int] | Tensor, split: str | None = None) -> Dataset:
+    def subset(self, indices: Index, split: str | None = None) -> Dataset:
         """The images at these positions, in this order, with their labels and original indices.
 
         Args:
@@ -86,6 +100,8 @@ class Dataset:
             split: name of the new split; this one's when None.
         """
         index = _as_index(indices)
+        if isinstance(index, int) or (isinstance(index, Tensor) and index.ndim == 0):
+            raise DataError(f"subset takes a slice or a sequence of positions; got the single position {int(index)}")
         return dataclasses.replace(
             self,
             images=self.images[index],
@@ -95,43 +111,68 @@ class Dataset:
         )
 
 
-def _as_index(index: int | slice | Sequence[int] | Tensor) -> int | slice | Tensor:
+def _as_index(index: Index) -> int | slice | Tensor:
     if isinstance(index, (int, slice, Tensor)):
         return index
     array = np.asarray(index)
-    return torch.as_tensor(array if array.dtype == bool else array.astype(np.int64))
+    if array.dtype == bool:
+        return torch.from_numpy(array)
+    if array.size and array.dtype.kind not in "iu":
+        raise DataError(f"positions must be integers; got {array.dtype}")
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def first_balanced(dataset: Dataset, n: int, split: str | None = None) -> Dataset:
+    """The first ``n`` images that keep classes balanced: go through in order, skip those of a class that is full.
+
+    When ``n`` is not a multiple of K, the first ``n mod K`` classes get one image more.
+
+    Raises:
+        DataError: a class has too few images.
+    """
+    return dataset.subset(torch.from_numpy(_balanced(dataset, n, np.arange(len(dataset)))), split)
 
 
 def train_holdout(dataset: Dataset, n: int, seed: int = 0) -> tuple[Dataset, Dataset]:
     """Split off ``n`` images, balanced by class, to choose noise levels and the like without touching the test set.
 
-    The choice depends on the labels, ``n`` and ``seed`` only (NumPy's counter-based Philox generator), never on global
-    random state. When ``n`` is not a multiple of K, the first ``n mod K`` classes give one image more.
+    The choice depends on the labels, ``n`` and ``seed`` only: each image gets one 64-bit word of NumPy's Philox stream
+    (whose bits are fixed for all NumPy versions) and every class gives its images with the smallest words. So a
+    smaller hold-out of the same seed is part of a larger one. Global random state is neither read nor written. When
+    ``n`` is not a multiple of K, the first ``n mod K`` classes give one image more.
 
     Args:
         dataset: the training split.
-        n: size of the hold-out, at least 1; every class needs ``ceil(n / K)`` images and at least one must remain.
-        seed: non-negative.
+        n: size of the hold-out, 1..N-1.
+        seed: 0 or more.
 
     Returns:
-        ``(rest, holdout)``, both in the original order, disjoint, together the whole data set.
+        ``(rest, holdout)``: both in the original order, disjoint, together the whole data set.
 
     Raises:
-        DataError: a class has too few images, or nothing would remain.
+        DataError: a class has too few images, nothing would remain, or a bad seed.
     """
     if not 0 < n < len(dataset):
-        raise DataError(f"hold-out size must be in 1..{len(dataset) - 1} for {len(dataset)} images; got {n}")
-    generator = np.random.Generator(np.random.Philox(key=seed))
-    labels = dataset.labels.numpy()
-    held = np.zeros(len(labels), dtype=bool)
+        raise DataError(f"hold-out size must be in 1..{len(dataset) - 1} of {len(dataset)} images; got {n}")
+    if seed < 0:
+        raise DataError(f"seed must be 0 or more; got {seed}")
+    words = np.random.Philox(key=seed).random_raw(len(dataset))
+    held = torch.zeros(len(dataset), dtype=torch.bool)
+    held[torch.from_numpy(_balanced(dataset, n, np.argsort(words, kind="stable")))] = True
+    return dataset.subset(~held, f"{dataset.split}-rest"), dataset.subset(held, f"{dataset.split}-holdout")
+
+
+def _balanced(dataset: Dataset, n: int, order: np.ndarray) -> np.ndarray:
+    """Positions, ascending, of the first n // K or n // K + 1 images of every class in the given order."""
+    labels = dataset.labels.numpy()[order]
+    chosen = []
     for label in range(dataset.num_classes):
         want = n // dataset.num_classes + (label < n % dataset.num_classes)
-        members = generator.permutation(np.flatnonzero(labels == label))
+        members = order[labels == label]
         if len(members) < want:
             raise DataError(
-                f"a balanced hold-out of {n} needs {want} images of class {label} ({dataset.class_names[label]!r}); "
-                f"{dataset.name!r} ({dataset.split}) has {len(members)}. Ask for fewer"
+                f"{n} balanced images need {want} of class {label} ({dataset.class_names[label]!r}); "
+                f"{dataset.name!r}, {dataset.split} split, has {len(members)}. Ask for fewer"
             )
-        held[members[:want]] = True
-    mask = torch.from_numpy(held)
-    return dataset.subset(~mask, split=f"{dataset.split}-rest"), dataset.subset(mask, split=f"{dataset.split}-holdout")
+        chosen.append(members[:want])
+    return np.sort(np.concatenate(chosen))

@@ -6,16 +6,21 @@ algorithms", arXiv:1708.07747.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from rdc.data.contents import check_digest, decompress, read_content, search_places
 from rdc.data.dataset import Dataset
-from rdc.data.idx import check_digest, parse_idx, read_content
+from rdc.data.download import fetch
+from rdc.data.idx import parse_idx
 from rdc.errors import DataError
 
-__all__ = ["CLASS_NAMES", "load_fashion_mnist", "search_places"]
+__all__ = ["CLASS_NAMES", "download_fashion_mnist", "load_fashion_mnist"]
 
 CLASS_NAMES = (
     "T-shirt/top",
@@ -30,66 +35,160 @@ CLASS_NAMES = (
     "Ankle boot",
 )
 
-DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 
-# SHA-256 of the decompressed idx files: recompressed archives pass too.
-SHA256 = {
-    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+_UNVERIFIED_LIMIT = 1 << 30  # bytes
+
+MIRROR_VARIABLE = "RDC_FASHION_MNIST_URL"
+MIRRORS = (
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+    "https://fashion-mnist.s3.eu-central-1.amazonaws.com/",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class IdxFile:
+    """One of the four files: name without .gz, shape of its array, SHA-256 of the decompressed content.
+
+    The checksum is of the decompressed content so that recompressed files (Debian's are) pass too.
+    """
+
+    stem: str
+    shape: tuple[int, ...]
+    sha256: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of the decompressed file."""
+        return 4 + 4 * len(self.shape) + math.prod(self.shape)
+
+
+FILES = {
+    "train": (
+        IdxFile(
+            "train-images-idx3-ubyte",
+            (60_000, 28, 28),
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        ),
+        IdxFile(
+            "train-labels-idx1-ubyte",
+            (60_000,),
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        ),
+    ),
+    "test": (
+        IdxFile(
+            "t10k-images-idx3-ubyte",
+            (10_000, 28, 28),
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        ),
+        IdxFile(
+            "t10k-labels-idx1-ubyte",
+            (10_000,),
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        ),
+    ),
 }
-_FILES = {
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", 60_000),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", 10_000),
-}
 
 
-def search_places(root: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Folders searched, in order: ``root`` alone when given; else $RDC_DATA/fashion-mnist, Debian's, the user's cache."""
-    if root is not None:
-        return [Path(root).expanduser()]
-    places = []
-    if os.environ.get("RDC_DATA"):
-        places.append(Path(os.environ["RDC_DATA"]).expanduser() / "fashion-mnist")
-    return [*places, DEBIAN_FOLDER, cache_folder()]
+def load_fashion_mnist(
+    split: str,
+    root: str | os.PathLike[str] | None = None,
+    *,
+    download: bool = False,
+    verify: bool = True,
+    progress: bool = True,
+) -> Dataset:
+    """Read one split from the first folder that has both its files, ``.gz`` or not.
+
+    Args:
+        split: ``"train"`` (60,000) or ``"test"`` (10,000).
+        root: the only folder to look in (also in its ``fashion-mnist`` and torchvision's ``FashionMNIST/raw``); when
+            None: ``$RDC_DATA/fashion-mnist``, Debian's folder, ``~/.cache/rdc/fashion-mnist``.
+        download: fetch all four files, when no folder has this split, into ``root`` or else the first of
+            ``$RDC_DATA/fashion-mnist`` and ``~/.cache/rdc/fashion-mnist``.
+        verify: demand the official content by SHA-256. Without it, any number of 28 x 28 images will do.
+        progress: draw download bars.
+
+    Raises:
+        DataError: not found (the message lists the places), truncated, wrong magic, sizes, checksum or labels.
+    """
+    places = search_places("fashion-mnist", root, DEBIAN_FOLDER)
+    paths = _find(places, split)
+    if paths is None and download:
+        target = next(place for place in places if place != DEBIAN_FOLDER or root is not None)
+        download_fashion_mnist(target, progress=progress)
+        paths = _find([target], split)
+    if paths is None:
+        raise _missing(places, split)
+    images, labels = (_read(path, file, verify) for path, file in zip(paths, FILES[split], strict=True))
+    return Dataset(
+        torch.from_numpy(images[:, None]),
+        torch.from_numpy(labels.astype(np.int64)),
+        CLASS_NAMES,
+        "fashion-mnist",
+        split,
+        source=str(paths[0].parent),
+    )
 
 
-def cache_folder() -> Path:
-    """Where downloads go: ~/.cache/rdc/fashion-mnist."""
-    return Path("~/.cache/rdc/fashion-mnist").expanduser()
+def download_fashion_mnist(folder: str | os.PathLike[str], *, progress: bool = True) -> list[Path]:
+    """Fetch those of the four files that ``folder`` lacks from the upstream project, each checked and written atomically.
+
+    The environment variable ``RDC_FASHION_MNIST_URL`` names a mirror to try first (checksums stay in force).
+
+    Returns:
+        The four paths.
+
+    Raises:
+        DataError: offline, no mirror has the right file, or the folder cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    own = os.environ.get(MIRROR_VARIABLE)
+    mirrors = [own.rstrip("/") + "/", *MIRRORS] if own else list(MIRRORS)
+    paths = []
+    for file in (file for pair in FILES.values() for file in pair):
+        path = _path_of(folder, file)
+        if path is None:
+            path = folder / f"{file.stem}.gz"
+
+            def check(content: bytes, file: IdxFile = file) -> None:
+                check_digest(file.stem, decompress(content, file.stem, file.size), "sha256", file.sha256)
+
+            urls = [mirror + path.name for mirror in mirrors]
+            fetch(urls, path, check, limit=file.size + 4096, progress=progress)
+        paths.append(path)
+    return paths
 
 
-def _find(folder: Path, stem: str) -> Path | None:
-    for name in (stem, f"{stem}.gz"):
-        if (folder / name).is_file():
-            return folder / name
+def _find(places: list[Path], split: str) -> tuple[Path, ...] | None:
+    for place in places:
+        for folder in (place, place / "fashion-mnist", place / "FashionMNIST" / "raw"):
+            paths = tuple(_path_of(folder, file) for file in FILES[split])
+            if all(paths):
+                return paths
     return None
 
 
-def load_fashion_mnist(split: str, root: str | os.PathLike[str] | None = None, *, verify: bool = True) -> Dataset:
-    """Read the idx files of one split from the first folder that has both of them.
-
-    Raises:
-        DataError: not found (the message lists the places), truncated, wrong magic, sizes or checksum.
-    """
-    images_stem, labels_stem, count = _FILES[split]
-    for folder in search_places(root):
-        images_path, labels_path = _find(folder, images_stem), _find(folder, labels_stem)
-        if images_path and labels_path:
-            images = _read(images_path, images_stem, (count, 28, 28), verify)
-            labels = _read(labels_path, labels_stem, (count,), verify)
-            return Dataset(images[:, None], labels.to(torch.int64), CLASS_NAMES, "fashion-mnist", split)
-    places = "\n".join(f"  {place}" for place in search_places(root))
-    raise DataError(f"Fashion-MNIST ({split}) needs {images_stem}[.gz] and {labels_stem}[.gz]; searched:\n{places}")
+def _path_of(folder: Path, file: IdxFile) -> Path | None:
+    return next((path for path in (folder / file.stem, folder / f"{file.stem}.gz") if path.is_file()), None)
 
 
-def _read(path: Path, stem: str, shape: tuple[int, ...], verify: bool) -> torch.Tensor:
-    size = 4 + 4 * len(shape)
-    for extent in shape:
-        size = size if extent is None else size
-    content = read_content(path, limit=4 + 4 * len(shape) + int(torch.Size(shape).numel()))
-    array = parse_idx(content, shape, str(path))
+def _missing(places: list[Path], split: str) -> DataError:
+    stems = " and ".join(f"{file.stem}[.gz]" for file in FILES[split])
+    looked = "\n".join(f"  {place}{'' if place.is_dir() else '  (no such folder)'}" for place in places)
+    return DataError(
+        f"Fashion-MNIST, {split} split: {stems} not found together in\n{looked}\nGet them by any of\n"
+        "  load_dataset('fashion-mnist', download=True), about 30 MB\n"
+        "  apt install dataset-fashion-mnist\n"
+        "  root= a folder that has them\n"
+        'The 512 test images of "fashion-mnist-sample" come with rdc'
+    )
+
+
+def _read(path: Path, file: IdxFile, verify: bool) -> np.ndarray:
+    content = read_content(path, limit=file.size if verify else _UNVERIFIED_LIMIT)
+    array = parse_idx(content, file.shape if verify else (None, *file.shape[1:]), str(path))
     if verify:
-        check_digest(path, content, "sha256", SHA256[stem])
-    return torch.from_numpy(array)
+        check_digest(path, content, "sha256", file.sha256)
+    return array
