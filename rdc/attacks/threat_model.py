@@ -1,0 +1,245 @@
+"""What the attacker may do (ThreatModel), what an attack hands back (AttackResult), and the checks on both ends."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from rdc.errors import ConfigError, InputError
+from rdc.norm_balls import NORMS, check_budget
+
+__all__ = ["AttackRecord", "AttackResult", "ThreatModel", "check_images", "check_labels", "parse_eps"]
+
+_NUMBER = re.compile(r"\d{1,30}(\.\d{0,30})?(e[+-]?\d{1,2})?|\.\d{1,30}(e[+-]?\d{1,2})?", re.IGNORECASE | re.ASCII)
+
+
+def parse_eps(text: str | float) -> float:
+    """Read a budget: ``"8/255"``, ``"0.5"``, ``"1e-3"`` or a number; fractions are exact, rounded once at the end.
+
+    Args:
+        text: a non-negative number or a quotient of two, in [0, 1] pixel units.
+
+    Returns:
+        The float64 nearest to the exact value: ``parse_eps("8/255") == 8 / 255``.
+
+    Raises:
+        ConfigError: not such a number, negative, infinite, or a zero denominator.
+    """
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        if math.isfinite(text) and text >= 0:
+            return float(text)
+        raise ConfigError(f"expected a finite budget >= 0 in [0, 1] pixel units, got {text!r}")
+    parts = [part.strip() for part in text.split("/")] if isinstance(text, str) else []
+    if len(parts) not in (1, 2) or not all(_NUMBER.fullmatch(part) for part in parts):
+        raise ConfigError(f"expected a budget such as '8/255' or '0.5' (>= 0, in [0, 1] pixel units), got {text!r}")
+    numbers = [Fraction(part) for part in parts]
+    if len(numbers) == 2 and numbers[1] == 0:
+        raise ConfigError(f"the budget {text!r} divides by zero; write it like '8/255'")
+    return float(numbers[0] / numbers[1]) if len(numbers) == 2 else float(numbers[0])
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """Set of images the attacker may hand in: {x' in [0, 1] : ||x' - x|| <= eps}.
+
+    Args:
+        norm: ``"linf"`` or ``"l2"``.
+        eps: radius in [0, 1] pixel units (``parse_eps("8/255")``); for l_inf at most 1.
+
+    Raises:
+        ConfigError: unknown norm, or eps not a number of that range.
+    """
+
+    norm: str
+    eps: float
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ConfigError(f"unknown norm {self.norm!r}; expected one of {', '.join(NORMS)}")
+        if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)):
+            raise ConfigError(f"eps must be a number, got {self.eps!r}; parse_eps reads text such as '8/255'")
+        if not math.isfinite(self.eps) or self.eps < 0:
+            raise ConfigError(f"eps must be finite and >= 0, got {self.eps!r}")
+        if self.norm == "linf" and self.eps > 1:
+            raise ConfigError(f"an l_inf eps is in [0, 1] pixel units, got {self.eps!r}; write {self.eps!r}/255 if grey levels were meant")
+        object.__setattr__(self, "eps", float(self.eps))
+
+
+@dataclass(frozen=True, eq=False)
+class AttackResult:
+    """Outcome of one attack on N images.
+
+    Args:
+        name: attack and loss, e.g. ``"apgd-dlr"``.
+        loss: the loss really maximised (``"dlr"`` falls back to ``"margin"`` below three classes).
+        threat: budget.
+        steps: steps of each restart.
+        restarts: number of restarts.
+        eot: model calls averaged for each gradient.
+        x_adv: [N, C, H, W] float32. The first image found to be misclassified; for robust images the one of highest loss;
+            the clean image where that was misclassified already.
+        clean_correct: [N] bool, right on the clean image.
+        correct: [N] bool, right on every image the attack tried (and on x_adv when verified): robust to this attack.
+        broken_at: [N] int64, step (within its restart) of the first misclassified image; 0 is the clean image or the
+            restart's starting point; -1 never broken.
+        broken_restart: [N] int64, restart in which that was, -1 never broken or misclassified when clean.
+        best_loss: [N] float64, loss of x_adv (see rdc.attacks.losses for units); -inf for images misclassified when clean.
+        accuracy_per_step: steps + 1 numbers, fraction of images not broken by step k of any restart.
+        zero_gradient_steps: [N] int64, steps whose gradient was zero everywhere or not finite: such a step moves nothing,
+            and an image that has them was not attacked as meant (masked gradients).
+        non_finite_logits: [N] bool, the model returned NaN for this image at some point; that counts as misclassified.
+        forward_evaluations: images sent through the model without gradient.
+        gradient_evaluations: images sent through the model with gradient.
+        verify_mismatches: images broken in the attack but right on the final check, or the reverse (both count as broken):
+            more than a few mean that the model is random or that its results depend on the batch. None: not verified.
+    """
+
+    name: str
+    loss: str
+    threat: ThreatModel
+    steps: int
+    restarts: int
+    eot: int
+    x_adv: Tensor
+    clean_correct: Tensor
+    correct: Tensor
+    broken_at: Tensor
+    broken_restart: Tensor
+    best_loss: Tensor
+    accuracy_per_step: list[float]
+    zero_gradient_steps: Tensor
+    non_finite_logits: Tensor
+    forward_evaluations: int
+    gradient_evaluations: int
+    verify_mismatches: int | None
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of images that survived."""
+        return float(self.correct.double().mean())
+
+    @property
+    def zero_gradient_images(self) -> int:
+        """Images with at least one step whose gradient was zero everywhere or not finite."""
+        return int((self.zero_gradient_steps > 0).sum())
+
+
+class AttackRecord:
+    """Best adversarial image and history of each image while an attack runs (rows are the N images of the call)."""
+
+    def __init__(self, x: Tensor, clean_correct: Tensor, clean_non_finite: Tensor) -> None:
+        """Start from the clean images: x [N, C, H, W], clean_correct [N] bool, clean_non_finite [N] bool."""
+        count = x.shape[0]
+        self.x_adv = x.clone()
+        self.clean_correct = clean_correct
+        self.correct = clean_correct.clone()
+        self.broken_at = torch.where(clean_correct, -1, 0)
+        self.broken_restart = torch.full_like(self.broken_at, -1)
+        self.best_loss = torch.full((count,), -math.inf, dtype=torch.float64, device=x.device)
+        self.zero_gradient_steps = torch.zeros_like(self.broken_at)
+        self.non_finite_logits = clean_non_finite.clone()
+
+    def add(self, rows: Tensor, x: Tensor, loss: Tensor, correct: Tensor, *, step: int, restart: int) -> None:
+        """Take in one iterate.
+
+        Args:
+            rows: [n] int64, which images these are.
+            x: [n, C, H, W] float32 iterate.
+            loss: [n] float64.
+            correct: [n] bool, classified right at x.
+            step: 0 is the starting point.
+            restart: number of the restart.
+        """
+        was_robust = self.correct[rows]
+        first = was_robust & ~correct
+        higher = loss > self.best_loss[rows]
+        better = first | (higher & (was_robust | ~correct))  # a broken image is only replaced by a broken one
+        self.x_adv[rows[better]] = x[better]
+        self.best_loss[rows[better]] = loss[better]
+        self.broken_at[rows[first]] = step
+        self.broken_restart[rows[first]] = restart
+        self.correct[rows[first]] = False
+
+    def verify(self, correct_at_x_adv: Tensor, steps: int, restarts: int) -> int:
+        """Merge a final evaluation of x_adv, [N] bool; returns how many images disagree."""
+        mismatch = correct_at_x_adv != self.correct
+        late = self.correct & ~correct_at_x_adv
+        self.broken_at[late] = steps
+        self.broken_restart[late] = restarts - 1
+        self.correct &= correct_at_x_adv
+        return int(mismatch.sum())
+
+    def result(self, x: Tensor, threat: ThreatModel, **about: object) -> AttackResult:
+        """Check every budget and close the record; ``about`` holds the remaining fields of AttackResult."""
+        check_budget(self.x_adv, x, threat.eps, threat.norm)
+        steps = int(about["steps"])  # type: ignore[call-overload]
+        broken_at = self.broken_at.tolist()
+        history = [sum(not 0 <= at <= step for at in broken_at) / len(broken_at) for step in range(steps + 1)]
+        return AttackResult(
+            threat=threat,
+            x_adv=self.x_adv,
+            clean_correct=self.clean_correct,
+            correct=self.correct,
+            broken_at=self.broken_at,
+            broken_restart=self.broken_restart,
+            best_loss=self.best_loss,
+            accuracy_per_step=history,
+            zero_gradient_steps=self.zero_gradient_steps,
+            non_finite_logits=self.non_finite_logits,
+            **about,  # type: ignore[arg-type]
+        )
+
+
+def check_images(x: Tensor, y: Tensor, image_ids: Sequence[int] | Tensor) -> list[int]:
+    """Refuse what no attack can start from; returns the image ids as a list.
+
+    Args:
+        x: [N, C, H, W] float32 in [0, 1], N >= 1.
+        y: [N] int64.
+        image_ids: N integers, >= 0.
+
+    Raises:
+        InputError: says which of these does not hold.
+    """
+    if not isinstance(x, Tensor) or x.dtype != torch.float32:
+        raise InputError(f"expected float32 pixels in [0, 1], got {getattr(x, 'dtype', type(x).__name__)}; for uint8 use pixels.float() / 255")
+    if x.dim() != 4 or x.numel() == 0:
+        raise InputError(f"expected a non-empty batch [N, C, H, W], got shape {tuple(x.shape)}")
+    if not bool(torch.isfinite(x).all()):
+        raise InputError("pixels hold NaN or infinity; expected finite values in [0, 1]")
+    if float(x.min()) < 0 or float(x.max()) > 1:
+        raise InputError(f"pixels span [{float(x.min()):.6g}, {float(x.max()):.6g}]; expected [0, 1]: divide grey levels by 255, undo any normalisation")
+    if not isinstance(y, Tensor) or y.dtype != torch.int64:
+        raise InputError(f"expected int64 labels, got {getattr(y, 'dtype', type(y).__name__)}; use y.long()")
+    if y.shape != x.shape[:1]:
+        raise InputError(f"expected labels of shape [{x.shape[0]}], one for each image, got {list(y.shape)}")
+    if isinstance(image_ids, Tensor) and (image_ids.dim() != 1 or image_ids.is_floating_point() or image_ids.dtype == torch.bool):
+        raise InputError(f"expected image_ids [N] of integers, got {image_ids.dtype} {list(image_ids.shape)}")
+    ids = image_ids.tolist() if isinstance(image_ids, Tensor) else list(image_ids)
+    if len(ids) != x.shape[0]:
+        raise InputError(f"expected {x.shape[0]} image_ids, one for each image, got {len(ids)}")
+    for image_id in ids:
+        if isinstance(image_id, bool) or not hasattr(image_id, "__index__") or not 0 <= int(image_id) < 2**64:
+            raise InputError(f"image_ids must be integers >= 0 (position in the data set), got {image_id!r}")
+    return [int(image_id) for image_id in ids]
+
+
+def check_labels(y: Tensor, classes: int) -> None:
+    """Refuse labels outside 0..classes-1.
+
+    Args:
+        y: [N] int64.
+        classes: K, the width of the model's logits.
+
+    Raises:
+        InputError: names the label.
+    """
+    if int(y.min()) < 0 or int(y.max()) >= classes:
+        bad = int(y.min()) if int(y.min()) < 0 else int(y.max())
+        raise InputError(f"label {bad} is out of range; this model has {classes} classes, labels 0..{classes - 1}")

@@ -1,0 +1,229 @@
+"""l_inf and l_2 balls around an image, cut by the pixel box [0, 1]: projection, random points, steepest ascent.
+
+Budgets hold to the last bit, by construction: a float32 image that leaves ``project`` satisfies, evaluated in float64,
+
+    l_inf:  max_i |x_adv_i - x_i| <= eps           l_2:  sqrt(sum_i (x_adv_i - x_i)^2) <= eps           0 <= x_adv_i <= 1
+
+because bounds and displacements are computed in float64 and then rounded to float32 *towards x*. Sums over pixels run in
+a fixed pairwise order made of element-wise additions, so an image's result is the same bits in any batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rdc.errors import ConfigError, RdcError
+
+__all__ = ["NORMS", "check_budget", "distance", "linf_bounds", "project", "random_start", "steepest_direction"]
+
+NORMS = ("linf", "l2")
+
+# Relative slack of the l_2 radius: far above the rounding of a float64 sum over an image, far below a float32 ulp. Points
+# already inside the wider of the two limits stay as they are, which makes the projection idempotent.
+_L2_KEEP = 1.0 - 2.0**-41
+_L2_TARGET = 1.0 - 2.0**-40
+_L2_MAX_ROUNDS = 64
+
+# Word of the Philox counter that separates these draws from any other use of the same (seed, image) key.
+_RANDOM_START_STREAM = 0x7D0C_5747
+
+
+def project(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
+    """Nearest point (Euclidean) of {ball of radius eps around x} intersected with [0, 1].
+
+    Args:
+        x_adv: [N, C, H, W] any floating dtype, the point to project, finite.
+        x: [N, C, H, W] float32 in [0, 1], the centre.
+        eps: radius in [0, 1] pixel units, >= 0.
+        norm: ``"linf"`` or ``"l2"``.
+
+    Returns:
+        [N, C, H, W] float32, within the budget to the last bit; float32 points already inside come back unchanged.
+
+    Raises:
+        ConfigError: unknown norm.
+
+    Source: l_inf is a clamp. l_2 with a box: by the KKT conditions the solution is clip(x + s (x_adv - x)) with the
+        scalar s in [0, 1] that makes the displacement's norm eps (or s = 1 inside); s is found by an active-set iteration.
+    """
+    _check_norm(norm)
+    if norm == "linf":
+        lower, upper = linf_bounds(x, eps)
+        return torch.minimum(torch.maximum(x_adv.to(torch.float32), lower), upper)
+    return _project_l2(x_adv, x, eps)
+
+
+def linf_bounds(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Smallest and largest float32 images within l_inf distance eps of x and within [0, 1].
+
+    Args:
+        x: [N, C, H, W] float32 in [0, 1].
+        eps: radius in [0, 1] pixel units, >= 0.
+
+    Returns:
+        (lower, upper), float32 like x; ``x - lower <= eps`` and ``upper - x <= eps`` hold in float64.
+    """
+    x64 = x.double()
+    upper = (x64 + eps).float()
+    upper = torch.where(upper.double() - x64 > eps, torch.nextafter(upper, torch.full_like(upper, -1.0)), upper)
+    lower = (x64 - eps).float()
+    lower = torch.where(x64 - lower.double() > eps, torch.nextafter(lower, torch.full_like(lower, 2.0)), lower)
+    return lower.clamp(min=0.0), upper.clamp(max=1.0)
+
+
+def distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
+    """Distance of each image of a batch, in float64.
+
+    Args:
+        x_adv: [N, C, H, W] any floating dtype.
+        x: [N, C, H, W].
+        norm: ``"linf"`` or ``"l2"``.
+
+    Returns:
+        [N] float64, in [0, 1] pixel units.
+
+    Raises:
+        ConfigError: unknown norm.
+    """
+    _check_norm(norm)
+    difference = (x_adv.double() - x.double()).flatten(1)
+    return difference.abs().amax(dim=1) if norm == "linf" else _row_norm(difference)
+
+
+def steepest_direction(gradient: Tensor, norm: str) -> Tensor:
+    """Direction of steepest ascent of unit length in the given norm; zero where the gradient is zero.
+
+    Args:
+        gradient: [N, C, H, W] floating, finite.
+        norm: ``"linf"`` (sign of the gradient) or ``"l2"`` (gradient over its length; float64, so nothing underflows).
+
+    Returns:
+        [N, C, H, W] float64.
+
+    Raises:
+        ConfigError: unknown norm.
+    """
+    _check_norm(norm)
+    gradient = gradient.double()
+    if norm == "linf":
+        return gradient.sign()
+    length = _row_norm(gradient.flatten(1)).view(-1, *[1] * (gradient.dim() - 1))
+    return torch.where(length > 0, gradient / torch.where(length > 0, length, 1.0), 0.0)
+
+
+def random_start(x: Tensor, eps: float, norm: str, *, seed: int, image_ids: Sequence[int], restart: int) -> Tensor:
+    """A random point of each ball, projected onto [0, 1]: uniform in the cube (l_inf) or in the ball (l_2).
+
+    Counter-based (Philox keyed by seed and image id, the restart in its counter): a start depends on
+    (seed, image id, restart) and on nothing else, neither on the batch nor on any global generator nor on the device.
+
+    Args:
+        x: [N, C, H, W] float32 in [0, 1].
+        eps: radius in [0, 1] pixel units.
+        norm: ``"linf"`` or ``"l2"``.
+        seed: 0 <= seed < 2^64.
+        image_ids: N integers, 0 <= id < 2^64.
+        restart: number of the restart, >= 0.
+
+    Returns:
+        [N, C, H, W] float32 within the budget.
+
+    Raises:
+        ConfigError: unknown norm.
+    """
+    _check_norm(norm)
+    pixels = x[0].numel()
+    offsets = np.empty((x.shape[0], pixels))
+    for row, image_id in enumerate(image_ids):
+        counter = np.array([0, 0, _RANDOM_START_STREAM, restart], dtype=np.uint64)
+        generator = np.random.Generator(np.random.Philox(key=np.array([seed, image_id], dtype=np.uint64), counter=counter))
+        if norm == "linf":
+            offsets[row] = eps * (2.0 * generator.random(pixels) - 1.0)
+        else:
+            direction = generator.standard_normal(pixels)
+            offsets[row] = direction * (eps * generator.random() ** (1.0 / pixels) / np.linalg.norm(direction))
+    return project(x.double() + torch.from_numpy(offsets).view_as(x).to(x.device), x, eps, norm)
+
+
+def check_budget(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> None:
+    """Raise unless every image is a finite float32 image in [0, 1] within eps of its original, in float64, no tolerance.
+
+    Args:
+        x_adv: [N, C, H, W] float32.
+        x: [N, C, H, W] float32.
+        eps: radius in [0, 1] pixel units.
+        norm: ``"linf"`` or ``"l2"``.
+
+    Raises:
+        RdcError: a budget or the pixel range is violated, or a pixel is NaN; says which image and by how much.
+    """
+    if x_adv.dtype != torch.float32 or x_adv.shape != x.shape:
+        raise RdcError(f"expected float32 images {tuple(x.shape)}, got {x_adv.dtype} {tuple(x_adv.shape)}; this is a bug in the attack")
+    far = distance(x_adv, x, norm)
+    inside = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(dim=1)
+    wrong = ~((far <= eps) & inside)  # the negation also catches NaN
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise RdcError(
+            f"adversarial image in row {row} breaks its budget: {norm} distance {float(far[row])!r} for eps {eps!r}, "
+            f"pixels in [{float(x_adv[row].min())!r}, {float(x_adv[row].max())!r}] where [0, 1] is due; this is a bug in the attack"
+        )
+
+
+def _project_l2(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
+    centre = x.double().flatten(1)  # [N, D]
+    wanted = x_adv.double().flatten(1) - centre
+    length = wanted.abs()
+    room = torch.where(wanted > 0, 1.0 - centre, centre)  # how far each pixel may go in its direction
+    scale = _ball_box_scale(length, room, eps)
+    step = torch.minimum(scale[:, None] * length, room)
+    exact = centre + torch.where(wanted > 0, step, -step)
+    rounded = exact.float()
+    beyond = (rounded.double() - centre).abs() > step
+    rounded = torch.where(beyond, torch.nextafter(rounded, centre.float()), rounded)
+    return rounded.clamp(0.0, 1.0).view_as(x)
+
+
+def _ball_box_scale(length: Tensor, room: Tensor, eps: float) -> Tensor:
+    """Largest s in [0, 1] with || min(s length, room) || <= eps, per row: [N, D], [N, D] float64 -> [N] float64.
+
+    With S the pixels already stopped by the box at s, s' = sqrt((eps^2 - sum_S room^2) / sum_notS length^2) is at least s
+    and still feasible, since more pixels can only stop. Starting at eps / ||length||, s rises until S no longer changes.
+    """
+    total = _row_norm(length)
+    inside = _row_norm(torch.minimum(length, room)) <= eps * _L2_KEEP
+    target = eps * _L2_TARGET
+    scale = torch.where(inside, 1.0, target / torch.where(total > 0, total, 1.0))
+    for _ in range(_L2_MAX_ROUNDS):  # every round's scale is feasible, so the cap can only leave budget unused
+        stopped = scale[:, None] * length >= room
+        left = target**2 - _row_sum(torch.where(stopped, room, 0.0).square())
+        free = _row_sum(torch.where(stopped, 0.0, length).square())
+        better = torch.where(free > 0, left.clamp(min=0.0) / torch.where(free > 0, free, 1.0), 0.0).sqrt().clamp(max=1.0)
+        better = torch.where(inside, scale, torch.maximum(scale, better))
+        if torch.equal(better, scale):
+            break
+        scale = better
+    return scale
+
+
+def _row_norm(values: Tensor) -> Tensor:
+    return _row_sum(values.square()).sqrt()
+
+
+def _row_sum(values: Tensor) -> Tensor:
+    """[N, D] -> [N], pairwise in a fixed order: torch's own reductions may change theirs with N, threads and device."""
+    while values.shape[1] > 1:
+        if values.shape[1] % 2:
+            values = torch.nn.functional.pad(values, (0, 1))
+        half = values.shape[1] // 2
+        values = values[:, :half] + values[:, half:]
+    return values[:, 0]
+
+
+def _check_norm(norm: str) -> None:
+    if norm not in NORMS:
+        raise ConfigError(f"unknown norm {norm!r}; expected one of {', '.join(NORMS)}")
