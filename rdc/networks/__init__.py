@@ -1,0 +1,1 @@
+"""Networks: EDM-compatible U-Nets and the presets built from them."""

@@ -1,0 +1,241 @@
+"""Building blocks of the EDM-compatible U-Nets (Karras et al. 2022, arXiv 2206.00364, appendix F).
+
+The parameter names (``conv0.weight``, ``affine.bias``, ``resample_filter`` ...) are those of the public EDM
+checkpoints, so that a state dict of theirs loads unchanged. Shapes are NCHW; both contiguous and channels_last
+memory layouts work.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Conv2d", "FourierEmbedding", "GroupNorm", "Linear", "PositionalEmbedding", "UNetBlock"]
+
+
+def _scaled_init(shape: tuple[int, ...], mode: str, fan_in: int, fan_out: int, scale: float) -> Tensor:
+    """Draw initial weights: ``xavier_uniform``, ``kaiming_uniform`` or ``kaiming_normal``, times ``scale``."""
+    if mode == "xavier_uniform":
+        return scale * math.sqrt(6 / (fan_in + fan_out)) * (torch.rand(shape) * 2 - 1)
+    if mode == "kaiming_uniform":
+        return scale * math.sqrt(3 / fan_in) * (torch.rand(shape) * 2 - 1)
+    if mode == "kaiming_normal":
+        return scale * math.sqrt(1 / fan_in) * torch.randn(shape)
+    raise ValueError(f"initialisation: expected xavier_uniform, kaiming_uniform or kaiming_normal, got {mode!r}")
+
+
+class Linear(nn.Module):
+    """Affine map [B, in_features] -> [B, out_features]."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        init: str = "xavier_uniform",
+        scale: float = 1.0,
+        bias_scale: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        draw = (init, in_features, out_features)
+        self.weight = nn.Parameter(_scaled_init((out_features, in_features), *draw, scale))
+        self.bias = nn.Parameter(_scaled_init((out_features,), *draw, bias_scale)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class Conv2d(nn.Module):
+    """Convolution with optional 2x up- or downsampling through a separable filter.
+
+    Args:
+        in_channels, out_channels: channel counts.
+        kernel: odd kernel size; 0 means resampling only, without weights.
+        up, down: resample by two (not both).
+        resample_filter: one-dimensional filter taps, e.g. ``(1, 1)`` (box) or ``(1, 3, 3, 1)`` (binomial).
+        convolve_first: for ``down``: convolve at full resolution and filter afterwards (EDM's residual skip branch does
+            this); the two orders differ at the border only.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        bias: bool = True,
+        up: bool = False,
+        down: bool = False,
+        resample_filter: tuple[int, ...] = (1, 1),
+        convolve_first: bool = False,
+        init: str = "xavier_uniform",
+        scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if up and down:
+            raise ValueError("Conv2d: expected at most one of up and down, got both")
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.up, self.down, self.convolve_first = up, down, convolve_first
+        self.weight = self.bias = None
+        if kernel:
+            draw = (init, in_channels * kernel**2, out_channels * kernel**2)
+            self.weight = nn.Parameter(_scaled_init((out_channels, in_channels, kernel, kernel), *draw, scale))
+            self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        taps = None
+        if up or down:
+            taps = torch.tensor(resample_filter, dtype=torch.float32)
+            taps = torch.outer(taps, taps)[None, None] / taps.sum() ** 2
+        self.register_buffer("resample_filter", taps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        margin = 0 if weight is None else weight.shape[-1] // 2
+        if self.down and self.convolve_first and weight is not None:
+            reach = (self.resample_filter.shape[-1] - 1) // 2
+            x = F.conv2d(x, weight, padding=margin + reach)
+            x = _filter_down(x, self.resample_filter, padding=0)
+            return x if bias is None else x + bias.reshape(1, -1, 1, 1)
+        if self.up:
+            x = _filter_up(x, self.resample_filter)
+        if self.down:
+            x = _filter_down(x, self.resample_filter, padding=(self.resample_filter.shape[-1] - 1) // 2)
+        return x if weight is None else F.conv2d(x, weight, bias, padding=margin)
+
+
+def _filter_up(x: Tensor, taps: Tensor) -> Tensor:
+    """Upsample [B, C, H, W] by two. The box filter is nearest-neighbour repetition."""
+    if taps.shape[-1] == 2:
+        batch, channels, height, width = x.shape
+        x = x[:, :, :, None, :, None].expand(batch, channels, height, 2, width, 2)
+        return x.reshape(batch, channels, 2 * height, 2 * width)
+    channels = x.shape[1]
+    weight = (taps * 4).to(x.dtype).expand(channels, 1, -1, -1)
+    return F.conv_transpose2d(x, weight, groups=channels, stride=2, padding=(taps.shape[-1] - 1) // 2)
+
+
+def _filter_down(x: Tensor, taps: Tensor, padding: int) -> Tensor:
+    """Downsample [B, C, H, W] by two. The box filter without padding is average pooling."""
+    if taps.shape[-1] == 2 and padding == 0:
+        return F.avg_pool2d(x, 2)
+    channels = x.shape[1]
+    return F.conv2d(x, taps.to(x.dtype).expand(channels, 1, -1, -1), groups=channels, stride=2, padding=padding)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with at least ``min_channels_per_group`` channels in each of at most ``num_groups`` groups.
+
+    Where that count does not divide ``channels``, the next smaller divisor is taken.
+    """
+
+    def __init__(self, channels: int, num_groups: int = 32, min_channels_per_group: int = 4, eps: float = 1e-5) -> None:
+        super().__init__()
+        most = max(1, min(num_groups, channels // min_channels_per_group))
+        self.num_groups = next(groups for groups in range(most, 0, -1) if channels % groups == 0)
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class PositionalEmbedding(nn.Module):
+    """Sinusoidal embedding [B] -> [B, channels]: cosines, then sines (DDPM++ and ADM)."""
+
+    def __init__(self, channels: int, endpoint: bool = False, max_positions: int = 10000) -> None:
+        super().__init__()
+        self.channels, self.endpoint, self.max_positions = channels, endpoint, max_positions
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.channels // 2
+        ramp = torch.arange(half, dtype=torch.float32, device=x.device) / (half - int(self.endpoint))
+        phase = torch.outer(x, (1 / self.max_positions) ** ramp.to(x.dtype))
+        return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
+class FourierEmbedding(nn.Module):
+    """Random Fourier features [B] -> [B, channels] with fixed frequencies (NCSN++)."""
+
+    def __init__(self, channels: int, scale: float = 16.0) -> None:
+        super().__init__()
+        self.register_buffer("freqs", torch.randn(channels // 2) * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        phase = torch.outer(x, 2 * math.pi * self.freqs.to(x.dtype))
+        return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
+class UNetBlock(nn.Module):
+    """Residual block with noise-level conditioning, optional resampling and optional self-attention.
+
+    ``adaptive_scale`` conditions by scale and shift after the second normalisation (ADM); otherwise the embedding is
+    added before it (DDPM++, NCSN++). ``skip_scale`` multiplies every residual sum.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        *,
+        up: bool = False,
+        down: bool = False,
+        num_heads: int = 0,
+        dropout: float = 0.0,
+        skip_scale: float = 1.0,
+        eps: float = 1e-5,
+        resample_filter: tuple[int, ...] = (1, 1),
+        resample_proj: bool = False,
+        adaptive_scale: bool = True,
+        init: str = "xavier_uniform",
+        zero_scale: float = 1e-5,
+        attention_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.num_heads = in_channels, out_channels, num_heads
+        self.dropout, self.skip_scale, self.adaptive_scale = dropout, skip_scale, adaptive_scale
+        resample = {"up": up, "down": down, "resample_filter": resample_filter}
+        self.norm0 = GroupNorm(in_channels, eps=eps)
+        self.conv0 = Conv2d(in_channels, out_channels, 3, **resample, init=init)
+        self.affine = Linear(emb_channels, out_channels * (2 if adaptive_scale else 1), init=init)
+        self.norm1 = GroupNorm(out_channels, eps=eps)
+        self.conv1 = Conv2d(out_channels, out_channels, 3, init=init, scale=zero_scale)
+        self.skip = None
+        if out_channels != in_channels or up or down:
+            kernel = 1 if resample_proj or out_channels != in_channels else 0
+            self.skip = Conv2d(in_channels, out_channels, kernel, **resample, init=init)
+        if num_heads:
+            self.norm2 = GroupNorm(out_channels, eps=eps)
+            self.qkv = Conv2d(out_channels, 3 * out_channels, 1, init=init, scale=attention_scale or 1.0)
+            self.proj = Conv2d(out_channels, out_channels, 1, init=init, scale=zero_scale)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        residual = x
+        x = self.conv0(F.silu(self.norm0(x)))
+        condition = self.affine(emb)[:, :, None, None].to(x.dtype)
+        if self.adaptive_scale:
+            scale, shift = condition.chunk(2, dim=1)
+            x = F.silu(torch.addcmul(shift, self.norm1(x), scale + 1))
+        else:
+            x = F.silu(self.norm1(x + condition))
+        x = self.conv1(F.dropout(x, self.dropout, self.training))
+        x = x + (residual if self.skip is None else self.skip(residual))
+        x = x * self.skip_scale
+        if self.num_heads:
+            x = (self.proj(self._attend(self.norm2(x))) + x) * self.skip_scale
+        return x
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """Self-attention over the H*W positions, written out so that it can be differentiated twice."""
+        batch, channels, height, width = x.shape
+        width_of_head = channels // self.num_heads
+        qkv = self.qkv(x).reshape(batch * self.num_heads, width_of_head, 3, height * width)
+        query, key, value = qkv.unbind(2)
+        scores = torch.einsum("bcq,bck->bqk", query, key / math.sqrt(width_of_head))
+        weights = scores.to(torch.float32 if scores.dtype != torch.float64 else torch.float64).softmax(dim=2)
+        return torch.einsum("bqk,bck->bcq", weights.to(x.dtype), value).reshape(batch, channels, height, width)

@@ -1,0 +1,114 @@
+"""Networks by name and from a JSON description: ``build_network(config)`` is the only place that makes one."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import nn
+
+from rdc.errors import ConfigError
+from rdc.networks.heads import MultiHeadUNet, PatchUNet
+from rdc.networks.unet import DhariwalUNet, SongUNet
+
+__all__ = ["NETWORK_PRESETS", "build_network", "network_preset"]
+
+_SMALL_UNET = {
+    "architecture": "SongUNet",
+    "model_channels": 64,
+    "channel_mult": [1, 1],
+    "num_blocks": 1,
+    "attn_resolutions": [],
+    "middle_attention": False,
+    "dropout": 0.0,
+}
+
+#: Descriptions of networks that train well on two cores (28 x 28, 32 x 32) and the EDM CIFAR-10 architectures.
+NETWORK_PRESETS: dict[str, dict[str, Any]] = {
+    "small-28": {"kind": "conditional", "image_shape": [1, 28, 28], "patch_size": 2, "unet": _SMALL_UNET},
+    "small-32": {
+        "kind": "conditional",
+        "image_shape": [3, 32, 32],
+        "patch_size": 2,
+        "unet": _SMALL_UNET | {"channel_mult": [1, 2, 2]},
+    },
+    "edm-ddpmpp-32": {
+        "kind": "conditional",
+        "image_shape": [3, 32, 32],
+        "unet": {"architecture": "SongUNet", "augment_dim": 9, "channel_mult": [2, 2, 2], "dropout": 0.13},
+    },
+    "edm-ncsnpp-32": {
+        "kind": "conditional",
+        "image_shape": [3, 32, 32],
+        "unet": {
+            "architecture": "SongUNet",
+            "augment_dim": 9,
+            "channel_mult": [2, 2, 2],
+            "dropout": 0.13,
+            "embedding_type": "fourier",
+            "channel_mult_noise": 2,
+            "encoder_type": "residual",
+            "resample_filter": [1, 3, 3, 1],
+        },
+    },
+    "edm-adm-32": {
+        "kind": "conditional",
+        "image_shape": [3, 32, 32],
+        "unet": {"architecture": "DhariwalUNet", "augment_dim": 9, "attn_resolutions": [16, 8]},
+    },
+}
+
+
+def network_preset(name: str, num_classes: int) -> dict[str, Any]:
+    """Description of a preset network for ``num_classes`` classes (0: unconditional).
+
+    Raises:
+        ConfigError: no preset has that name.
+    """
+    if name not in NETWORK_PRESETS:
+        raise ConfigError(f"network preset: expected one of {', '.join(NETWORK_PRESETS)}; got {name!r}")
+    return {**copy.deepcopy(NETWORK_PRESETS[name]), "num_classes": num_classes, "sigma_data": 0.5}
+
+
+def build_network(config: dict[str, Any]) -> nn.Module:
+    """Make the network that ``config`` describes, with freshly drawn weights.
+
+    Args:
+        config: ``kind`` ("conditional" or "multihead"), ``image_shape`` [C, H, W] with H = W, ``num_classes`` K,
+            ``patch_size`` (default 1), ``unet`` (``architecture`` and its arguments), for "multihead" also
+            ``feature_channels`` and ``wide_channels``.
+
+    Returns:
+        An ``nn.Module``: conditional networks map (x, noise_labels, one-hot labels) to F [B, C, H, W];
+        multi-head networks (x, noise_labels) to F [B, K + 1, C, H, W].
+
+    Raises:
+        ConfigError: the description is incomplete or inconsistent.
+    """
+    try:
+        channels, height, width = config["image_shape"]
+        kind, unet = config["kind"], dict(config["unet"])
+        architecture = unet.pop("architecture")
+        num_classes, patch = config["num_classes"], config.get("patch_size", 1)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"network description: expected kind, image_shape [C, H, W], num_classes, unet.architecture; {error!r} in {config}"
+        ) from error
+    if height != width or height % patch:
+        raise ConfigError(f"image_shape: expected square images divisible by patch_size {patch}; got {height} x {width}")
+    classes = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
+    if architecture not in classes:
+        raise ConfigError(f"unet.architecture: expected one of {', '.join(classes)}; got {architecture!r}")
+    folded = channels * patch**2
+    try:
+        net = classes[architecture](height // patch, folded, folded, label_dim=num_classes, **unet)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"unet: {error}") from error
+    if kind == "conditional":
+        return net if patch == 1 else PatchUNet(net, patch)
+    if kind == "multihead":
+        if architecture != "SongUNet":
+            raise ConfigError(f'kind "multihead": expected unet.architecture "SongUNet"; got {architecture!r}')
+        sizes = {key: config[key] for key in ("feature_channels", "wide_channels") if key in config}
+        return MultiHeadUNet(net, patch, channels, num_classes, **sizes)
+    raise ConfigError(f'kind: expected "conditional" or "multihead"; got {kind!r}')

@@ -1,0 +1,298 @@
+"""EDM-compatible U-Nets: ``SongUNet`` (DDPM++ and NCSN++) and ``DhariwalUNet`` (ADM).
+
+Sources: Song et al. 2021 (arXiv 2011.13456), Dhariwal and Nichol 2021 (arXiv 2105.05233), in the form given by Karras
+et al. 2022 (arXiv 2206.00364, appendix F). Module and parameter names follow the public EDM checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rdc.networks.blocks import Conv2d, FourierEmbedding, GroupNorm, Linear, PositionalEmbedding, UNetBlock
+
+__all__ = ["DhariwalUNet", "SongUNet"]
+
+
+class SongUNet(nn.Module):
+    """DDPM++ (``embedding_type="positional"``, standard encoder) or NCSN++ (``"fourier"``, residual encoder) U-Net.
+
+    Args:
+        img_resolution: H = W of the input; must be divisible by ``2 ** (len(channel_mult) - 1)``.
+        in_channels, out_channels: image channels in and out.
+        label_dim: number of classes K; 0 for an unconditional network.
+        augment_dim: length of the augmentation label; 0 for none.
+        model_channels, channel_mult, channel_mult_emb, num_blocks, attn_resolutions, dropout: as in EDM.
+        label_dropout: recorded for compatibility; the trainer, not the network, replaces labels by the null label.
+        embedding_type, channel_mult_noise, encoder_type, decoder_type, resample_filter: as in EDM.
+
+    Forward:
+        x [B, in_channels, R, R], noise_labels [B] (c_noise), class_labels [B, K] one-hot (zeros or None: null label),
+        augment_labels [B, augment_dim] or None -> [B, out_channels, R, R].
+    """
+
+    def __init__(
+        self,
+        img_resolution: int,
+        in_channels: int,
+        out_channels: int,
+        label_dim: int = 0,
+        augment_dim: int = 0,
+        model_channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 4,
+        attn_resolutions: Sequence[int] = (16,),
+        dropout: float = 0.10,
+        label_dropout: float = 0.0,
+        embedding_type: str = "positional",
+        channel_mult_noise: int = 1,
+        encoder_type: str = "standard",
+        decoder_type: str = "standard",
+        resample_filter: Sequence[int] = (1, 1),
+        middle_attention: bool = True,
+    ) -> None:
+        super().__init__()
+        _expect("embedding_type", embedding_type, ("positional", "fourier"))
+        _expect("encoder_type", encoder_type, ("standard", "skip", "residual"))
+        _expect("decoder_type", decoder_type, ("standard", "skip"))
+        _expect_divisible(img_resolution, len(channel_mult))
+        self.label_dropout = label_dropout
+        emb_channels = model_channels * channel_mult_emb
+        noise_channels = model_channels * channel_mult_noise
+        taps = tuple(resample_filter)
+        block = {
+            "emb_channels": emb_channels,
+            "dropout": dropout,
+            "skip_scale": math.sqrt(0.5),
+            "eps": 1e-6,
+            "resample_filter": taps,
+            "resample_proj": True,
+            "adaptive_scale": False,
+            "attention_scale": math.sqrt(0.2),
+        }
+        if embedding_type == "positional":
+            self.map_noise: nn.Module = PositionalEmbedding(noise_channels, endpoint=True)
+        else:
+            self.map_noise = FourierEmbedding(noise_channels)
+        self.map_label = Linear(label_dim, noise_channels) if label_dim else None
+        self.map_augment = Linear(augment_dim, noise_channels, bias=False) if augment_dim else None
+        self.map_layer0 = Linear(noise_channels, emb_channels)
+        self.map_layer1 = Linear(emb_channels, emb_channels)
+
+        def heads(resolution: int) -> int:
+            return int(resolution in attn_resolutions)
+
+        self.enc = nn.ModuleDict()
+        channels, aux_channels, skips = in_channels, in_channels, []
+        for level, mult in enumerate(channel_mult):
+            res = img_resolution >> level
+            name = f"{res}x{res}"
+            if level == 0:
+                self.enc[f"{name}_conv"] = Conv2d(channels, model_channels, 3)
+                channels = model_channels
+            else:
+                self.enc[f"{name}_down"] = UNetBlock(channels, channels, down=True, **block)
+                if encoder_type == "skip":
+                    self.enc[f"{name}_aux_down"] = Conv2d(aux_channels, aux_channels, 0, down=True, resample_filter=taps)
+                    self.enc[f"{name}_aux_skip"] = Conv2d(aux_channels, channels, 1)
+                if encoder_type == "residual":
+                    self.enc[f"{name}_aux_residual"] = Conv2d(
+                        aux_channels, channels, 3, down=True, resample_filter=taps, convolve_first=True
+                    )
+                    aux_channels = channels
+            skips.append(channels)
+            for index in range(num_blocks):
+                width = model_channels * mult
+                self.enc[f"{name}_block{index}"] = UNetBlock(channels, width, num_heads=heads(res), **block)
+                channels = width
+                skips.append(channels)
+
+        self.dec = nn.ModuleDict()
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            res = img_resolution >> level
+            name = f"{res}x{res}"
+            if level == len(channel_mult) - 1:
+                self.dec[f"{name}_in0"] = UNetBlock(channels, channels, num_heads=int(middle_attention), **block)
+                self.dec[f"{name}_in1"] = UNetBlock(channels, channels, **block)
+            else:
+                self.dec[f"{name}_up"] = UNetBlock(channels, channels, up=True, **block)
+            for index in range(num_blocks + 1):
+                width = model_channels * mult
+                attend = heads(res) if index == num_blocks else 0
+                self.dec[f"{name}_block{index}"] = UNetBlock(channels + skips.pop(), width, num_heads=attend, **block)
+                channels = width
+            if decoder_type == "skip" or level == 0:
+                if decoder_type == "skip" and level < len(channel_mult) - 1:
+                    self.dec[f"{name}_aux_up"] = Conv2d(out_channels, out_channels, 0, up=True, resample_filter=taps)
+                self.dec[f"{name}_aux_norm"] = GroupNorm(channels, eps=1e-6)
+                self.dec[f"{name}_aux_conv"] = Conv2d(channels, out_channels, 3, scale=1e-5)
+        self.last_channels = channels
+
+    def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+        """Embedding [B, emb_channels] of noise level, class and augmentation."""
+        emb = self.map_noise(noise_labels)
+        emb = emb.reshape(emb.shape[0], 2, -1).flip(1).reshape(emb.shape)  # sines first, cosines second
+        if self.map_label is not None and class_labels is not None:
+            emb = emb + self.map_label(class_labels * math.sqrt(self.map_label.in_features))
+        elif self.map_label is not None and self.map_label.bias is not None:
+            emb = emb + self.map_label.bias.to(emb.dtype)
+        if self.map_augment is not None and augment_labels is not None:
+            emb = emb + self.map_augment(augment_labels)
+        return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
+
+    def forward(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        return self.decode(x, self.embed(noise_labels, class_labels, augment_labels))[1]
+
+    def decode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the U-Net on x [B, in_channels, R, R] with embedding ``emb`` [B, emb_channels].
+
+        Returns:
+            Features [B, last_channels, R, R] in front of the last normalisation, and the output [B, out_channels, R, R].
+        """
+        skips, aux = [], x
+        for name, block in self.enc.items():
+            if "aux_down" in name:
+                aux = block(aux)
+            elif "aux_skip" in name:
+                x = skips[-1] = x + block(aux)
+            elif "aux_residual" in name:
+                x = skips[-1] = aux = (x + block(aux)) / math.sqrt(2)
+            else:
+                x = block(x, emb) if isinstance(block, UNetBlock) else block(x)
+                skips.append(x)
+
+        output, normed = None, None
+        for name, block in self.dec.items():
+            if "aux_up" in name:
+                output = block(output)
+            elif "aux_norm" in name:
+                normed = block(x)
+            elif "aux_conv" in name:
+                y = block(F.silu(normed))
+                output = y if output is None else y + output
+            else:
+                if x.shape[1] != block.in_channels:
+                    x = torch.cat([x, skips.pop()], dim=1)
+                x = block(x, emb)
+        return x, output
+
+
+class DhariwalUNet(nn.Module):
+    """ADM U-Net. Arguments as for :class:`SongUNet`; attention heads are 64 channels wide.
+
+    Forward:
+        x [B, in_channels, R, R], noise_labels [B], class_labels [B, K] or None, augment_labels or None
+        -> [B, out_channels, R, R].
+    """
+
+    def __init__(
+        self,
+        img_resolution: int,
+        in_channels: int,
+        out_channels: int,
+        label_dim: int = 0,
+        augment_dim: int = 0,
+        model_channels: int = 192,
+        channel_mult: Sequence[int] = (1, 2, 3, 4),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 3,
+        attn_resolutions: Sequence[int] = (32, 16, 8),
+        dropout: float = 0.10,
+        label_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _expect_divisible(img_resolution, len(channel_mult))
+        self.label_dropout = label_dropout
+        emb_channels = model_channels * channel_mult_emb
+        block = {
+            "emb_channels": emb_channels,
+            "dropout": dropout,
+            "init": "kaiming_uniform",
+            "zero_scale": 0.0,
+            "attention_scale": 1.0,
+        }
+        self.map_noise = PositionalEmbedding(model_channels)
+        self.map_augment = Linear(augment_dim, model_channels, bias=False) if augment_dim else None
+        self.map_layer0 = Linear(model_channels, emb_channels, init="kaiming_uniform")
+        self.map_layer1 = Linear(emb_channels, emb_channels, init="kaiming_uniform")
+        self.map_label = None
+        if label_dim:
+            self.map_label = Linear(label_dim, emb_channels, bias=False, init="kaiming_normal", scale=math.sqrt(label_dim))
+
+        def heads(resolution: int, width: int) -> int:
+            return width // 64 if resolution in attn_resolutions else 0
+
+        self.enc = nn.ModuleDict()
+        channels, skips = in_channels, []
+        for level, mult in enumerate(channel_mult):
+            res = img_resolution >> level
+            name = f"{res}x{res}"
+            if level == 0:
+                self.enc[f"{name}_conv"] = Conv2d(channels, model_channels * mult, 3, init="kaiming_uniform")
+                channels = model_channels * mult
+            else:
+                self.enc[f"{name}_down"] = UNetBlock(channels, channels, down=True, **block)
+            skips.append(channels)
+            for index in range(num_blocks):
+                width = model_channels * mult
+                self.enc[f"{name}_block{index}"] = UNetBlock(channels, width, num_heads=heads(res, width), **block)
+                channels = width
+                skips.append(channels)
+
+        self.dec = nn.ModuleDict()
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            res = img_resolution >> level
+            name = f"{res}x{res}"
+            if level == len(channel_mult) - 1:
+                self.dec[f"{name}_in0"] = UNetBlock(channels, channels, num_heads=channels // 64, **block)
+                self.dec[f"{name}_in1"] = UNetBlock(channels, channels, **block)
+            else:
+                self.dec[f"{name}_up"] = UNetBlock(channels, channels, up=True, **block)
+            for index in range(num_blocks + 1):
+                width = model_channels * mult
+                self.dec[f"{name}_block{index}"] = UNetBlock(
+                    channels + skips.pop(), width, num_heads=heads(res, width), **block
+                )
+                channels = width
+        self.out_norm = GroupNorm(channels)
+        self.out_conv = Conv2d(channels, out_channels, 3, init="kaiming_uniform", scale=0.0)
+
+    def forward(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        emb = self.map_noise(noise_labels)
+        if self.map_augment is not None and augment_labels is not None:
+            emb = emb + self.map_augment(augment_labels)
+        emb = self.map_layer1(F.silu(self.map_layer0(emb)))
+        if self.map_label is not None and class_labels is not None:
+            emb = emb + self.map_label(class_labels)
+        emb = F.silu(emb)
+        skips = []
+        for block in self.enc.values():
+            x = block(x, emb) if isinstance(block, UNetBlock) else block(x)
+            skips.append(x)
+        for block in self.dec.values():
+            if x.shape[1] != block.in_channels:
+                x = torch.cat([x, skips.pop()], dim=1)
+            x = block(x, emb)
+        return self.out_conv(F.silu(self.out_norm(x)))
+
+
+def _expect(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{what}: expected one of {', '.join(allowed)}, got {value!r}")
+
+
+def _expect_divisible(resolution: int, levels: int) -> None:
+    if resolution % (1 << (levels - 1)):
+        raise ValueError(
+            f"img_resolution: expected a multiple of {1 << (levels - 1)} for {levels} levels, got {resolution}; "
+            "use fewer channel_mult entries or pad the image"
+        )
