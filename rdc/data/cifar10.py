@@ -112,8 +112,8 @@ def _batches_of_archive(archive: Path, split: str) -> dict[str, bytes] | None:
                     break
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise DataError(
-            f"{archive}: not a readable archive of CIFAR-10 ({error}). It is truncated, damaged or another file: get it "
-            "again from https://www.cs.toronto.edu/~kriz/cifar.html"
+            f"{archive}: not a readable archive of CIFAR-10 ({error}). It is truncated, damaged or another file: get "
+            "it again from https://www.cs.toronto.edu/~kriz/cifar.html"
         ) from error
     return {name: found[name] for name in sorted(found)} if len(found) == len(BATCHES[split]) else None
 
@@ -145,8 +145,8 @@ def _records(where: str, name: str, content: bytes, verify: bool) -> np.ndarray:
         records = _records_of_pickle(where, content)
     if verify and len(records) != RECORDS:
         raise DataError(
-            f"{where}: {len(records):,} images, expected {RECORDS:,}; it is truncated or another file. Get it again, or "
-            "pass verify=False to use it as it is"
+            f"{where}: {len(records):,} images, expected {RECORDS:,}; it is truncated or another file. Get it again, "
+            "or pass verify=False to use it as it is"
         )
     if records[:, 0].max() >= len(CLASS_NAMES):
         at = int(np.argmax(records[:, 0] >= len(CLASS_NAMES)))

@@ -133,7 +133,7 @@ def load_fashion_mnist(
 
 
 def download_fashion_mnist(folder: str | os.PathLike[str], *, progress: bool = True) -> list[Path]:
-    """Fetch those of the four files that ``folder`` lacks from the upstream project, each checked and written atomically.
+    """Fetch those of the four files that ``folder`` lacks from the upstream project; each is checked, then written.
 
     The environment variable ``RDC_FASHION_MNIST_URL`` names a mirror to try first (checksums stay in force).
 
@@ -176,7 +176,7 @@ def _path_of(folder: Path, file: IdxFile) -> Path | None:
 
 def _missing(places: list[Path], split: str) -> DataError:
     stems = " and ".join(f"{file.stem}[.gz]" for file in FILES[split])
-    looked = "\n".join(f"  {place}{'' if place.is_dir() else '  (no such folder)'}" for place in places)
+    looked = "\n".join(f"  {place}{_state(place, split)}" for place in places)
     return DataError(
         f"Fashion-MNIST, {split} split: {stems} not found together in\n{looked}\nGet them by any of\n"
         "  load_dataset('fashion-mnist', download=True), about 30 MB\n"
@@ -184,6 +184,13 @@ def _missing(places: list[Path], split: str) -> DataError:
         "  root= a folder that has them\n"
         'The 512 test images of "fashion-mnist-sample" come with rdc'
     )
+
+
+def _state(place: Path, split: str) -> str:
+    if not place.is_dir():
+        return "  (no such folder)"
+    present = [path.name for file in FILES[split] if (path := _path_of(place, file))]
+    return f"  (has {present[0]} only)" if present else ""
 
 
 def _read(path: Path, file: IdxFile, verify: bool) -> np.ndarray:

@@ -40,11 +40,11 @@ def parse_idx(content: bytes, shape: tuple[int | None, ...], name: str) -> np.nd
             f"dimension{'s' * (len(shape) > 1)}); this is another kind of file"
         )
     if len(content) < header:
-        raise DataError(f"{name}: truncated, {len(content)} bytes where the idx header alone has {header}. Get it again")
+        raise DataError(f"{name}: truncated, {len(content)} bytes where the header alone has {header}. Get it again")
     got = struct.unpack(f">{len(shape)}I", content[4:header])
     if any(want is not None and want != size for want, size in zip(shape, got, strict=True)):
         wanted = " x ".join("any" if size is None else f"{size}" for size in shape)
-        raise DataError(f"{name}: holds {' x '.join(map(str, got))} values, expected {wanted}; this is another data set")
+        raise DataError(f"{name}: sizes {' x '.join(map(str, got))}, expected {wanted}; this is another data set")
     if len(content) - header != math.prod(got):
         raise DataError(
             f"{name}: truncated or damaged, the header promises {math.prod(got):,} bytes of data "

@@ -18,7 +18,8 @@ __all__ = ["DATASET_NAMES", "load_dataset"]
 DATASET_NAMES = ("fashion-mnist", "fashion-mnist-sample", "cifar10")
 
 SAMPLE = Path(__file__).resolve().parent.parent / "assets" / "fashion_mnist_sample.npz"
-SAMPLE_SHA256 = "4e664ed688e0b452b8364df068f7574ee59fbbf3f957a5b4100c2a15be23b04a"  # of the images' bytes followed by the labels' (one byte each)
+# SHA-256 of the images' bytes followed by the labels' (one byte each)
+SAMPLE_SHA256 = "4e664ed688e0b452b8364df068f7574ee59fbbf3f957a5b4100c2a15be23b04a"
 
 
 def load_dataset(

@@ -25,7 +25,8 @@ def load_npz(path: str | os.PathLike[str], split: str, name: str | None = None) 
 
     Arrays in each file: ``images`` uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] with C 1 or 3; ``labels``, integers
     [N]; optionally ``class_names``, strings [K] (else ``"0"``.. up to the largest label), ``indices``, integers [N],
-    and ``layout``, one of ``"NHW"``, ``"NHWC"``, ``"NCHW"``, for shapes that could be either. Pickled (object) arrays are refused.
+    and ``layout``, one of ``"NHW"``, ``"NHWC"``, ``"NCHW"``, for shapes that could be either.
+    Pickled (object) arrays are refused.
 
     Of a folder, the files whose name starts with the split's name are read, in the order of their names, and joined;
     if no file's name starts with ``train`` or ``test``, all are.
@@ -68,7 +69,7 @@ def load_npz(path: str | os.PathLike[str], split: str, name: str | None = None) 
 
 
 def save_npz(dataset: Dataset, path: str | os.PathLike[str]) -> None:
-    """Write a data set as one compressed ``.npz`` that :func:`load_npz` reads back; atomic, and the same bytes every time."""
+    """Write a data set as one compressed ``.npz`` for :func:`load_npz`; atomic, and the same bytes every time."""
     small = np.uint8 if dataset.num_classes <= 256 else np.int64
     with atomic_write(path) as file:
         np.savez_compressed(
@@ -98,17 +99,16 @@ def _files(path: Path, split: str) -> list[Path]:
 def _read(path: Path) -> dict:
     """Arrays of one file in the forms a Dataset wants: images [N, C, H, W], labels and indices int64 [N] or None."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DataError(f"{path}: a single array (.npy), expected .npz with images and labels")
+        opened = np.load(path, allow_pickle=False)
+        if not isinstance(opened, np.lib.npyio.NpzFile):
+            raise DataError(f"{path}: a single array (.npy), expected .npz with images and labels")
+        with opened as file:
             missing = [key for key in ("images", "labels") if key not in file]
             if missing:
                 raise DataError(f"{path}: has no {' and no '.join(missing)}; it has {', '.join(file) or 'nothing'}")
             arrays = {key: file[key] for key in ("images", "labels", "class_names", "indices", "layout") if key in file}
     except DataError:
         raise
-    except AttributeError as error:  # np.load gave a bare array: not a context manager
-        raise DataError(f"{path}: a single array (.npy), expected .npz with images and labels") from error
     except _READ_ERRORS as error:
         raise DataError(
             f"{path}: not a readable .npz file ({error}). It must be a NumPy zip archive without pickled objects"

@@ -1,6 +1,6 @@
 """Reading the data out of a pickle without running it: containers, numbers, text, bytes and NumPy arrays, nothing else.
 
-A pickle is a program that may call any importable function. This reader resolves no name at all: the five names that
+A pickle is a program that may call any importable function. This reader resolves no name at all: the six names that
 pickled NumPy arrays need stand for the inert objects below, every other name is an error. NumPy's own unpickling is
 not used either, since ``dtype.__setstate__`` believes what it is told; arrays are rebuilt with ``np.frombuffer``.
 """
@@ -11,6 +11,7 @@ import io
 import math
 import pickle
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,8 @@ def load_plain_dict(content: bytes, name: str) -> dict[str, Any]:
         found = _PlainUnpickler(io.BytesIO(content), encoding="bytes").load()
     except _ForbiddenName as error:
         raise DataError(
-            f"{name}: this pickle asks for {error}, which a file of images does not need. It was refused and nothing in "
-            "it was run; get the file from its official source"
+            f"{name}: this pickle asks for {error}, which a file of images does not need. It was refused and nothing "
+            "in it was run; get the file from its official source"
         ) from None
     except Exception as error:  # a damaged pickle can fail in any way
         raise DataError(f"{name}: not a readable pickle of plain data ({type(error).__name__}: {error})") from error
@@ -53,10 +54,14 @@ class _ForbiddenName(Exception):
     """The pickle names something outside the list."""
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class _PlainUnpickler(pickle._Unpickler):
+    """The standard library's unpickler written in Python: the one in C takes a memo index from the file for a size to
+    allocate, so that one wrong byte costs tens of GB.
+    """
+
     def find_class(self, module: str, name: str) -> Any:
         module, name = _text(module), _text(name)
-        build = _BUILD.get((module.replace("numpy._core", "numpy.core"), name))
+        build = _ALLOWED.get((module.replace("numpy._core", "numpy.core"), name))
         if build is None:
             raise _ForbiddenName(f"{module}.{name}")
         return _Name(build)
@@ -64,17 +69,20 @@ class _PlainUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Any:
         raise _ForbiddenName(f"the external object {pid!r}")
 
+    def get_extension(self, code: int) -> Any:
+        raise _ForbiddenName(f"the registered object {code}")
+
 
 class _Name:
     """What a permitted name resolves to: callable like the original, but no type, and nothing can be set on it."""
 
     __slots__ = ("_build",)
 
-    def __init__(self, build: str) -> None:
+    def __init__(self, build: Callable[..., Any]) -> None:
         self._build = build
 
     def __call__(self, *args: Any) -> Any:
-        return globals()[self._build](*args)
+        return self._build(*args)
 
     def __setstate__(self, state: Any) -> None:
         raise pickle.UnpicklingError("state given to a name")
@@ -140,18 +148,25 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _empty_bytes(*args: Any) -> bytes:
+    if args:
+        raise pickle.UnpicklingError("bytes called with arguments; other than empty bytes are pickled by encode")
+    return b""
+
+
 def _array_type(*_args: Any) -> Any:
     raise pickle.UnpicklingError("numpy.ndarray called; arrays are pickled by _reconstruct")
 
 
 def _text(value: Any) -> str:
-    return value.decode("ascii") if isinstance(value, bytes) else value if isinstance(value, str) else repr(value)
+    return value.decode("latin1") if isinstance(value, bytes) else value if isinstance(value, str) else repr(value)
 
 
-_BUILD = {
-    ("numpy.core.multiarray", "_reconstruct"): "_reconstruct",
-    ("numpy.core.numeric", "_frombuffer"): "_from_buffer",  # protocol 5
-    ("numpy", "ndarray"): "_array_type",
-    ("numpy", "dtype"): "_Dtype",
-    ("_codecs", "encode"): "_encode",  # bytes in protocols 0 to 2
+_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,  # protocol 5
+    ("numpy", "ndarray"): _array_type,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _encode,  # bytes in protocols 0 to 2,
+    ("__builtin__", "bytes"): _empty_bytes,  # and empty ones
 }
