@@ -136,14 +136,8 @@ def run_attack(
         start = x[rows]
         if start_at_random:
             start = random_start(start, threat.eps, threat.norm, seed=seed, image_ids=[ids[row] for row in rows.tolist()], restart=restart)
-
-        def report(step: int, active: int, restart: int = restart) -> None:
-            if progress is not None:
-                robust = int(record.correct.sum())
-                progress({"attack": f"{name}-{objective.loss}", "step": step, "steps": steps, "restart": restart, "restarts": restarts,
-                          "active": active, "robust": robust, "total": len(ids)})  # fmt: skip
-
-        _run_restart(objective, record, make_rule(x[rows]), start, rows, y, scale, steps, restart, not random_model, report)
+        about = {"attack": f"{name}-{objective.loss}", "steps": steps, "restart": restart, "restarts": restarts, "total": len(ids)}
+        _run_restart(objective, record, make_rule(x[rows]), start, rows, y, scale, steps, restart, not random_model, progress, about)
     mismatches = None
     if verify and not random_model:
         mismatches = record.verify(objective.evaluate(record.x_adv, y, scale, gradient=False).correct, steps, restarts)
@@ -164,19 +158,21 @@ def _run_restart(
     steps: int,
     restart: int,
     drop_broken: bool,
-    report: Callable[[int, int], None],
+    progress: Progress | None,
+    about: dict[str, object],
 ) -> None:
     """One restart from x [n, C, H, W], the images rows [n] of the record; y and scale are those of all N images."""
     for step in range(steps + 1):
         evaluation = objective.evaluate(x, y[rows], scale[rows], gradient=step < steps)
         record.add(rows, x, evaluation.loss, evaluation.correct, step=step, restart=restart)
         record.non_finite_logits[rows] |= evaluation.non_finite
-        record.zero_gradient_steps[rows] += evaluation.unusable
+        record.zero_gradient_steps[rows] += evaluation.unusable & evaluation.correct
         if drop_broken and not bool(evaluation.correct.all()):
             left = evaluation.correct.nonzero()[:, 0]
             rows, x, evaluation = rows[left], x[left], evaluation.rows(left)
             rule.keep(left)
-        report(step, rows.numel())
+        if progress is not None:
+            progress({**about, "step": step, "active": rows.numel(), "robust": int(record.correct.sum())})
         if step == steps or rows.numel() == 0:
             return
         x = rule.next(x, evaluation)

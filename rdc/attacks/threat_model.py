@@ -91,8 +91,8 @@ class AttackResult:
         broken_restart: [N] int64, restart in which that was, -1 never broken or misclassified when clean.
         best_loss: [N] float64, loss of x_adv (see rdc.attacks.losses for units); -inf for images misclassified when clean.
         accuracy_per_step: steps + 1 numbers, fraction of images not broken by step k of any restart.
-        zero_gradient_steps: [N] int64, steps whose gradient was zero everywhere or not finite: such a step moves nothing,
-            and an image that has them was not attacked as meant (masked gradients).
+        zero_gradient_steps: [N] int64, steps at which a still robust image had a gradient that was zero everywhere or not
+            finite: the attack was then blind, so the image was not attacked as meant (masked gradients).
         non_finite_logits: [N] bool, the model returned NaN for this image at some point; that counts as misclassified.
         forward_evaluations: images sent through the model without gradient.
         gradient_evaluations: images sent through the model with gradient.
