@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import pickle
 import tarfile
 from pathlib import Path
@@ -228,3 +229,10 @@ def test_archive_members_elsewhere_or_too_large_are_not_read(small, tmp_path, mo
     monkeypatch.setattr(module, "_LIMIT", 1000)
     with pytest.raises(DataError, match="12,292 bytes"):
         load_dataset("cifar10", root=path)
+
+
+@pytest.mark.skipif("RDC_TEST_CIFAR10" not in os.environ, reason="set RDC_TEST_CIFAR10 to the real data set's folder")
+@pytest.mark.parametrize(("split", "per_class"), [("train", 5000), ("test", 1000)])
+def test_the_real_files(split, per_class):
+    data = load_dataset("cifar10", split, root=os.environ["RDC_TEST_CIFAR10"])
+    assert data.labels.bincount().tolist() == [per_class] * 10

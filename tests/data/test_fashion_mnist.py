@@ -207,12 +207,17 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         return None
 
 
+class Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, *args) -> None:
+        """Say nothing when a client breaks off: some tests are about that."""
+
+
 @pytest.fixture
 def server(tmp_path):
     """A web server on loopback with a folder to fill; ``.url``, ``.requests``, ``.cut_after`` bytes."""
     folder = tmp_path / "served"
     folder.mkdir()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+    server = Server(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
     server.requests, server.cut_after, server.folder = [], None, folder
     server.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)

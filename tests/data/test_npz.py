@@ -167,5 +167,5 @@ def test_damaged_files(tmp_path):
 
 
 def test_folder_without_npz(tmp_path):
-    with pytest.raises(DataError, match="it has no .npz file"):
+    with pytest.raises(DataError, match=r"it has no \.npz file"):
         load_dataset(tmp_path)

@@ -113,7 +113,7 @@ def test_code_is_not_run(tmp_path, protocol, way):
         "constructor": Runs(open, str(target), "w"),
     }[way]
     content = pickle.dumps({"labels": [1], "data": harmful}, protocol)
-    with pytest.raises(DataError, match="asks for .* refused and nothing in it was run") as caught:
+    with pytest.raises(DataError, match=r"asks for .* refused and nothing in it was run") as caught:
         load_plain_dict(content, "some/file")
     assert str(caught.value).startswith("some/file: ")
     assert not target.exists()
