@@ -1,0 +1,267 @@
+"""The classifier: pixels in, log-probabilities out.
+
+    DC(x)  = Bayes' rule on the class losses of x                        (``lm=None``)
+    RDC(x) = DC(LM(x)), first uphill in likelihood, then classified      (arXiv 2305.15241)
+
+An ordinary ``nn.Module``: [0, 1] NCHW -> [N, K], so that any attack library takes it as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rdc.denoiser import Denoiser
+from rdc.errors import ConfigError, InputError
+from rdc.likelihood import log_posterior, resolve_scale
+from rdc.likelihood_maximization import LikelihoodMaximization, lm_evaluations, maximize_likelihood, resolve_lm
+from rdc.noise import NoisePlan
+from rdc.timesteps import NoiseLevels, parse_levels
+
+__all__ = ["DiffusionClassifier"]
+
+
+class DiffusionClassifier(nn.Module):
+    """(Robust) diffusion classifier.
+
+    Args:
+        denoiser: conditional or multi-head network under EDM preconditioning. Its weights are frozen.
+        levels: noise levels, a preset name or ``scheme:count:min:max:weighting``.
+        lm: likelihood maximisation before classification: preset name, settings, or None for the plain DC.
+        gradient: "exact": through everything, LM included; "bpda": LM's Jacobian is taken as the identity.
+        noise: "fixed": a deterministic function of the pixels; "fresh": another draw in every call.
+        noise_seed: seed of the draws.
+        logit_scale: "sum", "mean" or a number; sets how peaked the probabilities are, never the decision.
+        class_prior: K probabilities; None: uniform.
+        memory_budget_mb: working memory of a call; larger batches are cut into pieces, recomputed in the backward pass.
+        class_names: K names.
+
+    Forward:
+        pixels [N, C, H, W] float in [0, 1] -> log p(y|x) [N, K] (logsumexp over classes is 0), differentiable in pixels.
+
+    Raises:
+        InputError: pixels of another type, shape or range.
+        ConfigError: unknown or inconsistent settings.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        levels: NoiseLevels | str,
+        *,
+        lm: LikelihoodMaximization | str | None = None,
+        gradient: str = "exact",
+        noise: str = "fixed",
+        noise_seed: int = 0,
+        logit_scale: str | float = "sum",
+        class_prior: Sequence[float] | None = None,
+        memory_budget_mb: float = 2048,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        if gradient not in ("exact", "bpda"):
+            raise ConfigError(f'gradient: expected "exact" or "bpda"; got {gradient!r}')
+        if memory_budget_mb <= 0:
+            raise ConfigError(f"memory_budget_mb: expected a number > 0; got {memory_budget_mb}")
+        self.denoiser = denoiser.eval().requires_grad_(False)
+        self.levels = parse_levels(levels) if isinstance(levels, str) else levels
+        self.lm = resolve_lm(lm)
+        self.gradient, self.logit_scale, self.class_prior = gradient, logit_scale, class_prior
+        self.noise = NoisePlan(noise_seed, noise)
+        self.memory_budget_mb = memory_budget_mb
+        self.num_classes, self.image_shape = denoiser.num_classes, denoiser.image_shape
+        self.class_names = tuple(class_names or (str(k) for k in range(self.num_classes)))
+        self.network_evaluations = 0
+        self.scale = resolve_scale(logit_scale, self.image_shape)
+        self._log_prior = _log_prior(class_prior, self.num_classes)
+        self._draw, self._row_bytes = 0, None
+        self._cache: dict[tuple, tuple[Tensor, ...]] = {}
+
+    # --- settings -------------------------------------------------------------------------------------------------
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments that would make this classifier again from its denoiser."""
+        return {
+            "levels": self.levels,
+            "lm": self.lm,
+            "gradient": self.gradient,
+            "noise": self.noise.policy,
+            "noise_seed": self.noise.seed,
+            "logit_scale": self.logit_scale,
+            "class_prior": self.class_prior,
+            "memory_budget_mb": self.memory_budget_mb,
+            "class_names": self.class_names,
+        }
+
+    def with_(self, **changes: Any) -> DiffusionClassifier:
+        """A classifier with other settings and the same weights (shared, not copied)."""
+        unknown = set(changes) - set(self.settings())
+        if unknown:
+            raise ConfigError(f"settings: expected some of {', '.join(self.settings())}; got {', '.join(sorted(unknown))}")
+        made = DiffusionClassifier(self.denoiser, **{**self.settings(), **changes})
+        made._row_bytes = self._row_bytes
+        return made
+
+    def describe(self) -> dict[str, Any]:
+        """Settings as plain JSON values, for reports."""
+        return {
+            "levels": {"sigma": list(self.levels.sigma), "weight": list(self.levels.weight), **self.levels.describe()},
+            "weighting": self.levels.weighting,
+            "lm": None if self.lm is None else self.lm.describe(),
+            "noise": {"policy": self.noise.policy, "seed": self.noise.seed},
+            "head": self.denoiser.head,
+            "gradient": self.gradient,
+            "logit_scale": self.logit_scale,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def evaluations_per_image(self) -> int:
+        """Network passes for one decision about one image."""
+        return len(self.levels) * self.denoiser.passes_per_level + lm_evaluations(self.lm)
+
+    # --- the function ---------------------------------------------------------------------------------------------
+    def forward(self, pixels: Tensor) -> Tensor:
+        loss = self.class_losses(pixels)
+        return log_posterior(loss, self.scale, self._log_prior)
+
+    def class_losses(self, pixels: Tensor) -> Tensor:
+        """Weighted class losses [N, K] of pixels [N, C, H, W] in [0, 1], after LM if there is any."""
+        x0 = self._prepare(pixels)
+        draw = self._next_draw()
+        x0 = self._uphill(x0, draw)
+        sigma, weight, noise = self._levels_and_noise(draw, x0)
+        return self._stream(self.denoiser.losses_of, x0, noise, sigma, weight)
+
+    def losses_per_level(self, pixels: Tensor) -> Tensor:
+        """Unweighted class losses [N, T, K], in the order of ``levels.sigma``."""
+        x0 = self._prepare(pixels)
+        draw = self._next_draw()
+        x0 = self._uphill(x0, draw)
+        sigma, _, noise = self._levels_and_noise(draw, x0)
+        one = torch.ones(1, device=x0.device, dtype=x0.dtype)
+        columns = [
+            self._stream(self.denoiser.losses_of, x0, noise[t : t + 1], sigma[t : t + 1], one) for t in range(len(sigma))
+        ]
+        return torch.stack(columns, dim=1)
+
+    def maximize_likelihood(self, pixels: Tensor) -> Tensor:
+        """LM alone: pixels [N, C, H, W] in [0, 1] -> pixels; the input itself when there is no LM."""
+        return (self._uphill(self._prepare(pixels), self._draw) + 1) / 2
+
+    def redraw(self) -> None:
+        """Go to the next noise draw (policy "fresh" does so by itself in every call)."""
+        if self.noise.policy == "fresh":
+            self._draw += 1
+
+    # --- parts ----------------------------------------------------------------------------------------------------
+    def _prepare(self, pixels: Tensor) -> Tensor:
+        _check_pixels(pixels, self.image_shape)
+        return 2 * pixels - 1
+
+    def _next_draw(self) -> int:
+        draw = self._draw
+        self.redraw()
+        return draw
+
+    def _uphill(self, x0: Tensor, draw: int) -> Tensor:
+        if self.lm is None:
+            return x0
+        self.network_evaluations += len(x0) * lm_evaluations(self.lm)
+        levels = len(self.lm.levels) if self.lm.levels is not None else self.lm.levels_per_step
+        size = max(1, self._rows_that_fit(x0) // (3 * levels))  # a step differentiated twice keeps about three times as much
+        start = x0.detach() if self.gradient == "bpda" else x0
+        moved = torch.cat([maximize_likelihood(self.denoiser, part, self.lm, draw) for part in start.split(size)])
+        return x0 + (moved - x0).detach() if self.gradient == "bpda" else moved
+
+    def _levels_and_noise(self, draw: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        key = (draw, like.device, like.dtype)
+        if key not in self._cache:
+            sigma, weight = self.levels.tensors(like.device, like.dtype)
+            noise = self.noise.normal(draw, len(sigma), self.image_shape).to(like.device, like.dtype)
+            self._cache = {key: (sigma, weight, noise)}
+        return self._cache[key]
+
+    def _stream(self, losses_of: Callable[..., Tensor], x0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor) -> Tensor:
+        """Class losses [N, K] in pieces that fit the memory budget; pieces are rebuilt in the backward pass."""
+        count, levels = len(x0), len(sigma)
+        self.network_evaluations += count * levels * self.denoiser.passes_per_level
+        rows = max(1, self._rows_that_fit(x0) // self.denoiser.passes_per_level)
+        per_piece = min(levels, rows)
+        images = max(1, rows // per_piece)
+        single = count * levels <= rows
+
+        def piece(part: Tensor, begin: int) -> Tensor:
+            pick = slice(begin, begin + per_piece)
+            x_t, target = self.denoiser.noisy(part, noise[pick], sigma[pick])
+            return losses_of(x_t, sigma[pick].repeat(len(part)).to(part.dtype), target, weight[pick])
+
+        parts = []
+        for part in x0.split(images):
+            total = None
+            for begin in range(0, levels, per_piece):
+                if single or not part.requires_grad:
+                    loss = piece(part, begin)
+                else:
+                    loss = checkpoint(piece, part, begin, use_reentrant=False, preserve_rng_state=False)
+                total = loss if total is None else total + loss
+            parts.append(total)
+        return torch.cat(parts)
+
+    def _rows_that_fit(self, like: Tensor) -> int:
+        """Network rows (one image at one level and class) whose graph fits the budget; measured once, on one row."""
+        if self._row_bytes is None:
+            self._row_bytes = _graph_bytes(self.denoiser, like)
+        return max(1, int(self.memory_budget_mb * 2**20 / self._row_bytes))
+
+
+def _graph_bytes(denoiser: Denoiser, like: Tensor) -> int:
+    """Bytes that autograd keeps for one network row."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = {p.untyped_storage().data_ptr() for p in denoiser.parameters()}
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        x = torch.zeros(1, *denoiser.image_shape, device=like.device, dtype=like.dtype, requires_grad=True)
+        output = denoiser.f_null(x, torch.ones(1, device=like.device, dtype=like.dtype))
+    del output
+    return max(1, sum(size for pointer, size in seen.items() if pointer not in weights))
+
+
+def _log_prior(prior: Sequence[float] | None, num_classes: int) -> Tensor | None:
+    if prior is None:
+        return None
+    values = torch.tensor(list(prior), dtype=torch.float64)
+    if values.shape != (num_classes,) or not (values > 0).all() or not torch.isfinite(values).all():
+        raise ConfigError(f"class_prior: expected {num_classes} positive probabilities; got {prior}")
+    return (values / values.sum()).log()
+
+
+def _check_pixels(pixels: Tensor, image_shape: tuple[int, int, int]) -> None:
+    """Refuse what is not a float batch [N, C, H, W] of finite values in [0, 1]."""
+    expected = f"a float tensor [N, {', '.join(str(size) for size in image_shape)}] with values in [0, 1]"
+    if not isinstance(pixels, Tensor):
+        raise InputError(f"pixels: expected {expected}; got {type(pixels).__name__}. Use torch.from_numpy or torch.tensor")
+    if not pixels.is_floating_point():
+        raise InputError(f"pixels: expected {expected}; got {pixels.dtype}. Divide 8-bit images by 255: pixels.float() / 255")
+    if pixels.ndim != 4 or tuple(pixels.shape[1:]) != tuple(image_shape):
+        hint = "add the batch dimension with pixels[None]" if pixels.ndim == 3 else "resize or convert the images"
+        raise InputError(f"pixels: expected {expected}; got shape {list(pixels.shape)}: {hint}")
+    if len(pixels) == 0:
+        raise InputError(f"pixels: expected {expected} with N >= 1; got an empty batch")
+    low, high = (value.item() for value in torch.aminmax(pixels.detach()))
+    if not (low >= 0 and high <= 1):  # also true for NaN
+        raise InputError(
+            f"pixels: expected {expected}; got values from {low:.6g} to {high:.6g}. "
+            "Scale to [0, 1] (no mean/std normalisation) and remove NaN"
+        )

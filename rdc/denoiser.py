@@ -1,0 +1,146 @@
+"""A network under EDM preconditioning, and the per-class denoising losses it gives.
+
+Both kinds answer the same question, ``class_losses``: sum_t w_t ||F(x_t; s_t, y) - F*_t||^2 for every class y. The
+conditional network needs K passes a level, the multi-head network one.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rdc.networks.heads import MultiHeadUNet
+from rdc.ops.multihead_loss import multihead_loss
+from rdc.preconditioning import Preconditioning
+
+__all__ = ["ConditionalDenoiser", "Denoiser", "MultiHeadDenoiser", "make_denoiser"]
+
+
+class Denoiser(nn.Module):
+    """Common part of the two kinds.
+
+    Attributes:
+        num_classes: K.
+        image_shape: (C, H, W).
+        passes_per_level: network passes for all classes at one level: K or 1.
+        head: name for reports.
+    """
+
+    passes_per_level: int
+    head: str
+
+    def __init__(self, network: nn.Module, num_classes: int, image_shape: tuple[int, int, int], sigma_data: float) -> None:
+        super().__init__()
+        self.network, self.num_classes, self.image_shape = network, num_classes, tuple(image_shape)
+        self.precondition = Preconditioning(sigma_data)
+
+    def noisy(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise every image at every level.
+
+        Args:
+            x0: [N, C, H, W] in [-1, 1].
+            noise: [T, C, H, W], shared by all images.
+            sigma: [T].
+
+        Returns:
+            x_t and target F*, each [N*T, C, H, W], image-major (row n*T + t).
+        """
+        sigma = sigma.reshape(1, -1, 1, 1, 1).to(x0.dtype)
+        x0 = x0[:, None]
+        x_t = x0 + sigma * noise[None].to(x0.dtype)
+        return x_t.flatten(0, 1), self.precondition.target(x0, x_t, sigma).flatten(0, 1)
+
+    def class_losses(self, x0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor) -> Tensor:
+        """Weighted losses [N, K] of x0 [N, C, H, W]: sum over levels, channels and pixels.
+
+        Args:
+            x0: [N, C, H, W] in [-1, 1].
+            noise: [T, C, H, W].
+            sigma, weight: [T].
+        """
+        x_t, target = self.noisy(x0, noise, sigma)
+        return self.losses_of(x_t, sigma.repeat(len(x0)).to(x0.dtype), target, weight)
+
+    def losses_of(self, x_t: Tensor, sigma: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """The same for rows that are already noisy: x_t, target [N*T, C, H, W], sigma [N*T], weight [T] -> [N, K]."""
+        raise NotImplementedError
+
+    def f_null(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        """F without a label: x_t [B, C, H, W], sigma [B] -> [B, C, H, W]. Twice differentiable."""
+        raise NotImplementedError
+
+    def f(self, x_t: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        """F for given classes: labels [B] int64, K for the null label -> [B, C, H, W]."""
+        raise NotImplementedError
+
+    def denoise(self, x_t: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        """D(x_t; sigma, label) [B, C, H, W], the estimate of x0."""
+        return self.precondition.denoised(self.f(x_t, sigma, labels), x_t, sigma.reshape(-1, 1, 1, 1))
+
+    def _inputs(self, x_t: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        scaled = self.precondition.c_in(sigma).reshape(-1, 1, 1, 1) * x_t
+        return scaled.contiguous(memory_format=torch.channels_last), self.precondition.c_noise(sigma)
+
+
+class ConditionalDenoiser(Denoiser):
+    """A class-conditional network ``network(x, c_noise, one_hot or None) -> F``: K passes for K classes."""
+
+    head = "conditional"
+
+    def __init__(self, network: nn.Module, num_classes: int, image_shape: tuple[int, int, int], sigma_data: float = 0.5) -> None:
+        super().__init__(network, num_classes, image_shape, sigma_data)
+        self.passes_per_level = num_classes
+
+    def f(self, x_t: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        onehot = F.one_hot(labels, self.num_classes + 1)[:, : self.num_classes].to(x_t.dtype)
+        return self.network(*self._inputs(x_t, sigma), onehot)
+
+    def f_null(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        return self.network(*self._inputs(x_t, sigma), x_t.new_zeros(len(x_t), self.num_classes))
+
+    def losses_of(self, x_t: Tensor, sigma: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        scaled, c_noise = self._inputs(x_t, sigma)
+        classes = torch.eye(self.num_classes, dtype=x_t.dtype, device=x_t.device)
+        rows, count = len(x_t), self.num_classes
+        f = self.network(
+            scaled.repeat_interleave(count, 0), c_noise.repeat_interleave(count), classes.repeat(rows, 1)
+        ).unflatten(0, (rows, count))
+        error = (f - target[:, None]).square().flatten(2).sum(2)  # [N*T, K]
+        return torch.einsum("ntk,t->nk", error.unflatten(0, (-1, len(weight))), weight.to(error.dtype))
+
+
+class MultiHeadDenoiser(Denoiser):
+    """A :class:`MultiHeadUNet`: one pass for all classes, the head and the loss in one fused op."""
+
+    head = "multi-head"
+    passes_per_level = 1
+
+    def __init__(
+        self, network: MultiHeadUNet, num_classes: int, image_shape: tuple[int, int, int], sigma_data: float = 0.5
+    ) -> None:
+        super().__init__(network, num_classes, image_shape, sigma_data)
+
+    def features(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        """Last feature map h [B, c, H, W]."""
+        return self.network.features(*self._inputs(x_t, sigma))
+
+    def f_null(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        rows = self.num_classes * self.image_shape[0]
+        weight, bias = self.network.head_weight[rows:], self.network.head_bias[rows:]
+        return F.conv2d(self.features(x_t, sigma), weight.to(x_t.dtype), bias.to(x_t.dtype), padding=1)
+
+    def f(self, x_t: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        everything = self.network(*self._inputs(x_t, sigma))
+        return everything[torch.arange(len(x_t), device=x_t.device), labels]
+
+    def losses_of(self, x_t: Tensor, sigma: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        rows = self.num_classes * self.image_shape[0]
+        head, bias = self.network.head_weight[:rows], self.network.head_bias[:rows]
+        return multihead_loss(self.features(x_t, sigma), head, bias, target, weight)
+
+
+def make_denoiser(network: nn.Module, config: dict) -> Denoiser:
+    """Wrap a network made from ``config`` (see ``networks.presets.build_network``)."""
+    kind = MultiHeadDenoiser if config["kind"] == "multihead" else ConditionalDenoiser
+    return kind(network, config["num_classes"], tuple(config["image_shape"]), config.get("sigma_data", 0.5))

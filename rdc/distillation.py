@@ -1,0 +1,132 @@
+"""Distillation: a class-conditional teacher into a multi-head student (arXiv 2305.15241, appendix).
+
+A multi-head network trained on the plain conditional loss learns head y from images of class y only and classifies
+poorly. The teacher supplies what is missing, the prediction for the other classes:
+
+    L = E ||S_k - T_k||^2  +  a E ||(S_k - S_y) - (T_k - T_y)||^2  +  b E [ -log softmax_k(-g ||S_k - F*||^2)_y ]
+
+over noisy images x_t of every class y, with a few classes k (or the null label) each. The second term weighs what decides:
+not the predictions but their differences between classes. The third (off by default) asks the student's own posterior at
+that noise level to name the class; it makes the student partly discriminative and needs no teacher pass. None of the
+terms uses an adversarial example.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rdc.denoiser import ConditionalDenoiser
+from rdc.errors import ConfigError
+from rdc.networks.heads import MultiHeadUNet, PatchUNet
+from rdc.networks.presets import build_network
+from rdc.training import NoiseDistribution, noisy
+
+__all__ = ["DistillationObjective", "student_from_teacher"]
+
+
+class DistillationObjective:
+    """Training objective for :class:`rdc.training.Trainer`.
+
+    Args:
+        teacher: frozen conditional denoiser.
+        noise: distribution of the noise levels.
+        classes_per_image: m; the true class and m - 1 others (or the null label) are distilled per image. 0: no teacher.
+        difference_weight: a.
+        posterior_weight: b.
+        posterior_scale: g, per summed squared error.
+    """
+
+    def __init__(
+        self,
+        teacher: ConditionalDenoiser,
+        noise: NoiseDistribution,
+        classes_per_image: int = 3,
+        difference_weight: float = 1.0,
+        posterior_weight: float = 0.0,
+        posterior_scale: float = 0.1,
+    ) -> None:
+        if not 0 <= classes_per_image <= teacher.num_classes + 1:
+            raise ConfigError(f"classes_per_image: expected 0 to {teacher.num_classes + 1}; got {classes_per_image}")
+        if classes_per_image == 0 and posterior_weight == 0:
+            raise ConfigError("distillation: expected classes_per_image > 0 or posterior_weight > 0; got neither")
+        self.teacher, self.noise, self.classes_per_image = teacher.eval().requires_grad_(False), noise, classes_per_image
+        self.difference_weight, self.posterior_weight = difference_weight, posterior_weight
+        self.posterior_scale = posterior_scale
+        self.precondition, self.num_classes = teacher.precondition, teacher.num_classes
+
+    def __call__(
+        self, net: nn.Module, x0: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        sigma = self.noise.sample(len(x0), generator).to(x0.device)
+        x_t, target = noisy(x0, sigma, generator, self.precondition)
+        classes = self._choose(labels, generator)
+        scaled = self.precondition.c_in(sigma).reshape(-1, 1, 1, 1) * x_t
+        predicted = net(scaled.contiguous(memory_format=torch.channels_last), self.precondition.c_noise(sigma))
+        error = (predicted[torch.arange(len(x0), device=x0.device), labels] - target).square().mean()
+        values = {"denoising": error.detach()}
+        total = x0.new_zeros(())
+        if self.classes_per_image:
+            distilled, differences = self._match(predicted, x_t, sigma, classes)
+            total = total + distilled + self.difference_weight * differences
+            values |= {"distilled": distilled.detach(), "differences": differences.detach()}
+        if self.posterior_weight:
+            loss = (predicted[:, : self.num_classes] - target[:, None]).square().flatten(2).sum(2)
+            entropy = F.cross_entropy(-self.posterior_scale * loss, labels)
+            total = total + error + self.posterior_weight * entropy
+            values |= {"posterior": entropy.detach(), "hits": (loss.argmin(1) == labels).float().mean()}
+        return total, {"loss": total.detach(), **values}
+
+    def _choose(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """[B, m] classes: the true one first, then distinct others, K standing for the null label."""
+        order = torch.rand(len(labels), self.num_classes + 1, generator=generator).to(labels.device)
+        order[torch.arange(len(labels), device=labels.device), labels] = -1
+        return order.argsort(1)[:, : self.classes_per_image]
+
+    def _match(self, predicted: Tensor, x_t: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean squared distance to the teacher, of the predictions and of their differences to the true class's."""
+        count = classes.shape[1]
+        with torch.no_grad():
+            taught = self.teacher.f(
+                x_t.repeat_interleave(count, 0), sigma.repeat_interleave(count), classes.flatten()
+            ).unflatten(0, classes.shape)
+        chosen = predicted[torch.arange(len(classes), device=classes.device)[:, None], classes]
+        gap = chosen - taught
+        if count == 1:
+            return gap.square().mean(), gap.new_zeros(())
+        return gap.square().mean(), (gap[:, 1:] - gap[:, :1]).square().mean()
+
+
+def student_from_teacher(
+    teacher: nn.Module, config: dict[str, Any], feature_channels: int = 64, wide_channels: int = 160
+) -> tuple[MultiHeadUNet, dict[str, Any]]:
+    """A multi-head student whose trunk has the teacher's weights; it begins by predicting what the teacher predicts unlabelled.
+
+    Args:
+        teacher: conditional network made from ``config`` (a SongUNet, possibly on patches).
+        config: the teacher's description.
+        feature_channels, wide_channels: see :class:`MultiHeadUNet`.
+
+    Returns:
+        (student, its description).
+
+    Raises:
+        ConfigError: the teacher is not a conditional SongUNet.
+    """
+    if config.get("kind") != "conditional" or config["unet"].get("architecture") != "SongUNet":
+        raise ConfigError("teacher: expected a conditional network with unet.architecture SongUNet; got another kind")
+    made = {
+        **copy.deepcopy(config),
+        "kind": "multihead",
+        "patch_size": config.get("patch_size", 1),
+        "feature_channels": feature_channels,
+        "wide_channels": wide_channels,
+    }
+    student = build_network(made)
+    unet = teacher.unet if isinstance(teacher, PatchUNet) else teacher
+    student.unet.load_state_dict(unet.state_dict())
+    return student, made

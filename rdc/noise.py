@@ -1,0 +1,51 @@
+"""Which draw of noise goes to which level.
+
+Noise is counter-based: the draw for (seed, draw, level) is the same however the work is cut into chunks, whatever else
+is in the batch, and on every device. All classes and all images of a call share it: common random numbers make the
+*differences* between class losses, which decide, much less variable than the losses (arXiv 2305.15241, section 3.2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rdc.errors import ConfigError
+
+__all__ = ["NoisePlan"]
+
+
+@dataclasses.dataclass(frozen=True)
+class NoisePlan:
+    """A family of Gaussian draws.
+
+    Args:
+        seed: any integer.
+        policy: ``"fixed"``: every call uses draw 0, the classifier is a deterministic function that an attacker can
+            know; ``"fresh"``: call number i uses draw i, a stochastic defence.
+        stream: separates independent uses of one seed (0: classification, 1: likelihood maximisation).
+    """
+
+    seed: int = 0
+    policy: str = "fixed"
+    stream: int = 0
+
+    def __post_init__(self) -> None:
+        if self.policy not in ("fixed", "fresh"):
+            raise ConfigError(f'noise policy: expected "fixed" or "fresh"; got {self.policy!r}')
+
+    def _generator(self, draw: int, index: int) -> np.random.Generator:
+        key = [self.seed % 2**64, self.stream]
+        return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, index, draw]))
+
+    def normal(self, draw: int, count: int, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal noise [count, *shape] float32 on the CPU; row t depends on (seed, stream, draw, t) only."""
+        rows = [self._generator(draw, index).standard_normal(shape, dtype=np.float32) for index in range(count)]
+        return torch.from_numpy(np.stack(rows))
+
+    def uniform(self, draw: int, index: int, count: int) -> Tensor:
+        """``count`` numbers in [0, 1), float64; they depend on (seed, stream, draw, index) only."""
+        return torch.from_numpy(self._generator(draw, index + 2**32).random(count))
