@@ -244,7 +244,7 @@ def test_download_when_nowhere_found(files, server, monkeypatch, empty_home, cap
 
 
 @pytest.mark.parametrize("setting", ["root", "RDC_DATA"])
-def test_download_goes_where_the_user_said(files, server, tmp_path, monkeypatch, setting):
+def test_download_goes_where_the_user_said(files, server, tmp_path, monkeypatch, capsys, setting):
     write(server.folder, files, packed=True)
     monkeypatch.setattr(module, "MIRRORS", (f"{server.url}/",))
     place = tmp_path / "data" / "fashion-mnist"
@@ -252,6 +252,7 @@ def test_download_goes_where_the_user_said(files, server, tmp_path, monkeypatch,
         monkeypatch.setenv("RDC_DATA", str(place.parent))
     root = place if setting == "root" else None
     assert load_dataset("fashion-mnist", root=root, download=True, progress=False).source == str(place)
+    assert capsys.readouterr().err == ""  # no bar when told so
 
 
 def test_download_fetches_only_what_is_missing(files, server, tmp_path, monkeypatch):
@@ -289,7 +290,7 @@ def test_connection_cut_leaves_no_file(files, server, tmp_path, monkeypatch):
 def test_oversized_download_is_broken_off(files, server, tmp_path, monkeypatch):
     write(server.folder, {f"{stem}.gz": bytes(200_000) for stem in files})
     monkeypatch.setattr(module, "MIRRORS", (f"{server.url}/",))
-    with pytest.raises(DataError, match="more than"):
+    with pytest.raises(DataError, match="delivers more than"):
         load_dataset("fashion-mnist", root=tmp_path / "a", download=True, progress=False)
 
 
