@@ -208,7 +208,7 @@ def check_images(x: Tensor, y: Tensor, image_ids: Sequence[int] | Tensor) -> lis
         InputError: says which of these does not hold.
     """
     if not isinstance(x, Tensor) or x.dtype != torch.float32:
-        raise InputError(f"expected float32 pixels in [0, 1], got {getattr(x, 'dtype', type(x).__name__)}; for uint8 use pixels.float() / 255")
+        raise InputError(f"expected float32 pixels in [0, 1], got {_kind(x)}; for uint8 use pixels.float() / 255")
     if x.dim() != 4 or x.numel() == 0:
         raise InputError(f"expected a non-empty batch [N, C, H, W], got shape {tuple(x.shape)}")
     if not bool(torch.isfinite(x).all()):
@@ -216,7 +216,7 @@ def check_images(x: Tensor, y: Tensor, image_ids: Sequence[int] | Tensor) -> lis
     if float(x.min()) < 0 or float(x.max()) > 1:
         raise InputError(f"pixels span [{float(x.min()):.6g}, {float(x.max()):.6g}]; expected [0, 1]: divide grey levels by 255, undo any normalisation")
     if not isinstance(y, Tensor) or y.dtype != torch.int64:
-        raise InputError(f"expected int64 labels, got {getattr(y, 'dtype', type(y).__name__)}; use y.long()")
+        raise InputError(f"expected int64 labels, got {_kind(y)}; use y.long()")
     if y.shape != x.shape[:1]:
         raise InputError(f"expected labels of shape [{x.shape[0]}], one for each image, got {list(y.shape)}")
     if isinstance(image_ids, Tensor) and (image_ids.dim() != 1 or image_ids.is_floating_point() or image_ids.dtype == torch.bool):
@@ -243,3 +243,7 @@ def check_labels(y: Tensor, classes: int) -> None:
     if int(y.min()) < 0 or int(y.max()) >= classes:
         bad = int(y.min()) if int(y.min()) < 0 else int(y.max())
         raise InputError(f"label {bad} is out of range; this model has {classes} classes, labels 0..{classes - 1}")
+
+
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,121 @@
+"""APGD step for step against a second, per-image implementation of Algorithm 1; checkpoints; strength beside PGD."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from rdc.attacks import ThreatModel, apgd, pgd
+from rdc.attacks.apgd import checkpoints
+from rdc.norm_balls import project, random_start
+
+
+def test_checkpoints_of_the_paper() -> None:
+    assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert checkpoints(50) == [11, 21, 29, 35, 40, 44, 47]  # 0.99 * 50 rounds up to the end itself: nothing left to do there
+    assert checkpoints(1) == [] and checkpoints(3) == [1, 2]
+
+
+class Bumpy:
+    """Three classes, oscillating logits: APGD has to halve its step."""
+
+    def __init__(self, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = torch.randn(3, 16, generator=generator)
+        self.fast = torch.randn(3, 16, generator=generator) * 12
+        self.seen: list[torch.Tensor] = []
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x.detach().clone())
+        flat = x.flatten(1)[:, None, :]
+        return (self.weight * flat).sum(-1) + 0.6 * torch.sin((self.fast * flat).sum(-1)) + torch.tensor([9.0, 0.0, 0.0])
+
+
+def algorithm_1(model: Bumpy, x: torch.Tensor, eps: float, norm: str, steps: int, start: torch.Tensor) -> tuple[list[torch.Tensor], int]:
+    """Croce & Hein 2020, Algorithm 1, for one image, as printed; margin loss for class 0. Returns the iterates and the halvings."""
+
+    def f(point: torch.Tensor) -> tuple[float, torch.Tensor]:
+        point = point.clone().requires_grad_()
+        logits = model(point)[0].double()
+        value = torch.maximum(logits[1], logits[2]) - logits[0]
+        return value.item(), torch.autograd.grad(value, point)[0].double()
+
+    def step(point: torch.Tensor, eta: float, gradient: torch.Tensor) -> torch.Tensor:
+        unit = gradient.sign() if norm == "linf" else gradient / gradient.norm()
+        return project(point.double() + eta * unit, x, eps, norm)
+
+    p, j = [0.0, 0.22], 0
+    while p[-1] < 1:
+        p.append(p[-1] + max(p[-1] - p[-2] - 0.03, 0.06))
+    w = [math.ceil(round(value * steps, 9)) for value in p]
+    eta, halvings = 2 * eps, 0
+    xs, (value, gradient) = [start], f(start)
+    values, gradients = [value], [gradient]
+    best = 0  # index of x_max
+    restarted: dict[int, float] = {}  # k -> value of x^(k) after x^(k) := x_max
+    halved = {0: False}
+    xs.append(step(start, eta, gradient))
+    best_at, previous = {0: value}, start
+    for k in range(1, steps):
+        value, gradient = f(xs[k])
+        values.append(value), gradients.append(gradient)
+        if value > values[best]:
+            best = k
+        current, direction = xs[k], gradient
+        if k == w[j + 1]:
+            last = w[j]
+            rises = sum(values[i + 1] > restarted.get(i, values[i]) for i in range(last, k))
+            one = rises < 0.75 * (k - last)
+            two = not halved[last] and best_at[last] == values[best]
+            halved[k] = one or two
+            if halved[k]:
+                eta, halvings, current, direction = eta / 2, halvings + 1, xs[best], gradients[best]
+                restarted[k] = values[best]
+            best_at[k], j = values[best], j + 1
+        z = step(current, eta, direction)
+        mixed = current.double() + 0.75 * (z.double() - current.double()) + 0.25 * (current.double() - previous.double())
+        xs.append(project(mixed, x, eps, norm))
+        previous = current
+    return xs, halvings
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 0.8)])
+@pytest.mark.parametrize("image_id", [0, 1, 2, 3])
+def test_every_iterate_is_that_of_algorithm_1(norm: str, eps: float, image_id: int) -> None:
+    x = 0.2 + 0.6 * torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(image_id))
+    start = random_start(x, eps, norm, seed=5, image_ids=[image_id], restart=0)
+    expected, halvings = algorithm_1(Bumpy(), x, eps, norm, 40, start)
+    model = Bumpy()
+    result = apgd(model, x, torch.tensor([0]), ThreatModel(norm, eps), seed=5, image_ids=[image_id], steps=40, loss="margin", verify=False)
+    assert result.correct.all() and halvings >= 2
+    iterates = model.seen[1:]
+    assert len(iterates) == 41
+    for mine, other in zip(iterates, expected, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-6, rtol=0)
+
+
+def test_best_point_is_kept_not_the_last() -> None:
+    x = 0.2 + 0.6 * torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(9))
+    model, y = Bumpy(), torch.zeros(6, dtype=torch.int64)
+    result = apgd(model, x, y, ThreatModel("linf", 0.2), seed=0, image_ids=range(6), steps=30, restarts=3, loss="margin", verify=False)
+    losses = torch.stack([z[:, 1:].amax(1) - z[:, 0] for z in (model(p).double() for p in list(model.seen[1:]))])
+    assert result.correct.all() and torch.equal(result.best_loss, losses.amax(0))
+    z = model(result.x_adv).double()
+    assert torch.equal(z[:, 1:].amax(1) - z[:, 0], result.best_loss)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.2), ("l2", 0.8)])
+def test_beats_pgd_on_a_bumpy_landscape(norm: str, eps: float) -> None:
+    x = 0.2 + 0.6 * torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(11))
+    y, kept = torch.zeros(40, dtype=torch.int64), {"seed": 0, "image_ids": range(40), "steps": 100, "loss": "margin"}
+    adaptive, plain = (attack(Bumpy(), x, y, ThreatModel(norm, eps), **kept).best_loss for attack in (apgd, pgd))
+    assert float(adaptive.mean()) > float(plain.mean())
+
+
+def test_restarts_only_help() -> None:
+    x = 0.2 + 0.6 * torch.rand(10, 1, 4, 4, generator=torch.Generator().manual_seed(12))
+    y, kept = torch.zeros(10, dtype=torch.int64), {"seed": 0, "image_ids": range(10), "steps": 10, "loss": "margin"}
+    one, five = (apgd(Bumpy(), x, y, ThreatModel("linf", 0.2), restarts=r, **kept).best_loss for r in (1, 5))
+    assert (five >= one).all() and (five > one).any()
