@@ -1,15 +1,17 @@
 """Training loop: EDM loss, EMA, warm-up, atomic checkpoints, exact resume, data parallelism.
 
-Everything random is a function of (seed, step): which images, which noise levels, which noise. A run that was killed
-and resumed from its checkpoint therefore continues exactly as if it had not been.
+Everything random is a function of (seed, step) and of an image's place in the batch: which images, which noise levels,
+which noise. A run that was killed and resumed from its checkpoint continues exactly as if it had not been, and two
+processes see the batch that one would.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,38 +20,27 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rdc.batches import Batches
 from rdc.data import Dataset
 from rdc.errors import CheckpointError, ConfigError
-from rdc.files import atomic_write, write_json
-from rdc.preconditioning import Preconditioning
+from rdc.objective import ConditionalObjective, NoiseDistribution, Objective, noisy
+from rdc.training_state import RunFolder, State, StopRequest, TrainingStopped, stop_on_signals
 
-__all__ = ["ConditionalObjective", "NoiseDistribution", "TrainConfig", "Trainer"]
+__all__ = [
+    "ConditionalObjective",
+    "NoiseDistribution",
+    "TrainConfig",
+    "Trainer",
+    "TrainingStopped",
+    "noisy",
+    "start_processes",
+]
 
-#: objective(net, x0 [B,C,H,W] in [-1,1], labels [B], generator) -> (loss to minimise, {name: value for the log})
-Objective = Callable[[nn.Module, Tensor, Tensor, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
-
-
-@dataclasses.dataclass(frozen=True)
-class NoiseDistribution:
-    """Log-normal noise levels for training: ln(sigma) ~ N(mean, std^2), cut to [low, high] (EDM, section 5)."""
-
-    mean: float = -1.2
-    std: float = 1.2
-    low: float = 0.002
-    high: float = 80.0
-
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw sigma [count], stratified so that each batch covers the distribution evenly."""
-        strata = torch.arange(count) + torch.rand(count, generator=generator)
-        strata = (strata / count)[torch.randperm(count, generator=generator)].clamp(1e-6, 1 - 1e-6)
-        sigma = (self.mean + self.std * torch.special.ndtri(strata)).exp()
-        return sigma.clamp(self.low, self.high)
+#: export(network with the averaged weights, {"step", "images", "seconds", "processes"}), called after every checkpoint
+Export = Callable[[nn.Module, dict[str, Any]], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +55,7 @@ class TrainConfig:
         clip: largest gradient norm.
         precision: "float32" or "bfloat16" (autocast; weights stay float32).
         flip: mirror half of the images left to right.
+        compile: run the network through ``torch.compile``.
         checkpoint_seconds: time between checkpoints.
     """
 
@@ -80,50 +72,33 @@ class TrainConfig:
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.images < self.batch_size or self.batch_size < 1:
+        if self.batch_size < 1 or self.images < self.batch_size:
             raise ConfigError(f"images: expected at least batch_size ({self.batch_size}) >= 1; got {self.images}")
         if self.precision not in ("float32", "bfloat16"):
             raise ConfigError(f"precision: expected float32 or bfloat16; got {self.precision!r}")
+        for name in ("learning_rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: expected a positive number; got {getattr(self, name)}")
+        for name in ("warmup_images", "ema_images", "checkpoint_seconds"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: expected 0 or more; got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"seed: expected 0..{2**31 - 1}; got {self.seed}")
 
     @property
     def steps(self) -> int:
         return self.images // self.batch_size
+
+    @property
+    def log_steps(self) -> int:
+        """Steps between log rows: 50, fewer in short runs."""
+        return max(1, min(50, self.steps // 50))
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, cosine decay."""
         done = step * self.batch_size
         warm = min(1.0, (done + self.batch_size) / max(1, self.warmup_images))
         return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-
-
-class ConditionalObjective:
-    """EDM training loss ||F(c_in x_t; c_noise, y) - F*||^2, mean over pixels, with label dropout for the null label."""
-
-    def __init__(
-        self, num_classes: int, noise: NoiseDistribution, sigma_data: float = 0.5, label_dropout: float = 0.1
-    ) -> None:
-        self.num_classes, self.noise, self.label_dropout = num_classes, noise, label_dropout
-        self.precondition = Preconditioning(sigma_data)
-
-    def __call__(
-        self, net: nn.Module, x0: Tensor, labels: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        batch, device = len(x0), x0.device
-        sigma = self.noise.sample(batch, generator).to(device)
-        keep = (torch.rand(batch, generator=generator) >= self.label_dropout).to(device)
-        x_t, target = noisy(x0, sigma, generator, self.precondition)
-        onehot = F.one_hot(labels, self.num_classes).to(x0.dtype) * keep[:, None]
-        c_in = self.precondition.c_in(sigma).reshape(-1, 1, 1, 1)
-        loss = (net(c_in * x_t, self.precondition.c_noise(sigma), onehot) - target).square().mean()
-        return loss, {"loss": loss.detach()}
-
-
-def noisy(x0: Tensor, sigma: Tensor, generator: torch.Generator, precondition: Preconditioning) -> tuple[Tensor, Tensor]:
-    """Add noise of level sigma [B] to x0 [B,C,H,W]; return x_t and the target F*."""
-    sigma = sigma.reshape(-1, 1, 1, 1)
-    noise = torch.randn(x0.shape, generator=generator).to(x0.device, x0.dtype)
-    x_t = x0 + sigma * noise
-    return x_t, precondition.target(x0, x_t, sigma)
 
 
 class Trainer:
@@ -136,8 +111,11 @@ class Trainer:
         config: how long and how fast.
         out: folder for ``state.safetensors`` (resume), ``log.jsonl`` and ``config.json``.
         description: JSON description of the run; a state written under another description is refused.
+        progress: draw a bar on stderr.
+        export: see :data:`Export`.
 
-    Processes: under ``torchrun`` each process takes its share of every batch and gradients are averaged.
+    Processes: under ``torchrun`` each process takes its share of every batch and gradients are averaged; process 0
+    writes the files.
     """
 
     def __init__(
@@ -149,77 +127,77 @@ class Trainer:
         out: Path,
         description: dict[str, Any],
         progress: bool = True,
+        export: Export | None = None,
     ) -> None:
-        self.net, self.objective, self.data, self.config = net, objective, data, config
-        self.out, self.progress = Path(out), progress
-        self.description = {**description, "train": dataclasses.asdict(config)}
-        self.device = next(net.parameters()).device
-        self.parameters = dict(net.named_parameters())
-        self.optimizer = torch.optim.Adam(net.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), eps=1e-8)
-        self.ema = {name: value.detach().clone() for name, value in self.parameters.items()}
-        self.step = 0
+        self.net, self.objective, self.config, self.export = net, objective, config, export
+        self.folder = RunFolder(out, {**description, "train": dataclasses.asdict(config)})
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
-        if config.batch_size % self.world:
-            raise ConfigError(f"batch_size: expected a multiple of {self.world} processes; got {config.batch_size}")
+        self.device = next(net.parameters()).device
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            net.to(memory_format=torch.channels_last)
+        self.progress = progress and self.rank == 0
+        self.parameters = dict(net.named_parameters())
+        self.optimizer = torch.optim.Adam(
+            net.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), eps=1e-8, fused=on_gpu or None
+        )
+        self.ema = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self.batches = Batches(data, config.batch_size, config.seed, self.device, config.flip, self.rank, self.world)
         self.forward = torch.compile(net) if config.compile else net
-
-    # --- data -----------------------------------------------------------------------------------------------------
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """This process's share of the images of a step: x0 [B,C,H,W] in [-1,1], labels [B]."""
-        size, count = self.config.batch_size, len(self.data)
-        share = size // self.world
-        first = step * size + self.rank * share
-        index = np.arange(first, first + share)
-        chosen = np.empty(share, dtype=np.int64)
-        for epoch in np.unique(index // count):
-            order = np.random.Generator(np.random.Philox(key=[self.config.seed, int(epoch)])).permutation(count)
-            here = index // count == epoch
-            chosen[here] = order[index[here] % count]
-        rows = torch.from_numpy(chosen)
-        x0 = self.data.pixels(rows).to(self.device) * 2 - 1
-        if self.config.flip:
-            coin = np.random.Generator(np.random.Philox(key=[self.config.seed + 1, step])).random(size)
-            mirror = torch.from_numpy(coin[self.rank * share : (self.rank + 1) * share] < 0.5).to(self.device)
-            x0 = torch.where(mirror[:, None, None, None], x0.flip(-1), x0)
-        return x0, self.data.labels[rows].to(self.device)
+        self.step, self.seconds = 0, 0.0
+        self.window: list[dict[str, float]] = []
+        self.stop = StopRequest()
 
     # --- one step -------------------------------------------------------------------------------------------------
     def train_step(self) -> dict[str, float]:
-        """One optimiser step; returns the values to log."""
+        """One optimiser step; returns the values to log.
+
+        Raises:
+            ConfigError: the loss or its gradient is not finite; nothing was changed.
+        """
         config = self.config
-        generator = torch.Generator().manual_seed((config.seed * 1_000_003 + self.step) * 4099 + self.rank)
-        x0, labels = self.batch(self.step)
+        x0, labels = self.batches(self.step)
         rate = config.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-        with torch.random.fork_rng(devices=[]), half:
-            torch.manual_seed(config.seed * 1_000_003 + self.step)
-            loss, values = self.objective(self.forward, x0, labels, generator)
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), half:
+            torch.manual_seed((config.seed * 1_000_003 + self.step) * 4099 + self.rank)  # dropout only
+            loss, values = self.objective(self.forward, x0, labels, self.batches.generator(self.step))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self._average_gradients()
+        numbers = torch.stack([value.detach().to(loss.device, torch.float32) for value in (loss, *values.values())])
+        numbers = self._average_over_processes(numbers)
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), config.clip)
-        if not torch.isfinite(norm):
+        *logged, norm_value = torch.cat([numbers, norm[None].float()]).tolist()
+        if not (math.isfinite(norm_value) and math.isfinite(logged[0])):
             raise ConfigError(
-                f"step {self.step}: the gradient is not finite (loss {float(loss)}); lower --lr or use float32. "
-                f"The last checkpoint is in {self.out}"
+                f"step {self.step}: the loss ({logged[0]}) or its gradient (norm {norm_value}) is not finite. This "
+                f"step was dropped and the last checkpoint stays in {self.folder.path}, but the same settings would "
+                "lead here again: use another --out with a lower --lr, more --warmup-images or --precision float32"
             )
         self.optimizer.step()
         self._average_weights()
         self.step += 1
-        return {"lr": rate, "grad_norm": float(norm), **{name: float(value) for name, value in values.items()}}
+        return {"lr": rate, "grad_norm": norm_value, **dict(zip(values, logged[1:], strict=True))}
 
-    def _average_gradients(self) -> None:
+    def _average_over_processes(self, numbers: Tensor) -> Tensor:
+        """Average gradients and ``numbers`` [M]; a signal that one process got reaches all."""
         if self.world == 1:
-            return
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.net.parameters()]
-        flat = torch.cat([grad.reshape(-1) for grad in grads])
+            return numbers
+        parameters = list(self.net.parameters())
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        stop = numbers.new_tensor([float(self.stop.number)])
+        flat = torch.cat([*(grad.reshape(-1) for grad in grads), numbers, stop])
         dist.all_reduce(flat)
         flat /= self.world
-        for p, part in zip(self.net.parameters(), flat.split([p.numel() for p in self.net.parameters()]), strict=True):
-            p.grad = part.reshape(p.shape).clone()
+        *parts, numbers, stop = flat.split([*(p.numel() for p in parameters), len(numbers), 1])
+        for p, part in zip(parameters, parts, strict=True):
+            p.grad = torch.empty_like(p).copy_(part.reshape(p.shape))
+        if float(stop) and not self.stop.number:
+            self.stop.number = max(2, round(float(stop)))
+        return numbers
 
     def _average_weights(self) -> None:
         """Exponential moving average, with a shorter memory early on (EDM's ramp-up)."""
@@ -234,98 +212,148 @@ class Trainer:
         """Train to the end (resuming if a state is there) and return the averaged weights.
 
         Raises:
-            CheckpointError: the state in ``out`` is corrupt or belongs to another run.
+            CheckpointError: the state in ``out`` is corrupt, belongs to another run, or cannot be written.
+            ConfigError: ``out`` is in use or is no run's, the loss is not finite, ``compile`` does not work here.
+            TrainingStopped: SIGINT or SIGTERM came; the state was saved first.
         """
+        if self.rank:
+            return self._run()
+        with self.folder.locked():
+            return self._run()
+
+    def _run(self) -> dict[str, Tensor]:
         self.resume()
-        config, started, saved = self.config, time.time(), time.time()
-        first = self.step
-        window: list[dict[str, float]] = []
-        bar = tqdm(total=config.steps, initial=self.step, unit="step", disable=not self.progress or self.rank > 0)
-        while self.step < config.steps:
-            window.append(self.train_step())
-            bar.update()
-            last = self.step == config.steps
-            if self.step % 50 == 0 or last:
-                speed = (self.step - first) * config.batch_size / (time.time() - started)
-                row = {key: float(np.mean([entry[key] for entry in window])) for key in window[0]}
-                self._log({"step": self.step, "images": self.step * config.batch_size, **row, "images_per_s": speed})
-                bar.set_postfix(loss=f"{row.get('loss', 0):.4f}", images_per_s=f"{speed:.0f}")
-                window = []
-            if last or time.time() - saved > config.checkpoint_seconds:
-                self.save()
-                saved = time.time()
-        bar.close()
+        config, first, saved = self.config, self.step, time.monotonic()
+        with stop_on_signals(alone=self.world == 1) as self.stop, self._bar() as bar:
+            since, before = time.monotonic(), len(self.window)
+            while self.step < config.steps:
+                tick = time.monotonic()
+                self.window.append(self._first_step() if self.step == first else self.train_step())
+                self.seconds += time.monotonic() - tick
+                bar.update(config.batch_size)
+                last = self.step == config.steps
+                if self.step % config.log_steps == 0 or last:
+                    speed = (len(self.window) - before) * config.batch_size / (time.monotonic() - since)
+                    bar.set_postfix(loss=f"{self._log(speed)['loss']:.4f}", refresh=False)
+                    since, before = time.monotonic(), 0
+                if last or self.stop.number or time.monotonic() - saved > config.checkpoint_seconds:
+                    self.save()
+                    saved = time.monotonic()
+                if self.stop.number and not last:
+                    raise TrainingStopped(self.stop.number, self.step)
+        if first == config.steps:
+            self._export()  # finished before; make sure that what follows from the state is there
         return self.ema
 
-    def _log(self, row: dict[str, float]) -> None:
+    def _first_step(self) -> dict[str, float]:
+        """The first step of this process, where ``torch.compile`` does its work."""
+        if not self.config.compile:
+            return self.train_step()
+        from torch._dynamo.exc import TorchDynamoException  # slow to import
+
+        try:
+            return self.train_step()
+        except TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"--compile: torch.compile failed ({type(error).__name__}: {reason}); it needs a C++ compiler on "
+                "CPU and Triton on CUDA. Run again without --compile: the run continues, slower"
+            ) from error
+
+    def _bar(self) -> tqdm:
+        done, total = (steps * self.config.batch_size for steps in (self.step, self.config.steps))
+        every = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file needs few lines
+        bar = {"unit": " images", "dynamic_ncols": True, "mininterval": every, "maxinterval": max(10.0, every)}
+        return tqdm(total=total, initial=done, disable=not self.progress, **bar)
+
+    def _log(self, speed: float) -> dict[str, float]:
+        """Write the means of the window as a row and empty it."""
+        row = {key: float(np.mean([entry[key] for entry in self.window])) for key in self.window[0]}
+        self.window = []
+        place = {"step": self.step, "images": self.step * self.config.batch_size}
         if self.rank == 0:
-            with open(self.out / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({key: round(value, 6) for key, value in row.items()}) + "\n")
+            self.folder.log({**place, **row, "images_per_s": speed, "seconds": self.seconds})
+        return {"loss": math.nan, **row}
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
     def save(self) -> None:
-        """Write weights, averages, optimiser and position to ``out/state.safetensors``, atomically."""
+        """Write weights, averages, optimiser and position to ``out/state.safetensors``, atomically, and export."""
         if self.rank:
             return
-        tensors: dict[str, Tensor] = {}
+        tensors = {f"buffer.{name}": buffer for name, buffer in self.net.named_buffers()}
         for name, p in self.parameters.items():
             state = self.optimizer.state.get(p, {})
             tensors[f"net.{name}"], tensors[f"ema.{name}"] = p.detach(), self.ema[name]
             tensors[f"m.{name}"] = state.get("exp_avg", torch.zeros_like(p))
             tensors[f"v.{name}"] = state.get("exp_avg_sq", torch.zeros_like(p))
-        metadata = {"step": str(self.step), "description": json.dumps(self.description)}
-        blob = save({key: value.contiguous().cpu() for key, value in tensors.items()}, metadata)
-        with atomic_write(self.out / "state.safetensors") as file:
-            file.write(blob)
+        self.folder.save(State(self.step, tensors, self.seconds, self.window))
+        self._export()
+
+    def averaged_network(self) -> nn.Module:
+        """A copy of the network with the averaged weights, in evaluation mode."""
+        network = copy.deepcopy(self.net).eval().requires_grad_(False)
+        for name, p in network.named_parameters():
+            p.copy_(self.ema[name])
+        return network
+
+    def _export(self) -> None:
+        if self.export is not None and self.rank == 0:
+            images = self.step * self.config.batch_size
+            info = {"step": self.step, "images": images, "seconds": round(self.seconds, 1), "processes": self.world}
+            with self.folder.writing("the exported model"):
+                self.export(self.averaged_network(), info)
 
     def resume(self) -> None:
         """Continue from ``out/state.safetensors`` if it is there; else begin and record the configuration."""
-        path = self.out / "state.safetensors"
-        if not path.exists():
-            if self.rank == 0:
-                self.out.mkdir(parents=True, exist_ok=True)
-                write_json(self.out / "config.json", self.description)
-                (self.out / "log.jsonl").write_text("")
+        state = self.folder.load()
+        if state is not None:
+            self._restore(state)
+        if self.world > 1:
+            steps = [torch.zeros(1, device=self.device) for _ in range(self.world)]
+            dist.all_gather(steps, torch.full((1,), float(self.step), device=self.device))
+            if len({int(step) for step in steps}) > 1:
+                raise ConfigError(f"{self.folder.path}: expected a folder that all processes see; their states differ")
+        if self.rank:
             return
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata()
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
-            description, step = json.loads(metadata["description"]), int(metadata["step"])
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{path}: not a training state of rdc, or truncated ({error}); delete it to start afresh"
-            ) from error
-        if description != json.loads(json.dumps(self.description)):
-            raise CheckpointError(
-                f"{path}: belongs to a run with other settings ({_difference(description, self.description)}); "
-                "use the same command, or another --out folder"
-            )
+        if state is None:
+            self.folder.begin()
+        else:
+            self.folder.trim_log(self.step)
+
+    def _restore(self, state: State) -> None:
+        tensors, targets = state.tensors, {}
         for name, p in self.parameters.items():
-            p.data.copy_(tensors[f"net.{name}"])
-            self.ema[name] = tensors[f"ema.{name}"].to(self.device)
-            moments = {"exp_avg": tensors[f"m.{name}"].to(p), "exp_avg_sq": tensors[f"v.{name}"].to(p)}
-            moments = {key: value.to(memory_format=torch.preserve_format) for key, value in moments.items()}
-            self.optimizer.state[p] = {"step": torch.tensor(float(step)), **moments}
-        self.step = step
-        if self.rank == 0:
-            self._trim_log()
-
-    def _trim_log(self) -> None:
-        """Drop log rows that a killed run wrote after its last checkpoint."""
-        path = self.out / "log.jsonl"
-        rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [row for row in rows if row.endswith("}") and json.loads(row)["step"] <= self.step]
-        with atomic_write(path, "w") as file:
-            file.write("".join(row + "\n" for row in kept))
-
-
-def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    keys = [key for key in sorted({*old, *new}) if old.get(key) != json.loads(json.dumps(new.get(key)))]
-    return "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in keys)
+            moments = {"exp_avg": torch.empty_like(p.detach()), "exp_avg_sq": torch.empty_like(p.detach())}
+            on_device = self.device if self.device.type == "cuda" else None
+            self.optimizer.state[p] = {"step": torch.tensor(float(state.step), device=on_device), **moments}
+            targets |= {f"net.{name}": p.detach(), f"ema.{name}": self.ema[name]}
+            targets |= {f"m.{name}": moments["exp_avg"], f"v.{name}": moments["exp_avg_sq"]}
+        buffers = {f"buffer.{name}": buffer for name, buffer in self.net.named_buffers()}
+        targets |= {name: buffer for name, buffer in buffers.items() if name in tensors}
+        wrong = [name for name, value in targets.items() if name not in tensors or tensors[name].shape != value.shape]
+        if wrong:
+            raise CheckpointError(
+                f"{self.folder.path}: the state lacks {wrong[0]} in the network's shape ({len(wrong)} such); "
+                "it was written by another version of rdc. Start afresh in another --out"
+            )
+        for name, value in targets.items():
+            value.copy_(tensors[name])
+        self.step, self.seconds, self.window = state.step, state.seconds, state.window
 
 
-def start_processes() -> None:
-    """Join the process group when started by ``torchrun``; do nothing otherwise."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+def start_processes(device: str = "cpu") -> torch.device:
+    """Join the process group when started by ``torchrun``; do nothing otherwise.
+
+    Args:
+        device: "cpu" or "cuda"; under ``torchrun`` each process takes the GPU of its local rank.
+
+    Returns:
+        The device of this process.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and torch.device(device).type == "cuda":
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
+        torch.cuda.set_device(device)
+    if several and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo")
+    return torch.device(device)
