@@ -2,10 +2,11 @@
 
 Budgets hold to the last bit, by construction: a float32 image that leaves ``project`` satisfies, evaluated in float64,
 
-    l_inf:  max_i |x_adv_i - x_i| <= eps           l_2:  sqrt(sum_i (x_adv_i - x_i)^2) <= eps           0 <= x_adv_i <= 1
+    l_inf:  max_i |x_adv_i - x_i| <= eps           l_2:  sqrt(sum_i (x_adv_i - x_i)^2) <= eps           0 <= x_adv_i <=
+        1
 
-because bounds and displacements are computed in float64 and then rounded to float32 *towards x*. Sums over pixels run in
-a fixed pairwise order made of element-wise additions, so an image's result is the same bits in any batch.
+because bounds and displacements are computed in float64 and then rounded to float32 *towards x*. Sums over pixels run
+in a fixed pairwise order made of element-wise additions, so an image's result is the same bits in any batch.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ __all__ = ["NORMS", "check_budget", "distance", "linf_bounds", "project", "rando
 
 NORMS = ("linf", "l2")
 
-# Relative slack of the l_2 radius: far above the rounding of a float64 sum over an image, far below a float32 ulp. Points
-# already inside the wider of the two limits stay as they are, which makes the projection idempotent.
+# Relative slack of the l_2 radius: far above the rounding of a float64 sum over an image, far below a float32 ulp.
+# Points already inside the wider of the two limits stay as they are, which makes the projection idempotent.
 _L2_KEEP = 1.0 - 2.0**-41
 _L2_TARGET = 1.0 - 2.0**-40
 _L2_MAX_ROUNDS = 64
@@ -48,7 +49,8 @@ def project(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
         ConfigError: unknown norm.
 
     Source: l_inf is a clamp. l_2 with a box: by the KKT conditions the solution is clip(x + s (x_adv - x)) with the
-        scalar s in [0, 1] that makes the displacement's norm eps (or s = 1 inside); s is found by an active-set iteration.
+        scalar s in [0, 1] that makes the displacement's norm eps (or s = 1 inside); s is found by an active-set
+        iteration.
     """
     _check_norm(norm)
     if norm == "linf":
@@ -140,7 +142,9 @@ def random_start(x: Tensor, eps: float, norm: str, *, seed: int, image_ids: Sequ
     offsets = np.empty((x.shape[0], pixels))
     for row, image_id in enumerate(image_ids):
         counter = np.array([0, 0, _RANDOM_START_STREAM, restart], dtype=np.uint64)
-        generator = np.random.Generator(np.random.Philox(key=np.array([seed, image_id], dtype=np.uint64), counter=counter))
+        generator = np.random.Generator(
+            np.random.Philox(key=np.array([seed, image_id], dtype=np.uint64), counter=counter)
+        )
         if norm == "linf":
             offsets[row] = eps * (2.0 * generator.random(pixels) - 1.0)
         else:
@@ -150,7 +154,7 @@ def random_start(x: Tensor, eps: float, norm: str, *, seed: int, image_ids: Sequ
 
 
 def check_budget(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> None:
-    """Raise unless every image is a finite float32 image in [0, 1] within eps of its original, in float64, no tolerance.
+    """Raise unless every image is a finite float32 image in [0, 1] within eps of its original (float64, exactly).
 
     Args:
         x_adv: [N, C, H, W] float32.
@@ -162,7 +166,9 @@ def check_budget(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> None:
         RdcError: a budget or the pixel range is violated, or a pixel is NaN; says which image and by how much.
     """
     if x_adv.dtype != torch.float32 or x_adv.shape != x.shape:
-        raise RdcError(f"expected float32 images {tuple(x.shape)}, got {x_adv.dtype} {tuple(x_adv.shape)}; this is a bug in the attack")
+        raise RdcError(
+            f"expected float32 images {tuple(x.shape)}, got {x_adv.dtype} {tuple(x_adv.shape)}: a bug in the attack"
+        )
     far = distance(x_adv, x, norm)
     inside = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(dim=1)
     wrong = ~((far <= eps) & inside)  # the negation also catches NaN
@@ -170,7 +176,8 @@ def check_budget(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> None:
         row = int(wrong.nonzero()[0])
         raise RdcError(
             f"adversarial image in row {row} breaks its budget: {norm} distance {float(far[row])!r} for eps {eps!r}, "
-            f"pixels in [{float(x_adv[row].min())!r}, {float(x_adv[row].max())!r}] where [0, 1] is due; this is a bug in the attack"
+            f"pixels in [{float(x_adv[row].min())!r}, {float(x_adv[row].max())!r}] where [0, 1] is due; "
+            "this is a bug in the attack"
         )
 
 
@@ -191,8 +198,9 @@ def _project_l2(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
 def _ball_box_scale(length: Tensor, room: Tensor, eps: float) -> Tensor:
     """Largest s in [0, 1] with || min(s length, room) || <= eps, per row: [N, D], [N, D] float64 -> [N] float64.
 
-    With S the pixels already stopped by the box at s, s' = sqrt((eps^2 - sum_S room^2) / sum_notS length^2) is at least s
-    and still feasible, since more pixels can only stop. Starting at eps / ||length||, s rises until S no longer changes.
+    With S the pixels already stopped by the box at s, s' = sqrt((eps^2 - sum_S room^2) / sum_notS length^2) is at least
+    s and still feasible, since more pixels can only stop. Starting at eps / ||length||, s rises until S no longer
+    changes.
     """
     total = _row_norm(length)
     inside = _row_norm(torch.minimum(length, room)) <= eps * _L2_KEEP
@@ -202,7 +210,9 @@ def _ball_box_scale(length: Tensor, room: Tensor, eps: float) -> Tensor:
         stopped = scale[:, None] * length >= room
         left = target**2 - _row_sum(torch.where(stopped, room, 0.0).square())
         free = _row_sum(torch.where(stopped, 0.0, length).square())
-        better = torch.where(free > 0, left.clamp(min=0.0) / torch.where(free > 0, free, 1.0), 0.0).sqrt().clamp(max=1.0)
+        better = (
+            torch.where(free > 0, left.clamp(min=0.0) / torch.where(free > 0, free, 1.0), 0.0).sqrt().clamp(max=1.0)
+        )
         better = torch.where(inside, scale, torch.maximum(scale, better))
         if torch.equal(better, scale):
             break

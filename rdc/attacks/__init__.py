@@ -1,4 +1,4 @@
-"""Attacks on any callable pixels [N, C, H, W] -> logits [N, K]; every one returns an AttackResult. See docs/threat_models.md."""
+"""Attacks on any callable pixels [N, C, H, W] -> logits [N, K], each giving an AttackResult (docs/threat_models.md)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ATTACKS: dict[str, Callable[..., AttackResult]] = {
 
 
 def attack_named(name: str) -> Callable[..., AttackResult]:
-    """The attack a command line names, with its loss set: ``attack_named("apgd-dlr")(model, x, y, threat, seed=.., image_ids=..)``.
+    """The attack of a name, with its loss set: ``attack_named("apgd-dlr")(model, x, y, threat, seed=0, image_ids=..)``.
 
     Args:
         name: ``"pgd-"`` or ``"apgd-"`` and ``"ce"``, ``"dlr"`` or ``"margin"``.

@@ -1,12 +1,14 @@
 """Auto-PGD: momentum, a step size that halves when progress stalls, and a return to the best point when it does.
 
-Croce & Hein 2020 (arXiv 2003.01690), Algorithm 1, with the constants of the paper. For step k of N, P the projection and d
-the steepest direction of the gradient:
+Croce & Hein 2020 (arXiv 2003.01690), Algorithm 1, with the constants of the paper. For step k of N, P the projection
+and d the steepest direction of the gradient:
 
     z^(k+1) = P(x^(k) + eta d^(k))
-    x^(k+1) = P(x^(k) + alpha (z^(k+1) - x^(k)) + (1 - alpha) (x^(k) - x^(k-1)))       alpha = 0.75;  x^(1) = z^(1);  eta^(0) = 2 eps
+    x^(k+1) = P(x^(k) + alpha (z^(k+1) - x^(k)) + (1 - alpha) (x^(k) - x^(k-1)))
+    alpha = 0.75,  x^(1) = z^(1),  eta^(0) = 2 eps
 
-At the checkpoints w_j = ceil(p_j N), p_0 = 0, p_1 = 0.22, p_(j+1) = p_j + max(p_j - p_(j-1) - 0.03, 0.06), each image for itself:
+At the checkpoints w_j = ceil(p_j N), p_0 = 0, p_1 = 0.22, p_(j+1) = p_j + max(p_j - p_(j-1) - 0.03, 0.06), each image
+for itself:
 
     condition 1   fewer than rho = 0.75 of the steps since w_(j-1) raised the loss
     condition 2   eta did not change at w_(j-1), and the best loss has not risen since
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor
 
 from rdc.attacks.losses import Evaluation, Model, Objective
-from rdc.attacks.pgd import Progress, run_attack
+from rdc.attacks.pgd import Progress, Schedule, run_attack
 from rdc.attacks.threat_model import AttackResult, ThreatModel
 from rdc.norm_balls import project, steepest_direction
 
@@ -50,7 +52,7 @@ def apgd(
     verify: bool = True,
     progress: Progress | None = None,
 ) -> AttackResult:
-    """Auto-PGD with the cross-entropy, DLR or margin loss. Every restart, the first too, starts at random (as AutoAttack's).
+    """Auto-PGD with the cross-entropy, DLR or margin loss; every restart, the first too, starts at random.
 
     Args:
         model: pixels [n, C, H, W] in [0, 1] -> logits [n, K]; each row depends on its own image only; in eval mode.
@@ -72,15 +74,14 @@ def apgd(
         AttackResult.
 
     Raises:
-        InputError: an argument is not as above. ConfigError: unknown norm, loss or scale. RdcError: a budget was broken.
+        InputError: an argument is not as above. ConfigError: unknown norm, loss or scale. RdcError: a budget was
+        broken.
 
     Source: Croce & Hein 2020 (arXiv 2003.01690), Algorithm 1; see the module docstring.
     """
     objective = Objective(model, loss, eot=eot, redraw=redraw, logit_scale=logit_scale)
-    return run_attack(
-        "apgd", objective, x, y, threat, lambda clean: _ApgdRule(clean, threat, steps),
-        seed=seed, image_ids=image_ids, steps=steps, restarts=restarts, start_at_random=True, verify=verify, progress=progress,
-    )  # fmt: skip
+    schedule = Schedule(seed, image_ids, steps, restarts, True, verify, progress)
+    return run_attack("apgd", objective, x, y, threat, lambda clean: _ApgdRule(clean, threat, steps), schedule)
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -135,7 +136,18 @@ class _ApgdRule:
         return following
 
     def keep(self, rows: Tensor) -> None:
-        for name in ("clean", "eta", "previous", "best", "best_gradient", "best_loss", "loss", "rises", "best_loss_then", "halved_then"):
+        for name in (
+            "clean",
+            "eta",
+            "previous",
+            "best",
+            "best_gradient",
+            "best_loss",
+            "loss",
+            "rises",
+            "best_loss_then",
+            "halved_then",
+        ):
             setattr(self, name, getattr(self, name)[rows])
 
     def _observe(self, x: Tensor, loss: Tensor, gradient: Tensor) -> None:
@@ -145,7 +157,10 @@ class _ApgdRule:
         self.loss = loss
         better = (loss > self.best_loss) | (self.step == 0)
         where = better.view(-1, 1, 1, 1)
-        self.best, self.best_gradient = torch.where(where, x, self.best), torch.where(where, gradient, self.best_gradient)
+        self.best, self.best_gradient = (
+            torch.where(where, x, self.best),
+            torch.where(where, gradient, self.best_gradient),
+        )
         self.best_loss = torch.where(better, loss, self.best_loss)
         if self.step == 0:
             self.best_loss_then = self.best_loss

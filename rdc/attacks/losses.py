@@ -1,23 +1,24 @@
 """Losses an attack maximises, and the Objective that evaluates one on a model together with its gradient.
 
-All losses take logits z [N, K] (any floating dtype; computed in float64) and labels y [N]; the result [N] is > 0 only where
-another class beats y (for ``ce``: only where the others together do).
+All losses take logits z [N, K] (any floating dtype; computed in float64) and labels y [N]. ``margin`` and ``dlr`` are
+> 0 exactly where another class beats y; ``ce`` is > 0 there too, and wherever the others together outweigh y.
 
-    margin    max_{j != y} z_j - z_y                                              Carlini & Wagner 2017, without a constant
-    dlr       (max_{j != y} z_j - z_y) / (z_(1) - z_(3)),  z_(1) >= z_(2) >= ..     Croce & Hein 2020, eq. (4)
-    ce        u = log sum_{j != y} exp(s z_j) - s z_y,  the log-odds against y     cross-entropy is softplus(u)
+    margin    max_{j != y} z_j - z_y                                             Carlini & Wagner 2017
+    dlr       (max_{j != y} z_j - z_y) / (z_(1) - z_(3)),  z_(1) >= z_(2) >= ..   Croce & Hein 2020, eq. (4)
+    ce        u = log sum_{j != y} exp(s z_j) - s z_y,  the log-odds against y    cross-entropy is softplus(u)
 
-Why log-odds. Cross-entropy of s z is -log softmax(s z)_y = log(1 + e^u) = softplus(u): a strictly increasing function of u.
-An attack that uses the sign or the direction of a gradient, and compares losses of one image, therefore does exactly the
-same on u as on the cross-entropy. But d softplus(u) / du = sigmoid(u) is 0 in float32 for a confident, right classifier
-(p_y rounds to 1), while du/dz = (softmax over the others) - (one-hot of y) never vanishes. Averaged over EOT draws, u gives
-each draw the same weight, where cross-entropy would nearly ignore the draws that are still classified right.
+Why log-odds. Cross-entropy of s z is -log softmax(s z)_y = log(1 + e^u) = softplus(u): a strictly increasing function
+of u. An attack that uses the sign or the direction of a gradient, and compares losses of one image, therefore does
+exactly the same on u as on the cross-entropy. But d softplus(u) / du = sigmoid(u) is 0 in float32 for a confident,
+right classifier (p_y rounds to 1), while du/dz = (softmax over the others) - (one-hot of y) never vanishes. Averaged
+over EOT draws, u gives each draw the same weight, where cross-entropy would nearly ignore the draws that are still
+classified right.
 
-Why a scale. The gradient of u weighs the competitors by softmax_{j != y}(s z_j). Logits of a diffusion classifier may lie
-1e-4 apart (all competitors weigh the same, no class is aimed at) or hundreds apart. ``logit_scale="auto"`` puts, for each
-image, s = 10 / (z_(1) - mean of the other logits) at the clean image, held fixed from then on: losses of later iterates stay
-comparable, c z and z + c give the same attack for every c > 0, and the temperature is that of an ordinary trained classifier.
-``margin`` and ``dlr`` need no scale.
+Why a scale. The gradient of u weighs the competitors by softmax_{j != y}(s z_j). Logits of a diffusion classifier may
+lie 1e-4 apart (all competitors weigh the same, no class is aimed at) or hundreds apart. ``logit_scale="auto"`` puts,
+for each image, s = 10 / (z_(1) - mean of the other logits) at the clean image, held fixed from then on: losses of later
+iterates stay comparable, c z and z + c give the same attack for every c > 0, and the temperature is that of an ordinary
+trained classifier. ``margin`` and ``dlr`` need no scale.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Difference of logits ratio: the margin over z_(1) - z_(3), which no shift or scale of the logits changes.
 
-    No constant is added to the denominator (it would decide for logits 1e-12 apart); where it is zero the loss is the margin.
+    No constant is added to the denominator (it would decide for logits 1e-12 apart); where it is zero the loss is the
+    margin.
 
     Args:
         logits: [N, K], K >= 3.
@@ -153,7 +155,13 @@ class Objective:
     """
 
     def __init__(
-        self, model: Model, loss: str, *, eot: int = 1, redraw: Callable[[], object] | None = None, logit_scale: float | str = "auto"
+        self,
+        model: Model,
+        loss: str,
+        *,
+        eot: int = 1,
+        redraw: Callable[[], object] | None = None,
+        logit_scale: float | str = "auto",
     ) -> None:
         if loss not in LOSSES:
             raise ConfigError(f"unknown loss {loss!r}; expected one of {', '.join(LOSSES)}")
@@ -163,6 +171,7 @@ class Objective:
         if logit_scale != "auto" and not (number and math.isfinite(logit_scale) and logit_scale > 0):  # type: ignore[arg-type]
             raise ConfigError(f"logit_scale must be 'auto' or a finite number > 0, got {logit_scale!r}")
         self.model, self.loss, self.eot, self.redraw, self.logit_scale = model, loss, eot, redraw, logit_scale
+        self.is_random = redraw is not None or eot > 1
         self.forward_evaluations = 0
         self.gradient_evaluations = 0
 
@@ -239,7 +248,10 @@ class Objective:
             loss = self._value(logits, y.clone(), scale.clone())
             slope = torch.autograd.grad(loss.sum(), leaf, allow_unused=True)[0] if loss.requires_grad else None
         if slope is None:
-            raise InputError("the model's logits do not depend differentiably on its input; a gradient attack needs a model without no_grad or detach")
+            raise InputError(
+                "the model's logits do not depend differentiably on its input; "
+                "a gradient attack needs a model without no_grad or detach"
+            )
         return logits, loss, slope
 
     def _draw(self, x: Tensor, *, grad: bool) -> Tensor:

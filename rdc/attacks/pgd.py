@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from rdc.attacks.losses import Evaluation, Model, Objective
@@ -13,7 +13,7 @@ from rdc.attacks.threat_model import AttackRecord, AttackResult, ThreatModel, ch
 from rdc.errors import InputError
 from rdc.norm_balls import project, random_start, steepest_direction
 
-__all__ = ["Progress", "Rule", "pgd", "run_attack"]
+__all__ = ["Progress", "Rule", "Schedule", "pgd", "run_attack"]
 
 Progress = Callable[[dict[str, object]], None]
 
@@ -47,7 +47,7 @@ def pgd(
     verify: bool = True,
     progress: Progress | None = None,
 ) -> AttackResult:
-    """Projected gradient descent: x <- project(x + step_size * steepest direction), sign (l_inf) or unit gradient (l_2).
+    """PGD: x <- project(x + step_size * direction), the gradient's sign (l_inf) or the unit gradient (l_2).
 
     Args:
         model: pixels [n, C, H, W] in [0, 1] -> logits [n, K]; each row depends on its own image only; in eval mode.
@@ -71,7 +71,8 @@ def pgd(
         AttackResult.
 
     Raises:
-        InputError: an argument is not as above. ConfigError: unknown norm, loss or scale. RdcError: a budget was broken.
+        InputError: an argument is not as above. ConfigError: unknown norm, loss or scale. RdcError: a budget was
+        broken.
 
     Source: Madry et al. 2018 (arXiv 1706.06083).
     """
@@ -80,12 +81,35 @@ def pgd(
     elif not step_size > 0:
         raise InputError(f"step_size must be > 0 in pixel units, got {step_size!r}")
     if not random_start and restarts != 1:
-        raise InputError(f"{restarts} restarts without a random start would all be the same; use restarts=1 or random_start=True")
+        raise InputError(
+            f"{restarts} restarts without a random start would all be the same; use restarts=1 or random_start=True"
+        )
     objective = Objective(model, loss, eot=eot, redraw=redraw, logit_scale=logit_scale)
-    return run_attack(
-        "pgd", objective, x, y, threat, lambda clean: _PgdRule(clean, threat, step_size),
-        seed=seed, image_ids=image_ids, steps=steps, restarts=restarts, start_at_random=random_start, verify=verify, progress=progress,
-    )  # fmt: skip
+    schedule = Schedule(seed, image_ids, steps, restarts, random_start, verify, progress)
+    return run_attack("pgd", objective, x, y, threat, lambda clean: _PgdRule(clean, threat, step_size), schedule)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Restarts and steps of an attack and what its random starts are drawn from: ``pgd``'s arguments of these names.
+
+    Raises:
+        InputError: seed, steps or restarts are not integers in range.
+    """
+
+    seed: int
+    image_ids: Sequence[int] | Tensor
+    steps: int
+    restarts: int
+    random_start: bool
+    verify: bool
+    progress: Progress | None
+
+    def __post_init__(self) -> None:
+        for what, least in (("seed", 0), ("steps", 1), ("restarts", 1)):
+            number = getattr(self, what)
+            if isinstance(number, bool) or not isinstance(number, int) or not least <= number < 2**64:
+                raise InputError(f"{what} must be an integer >= {least}, got {number!r}")
 
 
 def run_attack(
@@ -95,59 +119,63 @@ def run_attack(
     y: Tensor,
     threat: ThreatModel,
     make_rule: Callable[[Tensor], Rule],
-    *,
-    seed: int,
-    image_ids: Sequence[int] | Tensor,
-    steps: int,
-    restarts: int,
-    start_at_random: bool,
-    verify: bool,
-    progress: Progress | None,
+    schedule: Schedule,
 ) -> AttackResult:
     """Run an attack's rule over restarts and steps, and record every iterate it makes.
 
-    An iterate costs one pass through the model, which yields its loss, whether it is still classified right, and the
-    gradient for the next; the last one needs no gradient. Against a deterministic model an image leaves with its first
-    misclassified iterate. A random model (``objective.redraw`` or EOT) keeps all images to the end.
+    One pass through the model yields an iterate's loss, whether it is still classified right, and the gradient for the
+    next. An image leaves with its first misclassified iterate, but stays to the end if the model is random.
 
     Args:
         name: attack's name without the loss.
         objective: loss on the model; its counters end up in the result.
-        x, y, threat, seed, image_ids, steps, restarts, verify, progress: as in ``pgd``.
+        x, y, threat: images [N, C, H, W] float32, labels [N] int64, norm and radius.
         make_rule: clean images [n, C, H, W] of a restart -> Rule.
-        start_at_random: start from a random point of the ball.
+        schedule: restarts, steps, seed, image ids.
 
     Returns:
         AttackResult, its budgets checked.
 
     Raises:
-        InputError: see ``pgd``.  RdcError: a budget was broken.
+        InputError: see ``pgd``. RdcError: a budget was broken.
     """
-    ids = check_images(x, y, image_ids)
-    _check_counts(steps=steps, restarts=restarts, seed=seed)
+    ids = check_images(x, y, schedule.image_ids)
     x, y = x.detach(), y.to(x.device)
-    correct, non_finite, scale = objective.start(x, y)
-    record = AttackRecord(x, correct, non_finite)
-    random_model = objective.redraw is not None or objective.eot > 1
+    *clean, scale = objective.start(x, y)
+    record = AttackRecord(x, *clean)
+    steps, restarts, progress = schedule.steps, schedule.restarts, schedule.progress
     for restart in range(restarts):
-        rows = (record.clean_correct if random_model else record.correct).nonzero()[:, 0]
+        rows = (record.clean_correct if objective.is_random else record.correct).nonzero()[:, 0]
         if rows.numel() == 0:
             break
         start = x[rows]
-        if start_at_random:
-            start = random_start(start, threat.eps, threat.norm, seed=seed, image_ids=[ids[row] for row in rows.tolist()], restart=restart)
-        about = {"attack": f"{name}-{objective.loss}", "steps": steps, "restart": restart, "restarts": restarts, "total": len(ids)}
-        _run_restart(objective, record, make_rule(x[rows]), start, rows, y, scale, steps, restart, not random_model, progress, about)
+        if schedule.random_start:
+            of = [ids[row] for row in rows.tolist()]
+            start = random_start(start, threat.eps, threat.norm, seed=schedule.seed, image_ids=of, restart=restart)
+        for step, active in _restart(objective, record, make_rule(x[rows]), start, rows, y, scale, steps, restart):
+            if progress is not None:
+                where = {"step": step, "steps": steps, "restart": restart, "restarts": restarts}
+                count = {"active": active, "robust": int(record.correct.sum()), "total": len(ids)}
+                progress({"attack": f"{name}-{objective.loss}", **where, **count})
     mismatches = None
-    if verify and not random_model:
-        mismatches = record.verify(objective.evaluate(record.x_adv, y, scale, gradient=False).correct, steps, restarts)
+    if schedule.verify and not objective.is_random:
+        final = objective.evaluate(record.x_adv, y, scale, gradient=False)
+        mismatches = record.verify(final.correct, steps, restarts)
     return record.result(
-        x, threat, name=f"{name}-{objective.loss}", loss=objective.loss, steps=steps, restarts=restarts, eot=objective.eot,
-        forward_evaluations=objective.forward_evaluations, gradient_evaluations=objective.gradient_evaluations, verify_mismatches=mismatches,
-    )  # fmt: skip
+        x,
+        threat,
+        name=f"{name}-{objective.loss}",
+        loss=objective.loss,
+        steps=steps,
+        restarts=restarts,
+        eot=objective.eot,
+        forward_evaluations=objective.forward_evaluations,
+        gradient_evaluations=objective.gradient_evaluations,
+        verify_mismatches=mismatches,
+    )
 
 
-def _run_restart(
+def _restart(
     objective: Objective,
     record: AttackRecord,
     rule: Rule,
@@ -157,32 +185,21 @@ def _run_restart(
     scale: Tensor,
     steps: int,
     restart: int,
-    drop_broken: bool,
-    progress: Progress | None,
-    about: dict[str, object],
-) -> None:
-    """One restart from x [n, C, H, W], the images rows [n] of the record; y and scale are those of all N images."""
+) -> Iterator[tuple[int, int]]:
+    """One restart from x [n, C, H, W], images rows [n] of all N (y, scale: [N]); yields (step, images left)."""
     for step in range(steps + 1):
         evaluation = objective.evaluate(x, y[rows], scale[rows], gradient=step < steps)
         record.add(rows, x, evaluation.loss, evaluation.correct, step=step, restart=restart)
         record.non_finite_logits[rows] |= evaluation.non_finite
         record.zero_gradient_steps[rows] += evaluation.unusable & evaluation.correct
-        if drop_broken and not bool(evaluation.correct.all()):
+        if not objective.is_random and not bool(evaluation.correct.all()):
             left = evaluation.correct.nonzero()[:, 0]
             rows, x, evaluation = rows[left], x[left], evaluation.rows(left)
             rule.keep(left)
-        if progress is not None:
-            progress({**about, "step": step, "active": rows.numel(), "robust": int(record.correct.sum())})
+        yield step, rows.numel()
         if step == steps or rows.numel() == 0:
             return
         x = rule.next(x, evaluation)
-
-
-def _check_counts(**numbers: int) -> None:
-    for what, number in numbers.items():
-        least = 0 if what == "seed" else 1
-        if isinstance(number, bool) or not isinstance(number, int) or not least <= number < 2**64:
-            raise InputError(f"{what} must be an integer >= {least}, got {number!r}")
 
 
 class _PgdRule:

@@ -67,7 +67,10 @@ class ThreatModel:
         if not math.isfinite(self.eps) or self.eps < 0:
             raise ConfigError(f"eps must be finite and >= 0, got {self.eps!r}")
         if self.norm == "linf" and self.eps > 1:
-            raise ConfigError(f"an l_inf eps is in [0, 1] pixel units, got {self.eps!r}; write {self.eps!r}/255 if grey levels were meant")
+            raise ConfigError(
+                f"an l_inf eps is in [0, 1] pixel units, got {self.eps!r}; "
+                f"write {self.eps!r}/255 if grey levels were meant"
+            )
         object.__setattr__(self, "eps", float(self.eps))
 
 
@@ -82,22 +85,24 @@ class AttackResult:
         steps: steps of each restart.
         restarts: number of restarts.
         eot: model calls averaged for each gradient.
-        x_adv: [N, C, H, W] float32. The first image found to be misclassified; for robust images the one of highest loss;
-            the clean image where that was misclassified already.
+        x_adv: [N, C, H, W] float32. The first image found to be misclassified; for robust images the one of highest
+            loss; the clean image where that was misclassified already.
         clean_correct: [N] bool, right on the clean image.
         correct: [N] bool, right on every image the attack tried (and on x_adv when verified): robust to this attack.
         broken_at: [N] int64, step (within its restart) of the first misclassified image; 0 is the clean image or the
             restart's starting point; -1 never broken.
         broken_restart: [N] int64, restart in which that was, -1 never broken or misclassified when clean.
-        best_loss: [N] float64, loss of x_adv (see rdc.attacks.losses for units); -inf for images misclassified when clean.
+        best_loss: [N] float64, loss of x_adv (see rdc.attacks.losses for units); -inf for images misclassified when
+            clean.
         accuracy_per_step: steps + 1 numbers, fraction of images not broken by step k of any restart.
-        zero_gradient_steps: [N] int64, steps at which a still robust image had a gradient that was zero everywhere or not
-            finite: the attack was then blind, so the image was not attacked as meant (masked gradients).
+        zero_gradient_steps: [N] int64, steps at which a still robust image had a gradient that was zero everywhere or
+            not finite: the attack was then blind, so the image was not attacked as meant (masked gradients).
         non_finite_logits: [N] bool, the model returned NaN for this image at some point; that counts as misclassified.
         forward_evaluations: images sent through the model without gradient.
         gradient_evaluations: images sent through the model with gradient.
-        verify_mismatches: images broken in the attack but right on the final check, or the reverse (both count as broken):
-            more than a few mean that the model is random or that its results depend on the batch. None: not verified.
+        verify_mismatches: images broken in the attack but right on the final check, or the reverse (both count as
+            broken): more than a few mean that the model is random or that its results depend on the batch. None: not
+            verified.
     """
 
     name: str
@@ -214,12 +219,17 @@ def check_images(x: Tensor, y: Tensor, image_ids: Sequence[int] | Tensor) -> lis
     if not bool(torch.isfinite(x).all()):
         raise InputError("pixels hold NaN or infinity; expected finite values in [0, 1]")
     if float(x.min()) < 0 or float(x.max()) > 1:
-        raise InputError(f"pixels span [{float(x.min()):.6g}, {float(x.max()):.6g}]; expected [0, 1]: divide grey levels by 255, undo any normalisation")
+        raise InputError(
+            f"pixels span [{float(x.min()):.6g}, {float(x.max()):.6g}]; expected [0, 1]: "
+            "divide grey levels by 255, undo any normalisation"
+        )
     if not isinstance(y, Tensor) or y.dtype != torch.int64:
         raise InputError(f"expected int64 labels, got {_kind(y)}; use y.long()")
     if y.shape != x.shape[:1]:
         raise InputError(f"expected labels of shape [{x.shape[0]}], one for each image, got {list(y.shape)}")
-    if isinstance(image_ids, Tensor) and (image_ids.dim() != 1 or image_ids.is_floating_point() or image_ids.dtype == torch.bool):
+    if isinstance(image_ids, Tensor) and (
+        image_ids.dim() != 1 or image_ids.is_floating_point() or image_ids.dtype == torch.bool
+    ):
         raise InputError(f"expected image_ids [N] of integers, got {image_ids.dtype} {list(image_ids.shape)}")
     ids = image_ids.tolist() if isinstance(image_ids, Tensor) else list(image_ids)
     if len(ids) != x.shape[0]:

@@ -1,4 +1,4 @@
-"""Small models with known answers for the attack tests, handed out by the fixture ``models`` (no import path needed)."""
+"""Small models with known answers for the attack tests, handed out by the fixtures ``models`` and ``cnn``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Linear:
-    """logits_k = scale * (w_k . (x - centre) + b_k), summed pixel by pixel so that a row's bits do not depend on the batch."""
+    """logits_k = scale * (w_k . (x - centre) + b_k), image by image: a row's bits do not depend on the batch."""
 
     def __init__(self, weight: Tensor, bias: Tensor, centre: float = 0.5, scale: float = 1.0) -> None:
         self.weight, self.bias, self.centre, self.scale = weight, bias, centre, scale
@@ -33,7 +33,9 @@ def random_linear(classes: int, pixels: int, seed: int = 0, scale: float = 1.0) 
     return Linear(torch.randn(classes, pixels, generator=generator), torch.zeros(classes), scale=scale)
 
 
-def random_images(count: int, shape: tuple[int, int, int] = (1, 6, 6), seed: int = 1, low: float = 0.3, high: float = 0.7) -> Tensor:
+def random_images(
+    count: int, shape: tuple[int, int, int] = (1, 6, 6), seed: int = 1, low: float = 0.3, high: float = 0.7
+) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return low + (high - low) * torch.rand(count, *shape, generator=generator)
 
@@ -51,7 +53,12 @@ def trained_cnn(steps: int = 150) -> tuple[nn.Module, Tensor, Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = nn.Sequential(
-            nn.Conv2d(1, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(128, 3)
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(8, 8, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(128, 3),
         )
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     for _ in range(steps):

@@ -8,14 +8,50 @@ import pytest
 import torch
 
 from rdc.attacks import ThreatModel, apgd, pgd
-from rdc.attacks.apgd import checkpoints
+from rdc.attacks.apgd import _ApgdRule, checkpoints
+from rdc.attacks.losses import Evaluation
 from rdc.norm_balls import project, random_start
 
 
 def test_checkpoints_of_the_paper() -> None:
     assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
-    assert checkpoints(50) == [11, 21, 29, 35, 40, 44, 47]  # 0.99 * 50 rounds up to the end itself: nothing left to do there
+    assert checkpoints(50) == [
+        11,
+        21,
+        29,
+        35,
+        40,
+        44,
+        47,
+    ]  # 0.99 * 50 rounds up to the end itself: nothing left to do there
     assert checkpoints(1) == [] and checkpoints(3) == [1, 2]
+
+
+def halvings(losses: list[float], steps: int = 100) -> list[int]:
+    """Steps at which the rule halves eta when it is fed these losses (one image, constant gradient)."""
+    x, flag, found = torch.full((1, 1, 1, 1), 0.5), torch.zeros(1, dtype=torch.bool), []
+    rule = _ApgdRule(x, ThreatModel("linf", 0.1), steps)
+    for k, loss in enumerate(losses):
+        before = float(rule.eta)
+        value = torch.tensor([loss], dtype=torch.float64)
+        rule.next(x, Evaluation(value, ~flag, torch.ones_like(x, dtype=torch.float64), flag, flag))
+        if float(rule.eta) < before:
+            assert float(rule.eta) == before / 2
+            found.append(k)
+    return found
+
+
+def test_each_condition_alone_halves_the_step() -> None:
+    rising, falling = [float(k) for k in range(100)], [-float(k) for k in range(100)]
+    assert halvings(rising) == []  # progress all along, and a new best at each checkpoint
+    assert halvings(falling) == checkpoints(100)  # condition 1, at every checkpoint
+    # Condition 2: from step 1 on the loss rises each time but never reaches the first one's. Halved at 22, spared at 41
+    # because eta has just changed, halved at 57, spared at 70, ..
+    assert halvings([1000.0, *rising[1:]]) == [22, 57, 80, 93]
+    # Condition 1 by its fraction: 16 of the first 22 steps rise (< 16.5): halved; 17 of 22: not.
+    for rises, expected in ((16, [22]), (17, [])):
+        start = [-float(k) for k in range(23 - rises)]
+        assert halvings([*start, *(start[-1] + 2.0 * k for k in range(1, rises + 1))]) == expected
 
 
 class Bumpy:
@@ -30,11 +66,15 @@ class Bumpy:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         self.seen.append(x.detach().clone())
         flat = x.flatten(1)[:, None, :]
-        return (self.weight * flat).sum(-1) + 0.6 * torch.sin((self.fast * flat).sum(-1)) + torch.tensor([9.0, 0.0, 0.0])
+        return (
+            (self.weight * flat).sum(-1) + 0.6 * torch.sin((self.fast * flat).sum(-1)) + torch.tensor([9.0, 0.0, 0.0])
+        )
 
 
-def algorithm_1(model: Bumpy, x: torch.Tensor, eps: float, norm: str, steps: int, start: torch.Tensor) -> tuple[list[torch.Tensor], int]:
-    """Croce & Hein 2020, Algorithm 1, for one image, as printed; margin loss for class 0. Returns the iterates and the halvings."""
+def algorithm_1(
+    model: Bumpy, x: torch.Tensor, eps: float, norm: str, steps: int, start: torch.Tensor
+) -> tuple[list[torch.Tensor], int]:
+    """Croce & Hein 2020, Algorithm 1, for one image, margin loss for class 0; the iterates and the halvings."""
 
     def f(point: torch.Tensor) -> tuple[float, torch.Tensor]:
         point = point.clone().requires_grad_()
@@ -75,7 +115,9 @@ def algorithm_1(model: Bumpy, x: torch.Tensor, eps: float, norm: str, steps: int
                 restarted[k] = values[best]
             best_at[k], j = values[best], j + 1
         z = step(current, eta, direction)
-        mixed = current.double() + 0.75 * (z.double() - current.double()) + 0.25 * (current.double() - previous.double())
+        mixed = (
+            current.double() + 0.75 * (z.double() - current.double()) + 0.25 * (current.double() - previous.double())
+        )
         xs.append(project(mixed, x, eps, norm))
         previous = current
     return xs, halvings
@@ -86,10 +128,20 @@ def algorithm_1(model: Bumpy, x: torch.Tensor, eps: float, norm: str, steps: int
 def test_every_iterate_is_that_of_algorithm_1(norm: str, eps: float, image_id: int) -> None:
     x = 0.2 + 0.6 * torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(image_id))
     start = random_start(x, eps, norm, seed=5, image_ids=[image_id], restart=0)
-    expected, halvings = algorithm_1(Bumpy(), x, eps, norm, 40, start)
+    expected, halved = algorithm_1(Bumpy(), x, eps, norm, 40, start)
     model = Bumpy()
-    result = apgd(model, x, torch.tensor([0]), ThreatModel(norm, eps), seed=5, image_ids=[image_id], steps=40, loss="margin", verify=False)
-    assert result.correct.all() and halvings >= 2
+    result = apgd(
+        model,
+        x,
+        torch.tensor([0]),
+        ThreatModel(norm, eps),
+        seed=5,
+        image_ids=[image_id],
+        steps=40,
+        loss="margin",
+        verify=False,
+    )
+    assert result.correct.all() and halved >= 2
     iterates = model.seen[1:]
     assert len(iterates) == 41
     for mine, other in zip(iterates, expected, strict=True):
@@ -99,7 +151,18 @@ def test_every_iterate_is_that_of_algorithm_1(norm: str, eps: float, image_id: i
 def test_best_point_is_kept_not_the_last() -> None:
     x = 0.2 + 0.6 * torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(9))
     model, y = Bumpy(), torch.zeros(6, dtype=torch.int64)
-    result = apgd(model, x, y, ThreatModel("linf", 0.2), seed=0, image_ids=range(6), steps=30, restarts=3, loss="margin", verify=False)
+    result = apgd(
+        model,
+        x,
+        y,
+        ThreatModel("linf", 0.2),
+        seed=0,
+        image_ids=range(6),
+        steps=30,
+        restarts=3,
+        loss="margin",
+        verify=False,
+    )
     losses = torch.stack([z[:, 1:].amax(1) - z[:, 0] for z in (model(p).double() for p in list(model.seen[1:]))])
     assert result.correct.all() and torch.equal(result.best_loss, losses.amax(0))
     z = model(result.x_adv).double()

@@ -27,7 +27,9 @@ def test_gradients_of_log_odds_and_cross_entropy_are_parallel() -> None:
     a, b = LOGITS.clone().requires_grad_(), LOGITS.clone().requires_grad_()
     log_odds(a, LABELS).sum().backward()
     torch.nn.functional.cross_entropy(b, LABELS, reduction="sum").backward()
-    torch.testing.assert_close(torch.nn.functional.cosine_similarity(a.grad, b.grad), torch.ones(50, dtype=torch.float64))
+    torch.testing.assert_close(
+        torch.nn.functional.cosine_similarity(a.grad, b.grad), torch.ones(50, dtype=torch.float64)
+    )
 
 
 def test_confident_logits_keep_their_gradient() -> None:
@@ -40,7 +42,9 @@ def test_confident_logits_keep_their_gradient() -> None:
 
 
 def test_margin_and_dlr_by_loops() -> None:
-    for z, y, m, d in zip(LOGITS.tolist(), LABELS.tolist(), margin(LOGITS, LABELS).tolist(), dlr(LOGITS, LABELS).tolist(), strict=True):
+    for z, y, m, d in zip(
+        LOGITS.tolist(), LABELS.tolist(), margin(LOGITS, LABELS).tolist(), dlr(LOGITS, LABELS).tolist(), strict=True
+    ):
         expected = max(v for k, v in enumerate(z) if k != y) - z[y]
         ranked = sorted(z, reverse=True)
         assert m == pytest.approx(expected) and d == pytest.approx(expected / (ranked[0] - ranked[2]))
@@ -52,7 +56,12 @@ def test_margin_and_dlr_by_loops() -> None:
 def test_shift_and_scale_change_nothing(factor: float, shift: float) -> None:
     torch.testing.assert_close(dlr(LOGITS * factor, LABELS), dlr(LOGITS, LABELS))
     z = (LOGITS + shift) * factor
-    torch.testing.assert_close(log_odds(z, LABELS, auto_logit_scale(z)), log_odds(LOGITS, LABELS, auto_logit_scale(LOGITS)), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        log_odds(z, LABELS, auto_logit_scale(z)),
+        log_odds(LOGITS, LABELS, auto_logit_scale(LOGITS)),
+        rtol=1e-6,
+        atol=1e-9,
+    )
 
 
 def test_auto_scale_spreads_to_ten_and_survives_ties() -> None:
@@ -112,7 +121,10 @@ def test_gradient_is_that_of_the_loss() -> None:
             moved = torch.zeros_like(x).view(4, 9)
             moved[:, pixel] = 1e-3
             up, down = x + moved.view_as(x), x - moved.view_as(x)
-            slope = (objective.evaluate(up, y, ONES, gradient=False).loss - objective.evaluate(down, y, ONES, gradient=False).loss) / 2e-3
+            slope = (
+                objective.evaluate(up, y, ONES, gradient=False).loss
+                - objective.evaluate(down, y, ONES, gradient=False).loss
+            ) / 2e-3
             torch.testing.assert_close(gradient.flatten(1)[:, pixel], slope.float(), rtol=2e-3, atol=2e-3)
 
 
@@ -128,7 +140,12 @@ def test_gradient_works_inside_no_grad_and_inference_mode() -> None:
 def test_bad_gradients_and_logits_are_flagged() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         flat, one = x.flatten(1), torch.tensor([0.0, 1.0])
-        zero, infinite, good, nan = flat[0] * 0 + one, (flat[1] - 0.5).sqrt() + one, flat[2] + one, flat[3] * float("nan")
+        zero, infinite, good, nan = (
+            flat[0] * 0 + one,
+            (flat[1] - 0.5).sqrt() + one,
+            flat[2] + one,
+            flat[3] * float("nan"),
+        )
         return torch.stack([zero, infinite, good, nan])
 
     x, y = torch.full((4, 1, 1, 2), 0.5), torch.ones(4, dtype=torch.int64)
@@ -156,7 +173,15 @@ def test_models_refused(model, says: str) -> None:
         Objective(model, "ce").evaluate(torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64), ONES, gradient=True)
 
 
-@pytest.mark.parametrize("settings", [{"loss": "l2"}, {"loss": "ce", "logit_scale": 0.0}, {"loss": "ce", "logit_scale": "mean"}, {"loss": "ce", "logit_scale": float("nan")}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"loss": "l2"},
+        {"loss": "ce", "logit_scale": 0.0},
+        {"loss": "ce", "logit_scale": "mean"},
+        {"loss": "ce", "logit_scale": float("nan")},
+    ],
+)
 def test_settings_refused(settings: dict) -> None:
     with pytest.raises(ConfigError):
         Objective(lambda x: x, **settings)

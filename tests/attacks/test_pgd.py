@@ -26,7 +26,7 @@ def budget_holds(result, x: torch.Tensor) -> None:
 
 
 def long_steps(attack, eps: float) -> dict[str, float]:
-    """PGD's default l_2 step turns a random start only slowly (98.5 % of the optimum after 100 steps); APGD adapts by itself."""
+    """PGD's default l_2 step turns a random start slowly (98.5 % of the optimum in 100 steps); APGD adapts."""
     return {"step_size": eps} if attack is pgd else {}
 
 
@@ -34,8 +34,13 @@ def long_steps(attack, eps: float) -> dict[str, float]:
 def test_linf_reaches_the_analytic_optimum(models, attack) -> None:
     """On w . x + b the best l_inf point is x - eps sign(w), to the last bit; its loss is known in closed form."""
     weight = torch.randn(36, generator=torch.Generator().manual_seed(2))
-    model, x = models.two_class(weight, bias=100.0), models.random_images(5)  # too far to be broken: the best point is kept
-    result = attack(model, x, torch.zeros(5, dtype=torch.int64), LINF, seed=0, image_ids=range(5), steps=20, loss="margin")
+    model, x = (
+        models.two_class(weight, bias=100.0),
+        models.random_images(5),
+    )  # too far to be broken: the best point is kept
+    result = attack(
+        model, x, torch.zeros(5, dtype=torch.int64), LINF, seed=0, image_ids=range(5), steps=20, loss="margin"
+    )
     lower, upper = linf_bounds(x, 0.05)
     assert torch.equal(result.x_adv, torch.where(weight.view(1, 1, 6, 6) > 0, lower, upper))
     optimum = -(((x.double().flatten(1) - 0.5) @ weight.double()) + 100.0 - 0.05 * weight.double().abs().sum())
@@ -48,7 +53,17 @@ def test_linf_reaches_the_analytic_optimum(models, attack) -> None:
 def test_l2_reaches_the_analytic_optimum(models, attack) -> None:
     weight = torch.randn(36, generator=torch.Generator().manual_seed(2))
     model, x = models.two_class(weight, bias=100.0), models.random_images(5)
-    result = attack(model, x, torch.zeros(5, dtype=torch.int64), ThreatModel("l2", 0.25), seed=0, image_ids=range(5), steps=40, loss="margin", **long_steps(attack, 0.25))
+    result = attack(
+        model,
+        x,
+        torch.zeros(5, dtype=torch.int64),
+        ThreatModel("l2", 0.25),
+        seed=0,
+        image_ids=range(5),
+        steps=40,
+        loss="margin",
+        **long_steps(attack, 0.25),
+    )
     clean = -((x.double().flatten(1) - 0.5) @ weight.double() + 100.0)
     gain = (result.best_loss - clean) / (0.25 * torch.linalg.vector_norm(weight.double()))
     assert (gain > 1 - 1e-5).all() and (gain < 1 + 1e-5).all()
@@ -60,7 +75,17 @@ def test_l2_optimum_at_the_edge_of_the_box(models, attack) -> None:
     """Where the box binds, the optimum is clip(x - s w) with ||.|| = eps (oracle: bisection on s)."""
     weight = torch.randn(36, generator=torch.Generator().manual_seed(4))
     model, x = models.two_class(weight, bias=100.0), models.random_images(4, low=0.0, high=0.3)
-    result = attack(model, x, torch.zeros(4, dtype=torch.int64), ThreatModel("l2", 0.8), seed=0, image_ids=range(4), steps=100, loss="margin", **long_steps(attack, 0.8))
+    result = attack(
+        model,
+        x,
+        torch.zeros(4, dtype=torch.int64),
+        ThreatModel("l2", 0.8),
+        seed=0,
+        image_ids=range(4),
+        steps=100,
+        loss="margin",
+        **long_steps(attack, 0.8),
+    )
     w = weight.double().numpy()
     for image, loss in zip(x.double().flatten(1).numpy(), result.best_loss.tolist(), strict=True):
         low, high = 0.0, 100.0
@@ -85,7 +110,16 @@ def test_breaks_exactly_what_can_be_broken(models, attack, norm: str) -> None:
     for row in range(12):
         d = abs(float(value[row])) / dual
         for factor, survives in ((0.999, True), (1.001, False)):
-            one = attack(model, x[row : row + 1], y[row : row + 1], ThreatModel(norm, d * factor), seed=1, image_ids=[row], steps=30, **long_steps(attack, d))
+            one = attack(
+                model,
+                x[row : row + 1],
+                y[row : row + 1],
+                ThreatModel(norm, d * factor),
+                seed=1,
+                image_ids=[row],
+                steps=30,
+                **long_steps(attack, d),
+            )
             assert bool(one.correct) is survives
 
 
@@ -99,7 +133,10 @@ def test_cnn(cnn, name: str, norm: str, small: float, large: float) -> None:
     for result in (weak, strong):
         budget_holds(result, x)
         assert torch.equal(net(result.x_adv).argmax(1) == y, result.correct) and result.verify_mismatches == 0
-        assert result.accuracy_per_step[-1] == result.accuracy and sorted(result.accuracy_per_step, reverse=True) == result.accuracy_per_step
+        assert (
+            result.accuracy_per_step[-1] == result.accuracy
+            and sorted(result.accuracy_per_step, reverse=True) == result.accuracy_per_step
+        )
         assert result.name == name and result.zero_gradient_images == 0 and not result.non_finite_logits.any()
 
 
@@ -153,12 +190,26 @@ def test_one_pass_for_each_iterate_and_broken_images_leave(models, attack) -> No
     assert safe.batches == [(6, False)] + once + once + [(6, False)]  # clean, two restarts, final check
     assert result.gradient_evaluations == 48 and result.forward_evaluations == 24
     safe.batches.clear()
-    assert attack(safe, x, torch.zeros(6, dtype=torch.int64), LINF, seed=0, image_ids=range(6), steps=4, verify=False).verify_mismatches is None
+    assert (
+        attack(
+            safe, x, torch.zeros(6, dtype=torch.int64), LINF, seed=0, image_ids=range(6), steps=4, verify=False
+        ).verify_mismatches
+        is None
+    )
     assert safe.batches == [(6, False)] + once
 
     mixed = models.two_class(torch.ones(36), bias=0.0)
     value = (x.flatten(1) - 0.5).sum(1)
-    result = attack(mixed, x, (value < 0).long(), ThreatModel("linf", float(value.abs().median()) / 36), seed=0, image_ids=range(6), steps=10, restarts=2)
+    result = attack(
+        mixed,
+        x,
+        (value < 0).long(),
+        ThreatModel("linf", float(value.abs().median()) / 36),
+        seed=0,
+        image_ids=range(6),
+        steps=10,
+        restarts=2,
+    )
     rows = [n for n, _ in mixed.batches]
     assert 0 < result.accuracy < 1 and rows[:2] == [6, 6] and rows[-1] == 6  # clean, step 0 ... final check
     assert rows[-2] == int(result.correct.sum()) and rows[1:-1] == sorted(rows[1:-1], reverse=True)
@@ -173,20 +224,48 @@ def test_misclassified_images_are_broken_and_left_alone(models, attack) -> None:
     y[1] = (y[1] + 1) % 5
     result = attack(model, x, y, ThreatModel("linf", 1e-4), seed=0, image_ids=range(4), steps=3)
     assert result.clean_correct.tolist() == result.correct.tolist() == [True, False, True, True]
-    assert torch.equal(result.x_adv[1], x[1]) and result.broken_at.tolist() == [-1, 0, -1, -1] and result.broken_restart[1] == -1
+    assert (
+        torch.equal(result.x_adv[1], x[1])
+        and result.broken_at.tolist() == [-1, 0, -1, -1]
+        and result.broken_restart[1] == -1
+    )
     assert result.accuracy_per_step == [0.75] * 4
     y = (model(x).argmax(1) + 1) % 5
     model.batches.clear()
     none_left = attack(model, x, y, LINF, seed=0, image_ids=range(4), steps=3)
-    assert none_left.accuracy == 0 and torch.equal(none_left.x_adv, x) and none_left.gradient_evaluations == 0 and len(model.batches) == 2
+    assert (
+        none_left.accuracy == 0
+        and torch.equal(none_left.x_adv, x)
+        and none_left.gradient_evaluations == 0
+        and len(model.batches) == 2
+    )
 
 
 @BOTH
 def test_progress(models, attack) -> None:
     x, model, seen = models.random_images(4), models.two_class(torch.ones(36), bias=100.0), []
-    attack(model, x, torch.zeros(4, dtype=torch.int64), LINF, seed=0, image_ids=range(4), steps=3, restarts=2, progress=seen.append)
+    attack(
+        model,
+        x,
+        torch.zeros(4, dtype=torch.int64),
+        LINF,
+        seed=0,
+        image_ids=range(4),
+        steps=3,
+        restarts=2,
+        progress=seen.append,
+    )
     assert [(s["restart"], s["step"]) for s in seen] == [(r, k) for r in range(2) for k in range(4)]
-    assert seen[0] == {"attack": f"{attack.__name__}-ce", "steps": 3, "restarts": 2, "restart": 0, "step": 0, "active": 4, "robust": 4, "total": 4}
+    assert seen[0] == {
+        "attack": f"{attack.__name__}-ce",
+        "steps": 3,
+        "restarts": 2,
+        "restart": 0,
+        "step": 0,
+        "active": 4,
+        "robust": 4,
+        "total": 4,
+    }
 
 
 @BOTH
@@ -196,12 +275,19 @@ def test_masked_gradients_are_flagged(attack) -> None:
         return torch.stack([flat[:, 0] * 0 + 1.0, (flat[:, 1] * 50).round(), flat[:, 2] * 0], dim=1)
 
     def nan_slope(x: torch.Tensor) -> torch.Tensor:
-        return torch.stack([x.flatten(1).sum(1) * 0 + 1, (x - x.detach()).abs().flatten(1).sum(1).sqrt(), x.flatten(1)[:, 0] * 0], dim=1)
+        return torch.stack(
+            [x.flatten(1).sum(1) * 0 + 1, (x - x.detach()).abs().flatten(1).sum(1).sqrt(), x.flatten(1)[:, 0] * 0],
+            dim=1,
+        )
 
     x, y = torch.full((3, 1, 2, 2), 0.0), torch.zeros(3, dtype=torch.int64)
     for model in (masked, nan_slope):
         result = attack(model, x, y, ThreatModel("linf", 0.005), seed=0, image_ids=range(3), steps=4, loss="margin")
-        assert result.zero_gradient_images == 3 and result.zero_gradient_steps.tolist() == [4, 4, 4] and result.correct.all()
+        assert (
+            result.zero_gradient_images == 3
+            and result.zero_gradient_steps.tolist() == [4, 4, 4]
+            and result.correct.all()
+        )
         budget_holds(result, x)
 
 
@@ -215,7 +301,11 @@ def test_nan_logits_count_as_broken(attack) -> None:
     x, y = torch.full((2, 1, 2, 2), 0.5), torch.zeros(2, dtype=torch.int64)
     x[1, 0, 0, 0] = 0.6
     result = attack(model, x, y, ThreatModel("linf", 0.1), seed=0, image_ids=[0, 1], steps=5, restarts=4)
-    assert result.clean_correct.tolist() == [True, False] and result.correct.tolist() == [False, False] and result.non_finite_logits.all()
+    assert (
+        result.clean_correct.tolist() == [True, False]
+        and result.correct.tolist() == [False, False]
+        and result.non_finite_logits.all()
+    )
     budget_holds(result, x)
 
 
@@ -230,12 +320,17 @@ def test_final_check_exposes_a_model_that_changes_its_mind(models, attack) -> No
         return inner(pixels) * (-1 if len(calls) == 6 else 1)  # 1 clean + 4 iterates + the final check
 
     result = attack(fickle, x, y, LINF, seed=0, image_ids=range(4), steps=3)
-    assert len(calls) == 6 and result.verify_mismatches == 4 and not result.correct.any() and result.accuracy_per_step == [1.0, 1.0, 1.0, 0.0]
+    assert (
+        len(calls) == 6
+        and result.verify_mismatches == 4
+        and not result.correct.any()
+        and result.accuracy_per_step == [1.0, 1.0, 1.0, 0.0]
+    )
 
 
 @BOTH
 def test_random_model_keeps_all_images_and_draws_before_each_call(attack) -> None:
-    """Noise of either sign: a single draw would mislead, the mean over four balanced draws is the clean linear model."""
+    """Noise of either sign: one draw would mislead, the mean over four balanced draws is the linear model."""
     draws = []
 
     def model(x: torch.Tensor) -> torch.Tensor:
@@ -257,7 +352,9 @@ def test_random_model_keeps_all_images_and_draws_before_each_call(attack) -> Non
 def test_a_broken_projection_cannot_slip_through(models, attack, monkeypatch) -> None:
     x, model = models.random_images(2), models.two_class(torch.ones(36), bias=100.0)
     for module in ("rdc.attacks.pgd", "rdc.attacks.apgd"):
-        monkeypatch.setattr(sys.modules[module], "project", lambda x_adv, x, eps, norm: (x_adv.float() + 1e-3).clamp(0, 1))
+        monkeypatch.setattr(
+            sys.modules[module], "project", lambda x_adv, x, eps, norm: (x_adv.float() + 1e-3).clamp(0, 1)
+        )
     with pytest.raises(RdcError, match="breaks its budget"):
         attack(model, x, torch.zeros(2, dtype=torch.int64), LINF, seed=0, image_ids=range(2), steps=5)
 
@@ -279,7 +376,11 @@ def test_a_broken_projection_cannot_slip_through(models, attack, monkeypatch) ->
     ],
 )
 def test_bad_input(models, attack, change: dict, says: str) -> None:
-    good = {"model": models.two_class(torch.ones(36), 100.0), "x": models.random_images(2), "y": torch.zeros(2, dtype=torch.int64)}
+    good = {
+        "model": models.two_class(torch.ones(36), 100.0),
+        "x": models.random_images(2),
+        "y": torch.zeros(2, dtype=torch.int64),
+    }
     arguments = {**good, "threat": LINF, "seed": 0, "image_ids": [0, 1], "steps": 2, **change}
     before = arguments["x"].clone()
     with pytest.raises(InputError, match=says):
@@ -292,7 +393,9 @@ def test_pgd_options(models) -> None:
     y, kept = torch.zeros(2, dtype=torch.int64), {"seed": 0, "image_ids": [0, 1]}
     one = pgd(model, x, y, LINF, steps=1, random_start=False, step_size=0.01, **kept)  # one step from the clean image
     torch.testing.assert_close(one.x_adv, x - 0.01)
-    default = pgd(model, x, y, LINF, steps=10, random_start=False, **kept)
+    seen = []
+    default = pgd(lambda p: (seen.append(p.detach()), model(p))[1], x, y, LINF, steps=10, random_start=False, **kept)
+    torch.testing.assert_close(seen[2], x - 2.5 * 0.05 / 10)  # clean, start, first step
     short = pgd(model, x, y, LINF, steps=3, random_start=False, step_size=2.5 * 0.05 / 10, **kept)
     torch.testing.assert_close(default.x_adv, x - 0.05)
     torch.testing.assert_close(short.x_adv, x - 3 * 2.5 * 0.05 / 10)

@@ -20,21 +20,63 @@ def test_fractions_are_exact(numerator: int, denominator: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("8/255", 8 / 255), (" 8 / 255 ", 8 / 255), ("0.5", 0.5), (".5", 0.5), ("1e-3", 1e-3), ("0.3", 0.3), ("0", 0.0), (0.25, 0.25), (1, 1.0), ("0.5/2", 0.25)],
+    [
+        ("8/255", 8 / 255),
+        (" 8 / 255 ", 8 / 255),
+        ("0.5", 0.5),
+        (".5", 0.5),
+        ("1e-3", 1e-3),
+        ("0.3", 0.3),
+        ("0", 0.0),
+        (0.25, 0.25),
+        (1, 1.0),
+        ("0.5/2", 0.25),
+    ],
 )
 def test_parse_eps(text: str | float, value: float) -> None:
     assert parse_eps(text) == value and isinstance(parse_eps(text), float)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "/", "8/", "8/0", "8/255/2", "-1", "-8/255", "nan", "inf", "eight", "8\\255", "1e999999999", "٣", -0.1, float("nan"), float("inf"), None, True]
+    "text",
+    [
+        "",
+        "/",
+        "8/",
+        "8/0",
+        "8/255/2",
+        "-1",
+        "-8/255",
+        "nan",
+        "inf",
+        "eight",
+        "8\\255",
+        "1e999999999",
+        "٣",
+        -0.1,
+        float("nan"),
+        float("inf"),
+        None,
+        True,
+    ],
 )
 def test_parse_eps_refuses(text: object) -> None:
     with pytest.raises(ConfigError, match="budget"):
         parse_eps(text)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("l1", 0.1), ("linf", -0.1), ("linf", 8), ("l2", float("nan")), ("l2", float("inf")), ("linf", "8/255"), ("linf", True)])
+@pytest.mark.parametrize(
+    ("norm", "eps"),
+    [
+        ("l1", 0.1),
+        ("linf", -0.1),
+        ("linf", 8),
+        ("l2", float("nan")),
+        ("l2", float("inf")),
+        ("linf", "8/255"),
+        ("linf", True),
+    ],
+)
 def test_threat_model_refuses(norm: str, eps: object) -> None:
     with pytest.raises(ConfigError):
         ThreatModel(norm, eps)  # type: ignore[arg-type]
@@ -107,7 +149,14 @@ def record(correct: list[bool]) -> AttackRecord:
 
 
 def add(rec: AttackRecord, row: int, value: float, loss: float, correct: bool, step: int) -> None:
-    rec.add(torch.tensor([row]), torch.full((1, 1, 1, 1), value), torch.tensor([loss], dtype=torch.float64), torch.tensor([correct]), step=step, restart=0)
+    rec.add(
+        torch.tensor([row]),
+        torch.full((1, 1, 1, 1), value),
+        torch.tensor([loss], dtype=torch.float64),
+        torch.tensor([correct]),
+        step=step,
+        restart=0,
+    )
 
 
 def test_record_keeps_the_best_and_the_first_break() -> None:
@@ -123,7 +172,11 @@ def test_record_keeps_the_best_and_the_first_break() -> None:
         forward_evaluations=0, gradient_evaluations=0, verify_mismatches=None,
     )  # fmt: skip
     torch.testing.assert_close(result.x_adv.flatten(), torch.tensor([0.52, 0.55, 0.5]))
-    assert result.correct.tolist() == [True, False, False] and result.broken_at.tolist() == [-1, 2, 0] and result.broken_restart.tolist() == [-1, 0, -1]
+    assert (
+        result.correct.tolist() == [True, False, False]
+        and result.broken_at.tolist() == [-1, 2, 0]
+        and result.broken_restart.tolist() == [-1, 0, -1]
+    )
     assert result.best_loss.tolist() == [-2.0, 1.0, -np.inf]
     assert result.accuracy_per_step == [2 / 3, 2 / 3, 1 / 3, 1 / 3] and result.accuracy == pytest.approx(1 / 3)
 
