@@ -141,7 +141,7 @@ def run_attack(
     """
     ids = check_images(x, y, schedule.image_ids)
     x, y = x.detach(), y.to(x.device)
-    *clean, scale = objective.start(x, y)
+    *clean, scale = objective.start(x, y)  # clean: right, NaN logits
     record = AttackRecord(x, *clean)
     steps, restarts, progress = schedule.steps, schedule.restarts, schedule.progress
     for restart in range(restarts):
@@ -159,8 +159,7 @@ def run_attack(
                 progress({"attack": f"{name}-{objective.loss}", **where, **count})
     mismatches = None
     if schedule.verify and not objective.is_random:
-        final = objective.evaluate(record.x_adv, y, scale, gradient=False)
-        mismatches = record.verify(final.correct, steps, restarts)
+        mismatches = record.verify(objective.evaluate(record.x_adv, y, scale, gradient=False).correct, steps, restarts)
     return record.result(
         x,
         threat,
