@@ -1,0 +1,188 @@
+"""Evaluation: clean and robust accuracy with intervals, resumable, one folder per run. ``rdc.reports`` writes the pages."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rdc.data import Dataset
+from rdc.errors import ConfigError
+from rdc.evaluation.batch import evaluate_batch
+from rdc.evaluation.folder import RunFolder
+from rdc.evaluation.progress import ProgressBars
+from rdc.evaluation.settings import EvaluationSettings, parse_attacks
+from rdc.evaluation.summary import accuracy_per_class, accuracy_per_step, summarize
+
+__all__ = ["Evaluation", "EvaluationSettings", "RunFolder", "accuracy_per_class", "accuracy_per_step", "evaluate", "parse_attacks", "summarize", "versions"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A finished run.
+
+    Args:
+        report: report.json's content, see ``summarize``.
+        run: run.json's content.
+        images: per-image records, in order.
+        x_adv: [n, C, H, W] float32, the adversarial images.
+        clean_logits, adversarial_logits: [n, K] float32, means over draws.
+        dataset: the n images.
+        out: the folder.
+    """
+
+    report: dict[str, Any]
+    run: dict[str, Any]
+    images: list[dict[str, Any]]
+    x_adv: np.ndarray
+    clean_logits: np.ndarray
+    adversarial_logits: np.ndarray
+    dataset: Dataset
+    out: Path
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """EvaluationSettings as JSON values."""
+        return self.run["identity"]["settings"]
+
+
+def evaluate(
+    classifier: Any,
+    dataset: Dataset,
+    settings: EvaluationSettings,
+    out: str | os.PathLike[str],
+    *,
+    command: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Run, or continue, an evaluation; results go to ``out`` batch by batch.
+
+    Args:
+        classifier: a DiffusionClassifier, or an ``nn.Module`` with its ``with_``, ``describe``, ``redraw``,
+            ``network_evaluations``, ``num_classes``, ``image_shape`` and ``device``.
+        dataset: images settings.start .. settings.start + settings.n - 1 of it are used.
+        settings: what to do.
+        out: folder of the run, see RunFolder. A killed run goes on where it stopped.
+        command: the command line, for the report.
+        overwrite: start afresh in a folder that holds results.
+        progress: draw bars on stderr.
+        on_batch: called after each finished batch with images finished and all images.
+
+    Returns:
+        The finished run; ``rdc.reports.write_reports(evaluation, classifier)`` writes the files.
+
+    Raises:
+        ConfigError: settings that do not fit the data or the model, or a folder of another command.
+    """
+    images = _chosen(classifier, dataset, settings)
+    radius = settings.radius if settings.attacks else None
+    identity = {
+        "settings": settings.to_json(),
+        "radius": radius,
+        "classifier": {key: value for key, value in classifier.describe().items() if key != "gradient"},
+        "weights": weights_digest(classifier),
+        "images": _digest(images.images.numpy().tobytes() + images.labels.numpy().tobytes()),
+        "device": classifier.device.type,
+        "torch": torch.__version__,
+    }
+    about = {"command": command or "python", "commit": commit(), "versions": versions(classifier.device)}
+    with RunFolder(out, identity, about, overwrite=overwrite) as folder:
+        _run(classifier, images, settings, folder, progress, on_batch)
+        arrays = [folder.arrays(index) for index in range(len(folder.batches))]
+        joined = {name: np.concatenate([part[name] for part in arrays]) for name in ("x_adv", "clean_logits", "adversarial_logits")}
+        records = [record for batch in folder.batches for record in batch["images"]]
+        report = summarize(folder.run, folder.batches)
+        return Evaluation(report, folder.run, records, **joined, dataset=images, out=folder.path)
+
+
+def _run(classifier: Any, images: Dataset, settings: EvaluationSettings, folder: RunFolder, progress: bool, on_batch: Any) -> None:
+    done = sum(len(batch["images"]) for batch in folder.batches)
+    if done == settings.n:
+        return
+    standing = sum(_standing(batch["images"]) for batch in folder.batches)
+    bars = ProgressBars(settings.n, done, standing, settings.attacks, enabled=progress)
+    try:
+        for begin in range(done, settings.n, settings.batch):
+            part = slice(begin, min(begin + settings.batch, settings.n))
+            bars.begin(part.stop - part.start)
+            index = begin // settings.batch
+            result = evaluate_batch(classifier, images.pixels(part), images.labels[part], images.indices[part], settings, index, bars.step)
+            folder.append(result)
+            bars.end(part.stop - part.start, _standing(result.images))
+            if on_batch is not None:
+                on_batch(part.stop, settings.n)
+    finally:
+        bars.close()
+
+
+def _standing(records: list[dict[str, Any]]) -> int:
+    return sum(record["clean"]["right"] == 1 if record["robust"] is None else record["robust"] for record in records)
+
+
+def _chosen(classifier: Any, dataset: Dataset, settings: EvaluationSettings) -> Dataset:
+    if settings.start + settings.n > len(dataset):
+        most = max(0, len(dataset) - settings.start)
+        raise ConfigError(
+            f"n: {settings.dataset}, {settings.split} split, has {len(dataset)} images; expected n <= {most} from image {settings.start} on, got {settings.n}"
+        )
+    if tuple(dataset.image_shape) != tuple(classifier.image_shape):
+        raise ConfigError(
+            f"model {settings.model} takes images {list(classifier.image_shape)} (channels, height, width), "
+            f"data set {settings.dataset} has {list(dataset.image_shape)}; choose a model trained on such images"
+        )
+    chosen = dataset.subset(slice(settings.start, settings.start + settings.n))
+    if int(chosen.labels.max()) >= classifier.num_classes:
+        raise ConfigError(
+            f"data set {settings.dataset} has label {int(chosen.labels.max())}, model {settings.model} knows {classifier.num_classes} classes (0..{classifier.num_classes - 1})"
+        )
+    return chosen
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256 (16 digits) of all parameters and buffers, by name."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+def commit() -> str | None:
+    """Commit of the source tree this package runs from, with ``-dirty`` if files differ; None if it is not in one."""
+    folder = Path(__file__).resolve().parent.parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "errors.py")  # installed inside another project's tree, that commit is not ours
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--match=NeVeR")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """Versions of rdc, Python, PyTorch and NumPy, the machine and the device."""
+    from importlib import metadata
+
+    try:
+        own = metadata.version("rdc")
+    except metadata.PackageNotFoundError:
+        own = "not installed"
+    found = {"rdc": own, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {**found, "device": f"{device.type} ({name})", "system": platform.system()}

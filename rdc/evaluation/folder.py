@@ -1,0 +1,205 @@
+"""The folder of one run: its identity, per-image results as they come, adversarial images; survives kill -9.
+
+    run.json              what decides the figures (settings, weights, images), and command, commits, versions
+    results.jsonl         n lines for each finished batch, then one line that closes it; appended at once and fsynced
+    batches/00000.npz     adversarial images and logits of a batch, written before its lines
+
+A run that was killed goes on after the last closed batch. Lines after it, whole or cut short, are dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from rdc.errors import ConfigError, DataError
+from rdc.evaluation.batch import BatchResult
+from rdc.files import atomic_write, read_json, write_json
+
+__all__ = ["SCHEMA", "RunFolder"]
+
+SCHEMA = 1
+_REPORTS = ("report.json", "report.html", "report.md", "model_info.json")
+
+
+class RunFolder:
+    """Opens, checks and locks a folder; a context manager.
+
+    Args:
+        path: the folder; made if missing.
+        identity: JSON values that must be equal for a run to be continued.
+        about: ``command``, ``commit``, ``versions`` of this start; kept from the first one.
+        overwrite: throw away the results of another (or the same) run in it.
+
+    Raises:
+        ConfigError: it holds another command's results (the message names the settings), something else, or is in use.
+        DataError: its files are damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], identity: dict[str, Any], about: dict[str, Any], *, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        identity = json.loads(json.dumps({"schema": SCHEMA, **identity}))
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path}: expected a folder for the results, this is a file. Choose another")
+        run_file = self.path / "run.json"
+        if not run_file.exists() and self.path.is_dir() and any(name.name != "run.lock" for name in self.path.iterdir()):
+            raise ConfigError(f"{self.path}: not empty, and no results of rdc evaluate (no run.json). Choose a new or empty folder")
+        if run_file.exists() and not overwrite:
+            _compare(self.path, self._read_run(run_file)["identity"], identity)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.path)
+        if run_file.exists() and overwrite:
+            self._clear()
+        if run_file.exists():
+            self.run = self._read_run(run_file)
+            if about["commit"] not in self.run["commits"]:
+                self.run["commits"].append(about["commit"])
+                write_json(run_file, self.run)
+        else:
+            first = {"command": about["command"], "commits": [about["commit"]], "versions": about["versions"]}
+            self.run = {"identity": identity, **first}
+            write_json(run_file, self.run)
+        self.batches: list[dict[str, Any]] = []  # {"images": [...], "totals": {...}} in order
+        self._load()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+    @property
+    def results(self) -> Path:
+        """The per-image results."""
+        return self.path / "results.jsonl"
+
+    def arrays_path(self, index: int) -> Path:
+        """Where the arrays of a batch are."""
+        return self.path / "batches" / f"{index:05d}.npz"
+
+    def arrays(self, index: int) -> dict[str, np.ndarray]:
+        """Arrays of a finished batch, see BatchResult."""
+        with np.load(self.arrays_path(index), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+
+    def append(self, result: BatchResult) -> None:
+        """Keep a batch: its arrays first, then its lines in one write. Both are on disk when this returns.
+
+        Raises:
+            OSError: the disk is full, say; the batch then does not count as finished.
+        """
+        index = len(self.batches)
+        with atomic_write(self.arrays_path(index)) as file:
+            np.savez_compressed(file, **result.arrays)
+        close = {"end_of_batch": index, "images": len(result.images), **result.totals}
+        text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in (*result.images, close))
+        with open(self.results, "ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self.batches.append({"images": result.images, "totals": close})
+
+    def _clear(self) -> None:
+        for name in ("run.json", "results.jsonl", *_REPORTS):  # run.json first: without it nothing here is continued
+            (self.path / name).unlink(missing_ok=True)
+        for file in (self.path / "batches").glob("[0-9]*.npz"):
+            file.unlink()
+
+    @staticmethod
+    def _read_run(path: Path) -> dict[str, Any]:
+        try:
+            run = read_json(path)
+            run["identity"]["schema"], run["commits"], run["command"], run["versions"]  # noqa: B018
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: damaged ({error!r}). Use --overwrite to start afresh, or another folder") from error
+        return run
+
+    def _load(self) -> None:
+        """Read closed batches; cut off what follows the last one."""
+        if not self.results.exists():
+            return
+        content = self.results.read_bytes()
+        kept, at, images = 0, 0, []
+        lines = content.split(b"\n")
+        for number, line in enumerate(lines[:-1], 1):  # what follows the last line break was cut short
+            at += len(line) + 1
+            try:
+                record = json.loads(line)
+                closing = "end_of_batch" in record
+                good = not closing or (record["end_of_batch"] == len(self.batches) and record["images"] == len(images))
+            except (ValueError, KeyError, TypeError):
+                good = False
+            if not good:
+                raise DataError(
+                    f"{self.results}: line {number} is damaged, and not by being cut short at the end. Restore the file, delete "
+                    f"everything from that line on, or use --overwrite to start afresh"
+                )
+            if not closing:
+                images.append(record)
+                continue
+            if not self._arrays_are_whole(len(self.batches)):
+                break
+            self.batches.append({"images": images, "totals": record})
+            kept, images = at, []
+        if kept < len(content):
+            with open(self.results, "r+b") as file:
+                file.truncate(kept)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _arrays_are_whole(self, index: int) -> bool:
+        try:
+            self.arrays(index)
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            return False
+        return True
+
+
+def _compare(path: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
+    differences = list(_differences(there, now, ""))
+    if not differences:
+        return
+    lines = "\n".join(f"  {name}: {_short(old)} there, {_short(new)} now" for name, old, new in differences)
+    raise ConfigError(
+        f"{path} holds results of another command; nothing was changed. These settings differ:\n{lines}\n"
+        "Give the same settings to continue that run, name another --out, or use --overwrite to throw it away"
+    )
+
+
+def _differences(there: Any, now: Any, name: str) -> Any:
+    if isinstance(there, dict) and isinstance(now, dict):
+        for key in dict.fromkeys((*there, *now)):
+            yield from _differences(there.get(key), now.get(key), key if name in ("", "settings") else f"{name}.{key}")
+    elif there != now:
+        yield name, there, now
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _lock(path: Path) -> IO[str] | None:
+    """Hold the folder until closed or killed; two processes must not append to one file."""
+    try:
+        import fcntl
+    except ImportError:  # not POSIX
+        return None
+    file = open(path / "run.lock", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise ConfigError(f"{path}: another rdc evaluate is writing to this folder. Wait for it, or name another --out") from error
+    except OSError:  # a file system without locks
+        with contextlib.suppress(OSError):
+            file.close()
+        return None
+    return file

@@ -1,0 +1,67 @@
+"""Two bars on stderr: images done, and the attack on the batch at hand."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+__all__ = ["ProgressBars"]
+
+
+class ProgressBars:
+    """Args:
+        total: images of the run.
+        done: images finished before this start.
+        standing: of those, how many count as right (robust, or clean when nothing attacks).
+        attacks: names in order; empty for clean accuracy alone.
+        enabled: False draws nothing.
+    """
+
+    def __init__(self, total: int, done: int, standing: int, attacks: tuple[str, ...], *, enabled: bool = True) -> None:
+        from tqdm import tqdm
+
+        interval = 0.2 if sys.stderr.isatty() else 15.0  # in a log file, a line now and then
+        self._what = "robust" if attacks else "clean"
+        self._attacks, self._done, self._standing, self._batch = attacks, done, standing, 0
+        common = {"disable": not enabled, "file": sys.stderr, "mininterval": interval, "dynamic_ncols": True}
+        self.images = tqdm(
+            total=total, initial=done, unit="image", position=0, smoothing=0.1,
+            bar_format="{desc} {percentage:3.0f}%|{bar:24}| {n:.0f}/{total} images [{elapsed}, {remaining} left{postfix}]", **common,
+        )  # fmt: skip
+        self.images.set_description_str("evaluate")
+        self.attack = tqdm(total=1, position=1, leave=False, bar_format="  {desc}", **common) if attacks else None
+        self._show(done, standing)
+
+    def begin(self, size: int) -> None:
+        """A batch of this many images starts."""
+        self._batch = size
+
+    def step(self, about: dict[str, Any]) -> None:
+        """Progress callback of the attacks."""
+        if self.attack is None or self.images.disable:
+            return
+        name, step, steps = about["attack"], about["step"], about["steps"]
+        text = f"{name}: step {step}/{steps}, restart {about['restart'] + 1}/{about['restarts']}, {about['robust']} of {about['total']} still right"
+        self.attack.set_description_str(text, refresh=False)
+        self.attack.update(0)
+        place = self._attacks.index(name) if name in self._attacks else 0
+        part = (place + (about["restart"] + step / steps) / about["restarts"]) / len(self._attacks)
+        self.images.update(max(0.0, self._done + part * self._batch - self.images.n))
+        self.attack.refresh() if sys.stderr.isatty() else None
+
+    def end(self, size: int, standing: int) -> None:
+        """The batch is finished: ``standing`` of its images are right."""
+        self._done += size
+        self._standing += standing
+        self.images.update(self._done - self.images.n)
+        self._show(self._done, self._standing)
+
+    def close(self) -> None:
+        """Remove the inner bar, leave the outer one."""
+        if self.attack is not None:
+            self.attack.close()
+        self.images.close()
+
+    def _show(self, done: int, standing: int) -> None:
+        if done:
+            self.images.set_postfix_str(f"{self._what} {100 * standing / done:.1f} %")

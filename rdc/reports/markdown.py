@@ -1,0 +1,39 @@
+"""A Markdown table row per run, to be collected into a results table."""
+
+from __future__ import annotations
+
+from rdc.evaluation import Evaluation
+from rdc.reports.words import budget, level_words, lm_words, noise_words, rate
+
+__all__ = ["COLUMNS", "markdown_report", "markdown_row"]
+
+COLUMNS = ("model", "images", "levels", "LM", "threat", "attacks", "gradient", "noise", "clean", "robust", "command")
+
+
+def markdown_row(evaluation: Evaluation) -> str:
+    """One row under ``COLUMNS``; accuracies with 95 % Wilson intervals."""
+    report, settings = evaluation.report, evaluation.settings
+    attacks = ", ".join(settings["attacks"])
+    if attacks:
+        attacks += f", {settings['steps']} steps x {settings['restarts']}"
+    cells = (
+        report["model"],
+        f"{report['dataset']} {settings['split']} {settings['start']}..{settings['start'] + report['n'] - 1}",
+        level_words(report["classifier"]),
+        lm_words(report["classifier"]),
+        budget(settings) if attacks else "–",
+        attacks or "none",
+        settings["gradient"] or "–",
+        noise_words(settings),
+        rate(report["clean"]),
+        rate(report["robust"]),
+        f"`{report['command']}`",
+    )
+    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def markdown_report(evaluation: Evaluation) -> str:
+    """Table head, the row, and the names of raised flags."""
+    head = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS)
+    flags = [flag["name"] for flag in evaluation.report["flags"]]
+    return f"{head}\n{markdown_row(evaluation)}\n" + (f"\nFlags: {', '.join(flags)}\n" if flags else "")

@@ -1,0 +1,121 @@
+"""Plots of the HTML page as PNG; Agg only, no global matplotlib state."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["losses_plot", "steps_plot"]
+
+INK, MUTED, LINE, BLUE, GREEN, RED = "#1b2330", "#667085", "#e4e7ec", "#2456c8", "#18794e", "#c0392b"
+
+
+def steps_plot(curves: Sequence[tuple[str, list[float]]], clean: dict[str, Any], robust: dict[str, Any], restarts: int) -> bytes:
+    """Accuracy (%) against attack steps, attacks side by side.
+
+    Args:
+        curves: see ``rdc.evaluation.accuracy_per_step``.
+        clean, robust: accuracy and ci95; drawn as a line and as an interval at the right.
+        restarts: of each attack, marked by thin lines.
+    """
+    figure, (axes,) = _figure(9.2, 3.1, 1)
+    at = 0
+    for place, (name, curve) in enumerate(curves):
+        x = at + np.arange(len(curve) + 1)
+        values = [100 * (curves[place - 1][1][-1] if place else clean["accuracy"]), *(100 * value for value in curve)]
+        axes.fill_between(x, values, step="post", color=BLUE, alpha=0.10 if place % 2 == 0 else 0.18, linewidth=0)
+        axes.step(x, values, where="post", color=BLUE, linewidth=1.8)
+        axes.annotate(name, (at + len(curve) / 2, 103), ha="center", va="bottom", fontsize=9, color=INK, annotation_clip=False)
+        for restart in range(1, restarts):
+            axes.axvline(at + restart * len(curve) / restarts, color=LINE, linewidth=0.8)
+        at += len(curve)
+        axes.axvline(at, color=MUTED, linewidth=0.8)
+    axes.axhline(100 * clean["accuracy"], color=GREEN, linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.annotate(f"clean {100 * clean['accuracy']:.1f} %", (0, 100 * clean["accuracy"]), (4, -4), textcoords="offset points", color=GREEN, fontsize=9, va="top")
+    low, high = (100 * end for end in robust["ci95"])
+    value = 100 * robust["accuracy"]
+    end = at * 1.02
+    axes.errorbar([end], [value], [[max(0.0, value - low)], [max(0.0, high - value)]], color=INK, marker="o", markersize=4, capsize=4, linewidth=1.4)
+    axes.annotate(f"{value:.1f} %", (end, value), (7, 0), textcoords="offset points", color=INK, fontsize=10, fontweight="bold", va="center")
+    axes.set(xlim=(0, at * 1.10), ylim=(0, 102), xlabel="attack steps, one attack after another", ylabel="images still right (%)")
+    ticks = np.unique(np.linspace(0, at, 9).round(-1 if at > 60 else 0).astype(int))
+    axes.set_xticks(ticks[ticks <= at])
+    return _png(figure)
+
+
+def losses_plot(
+    sigma: np.ndarray, clean: np.ndarray, adversarial: np.ndarray | None, label: int, predicted: tuple[int, int | None], names: Sequence[str]
+) -> bytes:
+    """Weighted loss of each class minus that of the true class, over noise levels; sums decide.
+
+    Args:
+        sigma: [T].
+        clean, adversarial: [T, K] weighted class losses (adversarial None: one panel).
+        label: true class.
+        predicted: decision on the clean and on the adversarial image.
+        names: K class names.
+    """
+    panels = [(clean, predicted[0], "clean image")]
+    if adversarial is not None:
+        panels.append((adversarial, predicted[1], "adversarial image"))
+    figure, all_axes = _figure(9.2, 3.0, len(panels), sharey=True)
+    order = np.argsort(sigma)
+    for axes, (losses, decision, title) in zip(all_axes, panels, strict=True):
+        relative = (losses - losses[:, label : label + 1])[order]
+        totals = relative.sum(0)
+        rivals = [k for k in np.argsort(totals) if k != label]
+        for k in reversed(rivals):
+            front = k == rivals[0]
+            colour = (RED if totals[k] < 0 else "#b7791f") if front else "#c3c9d4"
+            text = f"{names[k]}: sum {totals[k]:+.3g}" if front else None
+            axes.plot(sigma[order], relative[:, k], color=colour, linewidth=1.9 if front else 0.9, marker="o", markersize=3.2 if front else 0, label=text, zorder=3 if front else 2)
+        axes.axhline(0, color=GREEN, linewidth=1.6, label=f"{names[label]} (true)", zorder=2.5)
+        if len(rivals) > 1:
+            axes.plot([], [], color="#c3c9d4", linewidth=0.9, label=f"{len(rivals) - 1} other classes")
+        verdict = "right" if decision == label else f"taken for {names[decision]}"
+        axes.set_title(f"{title}: {verdict}", fontsize=10, color=INK if decision == label else RED, loc="left")
+        axes.set_xlabel("noise level sigma")
+        if len(sigma) > 1:
+            axes.set_xscale("log")
+            _plain_ticks(axes, sigma)
+        axes.legend(fontsize=8, frameon=False, loc="best")
+    all_axes[0].set_ylabel("weighted loss − that of the true class")
+    return _png(figure)
+
+
+def _plain_ticks(axes: Any, sigma: np.ndarray) -> None:
+    from matplotlib.ticker import FixedLocator, NullFormatter
+
+    low, high = float(sigma.min()), float(sigma.max())
+    if high / low < 100:
+        ticks = [value for value in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10, 20, 50) if low * 0.999 <= value <= high * 1.001]
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _figure(width: float, height: float, panels: int, **shared: Any) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
+    all_axes = figure.subplots(1, panels, squeeze=False, **shared)[0]
+    for axes in all_axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(MUTED)
+        axes.tick_params(colors=MUTED, labelsize=8.5)
+        axes.xaxis.label.set(color=MUTED, size=9)
+        axes.yaxis.label.set(color=MUTED, size=9)
+        axes.grid(axis="y", color=LINE, linewidth=0.8)
+        axes.set_axisbelow(True)
+    return figure, all_axes
+
+
+def _png(figure: Any) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    file = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
+    return file.getvalue()

@@ -1,0 +1,52 @@
+"""RobustBench's model_info JSON: https://github.com/RobustBench/robustbench (model_info/<dataset>/<threat>/<Model>.json)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rdc.evaluation import Evaluation
+from rdc.reports.words import interval, level_words, lm_words, threat_words
+
+__all__ = ["KEYS", "model_info"]
+
+KEYS = (
+    "link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture", "eps",
+    "clean_acc", "reported", "autoattack_acc", "external", "footnote", "unreliable",
+)  # fmt: skip
+
+
+def model_info(evaluation: Evaluation, evaluations_per_image: int | None = None) -> dict[str, Any]:
+    """The keys RobustBench's leaderboard reads.
+
+    ``autoattack_acc`` and ``external`` stay null: neither AutoAttack nor another group measured this. Our own figure is
+    ``reported``; it is null when nothing attacked.
+
+    Args:
+        evaluation: a finished run.
+        evaluations_per_image: network passes of one decision.
+    """
+    report, settings = evaluation.report, evaluation.settings
+    robust = report["robust"]["accuracy"]
+    footnote = f"{report['n']} images of the {settings['split']} split; clean {interval(report['clean']['ci95'])}"
+    if settings["attacks"]:
+        how = f"{', '.join(settings['attacks'])}, {settings['steps']} steps, {settings['restarts']} restart(s), {threat_words(settings)}"
+        footnote += f", robust {interval(report['robust']['ci95'])} (95 % Wilson). Attacks: {how}. Not AutoAttack"
+    footnote += f". Levels: {level_words(report['classifier'])}. Likelihood maximisation: {lm_words(report['classifier'])}."
+    values = {
+        "link": "https://arxiv.org/abs/2305.15241",
+        "name": "Robust Classification via a Single Diffusion Model",
+        "authors": "rdc, after Huanran Chen, Yinpeng Dong, Zhengyi Wang, Xiao Yang, Chengqi Duan, Hang Su, Jun Zhu",
+        "additional_data": False,
+        "number_forward_passes": evaluations_per_image,
+        "dataset": report["dataset"],
+        "venue": "ICML 2024",
+        "architecture": f"{report['model']} ({report['classifier']['head']} diffusion classifier)",
+        "eps": settings["eps"],
+        "clean_acc": f"{100 * report['clean']['accuracy']:.2f}",
+        "reported": None if robust is None else f"{100 * robust:.2f}",
+        "autoattack_acc": None,
+        "external": None,
+        "footnote": footnote,
+        "unreliable": any(flag["severity"] == "warning" for flag in report["flags"]),
+    }
+    return {key: values[key] for key in KEYS}

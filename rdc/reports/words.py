@@ -1,0 +1,80 @@
+"""How figures and settings are worded in every report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["budget", "interval", "level_words", "lm_words", "noise_words", "percent", "rate", "seconds_words", "threat_words"]
+
+NORMS = {"linf": "l∞", "l2": "l2"}
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """0.7148 -> "71.5 %"; None -> "–"."""
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def interval(ends: list[float] | None) -> str:
+    """[0.65, 0.76] -> "[65.0, 76.0]"; None -> "–"."""
+    return "–" if ends is None else f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
+
+
+def rate(value: dict[str, Any]) -> str:
+    """A figure with its interval: "71.5 % [65.0, 76.0]"."""
+    return "not attacked" if value["accuracy"] is None else f"{percent(value['accuracy'])} {interval(value['ci95'])}"
+
+
+def budget(settings: dict[str, Any]) -> str:
+    """ "l∞ 8/255"."""
+    return f"{NORMS.get(settings['norm'], settings['norm'])} {settings['eps']}"
+
+
+def threat_words(settings: dict[str, Any]) -> str:
+    """ "l∞ 8/255, exact gradient, known noise"."""
+    return f"{budget(settings)}, {settings['gradient']} gradient, {noise_words(settings)}"
+
+
+def noise_words(settings: dict[str, Any]) -> str:
+    """ "known noise", or "fresh noise, EOT 20, worst of 10"."""
+    if settings["noise"] == "known":
+        return "known noise"
+    eot = f", EOT {settings['eot']}" if settings["eot"] else ""
+    return f"fresh noise{eot}, worst of {settings['resubmissions']}"
+
+
+def level_words(classifier: dict[str, Any]) -> str:
+    """ "8 levels, sigma 0.8 to 4, log, weighting flat" as far as it is known."""
+    levels = classifier.get("levels")
+    if not isinstance(levels, dict):
+        return str(levels)
+    sigma = levels.get("sigma") or []
+    count = levels.get("count", len(sigma))
+    parts = [f"{count} level{'' if count == 1 else 's'}"]
+    low, high = levels.get("sigma_min", min(sigma, default=None)), levels.get("sigma_max", max(sigma, default=None))
+    if low is not None and high is not None:
+        parts.append(f"sigma {low:.3g} to {high:.3g}" if low != high else f"sigma {low:.3g}")
+    if levels.get("scheme"):
+        parts.append(str(levels["scheme"]))
+    return ", ".join([*parts, f"weighting {classifier.get('weighting')}"])
+
+
+def lm_words(classifier: dict[str, Any]) -> str:
+    """ "none", or the preset's name with steps and radius."""
+    lm = classifier.get("lm")
+    if not lm:
+        return "none"
+    if not isinstance(lm, dict):
+        return str(lm)
+    parts = [str(lm.get("name", "custom")), f"{lm.get('steps')} steps of {lm.get('optimizer')}"]
+    if lm.get("eta") is not None:
+        parts.append(f"within {255 * lm['eta']:.3g}/255")
+    return ", ".join(parts)
+
+
+def seconds_words(seconds: float) -> str:
+    """75 -> "1 min 15 s"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
