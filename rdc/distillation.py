@@ -3,12 +3,12 @@
 A multi-head network trained on the plain conditional loss learns head y from images of class y only and classifies
 poorly. The teacher supplies what is missing, the prediction for the other classes:
 
-    L = E ||S_k - T_k||^2  +  a E ||(S_k - S_y) - (T_k - T_y)||^2  +  b E [ -log softmax_k(-g ||S_k - F*||^2)_y ]
+    L = E ||S_k - T_k||^2  +  a E ||(S_k - S_y) - (T_k - T_y)||^2  +  b E [ -log softmax_k(-g(s) ||S_k - F*||^2)_y ]
 
 over noisy images x_t of every class y, with a few classes k (or the null label) each. The second term weighs what decides:
 not the predictions but their differences between classes. The third (off by default) asks the student's own posterior at
-that noise level to name the class; it makes the student partly discriminative and needs no teacher pass. None of the
-terms uses an adversarial example.
+that noise level to name the class, with g(s) = g c_out^2 / s^2, the weight that the level has in the ELBO over ln s; it makes
+the student partly discriminative and needs no teacher pass. None of the terms uses an adversarial example.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class DistillationObjective:
         classes_per_image: m; the true class and m - 1 others (or the null label) are distilled per image. 0: no teacher.
         difference_weight: a.
         posterior_weight: b.
-        posterior_scale: g, per summed squared error.
+        posterior_scale: g; one level stands for the whole ELBO when g is the width of the range of ln s, 2 to 4.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class DistillationObjective:
         classes_per_image: int = 3,
         difference_weight: float = 1.0,
         posterior_weight: float = 0.0,
-        posterior_scale: float = 0.1,
+        posterior_scale: float = 2.0,
     ) -> None:
         if not 0 <= classes_per_image <= teacher.num_classes + 1:
             raise ConfigError(f"classes_per_image: expected 0 to {teacher.num_classes + 1}; got {classes_per_image}")
@@ -76,7 +76,8 @@ class DistillationObjective:
             values |= {"distilled": distilled.detach(), "differences": differences.detach()}
         if self.posterior_weight:
             loss = (predicted[:, : self.num_classes] - target[:, None]).square().flatten(2).sum(2)
-            entropy = F.cross_entropy(-self.posterior_scale * loss, labels)
+            scale = self.posterior_scale * (self.precondition.c_out(sigma) / sigma) ** 2
+            entropy = F.cross_entropy(-scale[:, None] * loss, labels)
             total = total + error + self.posterior_weight * entropy
             values |= {"posterior": entropy.detach(), "hits": (loss.argmin(1) == labels).float().mean()}
         return total, {"loss": total.detach(), **values}

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rdc.errors import ConfigError
+from rdc.timesteps import LEVEL_PRESETS, SCHEMES, WEIGHTINGS, NoiseLevels, noise_levels, parse_levels
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(sorted(SCHEMES)), st.sampled_from(sorted(WEIGHTINGS)), st.integers(1, 64), st.floats(0.01, 1), st.floats(1.5, 10))
+def test_levels_are_sorted_inside_the_range_and_weights_sum_to_one(scheme, weighting, count, low, high):
+    levels = noise_levels(scheme, count, low, high, weighting)
+    sigma, weight = np.array(levels.sigma), np.array(levels.weight)
+    assert len(levels) == count
+    assert (np.diff(sigma) > 0).all() and sigma[0] >= low * (1 - 1e-9) and sigma[-1] <= high * (1 + 1e-9)
+    assert (weight >= 0).all() and abs(weight.sum() - 1) < 1e-12
+
+
+def test_rdc_released_grid_and_density():
+    levels = parse_levels("rdc-released")
+    sigma = np.linspace(1e-4, 3, 126)[:-1]
+    density = np.exp(-((np.log(sigma) + 1.2) ** 2) / 2 * 1.2**2) / sigma
+    np.testing.assert_allclose(levels.sigma, sigma)
+    np.testing.assert_allclose(levels.weight, density / density.sum(), rtol=1e-9)
+
+
+def test_edm_weights_are_the_lognormal_density_and_keep_large_sigma():
+    right, released = parse_levels("edm"), parse_levels("rdc-released")
+    sigma = np.array(right.sigma)
+    density = np.exp(-((np.log(sigma) + 1.2) ** 2) / (2 * 1.2**2)) / sigma
+    np.testing.assert_allclose(right.weight, density / density.sum(), rtol=1e-9)
+    ratio = (released.weight[-1] / released.weight[40]) / (right.weight[-1] / right.weight[40])
+    assert ratio < 0.3  # the released density starves sigma > 1 (method, section 2)
+
+
+def test_flat_counts_levels_equally_in_x0_space_and_eps_in_noise_space():
+    sigma = np.geomspace(0.3, 4, 7)
+    c_out2 = (sigma * 0.5) ** 2 / (sigma**2 + 0.25)
+    flat = noise_levels("log", 7, 0.3, 4, "flat").weight / c_out2
+    eps = noise_levels("log", 7, 0.3, 4, "eps").weight / c_out2 * sigma**2
+    assert np.ptp(flat) < 1e-9 and np.ptp(eps) < 1e-9
+
+
+def test_lognormal_quantiles_carry_equal_mass():
+    levels = noise_levels("lognormal", 9, 1e-3, 100, "edm")
+    assert abs(np.log(levels.sigma[4]) + 1.2) < 1e-2  # the median of EDM's distribution
+    assert max(levels.weight[1:-1]) / min(levels.weight[1:-1]) < 1.5
+
+
+def test_uniform_depends_on_its_seed_only():
+    first, again = (noise_levels("uniform", 5, 0.1, 3, "flat", seed=3) for _ in range(2))
+    assert first == again != noise_levels("uniform", 5, 0.1, 3, "flat", seed=4)
+
+
+@pytest.mark.parametrize("text", ["nonsense", "log:8:0.8:4", "log:x:1:2:flat", "log:0:1:2:flat", "log:3:2:1:flat", "lag:3:1:2:flat", "log:3:1:2:flut", "log:3:-1:2:flat"])
+def test_unknown_levels_say_what_was_expected(text):
+    with pytest.raises(ConfigError, match="expected"):
+        parse_levels(text)
+
+
+def test_presets_parse():
+    assert all(len(parse_levels(name)) == setting[1] for name, setting in LEVEL_PRESETS.items())
+
+
+@pytest.mark.parametrize("sigma, weight", [((), ()), ((1.0,), (0.0,)), ((1.0, 2.0), (1.0,)), ((-1.0,), (1.0,)), ((1.0,), (float("nan"),))])
+def test_bad_levels_are_refused(sigma, weight):
+    with pytest.raises(ConfigError, match="expected"):
+        NoiseLevels(sigma, weight)

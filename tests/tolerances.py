@@ -1,0 +1,10 @@
+"""The one table of tolerances, each with its reason (relative to the largest value compared, unless said otherwise)."""
+
+#: float32 sums of a few thousand squares in another order (chunking, batch size): a few hundred ulps.
+FLOAT32_ORDER = 2e-5
+#: the same in float64
+FLOAT64_ORDER = 1e-12
+#: central differences in float64 with step 1e-5: truncation h^2 and cancellation 1e-16 / h, with room for curvature.
+CENTRAL_DIFFERENCE = 1e-6
+#: parity with networks recorded in float32 (issue: 1e-5 relative).
+EDM_PARITY = 1e-5
