@@ -162,8 +162,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), half:
-            torch.manual_seed((config.seed * 1_000_003 + self.step) * 4099 + self.rank)  # dropout only
+        on_gpu = self.device.type == "cuda"
+        with torch.random.fork_rng([self.device] if on_gpu else []), half:  # the global generators, for dropout alone
+            dropout = torch.cuda if on_gpu else torch.default_generator
+            dropout.manual_seed((config.seed * 1_000_003 + self.step) * 4099 + self.rank)
             loss, values = self.objective(self.forward, x0, labels, self.batches.generator(self.step))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

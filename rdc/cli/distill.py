@@ -1,0 +1,72 @@
+"""``rdc distill``: distil a class-conditional teacher into a multi-head student."""
+
+from __future__ import annotations
+
+import argparse
+
+from rdc.cli.training_run import (
+    add_run_arguments,
+    fingerprint,
+    load_training_data,
+    noise_distribution,
+    open_device,
+    run_training,
+    seeded,
+)
+
+EXAMPLES = """examples:
+  rdc distill --teacher runs/teacher --data fashion-mnist --out runs/student --images 500000
+  rdc distill --teacher runs/teacher --out runs/student --classes-per-image 4 --noise-mean 0.2 --noise-std 0.8 --compile
+
+The student starts from the teacher's weights. A run that was stopped or killed is continued by the same command.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``rdc distill``."""
+    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
+    model = parser.add_argument_group("model")
+    model.add_argument("--teacher", required=True, metavar="MODEL", help="folder of a conditional model")
+    model.add_argument("--classes-per-image", type=int, default=3, metavar="M", help="distilled per image (default: 3)")
+    model.add_argument("--difference-weight", type=float, default=1.0, metavar="X", help="of class differences (1.0)")
+    model.add_argument("--posterior-weight", type=float, default=0.0, metavar="X", help="of naming the class (0.0)")
+    model.add_argument("--posterior-scale", type=float, default=2.0, metavar="X", help="of the same (2.0)")
+    model.add_argument("--feature-channels", type=int, default=64, metavar="N", help="maps in front of the head (64)")
+    model.add_argument("--wide-channels", type=int, default=160, metavar="N", help="of the last residual block (160)")
+    add_run_arguments(parser, learning_rate=1e-3)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Distil; returns the exit status."""
+    from rdc.checkpoints import load_model
+    from rdc.denoiser import make_denoiser
+    from rdc.distillation import DistillationObjective, student_from_teacher
+    from rdc.errors import ConfigError
+
+    device = open_device(args)
+    data = load_training_data(args)
+    teacher, teacher_config, teacher_info = load_model(args.teacher)
+    expected = (teacher_config["num_classes"], tuple(teacher_config["image_shape"]))
+    if expected != (data.num_classes, data.image_shape):
+        raise ConfigError(
+            f"--teacher {args.teacher}: expected data of {expected[0]} classes, images {expected[1]}; "
+            f"{data!r} has {data.num_classes} classes, images {data.image_shape}"
+        )
+    with seeded(args.seed):
+        student, config = student_from_teacher(teacher, teacher_config, args.feature_channels, args.wide_channels)
+    recorded = teacher_info.get("noise", (-1.2, 1.2))
+    noise = noise_distribution(args, *recorded)
+    terms = {
+        "classes_per_image": args.classes_per_image,
+        "difference_weight": args.difference_weight,
+        "posterior_weight": args.posterior_weight,
+        "posterior_scale": args.posterior_scale,
+    }
+    objective = DistillationObjective(make_denoiser(teacher.to(device), teacher_config), noise, **terms)
+    settings = {
+        "command": "distill",
+        "noise": [noise.mean, noise.std],
+        "teacher": fingerprint(*teacher.state_dict().values()),
+        "distillation": terms,
+    }
+    return run_training(args, student.to(device), config, objective, data, settings)

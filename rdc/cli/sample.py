@@ -1,0 +1,51 @@
+"""``rdc sample``: draw images of every class from a model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rdc.cli.training_run import add_device_arguments, open_device
+
+EXAMPLES = """examples:
+  rdc sample runs/teacher --out grid.png
+  rdc sample runs/student --out grid.png --per-class 8 --steps 18 --seed 0
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``rdc sample``."""
+    parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
+    parser.add_argument("model", metavar="MODEL", help="folder of a model")
+    parser.add_argument("--out", type=Path, default=Path("samples.png"), metavar="PNG", help="(default: %(default)s)")
+    parser.add_argument("--per-class", type=int, default=8, metavar="N", help="images a class (default: 8)")
+    parser.add_argument("--steps", type=int, default=18, metavar="N", help="Heun steps (default: 18)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the starting noise (default: 0)")
+    parser.add_argument("--sigma-min", type=float, default=0.002, metavar="X", help="(default: 0.002)")
+    parser.add_argument("--sigma-max", type=float, default=80.0, metavar="X", help="(default: 80)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw the grid; returns the exit status."""
+    from rdc.checkpoints import load_model
+    from rdc.denoiser import make_denoiser
+    from rdc.plots import plot_samples
+    from rdc.sampling import sample_classes
+
+    device = open_device(args)
+    network, config, info = load_model(args.model)
+    images = sample_classes(
+        make_denoiser(network.to(device), config),
+        args.per_class,
+        steps=args.steps,
+        seed=args.seed,
+        sigma_min=args.sigma_min,
+        sigma_max=args.sigma_max,
+        progress=not args.quiet,
+    )
+    names = info.get("class_names") or [str(label) for label in range(config["num_classes"])]
+    plot_samples(images, names, args.out, f"{args.model}: {args.steps} Heun steps, seed {args.seed}")
+    print(args.out)
+    return 0

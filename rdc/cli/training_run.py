@@ -1,0 +1,229 @@
+"""What ``rdc train`` and ``rdc distill`` share: options, data, devices, and the run from start to pictures."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rdc.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from rdc.data import Dataset
+    from rdc.objective import NoiseDistribution, Objective
+
+__all__ = [
+    "add_device_arguments",
+    "add_run_arguments",
+    "fingerprint",
+    "load_training_data",
+    "noise_distribution",
+    "open_device",
+    "run_training",
+    "seeded",
+]
+
+INTERRUPTED = 128  # exit status: this plus the signal's number
+
+
+def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: float) -> None:
+    """Options of every training command."""
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder; a run in it is continued")
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data", default="fashion-mnist", metavar="NAME", help="fashion-mnist, cifar10, or a path of .npz"
+    )
+    data.add_argument("--data-root", type=Path, metavar="DIR", help="folder with the data set's files")
+    data.add_argument("--download", action="store_true", help="fetch Fashion-MNIST if it is nowhere to be found")
+    data.add_argument("--holdout", type=int, default=0, metavar="N", help="training images to leave out, balanced")
+    data.add_argument("--flip", action="store_true", help="mirror half of the images left to right")
+    length = parser.add_argument_group("training")
+    length.add_argument("--images", type=int, default=360_000, metavar="N", help="images to process (360000)")
+    length.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a step, all processes (64)")
+    length.add_argument("--lr", type=float, default=learning_rate, metavar="X", help="peak of Adam's (%(default)s)")
+    length.add_argument("--warmup-images", type=int, default=10_000, metavar="N", help="until the peak (10000)")
+    length.add_argument("--ema-images", type=int, default=15_000, metavar="N", help="half-life of the average (15000)")
+    length.add_argument("--clip", type=float, default=1.0, metavar="X", help="largest gradient norm (1.0)")
+    length.add_argument("--noise-mean", type=float, metavar="X", help="mean of ln sigma (EDM: -1.2)")
+    length.add_argument("--noise-std", type=float, metavar="X", help="standard deviation of ln sigma (EDM: 1.2)")
+    length.add_argument("--seed", type=int, default=0, metavar="N")
+    speed = parser.add_argument_group("speed")
+    speed.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast")
+    speed.add_argument("--compile", action="store_true", help="torch.compile: a minute to start, then faster")
+    speed.add_argument(
+        "--checkpoint-seconds", type=float, default=60.0, metavar="S", help="time between checkpoints (default: 60)"
+    )
+    add_device_arguments(speed)
+    speed.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def add_device_arguments(group: Any) -> None:
+    """``--device`` and ``--threads``."""
+    group.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, or auto: cuda if there (default)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+
+
+def open_device(args: argparse.Namespace) -> torch.device:
+    """The device asked for; joins the other processes under ``torchrun``.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    import torch
+
+    from rdc.training import start_processes
+
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ConfigError(f"--threads: expected 1 or more; got {args.threads}")
+        torch.set_num_threads(args.threads)
+    name = args.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise ConfigError(f"--device: expected cpu, cuda or auto; got {name!r}") from error
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"--device: expected cpu, cuda or auto; got {name!r}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: this PyTorch sees no CUDA GPU; use --device cpu")
+    return start_processes(name)
+
+
+def load_training_data(args: argparse.Namespace) -> Dataset:
+    """The training split without the hold-out."""
+    from rdc.data import load_dataset, train_holdout
+
+    data = load_dataset(args.data, "train", args.data_root, args.download, progress=not args.quiet)
+    if args.holdout < 0:
+        raise ConfigError(f"--holdout: expected 0 or more images; got {args.holdout}")
+    return train_holdout(data, args.holdout)[0] if args.holdout else data
+
+
+def noise_distribution(args: argparse.Namespace, mean: float, std: float) -> NoiseDistribution:
+    """The noise levels asked for; log-normal ones with this mean and std where nothing was."""
+    from rdc.objective import NoiseDistribution
+
+    return NoiseDistribution(
+        mean if args.noise_mean is None else args.noise_mean, std if args.noise_std is None else args.noise_std
+    )
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw initial weights from ``seed``; the global generator is as before afterwards."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def fingerprint(*tensors: torch.Tensor) -> str:
+    """CRC-32 of the tensors' bytes, as hexadecimal: tells data and teachers apart in a run's description."""
+    value = 0
+    for tensor in tensors:
+        value = zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes(), value)
+    return f"{value:08x}"
+
+
+def run_training(
+    args: argparse.Namespace,
+    network: nn.Module,
+    config: dict[str, Any],
+    objective: Objective,
+    data: Dataset,
+    settings: dict[str, Any],
+) -> int:
+    """Train ``network``, exporting it at every checkpoint; then draw samples.
+
+    Args:
+        config: description of the network, for ``model.json``.
+        settings: what identifies the run besides network, data and training settings.
+
+    Returns:
+        Exit status: 0, or 128 + the signal that stopped the run.
+    """
+    import torch.distributed as dist
+
+    from rdc.training import TrainConfig, Trainer, TrainingStopped
+
+    train = TrainConfig(
+        images=args.images,
+        batch_size=args.batch_size,
+        learning_rate=args.lr,
+        warmup_images=args.warmup_images,
+        ema_images=args.ema_images,
+        clip=args.clip,
+        seed=args.seed,
+        precision=args.precision,
+        flip=args.flip,
+        compile=args.compile,
+        checkpoint_seconds=args.checkpoint_seconds,
+    )
+    source = {"name": str(args.data), "images": len(data), "crc32": fingerprint(data.images, data.labels)}
+    description = {**settings, "network": config, "data": source, "holdout": args.holdout}
+    exporter = Exporter(args.out, config, data, settings)
+    trainer = Trainer(network, objective, data, train, args.out, description, not args.quiet, exporter)
+    try:
+        trainer.run()
+    except TrainingStopped as stop:
+        if trainer.rank == 0:
+            print(f"{args.out}: {stop}. To continue: {_same_command()}", file=sys.stderr)
+        return INTERRUPTED + stop.number
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    if trainer.rank == 0:
+        exporter.samples(trainer.averaged_network(), not args.quiet)
+        print(f"{args.out}: {trainer.step * train.batch_size:,} images in {trainer.seconds / 60:.1f} minutes;", end=" ")
+        print("model.safetensors, model.json, loss.png, samples.png")
+    return 0
+
+
+class Exporter:
+    """Writes what follows from a training state: the model, the loss curve and samples.
+
+    Args:
+        out: folder.
+        config: description of the network.
+        data: what it is trained on.
+        settings: to record with the model.
+    """
+
+    def __init__(self, out: Path, config: dict[str, Any], data: Dataset, settings: dict[str, Any]) -> None:
+        self.out, self.config, self.data, self.settings = out, config, data, settings
+        self.title = f"rdc {settings['command']}, {data.name}"
+
+    def __call__(self, network: nn.Module, info: dict[str, Any]) -> None:
+        """After every checkpoint: the averaged weights, and the loss curve so far."""
+        from rdc.checkpoints import save_model
+        from rdc.plots import plot_losses
+
+        about = {"dataset": self.data.name, "class_names": list(self.data.class_names)}
+        save_model(self.out, network, self.config, {**about, **self.settings, **info})
+        if (self.out / "log.jsonl").stat().st_size:
+            plot_losses(self.out / "log.jsonl", self.out / "loss.png", self.title)
+
+    def samples(self, network: nn.Module, progress: bool) -> None:
+        """At the end: ``samples.png``."""
+        from rdc.denoiser import make_denoiser
+        from rdc.plots import plot_samples
+        from rdc.sampling import sample_classes
+
+        images = sample_classes(make_denoiser(network, self.config), 8, progress=progress)
+        plot_samples(images, self.data.class_names, self.out / "samples.png", self.title)
+
+
+def _same_command() -> str:
+    name = Path(sys.argv[0]).name
+    return shlex.join(["rdc", *sys.argv[1:]]) if name in ("rdc", "__main__.py") else "run the same command again"
