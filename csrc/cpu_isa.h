@@ -1,0 +1,12 @@
+// Which of the compiled instruction sets this processor runs.
+#pragma once
+
+namespace rdc {
+
+enum class CpuIsa { baseline = 0, avx2 = 1, avx512 = 2 };
+
+// The best set that was compiled and that the processor supports.
+CpuIsa best_cpu_isa();
+const char* name(CpuIsa isa);
+
+}  // namespace rdc
