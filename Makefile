@@ -1,0 +1,46 @@
+# make demo   evaluate the shipped classifier on shipped images, with an attack; writes out/demo/report.html
+# make test   everything that can be tested without a GPU
+# make check  style
+# make bench  benchmarks
+# make gpu    the tests that need a GPU (skipped, with a reason, without one)
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check bench gpu clean
+.DEFAULT_GOAL := demo
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(BIN)/python setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -type f)
+	@echo "Installing rdc and what it needs into $(VENV) (the first time this downloads torch) ..."
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(INSTALL) -e ".[test]"
+	@touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/rdc info
+	$(BIN)/rdc evaluate --model fashion-mnist --data fashion-mnist-sample --n 64 --norm linf --eps 8/255 \
+	  --attacks apgd-ce --steps 10 --gradient exact --noise known --out out/demo
+	@echo "The full report, with pictures: out/demo/report.html"
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed-test
+	$(INSTALL) ruff
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+bench: $(VENV)/installed-test
+	$(BIN)/python -m pytest --benchmark-only
+
+gpu: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m gpu -rs
+
+clean:
+	rm -rf $(VENV) build out *.egg-info rdc/_C*.so
