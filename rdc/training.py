@@ -320,6 +320,7 @@ class Trainer:
         if state is None:
             self.folder.begin()
         else:
+            self.folder.sweep()
             self.folder.trim_log(self.step)
 
     def _restore(self, state: State) -> None:

@@ -150,6 +150,12 @@ class RunFolder:
             advice += ". A run cannot be made longer or shorter: its learning rate is a cosine that ends with --images"
         raise CheckpointError(f"{self.path}: has a run with other settings ({listed}); {advice}")
 
+    def sweep(self) -> None:
+        """Remove unfinished files of a killed run. Only for the process that holds the lock."""
+        for path in self.path.glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
     # --- log ------------------------------------------------------------------------------------------------------
     def log(self, row: dict[str, float | int]) -> None:
         """Append a row; numbers are kept to six significant digits."""
