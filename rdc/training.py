@@ -256,7 +256,7 @@ class Trainer:
         try:
             return self.train_step()
         except TorchDynamoException as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = " ".join(str(error).split())[:200]
             raise ConfigError(
                 f"--compile: torch.compile failed ({type(error).__name__}: {reason}); it needs a C++ compiler on "
                 "CPU and Triton on CUDA. Run again without --compile: the run continues, slower"

@@ -10,6 +10,7 @@ from rdc.cli.training_run import (
     load_training_data,
     noise_distribution,
     open_device,
+    open_model,
     run_training,
     seeded,
 )
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rdc distill``."""
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     model = parser.add_argument_group("model")
-    model.add_argument("--teacher", required=True, metavar="MODEL", help="folder of a conditional model")
+    model.add_argument("--teacher", required=True, metavar="MODEL", help="conditional model: its folder or name")
     model.add_argument("--classes-per-image", type=int, default=3, metavar="M", help="distilled per image (default: 3)")
     model.add_argument("--difference-weight", type=float, default=1.0, metavar="X", help="of class differences (1.0)")
     model.add_argument("--posterior-weight", type=float, default=0.0, metavar="X", help="of naming the class (0.0)")
@@ -38,14 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Distil; returns the exit status."""
-    from rdc.checkpoints import load_model
     from rdc.denoiser import make_denoiser
     from rdc.distillation import DistillationObjective, student_from_teacher
     from rdc.errors import ConfigError
 
     device = open_device(args)
     data = load_training_data(args)
-    teacher, teacher_config, teacher_info = load_model(args.teacher)
+    teacher, teacher_config, teacher_info = open_model(args.teacher)
     expected = (teacher_config["num_classes"], tuple(teacher_config["image_shape"]))
     if expected != (data.num_classes, data.image_shape):
         raise ConfigError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rdc.cli.training_run import add_device_arguments, open_device
+from rdc.cli.training_run import add_device_arguments, open_device, open_model
 
 EXAMPLES = """examples:
   rdc sample runs/teacher --out grid.png
@@ -16,7 +16,7 @@ EXAMPLES = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rdc sample``."""
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("model", metavar="MODEL", help="folder of a model")
+    parser.add_argument("model", metavar="MODEL", help="folder of a model, or a shipped model's name")
     parser.add_argument("--out", type=Path, default=Path("samples.png"), metavar="PNG", help="(default: %(default)s)")
     parser.add_argument("--per-class", type=int, default=8, metavar="N", help="images a class (default: 8)")
     parser.add_argument("--steps", type=int, default=18, metavar="N", help="Heun steps (default: 18)")
@@ -29,13 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw the grid; returns the exit status."""
-    from rdc.checkpoints import load_model
     from rdc.denoiser import make_denoiser
     from rdc.plots import plot_samples
     from rdc.sampling import sample_classes
 
     device = open_device(args)
-    network, config, info = load_model(args.model)
+    network, config, info = open_model(args.model)
     images = sample_classes(
         make_denoiser(network.to(device), config),
         args.per_class,

@@ -27,6 +27,7 @@ __all__ = [
     "load_training_data",
     "noise_distribution",
     "open_device",
+    "open_model",
     "run_training",
     "seeded",
 ]
@@ -97,6 +98,14 @@ def open_device(args: argparse.Namespace) -> torch.device:
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: this PyTorch sees no CUDA GPU; use --device cpu")
     return start_processes(name)
+
+
+def open_model(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """(network, its description, what is recorded about it) of a shipped model or of a path."""
+    from rdc.checkpoints import load_model
+    from rdc.presets import ASSETS, MODELS
+
+    return load_model(ASSETS / name if name in MODELS else name)
 
 
 def load_training_data(args: argparse.Namespace) -> Dataset:
