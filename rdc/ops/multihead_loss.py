@@ -1,0 +1,271 @@
+r"""Multi-head diffusion loss: the head convolution, the squared error of every class and the sum over noise levels.
+
+With features h [N*T, c, H, W] (row n*T + t), head weight V [K*C, c, 3, 3] and bias b [K*C] (row k*C + j), target F* [N*T, C, H, W]
+and level weights w [T]:
+
+.. math::
+    P_{bo} = b_o + V_o * h_b \qquad
+    L_{nk} = \sum_t w_t \sum_{j,y,x} \bigl(P_{nT+t,\,kC+j,\,yx} - F^*_{nT+t,\,j,\,yx}\bigr)^2
+
+(3x3 convolution, zero padding). With g = dL_{nk} and R = 2 w_t g_{nk} (P - F*), the gradients are
+
+.. math::
+    dh = V^T * R \quad dV_{o,uv} = \sum_{b,y,x} R_{bo,yx}\, h_{b,y+u-1,x+v-1} \quad db = \sum_{b,y,x} R \quad dF^* = -\sum_k R \quad
+    dw_t = \sum_{nk} g_{nk} \sum (P - F^*)^2
+
+The native kernels never hold the prediction [N*T, K*C, H, W]: the backward pass computes it again, one block at a time.
+Sums are taken in float32 or wider, in an order that does not depend on the number of threads.
+
+Source: method.md section 2 and 5 (Chen et al., arXiv 2305.15241; Karras et al. 2022, eq. 7-8 for F and F*).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rdc.errors import ConfigError, InputError
+from rdc.ops import _native
+
+__all__ = ["multihead_loss", "multihead_loss_reference"]
+
+#: the reference predicts at most this many values at once
+REFERENCE_CHUNK = 2**24
+
+
+def multihead_loss(
+    h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor, *, backend: str = "auto"
+) -> Tensor:
+    """Loss of every class under a multi-head network, summed over noise levels, without the prediction of all classes in memory.
+
+    Differentiable in every argument, and twice (the second time through the torch reference). float64 uses the reference; float16
+    and mixed types are promoted to float32 (bfloat16 throughout stays bfloat16, with float32 sums).
+
+    Args:
+        h: features [N*T, c, H, W], row n*T + t; NCHW or channels_last, used without a copy.
+        weight: head convolution [K*C, c, 3, 3], row k*C + j for class k and image channel j.
+        bias: [K*C].
+        target: F* [N*T, C, H, W].
+        level_weight: [T].
+        backend: "native", "reference" (torch), or "auto": native where there are kernels for the device and type.
+
+    Returns:
+        Loss [N, K] in float32 (float64 for float64 inputs).
+
+    Raises:
+        InputError: shapes, types or devices do not fit together, or are beyond the native kernels asked for.
+        ConfigError: unknown backend, or "native" where it is not available.
+    """
+    _check_shapes(h, weight, bias, target, level_weight)
+    dtype = h.dtype
+    for t in (weight, bias, target):
+        dtype = torch.promote_types(dtype, t.dtype)
+    if dtype == torch.float16:
+        dtype = torch.float32
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+    operands = (h.to(dtype), weight.to(dtype), bias.to(dtype), target.to(dtype), level_weight.to(accumulate))
+    if _use_native(h.device.type, dtype, backend):
+        return _forward_op(*operands)
+    return multihead_loss_reference(*operands)
+
+
+def multihead_loss_reference(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor) -> Tensor:
+    """The definition in torch: any device, any floating type (at least float32 inside), differentiable any number of times.
+
+    Classes are taken in chunks, so that without gradients the prediction stays small; autograd keeps all chunks.
+
+    Args, Returns: as :func:`multihead_loss`.
+    """
+    dtype = torch.promote_types(h.dtype, torch.float32)
+    h, weight, bias, target, level_weight = (t.to(dtype) for t in (h, weight, bias, target, level_weight))
+    rows, channels, levels = h.shape[0], target.shape[1], level_weight.shape[0]
+    classes = weight.shape[0] // channels
+    chunk = _classes_at_once(rows * target.shape[1] * target.shape[2] * target.shape[3], classes)
+    losses = []
+    for first in range(0, classes, chunk):
+        part = slice(first * channels, min(first + chunk, classes) * channels)
+        prediction = F.conv2d(h, weight[part], bias[part], padding=1).unflatten(1, (-1, channels))
+        losses.append((prediction - target[:, None]).square().sum((2, 3, 4)))
+    row_loss = torch.cat(losses, 1) if losses else h.new_zeros(rows, 0)  # [N*T, K]
+    return torch.einsum("ntk,t->nk", row_loss.reshape(rows // levels, levels, classes), level_weight)
+
+
+def _classes_at_once(values_per_class: int, classes: int) -> int:
+    if torch.compiler.is_compiling():  # shapes may be symbolic: no loop that depends on them
+        return max(classes, 1)
+    return max(1, min(classes, REFERENCE_CHUNK // max(values_per_class, 1)))
+
+
+# --- Checks ---------------------------------------------------------------------------------------------------------------------------
+
+
+def _check_shapes(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor) -> None:
+    tensors = {"h": h, "weight": weight, "bias": bias, "target": target, "level_weight": level_weight}
+    dims = {"h": 4, "weight": 4, "bias": 1, "target": 4, "level_weight": 1}
+    for name, t in tensors.items():
+        if t.dim() != dims[name]:
+            raise InputError(f"multihead_loss: expected {name} with {dims[name]} dimensions; got shape {tuple(t.shape)}.")
+        if not t.dtype.is_floating_point:
+            raise InputError(f"multihead_loss: expected {name} in a floating type; got {t.dtype}. Convert it with .float().")
+        if t.device != h.device:
+            raise InputError(f"multihead_loss: h is on {h.device}, but {name} on {t.device}. Move them to one device.")
+    rows, c, height, width = h.shape
+    outputs, channels, levels = weight.shape[0], target.shape[1], level_weight.shape[0]
+    if c < 1 or height < 1 or width < 1:
+        raise InputError(f"multihead_loss: expected h [N*T, c, H, W] with c, H, W >= 1; got {tuple(h.shape)}.")
+    if weight.shape[1] != c or weight.shape[2] != 3 or weight.shape[3] != 3:
+        raise InputError(f"multihead_loss: expected weight [K*C, {c}, 3, 3] for h of {c} channels; got {tuple(weight.shape)}.")
+    if bias.shape[0] != outputs:
+        raise InputError(f"multihead_loss: expected bias [{outputs}], one for each row of weight; got {tuple(bias.shape)}.")
+    if target.shape[0] != rows or target.shape[2] != height or target.shape[3] != width:
+        raise InputError(
+            f"multihead_loss: expected target [{rows}, C, {height}, {width}] to go with h; got {tuple(target.shape)}."
+        )
+    if channels < 1 or outputs % channels:
+        raise InputError(f"multihead_loss: weight has {outputs} rows, which is not a multiple of target's {channels} channels.")
+    if levels < 1 or rows % levels:
+        raise InputError(f"multihead_loss: h has {rows} rows, which is not a multiple of the {levels} level weights.")
+
+
+def _use_native(device_type: str, dtype: torch.dtype, backend: str) -> bool:
+    if backend not in ("auto", "native", "reference"):
+        raise ConfigError(f"multihead_loss: expected backend 'auto', 'native' or 'reference'; got {backend!r}.")
+    if backend == "reference":
+        return False
+    supported = dtype in (torch.float32, torch.bfloat16)
+    reason = _why_not(device_type)
+    if backend == "auto":
+        return supported and not reason
+    if not supported:
+        raise InputError(f"multihead_loss: the native kernels take float32 and bfloat16; got {dtype}. Use backend='auto'.")
+    if reason:
+        raise ConfigError(f"multihead_loss: backend='native' is not available: {reason}. Use backend='auto'.")
+    return True
+
+
+@torch.compiler.assume_constant_result
+def _why_not(device_type: str) -> str:
+    return _native.why_not(device_type)
+
+
+# --- Native ops -----------------------------------------------------------------------------------------------------------------------
+
+
+def _arguments(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor) -> tuple[tuple, list[Tensor]]:
+    """What every kernel takes first, and the tensors that must stay alive while it runs. h is used as it lies in memory."""
+    rows, c, height, width = h.shape
+    channels, levels = target.shape[1], level_weight.shape[0]
+    alive = [h, weight.contiguous(), bias.contiguous(), target.contiguous(), level_weight.contiguous()]
+    shape = (rows // levels, levels, c, height, width, weight.shape[0] // channels, channels)
+    return (shape, h.dtype == torch.bfloat16, tuple(h.stride()), tuple(t.data_ptr() for t in alive)), alive
+
+
+def _launch(name: str, arguments: tuple, device: torch.device) -> None:
+    native = _native.extension()
+    if device.type == "cpu":
+        getattr(native, f"multihead_loss_cpu_{name}")(*arguments, torch.get_num_threads(), _native.cpu_isa())
+        return
+    floats = native.multihead_loss_cuda_scratch(arguments[0], name == "backward")
+    scratch = torch.empty(floats, dtype=torch.float32, device=device)  # freed in stream order by torch's allocator
+    stream = torch.cuda.current_stream(device).cuda_stream
+    getattr(native, f"multihead_loss_cuda_{name}")(*arguments, scratch.data_ptr(), device.index or 0, stream)
+
+
+@torch.library.custom_op("rdc::multihead_loss", mutates_args=(), device_types=("cpu", "cuda"))
+def _forward_op(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor) -> Tensor:
+    arguments, alive = _arguments(h, weight, bias, target, level_weight)
+    loss = _empty_loss(h, weight, target, level_weight)
+    if loss.numel() and h.numel():
+        _launch("forward", (*arguments, loss.data_ptr()), h.device)
+    del alive
+    return loss
+
+
+def _empty_loss(h: Tensor, weight: Tensor, target: Tensor, level_weight: Tensor) -> Tensor:
+    shape = (h.shape[0] // level_weight.shape[0], weight.shape[0] // target.shape[1])
+    return torch.empty(shape, dtype=torch.float32, device=h.device)
+
+
+@_forward_op.register_fake
+def _(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor) -> Tensor:
+    return _empty_loss(h, weight, target, level_weight)
+
+
+@torch.library.custom_op("rdc::multihead_loss_backward", mutates_args=(), device_types=("cpu", "cuda"))
+def _backward_op(
+    grad_loss: Tensor, h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor, wanted: list[bool]
+) -> list[Tensor]:
+    """Gradients of (h, weight, bias, target, level_weight); those not wanted come back with no elements and cost nothing."""
+    grads = _empty_gradients(h, weight, bias, target, level_weight, wanted)
+    if not grad_loss.numel() or not any(wanted):
+        return [g.zero_() for g in grads]
+    arguments, alive = _arguments(h, weight, bias, target, level_weight)
+    upstream = grad_loss.to(torch.float32).contiguous()  # may arrive with stride 0
+    level_row = torch.empty(h.shape[0], dtype=torch.float32, device=h.device)
+    outputs = [upstream, *grads[:4], level_row]
+    pointers = tuple(t.data_ptr() if want else 0 for t, want in zip(outputs, [True, *wanted], strict=True))
+    _launch("backward", (*arguments, tuple(grads[0].stride()) if wanted[0] else (0,) * 4, pointers), h.device)
+    del alive
+    if wanted[4]:
+        grads[4] = level_row.view(-1, level_weight.shape[0]).sum(0)
+    return grads
+
+
+def _empty_gradients(
+    h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor, wanted: list[bool]
+) -> list[Tensor]:
+    contiguous = torch.contiguous_format
+    like = [torch.empty_like(h)] if wanted[0] else [h.new_empty(0)]  # keeps channels_last
+    for t, want in zip((weight, bias, target, level_weight), wanted[1:], strict=True):
+        like.append(torch.empty_like(t, memory_format=contiguous) if want else t.new_empty(0))
+    return like
+
+
+@_backward_op.register_fake
+def _(grad_loss, h, weight, bias, target, level_weight, wanted):
+    return _empty_gradients(h, weight, bias, target, level_weight, wanted)
+
+
+# --- Autograd: once natively, a second time through the reference ------------------------------------------------------------------------
+
+
+def _save_inputs(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad_loss: Tensor):
+    wanted = list(ctx.needs_input_grad)
+    grads = _backward_op(grad_loss, *ctx.saved_tensors, wanted)
+    return tuple(g if want else None for g, want in zip(grads, wanted, strict=True))
+
+
+def _save_backward_inputs(ctx, inputs, output) -> None:
+    *tensors, ctx.wanted = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _double_backward(ctx, grad_grads: list[Tensor]):
+    """Derivative of the gradients: the reference's gradients, differentiated by torch."""
+    again = torch.is_grad_enabled()  # create_graph=True
+    needs = ctx.needs_input_grad[:6]
+    with torch.enable_grad():
+        tensors = list(ctx.saved_tensors)
+        if not again:
+            tensors = [t.detach().requires_grad_() for t in tensors]
+        grad_loss, *inputs = tensors
+        loss = multihead_loss_reference(*inputs)
+        wanted = [t for t, want in zip(inputs, ctx.wanted, strict=True) if want]
+        first = torch.autograd.grad(loss, wanted, grad_loss.to(loss.dtype), create_graph=True)
+        upstream = [g for g, want in zip(grad_grads, ctx.wanted, strict=True) if want]
+        pairs = [(f, g) for f, g in zip(first, upstream, strict=True) if g is not None and f.requires_grad]
+        asked = [t for t, need in zip(tensors, needs, strict=True) if need]
+        second = torch.autograd.grad(
+            [f for f, _ in pairs], asked, [g for _, g in pairs], create_graph=again, allow_unused=True
+        ) if pairs else [None] * len(asked)
+    second = iter(second)
+    return *(next(second) if need else None for need in needs), None
+
+
+_forward_op.register_autograd(_backward, setup_context=_save_inputs)
+_backward_op.register_autograd(_double_backward, setup_context=_save_backward_inputs)
