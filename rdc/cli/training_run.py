@@ -219,7 +219,7 @@ class Exporter:
         from rdc.plots import plot_losses
 
         about = {"dataset": self.data.name, "class_names": list(self.data.class_names)}
-        save_model(self.out, network, self.config, {**about, **self.settings, **info})
+        save_model(self.out / "model", network, self.config, {**about, **self.settings, **info})
         if (self.out / "log.jsonl").stat().st_size:
             plot_losses(self.out / "log.jsonl", self.out / "loss.png", self.title)
 

@@ -1,0 +1,183 @@
+"""``rdc train``, ``rdc distill`` and ``rdc sample`` from the command line to their files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("matplotlib")
+
+from rdc.checkpoints import load_model
+from rdc.cli import main
+from rdc.data import Dataset, save_npz
+from rdc.networks.heads import MultiHeadUNet
+from rdc.training import Trainer
+
+FAST = ["--images", "48", "--batch-size", "8", "--warmup-images", "16", "--quiet", "--device", "cpu", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty images, 28 x 28, of two classes: bright above or bright below."""
+    labels = torch.arange(20) % 2
+    pixels = torch.zeros(20, 1, 28, 28, dtype=torch.uint8)
+    for row, label in enumerate(labels.tolist()):
+        pixels[row, :, 14 * label : 14 * label + 14] = 120 + 5 * row
+    path = tmp_path_factory.mktemp("data") / "halves.npz"
+    save_npz(Dataset(pixels, labels, ("above", "below"), "halves", "train"), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def teacher(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "teacher"
+    noise = ["--noise-mean", "-0.1", "--noise-std", "0.9", "--holdout", "4"]
+    assert main(["train", "--data", str(data), "--out", str(out), *noise, *FAST]) == 0
+    return out
+
+
+def expect_picture(path: Path) -> None:
+    with Image.open(path) as picture:
+        picture.load()
+        assert picture.format == "PNG" and len(set(picture.convert("L").tobytes())) > 10
+
+
+def test_train_leaves_a_model_and_pictures(teacher: Path) -> None:
+    names = {"model.safetensors", "model.json", "state.safetensors", "log.jsonl", "loss.png", "samples.png"}
+    assert names <= {path.name for path in teacher.iterdir()}
+    expect_picture(teacher / "loss.png")
+    expect_picture(teacher / "samples.png")
+    network, config, info = load_model(teacher)
+    assert (config["kind"], config["num_classes"], config["image_shape"]) == ("conditional", 2, [1, 28, 28])
+    assert info["class_names"] == ["above", "below"] and info["noise"] == [-0.1, 0.9] and info["images"] == 48
+    from safetensors.torch import load_file
+
+    state = load_file(teacher / "state.safetensors")
+    for name, p in network.named_parameters():
+        assert torch.equal(p, state[f"ema.{name}"])  # the averages, not the last weights
+    assert json.loads((teacher / "config.json").read_text())["data"]["images"] == 16  # 20 but for the hold-out
+
+
+def test_a_finished_run_is_left_as_it_is(teacher: Path, data: Path) -> None:
+    before = (teacher / "model.safetensors").read_bytes()
+    (teacher / "model.json").unlink()  # as if killed between the state and the model
+    noise = ["--noise-mean", "-0.1", "--noise-std", "0.9", "--holdout", "4"]
+    assert main(["train", "--data", str(data), "--out", str(teacher), *noise, *FAST]) == 0
+    assert (teacher / "model.safetensors").read_bytes() == before
+    load_model(teacher)
+
+
+def test_other_data_or_settings_are_refused(teacher: Path, data: Path, tmp_path: Path, capsys) -> None:
+    assert main(["train", "--data", str(data), "--out", str(teacher), *FAST]) == 2
+    error = capsys.readouterr().err
+    assert "noise: [-0.1, 0.9] there, [-1.2, 1.2] here" in error and "holdout: 4 there, 0 here" in error
+    assert "data.crc32" in error and error.count("\n") == 1
+
+
+def test_interrupt_saves_and_says_how_to_continue(
+    data: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.train_step
+
+    def interrupted(self: Trainer) -> dict:
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self)
+
+    command = ["train", "--data", str(data), "--out", str(tmp_path / "run"), *FAST]
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    assert main(command) == 130
+    error = capsys.readouterr().err
+    assert "stopped by SIGINT after step 3; the state is saved" in error
+    assert re.search("[Tt]o continue|run the same command", error)
+    assert load_model(tmp_path / "run")[2]["step"] == 3
+    monkeypatch.setattr(Trainer, "train_step", step)
+    assert main(command) == 0
+    assert load_model(tmp_path / "run")[2]["step"] == 6
+
+
+def test_distill_starts_from_the_teacher(teacher: Path, data: Path, tmp_path: Path) -> None:
+    small = ["--feature-channels", "8", "--wide-channels", "16", "--classes-per-image", "2", "--lr", "1e-6"]
+    out = tmp_path / "student"
+    command = ["distill", "--teacher", str(teacher), "--data", str(data), "--out", str(out), *small, *FAST]
+    assert main(command) == 0
+    student, config, info = load_model(out)
+    assert isinstance(student, MultiHeadUNet) and config["kind"] == "multihead"
+    assert info["noise"] == [-0.1, 0.9]  # the teacher's
+    taught = dict(load_model(teacher)[0].named_parameters())
+    for name, p in student.unet.named_parameters():
+        torch.testing.assert_close(p, taught[f"unet.{name}"], rtol=0, atol=2e-5)
+    expect_picture(out / "samples.png")
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert {"loss", "distilled", "differences"} <= set(rows[-1])
+
+
+def test_sample_draws_the_asked_for_grid(teacher: Path, tmp_path: Path) -> None:
+    def grid(name: str, *options: str) -> bytes:
+        command = ["sample", str(teacher), "--out", str(tmp_path / name), "--per-class", "2", "--steps", "3", "--quiet"]
+        assert main([*command, *options]) == 0
+        return (tmp_path / name).read_bytes()
+
+    assert grid("a.png") == grid("b.png") == grid("c.png", "--seed", "0") != grid("d.png", "--seed", "1")
+    expect_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["train", "--network", "huge"], "network preset: expected one of .*; got 'huge'"),
+        (["train", "--network", "small-32"], "--network small-32: expected images of 3x32x32.*1 x 28 x 28"),
+        (["train", "--device", "tpu"], "--device: expected cpu, cuda or auto; got 'tpu'"),
+        (["train", "--threads", "0"], "--threads"),
+        (["train", "--images", "3"], "images: expected at least batch_size"),
+        (["train", "--holdout", "-1"], "--holdout: expected 0 or more"),
+        (["train", "--noise-std", "0"], "noise: expected"),
+        (["distill", "--teacher", "nowhere"], "nowhere"),
+        (["distill"], "--teacher"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(
+    command: list[str], expected: str, data: Path, tmp_path: Path, capsys
+) -> None:
+    assert main([*command, "--data", str(data), "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert re.search(expected, error) and error.count("\n") == 1, error
+    assert not (tmp_path / "run" / "state.safetensors").exists()
+
+
+def test_distill_refuses_a_teacher_of_other_data(teacher: Path, tmp_path: Path, capsys) -> None:
+    labels = torch.arange(6) % 3
+    pixels = torch.zeros(6, 1, 28, 28, dtype=torch.uint8)
+    save_npz(Dataset(pixels, labels, ("a", "b", "c"), "three", "train"), tmp_path / "three.npz")
+    command = [
+        "distill",
+        "--teacher",
+        str(teacher),
+        "--data",
+        str(tmp_path / "three.npz"),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert main([*command, *FAST]) == 2
+    assert "expected data of 2 classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "distill", "sample"])
+def test_help_has_examples(command: str, capsys) -> None:
+    assert main([command, "--help"]) == 0
+    assert f"examples:\n  rdc {command} " in capsys.readouterr().out
