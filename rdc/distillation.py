@@ -20,11 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rdc.batches import uniform
 from rdc.denoiser import ConditionalDenoiser
 from rdc.errors import ConfigError
 from rdc.networks.heads import MultiHeadUNet, PatchUNet
 from rdc.networks.presets import build_network
-from rdc.training import NoiseDistribution, noisy
+from rdc.objective import NoiseDistribution, noisy
 
 __all__ = ["DistillationObjective", "student_from_teacher"]
 
@@ -84,7 +85,7 @@ class DistillationObjective:
 
     def _choose(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """[B, m] classes: the true one first, then distinct others, K standing for the null label."""
-        order = torch.rand(len(labels), self.num_classes + 1, generator=generator).to(labels.device)
+        order = uniform((len(labels), self.num_classes + 1), generator).to(labels.device)
         order[torch.arange(len(labels), device=labels.device), labels] = -1
         return order.argsort(1)[:, : self.classes_per_image]
 
