@@ -11,6 +11,7 @@ import numpy as np
 __all__ = ["losses_plot", "steps_plot"]
 
 INK, MUTED, LINE, BLUE, GREEN, RED = "#1b2330", "#667085", "#e4e7ec", "#2456c8", "#18794e", "#c0392b"
+_NEAR = 4  # classes whose losses set the frame of a losses plot
 
 
 def steps_plot(curves: Sequence[tuple[str, list[float]]], clean: dict[str, Any], robust: dict[str, Any], restarts: int) -> bytes:
@@ -22,34 +23,37 @@ def steps_plot(curves: Sequence[tuple[str, list[float]]], clean: dict[str, Any],
         restarts: of each attack, marked by thin lines.
     """
     figure, (axes,) = _figure(9.2, 3.1, 1)
-    at = 0
+    at, length = 0, len(curves[0][1]) - restarts  # steps of an attack; a restart has one point more than steps
     for place, (name, curve) in enumerate(curves):
-        x = at + np.arange(len(curve) + 1)
+        steps = np.arange(len(curve))
+        x = at + np.concatenate([[0], steps - steps // (length // restarts + 1)])
         values = [100 * (curves[place - 1][1][-1] if place else clean["accuracy"]), *(100 * value for value in curve)]
         axes.fill_between(x, values, step="post", color=BLUE, alpha=0.10 if place % 2 == 0 else 0.18, linewidth=0)
         axes.step(x, values, where="post", color=BLUE, linewidth=1.8)
-        axes.annotate(name, (at + len(curve) / 2, 103), ha="center", va="bottom", fontsize=9, color=INK, annotation_clip=False)
+        axes.annotate(name, (at + length / 2, 103), ha="center", va="bottom", fontsize=9, color=INK, annotation_clip=False)
         for restart in range(1, restarts):
-            axes.axvline(at + restart * len(curve) / restarts, color=LINE, linewidth=0.8)
-        at += len(curve)
+            axes.axvline(at + restart * length / restarts, color=LINE, linewidth=0.8)
+        at += length
         axes.axvline(at, color=MUTED, linewidth=0.8)
     axes.axhline(100 * clean["accuracy"], color=GREEN, linewidth=1.2, linestyle=(0, (4, 3)))
-    axes.annotate(f"clean {100 * clean['accuracy']:.1f} %", (0, 100 * clean["accuracy"]), (4, -4), textcoords="offset points", color=GREEN, fontsize=9, va="top")
+    above = clean["accuracy"] < 0.93
+    place = {"xytext": (-4, 3 if above else -3), "textcoords": "offset points", "va": "bottom" if above else "top", "ha": "right"}
+    axes.annotate(f"clean {100 * clean['accuracy']:.1f} %", (at, 100 * clean["accuracy"]), color=GREEN, fontsize=9, **place)
     low, high = (100 * end for end in robust["ci95"])
     value = 100 * robust["accuracy"]
     end = at * 1.02
     axes.errorbar([end], [value], [[max(0.0, value - low)], [max(0.0, high - value)]], color=INK, marker="o", markersize=4, capsize=4, linewidth=1.4)
     axes.annotate(f"{value:.1f} %", (end, value), (7, 0), textcoords="offset points", color=INK, fontsize=10, fontweight="bold", va="center")
     axes.set(xlim=(0, at * 1.10), ylim=(0, 102), xlabel="attack steps, one attack after another", ylabel="images still right (%)")
-    ticks = np.unique(np.linspace(0, at, 9).round(-1 if at > 60 else 0).astype(int))
-    axes.set_xticks(ticks[ticks <= at])
+    every = next(step for step in (1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000, 10**9) if at / step <= 12)
+    axes.set_xticks(range(0, at + 1, every))
     return _png(figure)
 
 
 def losses_plot(
     sigma: np.ndarray, clean: np.ndarray, adversarial: np.ndarray | None, label: int, predicted: tuple[int, int | None], names: Sequence[str]
 ) -> bytes:
-    """Weighted loss of each class minus that of the true class, over noise levels; sums decide.
+    """Weighted loss of each class minus that of the true class, over noise levels; sums decide. Classes far off leave the frame.
 
     Args:
         sigma: [T].
@@ -63,6 +67,10 @@ def losses_plot(
         panels.append((adversarial, predicted[1], "adversarial image"))
     figure, all_axes = _figure(9.2, 3.0, len(panels), sharey=True)
     order = np.argsort(sigma)
+    seen = [losses - losses[:, label : label + 1] for losses, _, _ in panels]
+    near = np.concatenate([values[:, np.argsort(values.sum(0))[: _NEAR + 1]] for values in seen])  # true class included
+    low, high = min(0.0, float(near.min())), max(0.0, float(near.max()))
+    margin = 0.08 * max(high - low, 1e-12)
     for axes, (losses, decision, title) in zip(all_axes, panels, strict=True):
         relative = (losses - losses[:, label : label + 1])[order]
         totals = relative.sum(0)
@@ -82,6 +90,7 @@ def losses_plot(
             axes.set_xscale("log")
             _plain_ticks(axes, sigma)
         axes.legend(fontsize=8, frameon=False, loc="best")
+    all_axes[0].set_ylim(low - margin, high + margin)
     all_axes[0].set_ylabel("weighted loss − that of the true class")
     return _png(figure)
 

@@ -1,0 +1,104 @@
+"""``rdc classify``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from rdc.cli.options import add_model_options, load_classifier, positive_int
+
+ABOUT = """Classify PNG or JPEG files. Confidence is the probability of the top class under the model; it is not calibrated.
+Files that do not fit are converted, and a notice says how. Exit status 1 if a file could not be classified."""
+EXAMPLES = """examples:
+  rdc classify shoe.png
+  rdc classify --invert photo-on-white.jpg          (Fashion-MNIST models know light things on black)
+  rdc classify --json --model runs/student *.png
+"""
+_LIGHT_BORDER = 0.6
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``rdc classify``."""
+    parser.description, parser.epilog = ABOUT, EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG file")
+    parser.add_argument("--top", type=positive_int, default=3, metavar="N", help="classes to show (default: %(default)s)")
+    parser.add_argument("--invert", action="store_true", help="turn dark on light into light on dark first")
+    parser.add_argument("--strict", action="store_true", help="refuse files that would have to be resized or converted")
+    parser.add_argument("--json", action="store_true", help="print a JSON list with all probabilities")
+    parser.add_argument("--batch", type=positive_int, default=64, metavar="N", help="files classified together (default: %(default)s)")
+    add_model_options(parser, "fashion-mnist")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Classify; returns the exit status."""
+    from rdc.cli.image_files import read_image
+    from rdc.errors import InputError
+
+    classifier = load_classifier(args)
+    answers: list[dict[str, Any]] = []
+    waiting = []
+    for path in args.images:
+        answer: dict[str, Any] = {"file": path}
+        answers.append(answer)
+        try:
+            image = read_image(path, classifier.image_shape, strict=args.strict, invert=args.invert)
+        except InputError as error:
+            answer["error"] = str(error)
+            continue
+        answer["notices"] = [*image.notices, *_doubts(args, image.pixels)]
+        waiting.append((answer, image.pixels))
+    for begin in range(0, len(waiting), args.batch):
+        part = waiting[begin : begin + args.batch]
+        for answer, probabilities in zip((entry[0] for entry in part), _probabilities(classifier, [entry[1] for entry in part]), strict=True):
+            order = sorted(range(len(probabilities)), key=lambda k: -probabilities[k])
+            answer["label"], answer["class"], answer["confidence"] = order[0], classifier.class_names[order[0]], probabilities[order[0]]
+            answer["probabilities"] = {classifier.class_names[k]: probabilities[k] for k in order}
+    print(json.dumps(answers, indent=2) if args.json else _table(answers, args.top))
+    for answer in answers:
+        if "error" in answer:
+            print(f"rdc: error: {answer['file']}: {answer['error']}", file=sys.stderr)
+    return 1 if any("error" in answer for answer in answers) else 0
+
+
+def _doubts(args: argparse.Namespace, pixels: Any) -> list[str]:
+    """A light border under a grey-scale model mostly means that the picture is the wrong way round."""
+    border = [pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]]
+    mean = sum(float(edge.mean()) for edge in border) / 4
+    if pixels.shape[0] == 1 and not args.invert and mean > _LIGHT_BORDER:
+        return ["light background; if the model knows light on dark, use --invert"]
+    return []
+
+
+def _probabilities(classifier: Any, pixels: list[Any]) -> list[list[float]]:
+    import numpy as np
+    import torch
+
+    with torch.no_grad():
+        logits = classifier(torch.from_numpy(np.stack(pixels)).to(classifier.device))
+    return logits.double().softmax(1).cpu().tolist()
+
+
+def _table(answers: list[dict[str, Any]], top: int) -> str:
+    good = [answer for answer in answers if "class" in answer]
+    if not good:
+        return "no file could be classified"
+    rows = [("file", "class", "confidence", "next")]
+    for answer in good:
+        ranked = list(answer["probabilities"].items())
+        others = ", ".join(f"{name} {_percent(value)}" for name, value in ranked[1:top])
+        rows.append((answer["file"], answer["class"], _percent(answer["confidence"]), others))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = []
+    for row, answer in zip(rows, (None, *good), strict=True):
+        lines.append(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip())
+        lines += [f"  ({notice})" for notice in (answer or {}).get("notices", ())]
+    return "\n".join(lines)
+
+
+def _percent(value: float) -> str:
+    if 0.9995 <= value < 1:
+        return ">99.9 %"
+    return "<0.1 %" if 0 < value < 0.0005 else f"{100 * value:.1f} %"

@@ -1,0 +1,140 @@
+"""``rdc evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from rdc.cli.options import add_model_options, load_classifier
+
+_HERE = {"--overwrite", "--quiet"}  # options that do not belong in the recorded command
+_DEFAULT_BATCH = {"cpu": 32, "cuda": 256}
+
+ABOUT = """Clean and robust accuracy with 95 % intervals. DIR gets report.html, report.json, report.md, model_info.json
+(RobustBench) and results.jsonl (per image, as they come). Killed or interrupted, the same command goes on where it stopped."""
+EXAMPLES = """examples:
+  rdc evaluate --model fashion-mnist --data fashion-mnist-sample --n 64 --out runs/first
+  rdc evaluate --attacks none --n 10000 --out runs/clean
+  rdc evaluate --lm released --gradient bpda --out runs/released-bpda
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``rdc evaluate``."""
+    parser.description, parser.epilog = ABOUT, EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_model_options(parser, "fashion-mnist")
+    data = parser.add_argument_group("images")
+    data.add_argument("--data", default="fashion-mnist", metavar="NAME", help="fashion-mnist, fashion-mnist-sample (comes with rdc), cifar10, or a .npz file or folder (default: %(default)s)")
+    data.add_argument("--n", type=int, default=256, help="images (default: %(default)s)")
+    data.add_argument("--start", type=int, default=0, metavar="I", help="position of the first (default: %(default)s)")
+    data.add_argument("--split", default="test", metavar="SPLIT", help="test or train (default: %(default)s)")
+    data.add_argument("--data-root", metavar="DIR", help="the only folder to look for the data in")
+    threat = parser.add_argument_group("attack")
+    threat.add_argument("--norm", default="linf", metavar="NORM", help="linf or l2 (default: %(default)s)")
+    threat.add_argument("--eps", default="8/255", help="radius in [0, 1] pixel units (default: %(default)s)")
+    threat.add_argument("--attacks", default="apgd-ce,apgd-dlr", metavar="LIST", help="pgd-ce, pgd-dlr, pgd-margin, apgd-ce, apgd-dlr, apgd-margin, separated by commas; each attacks what is still robust; none: clean accuracy alone (default: %(default)s)")
+    threat.add_argument("--steps", type=int, default=50, help="of each restart (default: %(default)s)")
+    threat.add_argument("--restarts", type=int, default=1, help="(default: %(default)s)")
+    threat.add_argument("--gradient", default="exact", metavar="MODE", help="exact, or bpda: likelihood maximisation counts as the identity (default: %(default)s)")
+    threat.add_argument("--noise", default="known", metavar="POLICY", help="known: fixed noise that the attacker has; fresh: another draw in every call (default: %(default)s)")
+    threat.add_argument("--eot", type=int, metavar="N", help="draws averaged per gradient against fresh noise (default: 20)")
+    threat.add_argument("--resubmissions", type=int, default=10, metavar="N", help="fresh noise: how often each image is scored (default: %(default)s)")
+    threat.add_argument("--seed", type=int, default=0, help="of random starts and fresh draws (default: %(default)s)")
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/MODEL-DATA-...); the same command continues a run that was stopped")
+    run.add_argument("--overwrite", action="store_true", help="start afresh in a folder that holds results")
+    run.add_argument("--batch", type=int, metavar="N", help="images worked on together (default: 32 on a CPU, 256 on a GPU)")
+    run.add_argument("--format", default="text", choices=("text", "json", "markdown"), help="what is printed at the end (default: %(default)s)")
+    run.add_argument("--quiet", action="store_true", help="no progress bars, no closing words")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate; returns the exit status."""
+    from rdc.data import load_dataset
+    from rdc.evaluation import EvaluationSettings, evaluate, parse_attacks
+    from rdc.reports import write_reports
+
+    fields = {name: getattr(args, name) for name in ("model", "n", "split", "start", "norm", "eps", "steps", "restarts", "gradient", "noise", "eot", "resubmissions", "seed", "levels", "lm")}
+    settings = EvaluationSettings(dataset=args.data, attacks=parse_attacks(args.attacks), **fields, **({} if args.batch is None else {"batch": args.batch}))
+    classifier = load_classifier(args)
+    if args.batch is None:
+        settings = EvaluationSettings(**{**settings.to_json(), "batch": _DEFAULT_BATCH[classifier.device.type]})
+    dataset = load_dataset(args.data, args.split, args.data_root, progress=not args.quiet)
+    out = Path(args.out or _default_folder(settings))
+    words = shlex.join(["rdc", *args.argv])
+    done = [0]
+
+    def count(finished: int, total: int) -> None:
+        done[0] = finished
+
+    try:
+        evaluation = evaluate(
+            classifier, dataset, settings, out, command=_command(args.argv), overwrite=args.overwrite, progress=not args.quiet, on_batch=count
+        )
+        files = write_reports(evaluation, classifier)
+    except KeyboardInterrupt:
+        again = shlex.join(["rdc", *(word for word in args.argv if word != "--overwrite")])
+        raise KeyboardInterrupt(f"Finished batches are kept in {out}; to continue, run the same command again:\n  {again}") from None
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, f"{error.strerror}. Finished batches are kept in {out}; once this is mended, run the same command again:\n  {words}", error.filename) from error
+    _print(evaluation, args, files)
+    return 0
+
+
+def _command(argv: list[str]) -> str:
+    return shlex.join(["rdc", *(word for word in argv if word not in _HERE)])
+
+
+def _default_folder(settings: Any) -> str:
+    def plain(text: str) -> str:
+        return "".join(character if character.isalnum() or character in ".-" else "-" for character in str(text)).strip("-")
+
+    parts = [Path(settings.model).name, Path(settings.dataset).name, settings.n]
+    parts += [settings.norm, settings.eps, settings.gradient, settings.noise] if settings.attacks else ["clean"]
+    return str(Path("runs") / "-".join(plain(part) for part in parts))
+
+
+def _print(evaluation: Any, args: argparse.Namespace, files: dict[str, Path]) -> None:
+    from rdc.reports.markdown import markdown_report
+
+    if args.format == "json":
+        print(json.dumps(evaluation.report, indent=2))
+    elif args.format == "markdown":
+        print(markdown_report(evaluation), end="")
+    else:
+        print(_table(evaluation))
+    if not args.quiet:
+        print(f"Report: {files['report.html']}", file=sys.stderr if args.format == "json" else sys.stdout)
+
+
+def _table(evaluation: Any) -> str:
+    from rdc.reports.words import interval, level_words, lm_words, percent, seconds_words, threat_words
+
+    report, settings = evaluation.report, evaluation.settings
+    lines = [
+        f"{report['model']} on {report['dataset']}, images {settings['start']} to {settings['start'] + report['n'] - 1} of the {settings['split']} split",
+        f"{report['classifier']['head']} network; {level_words(report['classifier'])}; likelihood maximisation: {lm_words(report['classifier'])}",
+    ]
+    if settings["attacks"]:
+        restarts = f"{settings['restarts']} restart{'s' if settings['restarts'] > 1 else ''}"
+        lines.append(f"{threat_words(settings)}; {settings['steps']} steps, {restarts}; each attack continues on what the one before left")
+    rows = [("clean", report["clean"], "")]
+    rows += [(f"after {attack['name']}", attack, seconds_words(attack["seconds"])) for attack in report["attacks"]]
+    if settings["attacks"]:
+        rows.append(("robust to all", report["robust"], ""))
+    lines += ["", f"  {'':<18}{'accuracy':>10}   95 % interval"]
+    for name, value, time in rows:
+        lines.append(f"  {name:<18}{percent(value['accuracy']):>10}   {interval(value['ci95']):<15}{time:>12}".rstrip())
+    if "average" in report["robust"]:
+        lines.append(f"  {'average of draws':<18}{percent(report['robust']['average']['accuracy']):>10}   {interval(report['robust']['average']['ci95'])}")
+    lines += ["", *(f"  {flag['severity']}: {flag['name']} ({flag['evidence']})" for flag in report["flags"])]
+    if not settings["attacks"]:
+        lines = [line for line in lines if "no-attack" not in line]
+    return "\n".join(lines).rstrip() + "\n"

@@ -1,0 +1,62 @@
+"""Options that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rdc.errors import ConfigError
+
+__all__ = ["add_model_options", "load_classifier", "positive_int"]
+
+
+def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
+    """--model, --levels, --lm, --device, --threads."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default=default, metavar="NAME", help="preset or checkpoint path (default: %(default)s)")
+    group.add_argument("--levels", metavar="LEVELS", help="noise levels in place of the model's own: edm, rdc-released, or scheme:count:min:max:weighting, e.g. log:8:0.8:4:flat")
+    group.add_argument("--lm", metavar="LM", help="likelihood maximisation in place of the model's own: none, paper-v1, paper-v2, released")
+    group.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
+    group.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: as PyTorch chooses)")
+
+
+def positive_int(text: str) -> int:
+    """argparse type: an integer >= 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text!r}")
+    return value
+
+
+def load_classifier(args: argparse.Namespace, **settings: Any) -> Any:
+    """The classifier these options name, on its device, in eval mode."""
+    import torch
+
+    from rdc.presets import load
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = _device(args.device)
+    chosen = {name: getattr(args, name) for name in ("levels", "lm") if getattr(args, name) is not None}
+    return load(args.model, **chosen, **settings).to(device).eval()
+
+
+def _device(name: str | None) -> Any:
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device: expected cpu, cuda or cuda:N; got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device: expected cpu, cuda or cuda:N; got {name!r}")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ConfigError(f"device: {name} asked for, but PyTorch sees {count} CUDA devices here (`rdc info` says more). Use --device cpu")
+    return device
