@@ -326,8 +326,11 @@ void features_gradient(const Plan& p, const Weights& w, const Block& block, cons
   const i64 row = p.W2 * block.width;
   const Walk b{w.flipped + block.first * 9 * p.cp, VL, 3 * block.count * p.cp, block.count * p.cp, p.cp};
   for (i64 y = 0; y < p.H; ++y) {
-    const Walk a{residual + y * row, block.width, row, block.width, 1};
-    product(a, b, {3, 3, block.count}, static_cast<int>(p.W), static_cast<int>(p.cp / VL), grad_h + y * p.W * p.cp, p.cp, accumulate);
+    Walk a{residual + y * row, block.width, row, block.width, 1}, bu = b;
+    const int parts = block.count > 24 ? 3 : 1;  // long sums are cut at the kernel's rows: chains of at most 3 * BLOCK roundings
+    for (int u = 0; u < parts; ++u, a.p += a.outer, bu.p += bu.outer)
+      product(a, bu, {3 / parts, 3, block.count}, static_cast<int>(p.W), static_cast<int>(p.cp / VL), grad_h + y * p.W * p.cp, p.cp,
+              accumulate || u > 0);
   }
 }
 

@@ -14,11 +14,11 @@ namespace {
 using i64 = int64_t;
 
 #if defined(__AVX512F__)
-constexpr int VL = 16, MAX_VECTORS = 4, MAX_ROWS = 6, DOT_PIXELS = 4, DOT_OUTPUTS = 5;
+constexpr int VL = 16, MAX_VECTORS = 4, NARROW_ROWS = 10, MAX_ROWS = 6, DOT_PIXELS = 4, DOT_OUTPUTS = 5;
 #elif defined(__AVX2__)
-constexpr int VL = 8, MAX_VECTORS = 2, MAX_ROWS = 6, DOT_PIXELS = 2, DOT_OUTPUTS = 4;
+constexpr int VL = 8, MAX_VECTORS = 2, NARROW_ROWS = 6, MAX_ROWS = 6, DOT_PIXELS = 2, DOT_OUTPUTS = 4;
 #else
-constexpr int VL = 4, MAX_VECTORS = 2, MAX_ROWS = 6, DOT_PIXELS = 2, DOT_OUTPUTS = 4;
+constexpr int VL = 4, MAX_VECTORS = 2, NARROW_ROWS = 6, MAX_ROWS = 6, DOT_PIXELS = 2, DOT_OUTPUTS = 4;
 #endif
 
 typedef float vf __attribute__((vector_size(VL * 4)));
@@ -118,10 +118,10 @@ struct Steps { int outer, middle, inner; };
 template <int MR, int NV>
 void tile(const Walk& a, const Walk& b, Steps n, float* out, i64 out_i, bool accumulate) {
   vf acc[MR][NV];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[i][v] = accumulate ? load(out + i * out_i + v * VL) : vf{};
+    for (int v = 0; v < NV; ++v) acc[i][v] = vf{};
   const i64 a_lane = a.lane, b_lane = b.lane, a_inner = a.inner, b_inner = b.inner;
   for (int o = 0; o < n.outer; ++o)
     for (int m = 0; m < n.middle; ++m) {
@@ -131,7 +131,7 @@ void tile(const Walk& a, const Walk& b, Steps n, float* out, i64 out_i, bool acc
         vf bv[NV];
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) bv[v] = load(pb + v * b_lane);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int i = 0; i < MR; ++i) {
           const float x = pa[i * a_lane];
 #pragma GCC unroll 4
@@ -139,18 +139,28 @@ void tile(const Walk& a, const Walk& b, Steps n, float* out, i64 out_i, bool acc
         }
       }
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) store(out + i * out_i + v * VL, acc[i][v]);
+    for (int v = 0; v < NV; ++v) {
+      float* to = out + i * out_i + v * VL;
+      store(to, accumulate ? load(to) + acc[i][v] : acc[i][v]);  // added last: shorter chains of roundings
+    }
 }
 
 using TileFunction = void (*)(const Walk&, const Walk&, Steps, float*, i64, bool);
 
+// Rows of a tile: as many accumulators as the registers hold.
+constexpr int most_rows(int vectors) { return vectors == MAX_VECTORS ? MAX_ROWS : NARROW_ROWS; }
+
+template <int NV, int... R>
+inline TileFunction tile_among(int rows, std::integer_sequence<int, R...>) {
+  static constexpr TileFunction table[] = {tile<R + 1, NV>...};
+  return table[rows - 1];
+}
 template <int NV>
 inline TileFunction tile_of(int rows) {
-  static constexpr TileFunction table[MAX_ROWS] = {tile<1, NV>, tile<2, NV>, tile<3, NV>, tile<4, NV>, tile<5, NV>, tile<6, NV>};
-  return table[rows - 1];
+  return tile_among<NV>(rows, std::make_integer_sequence<int, most_rows(NV)>{});
 }
 
 // Splits count into the fewest parts of at most `most`, as even as can be; returns the size of the part at `done`.
@@ -168,7 +178,7 @@ inline void product(Walk a, Walk b, Steps n, int rows, int vectors, float* out, 
     Walk bv = b;
     bv.p += v * b.lane;
     for (int i = 0, nr; i < rows; i += nr) {
-      nr = part(rows, i, MAX_ROWS);
+      nr = part(rows, i, most_rows(nv));
       Walk ai = a;
       ai.p += i * a.lane;
       TileFunction f;
