@@ -41,7 +41,7 @@ def load_classifier(args: argparse.Namespace, **settings: Any) -> Any:
         torch.set_num_threads(args.threads)
     device = _device(args.device)
     chosen = {name: getattr(args, name) for name in ("levels", "lm") if getattr(args, name) is not None}
-    return load(args.model, **chosen, **settings).to(device).eval()
+    return load(args.model, device=device, **chosen, **settings)
 
 
 def _device(name: str | None) -> Any:
