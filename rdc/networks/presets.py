@@ -8,8 +8,10 @@ from typing import Any
 from torch import nn
 
 from rdc.errors import ConfigError
+from rdc.networks.diffusers_unet import DiffusersUNet
 from rdc.networks.heads import MultiHeadUNet, PatchUNet
 from rdc.networks.unet import DhariwalUNet, SongUNet
+from rdc.networks.vp import VPNetwork, vp_sigmas
 
 __all__ = ["NETWORK_PRESETS", "build_network", "network_preset"]
 
@@ -76,7 +78,8 @@ def build_network(config: dict[str, Any]) -> nn.Module:
     Args:
         config: ``kind`` ("conditional" or "multihead"), ``image_shape`` [C, H, W] with H = W, ``num_classes`` K,
             ``patch_size`` (default 1), ``unet`` (``architecture`` and its arguments), for "multihead" also
-            ``feature_channels`` and ``wide_channels``.
+            ``feature_channels`` and ``wide_channels``; for architecture "UNet2DModel" also ``vp``: ``schedule`` (see
+            ``networks.vp.vp_sigmas``), ``prediction``, ``null_label``.
 
     Returns:
         An ``nn.Module``: conditional networks map (x, noise_labels, one-hot labels) to F [B, C, H, W];
@@ -96,9 +99,11 @@ def build_network(config: dict[str, Any]) -> nn.Module:
         ) from error
     if height != width or height % patch:
         raise ConfigError(f"image_shape: expected square images divisible by patch_size {patch}; got {height} x {width}")
+    if architecture == "UNet2DModel":
+        return _build_vp(config, unet)
     classes = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
     if architecture not in classes:
-        raise ConfigError(f"unet.architecture: expected one of {', '.join(classes)}; got {architecture!r}")
+        raise ConfigError(f"unet.architecture: expected one of {', '.join(classes)}, UNet2DModel; got {architecture!r}")
     folded = channels * patch**2
     try:
         net = classes[architecture](height // patch, folded, folded, label_dim=num_classes, **unet)
@@ -112,3 +117,27 @@ def build_network(config: dict[str, Any]) -> nn.Module:
         sizes = {key: config[key] for key in ("feature_channels", "wide_channels") if key in config}
         return MultiHeadUNet(net, patch, channels, num_classes, **sizes)
     raise ConfigError(f'kind: expected "conditional" or "multihead"; got {kind!r}')
+
+
+def _build_vp(config: dict[str, Any], unet: dict[str, Any]) -> VPNetwork:
+    """A diffusers ``UNet2DModel`` with its discrete noise schedule, answering like an EDM network."""
+    channels, size, _ = config["image_shape"]
+    num_classes, vp = config["num_classes"], config.get("vp") or {}
+    null_label, embeddings = vp.get("null_label"), unet.pop("num_class_embeds", None)
+    trained_null = type(null_label) is int
+    if config["kind"] != "conditional" or config.get("patch_size", 1) != 1:
+        raise ConfigError('unet.architecture "UNet2DModel": expected kind "conditional" and patch_size 1')
+    if not (null_label in (None, "mean") or (trained_null and 0 <= null_label <= num_classes)):
+        raise ConfigError(f'vp.null_label: expected null, "mean" or an index 0..{num_classes}; got {null_label!r}')
+    if num_classes < 1 or embeddings != num_classes + trained_null:
+        raise ConfigError(
+            f"num_class_embeds: expected {num_classes + trained_null} (num_classes {num_classes}, null_label {null_label!r}); "
+            f"got {embeddings!r}"
+        )
+    try:
+        net = DiffusersUNet(size, channels, unet.pop("out_channels", channels), embeddings, **unet)
+        sigmas = vp_sigmas(vp.get("schedule") or {})
+        sigma_data = config.get("sigma_data", 0.5)
+        return VPNetwork(net, sigmas, vp.get("prediction", "epsilon"), num_classes, null_label, sigma_data)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"UNet2DModel: {error}") from error

@@ -1,0 +1,158 @@
+"""Checkpoints of other programs -> safetensors + JSON: the function behind ``rdc convert``."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rdc.checkpoints import checkpoint_paths, network_from_state, save_model
+from rdc.convert.diffusers_folder import read_diffusers_folder
+from rdc.convert.edm_pickle import read_edm_pickle
+from rdc.convert.state_dicts import infer_config, read_safetensors, read_torch_file, strip_prefix
+from rdc.errors import CheckpointError, ConfigError
+from rdc.networks.presets import NETWORK_PRESETS, build_network, network_preset
+
+__all__ = ["KINDS", "convert_checkpoint"]
+
+KINDS = ("auto", "edm-pickle", "state-dict", "diffusers", "safetensors")
+_LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # magic number of torch.save before 1.6
+
+
+def convert_checkpoint(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    kind: str = "auto",
+    network: str | os.PathLike[str] | dict[str, Any] | None = None,
+    num_classes: int | None = None,
+    null_label: int | str | None = None,
+    info: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Any]:
+    """Convert a checkpoint once, without running any code in it.
+
+    Args:
+        source: an EDM pickle (.pkl), a state dict (.pt, .pth, .safetensors), or a diffusers folder.
+        destination: the checkpoint to write, see ``rdc.checkpoints.checkpoint_paths``.
+        kind: what ``source`` is, one of :data:`KINDS`.
+        network: for state dicts: preset name, path of a JSON description, or the description itself; None: inferred
+            from the tensors' shapes (EDM U-Nets).
+        num_classes: with a preset: number of classes; None: read off the label map.
+        null_label: for diffusers: what "no label" means: an embedding's index, "mean" or None (see ``VPNetwork``).
+        info: put into the checkpoint's ``info`` (class names, licence, ...).
+        dtype: how weights are stored, float32 or float16.
+
+    Returns:
+        ``source``, ``kind``, ``destination`` (safetensors file), ``description`` (JSON file), ``config``, ``parameters``,
+        ``tensors``, ``notes`` (list of texts that the user should see).
+
+    Raises:
+        CheckpointError: the source is missing, damaged, asks for code, or its weights fit no supported network.
+        ConfigError: an option is unknown.
+    """
+    source = Path(source)
+    kind = _kind(source, kind)
+    if kind not in ("state-dict", "safetensors") and (network is not None or num_classes is not None):
+        raise ConfigError(f"network, num_classes: expected with state dicts only; a {kind} source describes itself")
+    if kind != "diffusers" and null_label is not None:
+        raise ConfigError(f"null_label: expected with diffusers folders only; the source is {kind}")
+    if source.resolve() in (path.resolve() for path in checkpoint_paths(destination)):
+        raise ConfigError(f"destination: expected another name than the source {source}")
+    config, state, notes = _read(source, kind, network, num_classes, null_label)
+    made = network_from_state(config, state, source)
+    about = {"converted_from": {"file": source.name, "kind": kind, "notes": notes}, **(info or {})}
+    written = save_model(destination, made, config, about, dtype)
+    return {
+        "source": str(source),
+        "kind": kind,
+        "destination": str(written),
+        "description": str(checkpoint_paths(written)[1]),
+        "config": config,
+        "parameters": sum(parameter.numel() for parameter in made.parameters()),
+        "tensors": len(made.state_dict()),
+        "notes": notes,
+    }
+
+
+def _kind(source: Path, kind: str) -> str:
+    """Check that the source exists and say what it is."""
+    if kind not in KINDS:
+        raise ConfigError(f"kind: expected one of {', '.join(KINDS)}; got {kind!r}")
+    if not source.exists():
+        raise CheckpointError(f"{source}: no such file or folder")
+    if source.is_dir() != (kind == "diffusers") and kind != "auto":
+        raise CheckpointError(f"{source}: expected a {'folder' if kind == 'diffusers' else 'file'} for kind {kind}")
+    if kind != "auto":
+        return kind
+    if source.is_dir():
+        return "diffusers"
+    with source.open("rb") as file:
+        head = file.read(len(_LEGACY_TORCH))
+    if head[:2] == b"PK" or head == _LEGACY_TORCH:
+        return "state-dict"
+    if source.suffix == ".safetensors":
+        return "safetensors"
+    if head[:1] == b"\x80":
+        return "edm-pickle"
+    raise CheckpointError(
+        f"{source}: neither a pickle, a torch.save file, a safetensors file nor a diffusers folder; name its kind: "
+        f"{', '.join(KINDS[1:])}"
+    )
+
+
+def _read(
+    source: Path,
+    kind: str,
+    network: str | os.PathLike[str] | dict[str, Any] | None,
+    num_classes: int | None,
+    null_label: int | str | None,
+) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
+    """Network description, its complete state, notes."""
+    if kind == "edm-pickle":
+        return read_edm_pickle(source)
+    if kind == "diffusers":
+        config, state, notes = read_diffusers_folder(source, null_label)
+        return config, {**state, "log_sigmas": _built(config, source).log_sigmas.cpu()}, notes
+    state, notes = (read_safetensors(source), []) if kind == "safetensors" else read_torch_file(source)
+    if network is None:
+        state, more = strip_prefix(state, None, source)
+        return infer_config(state, source), state, notes + more + ["the architecture was inferred from the tensors' shapes"]
+    config = _described(network, num_classes, state)
+    state, more = strip_prefix(state, set(_built(config, source).state_dict()), source)
+    return config, state, notes + more
+
+
+def _described(
+    network: str | os.PathLike[str] | dict[str, Any], num_classes: int | None, state: dict[str, Tensor]
+) -> dict[str, Any]:
+    """The description that ``network`` stands for."""
+    if isinstance(network, dict):
+        config = dict(network)
+    elif str(network) in NETWORK_PRESETS:
+        if num_classes is None:
+            label = next((value for name, value in state.items() if name.endswith("map_label.weight")), None)
+            num_classes = 0 if label is None else label.shape[1]
+        return network_preset(str(network), num_classes)
+    else:
+        try:
+            config = json.loads(Path(network).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"network: expected a preset ({', '.join(NETWORK_PRESETS)}) or a JSON file; got {str(network)!r} ({error})"
+            ) from error
+        config = config.get("config", config) if isinstance(config, dict) else {}
+    return config if num_classes is None else {**config, "num_classes": num_classes}
+
+
+def _built(config: dict[str, Any], source: Path) -> torch.nn.Module:
+    """A network of ``config`` for its names and buffers; its parameters have no memory."""
+    try:
+        with torch.device("meta"):
+            return build_network(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from error

@@ -1,0 +1,162 @@
+"""Folders of the diffusers library: a class-conditional ``UNet2DModel`` and its noise schedule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rdc.convert.state_dicts import read_safetensors, read_torch_file
+from rdc.errors import CheckpointError
+from rdc.files import read_json
+from rdc.networks.vp import PREDICTIONS
+
+__all__ = ["read_diffusers_folder"]
+
+_UNET_OPTIONS = (
+    "center_input_sample",
+    "time_embedding_type",
+    "time_embedding_dim",
+    "freq_shift",
+    "flip_sin_to_cos",
+    "down_block_types",
+    "mid_block_type",
+    "up_block_types",
+    "block_out_channels",
+    "layers_per_block",
+    "mid_block_scale_factor",
+    "downsample_padding",
+    "downsample_type",
+    "upsample_type",
+    "dropout",
+    "act_fn",
+    "attention_head_dim",
+    "norm_num_groups",
+    "attn_norm_num_groups",
+    "norm_eps",
+    "resnet_time_scale_shift",
+    "add_attention",
+    "num_class_embeds",
+    "num_train_timesteps",
+)
+_SCHEDULE_OPTIONS = (
+    "num_train_timesteps",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
+_WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+)
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def read_diffusers_folder(
+    folder: Path, null_label: int | str | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
+    """Read a pipeline's folder (with ``unet/``), or the folder of the ``UNet2DModel`` itself.
+
+    Args:
+        folder: the folder.
+        null_label: what "no label" means, see ``networks.vp.VPNetwork``.
+
+    Returns:
+        Network description for ``build_network``, state dict under its names (the schedule's ``log_sigmas`` are left for
+        the caller to compute), notes for the user.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, the model has no class embedding, or an option is not supported.
+    """
+    unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
+    options = _json_file(unet_folder / "config.json")
+    if options.get("_class_name", "UNet2DModel") != "UNet2DModel":
+        raise CheckpointError(f"{unet_folder}/config.json: expected a UNet2DModel; got {options['_class_name']}")
+    unet, shape = _unet_config(options, unet_folder)
+    prediction, schedule, notes = _schedule(folder, unet_folder)
+    embeddings = unet["num_class_embeds"]
+    vp = {"prediction": prediction, "null_label": null_label, "schedule": schedule}
+    config = {
+        "kind": "conditional",
+        "image_shape": shape,
+        "num_classes": embeddings - (type(null_label) is int),
+        "sigma_data": 0.5,
+        "unet": unet,
+        "vp": vp,
+    }
+    if null_label is None:
+        notes.append(
+            "no null label: likelihood maximisation is not available (convert with null_label=INDEX if one embedding was "
+            "trained for it, or null_label=mean as an approximation)"
+        )
+    state, more = _weights(unet_folder)
+    return config, {f"unet.{name}": value for name, value in state.items()}, notes + more
+
+
+def _unet_config(options: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[int]]:
+    where = f"{folder}/config.json"
+    if options.get("class_embed_type") is not None:
+        raise CheckpointError(f"{where}: class_embed_type {options['class_embed_type']!r} is not supported; expected null")
+    embeddings = options.get("num_class_embeds")
+    if type(embeddings) is not int or embeddings < 1:
+        raise CheckpointError(
+            f"{where}: num_class_embeds is not set, so the model is not class-conditional (labels would be ignored "
+            "silently) and cannot classify; use a model trained with class labels"
+        )
+    channels, out_channels = options.get("in_channels", 3), options.get("out_channels", 3)
+    if out_channels not in (channels, 2 * channels):
+        raise CheckpointError(f"{where}: expected out_channels {channels} or {2 * channels}; got {out_channels}")
+    size = options.get("sample_size")
+    height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
+    if type(height) is not int or height != width:
+        raise CheckpointError(f"{where}: expected a square sample_size in pixels; got {size!r}. Write it into the file")
+    unet = {name: options[name] for name in _UNET_OPTIONS if name in options}
+    return {"architecture": "UNet2DModel", "out_channels": out_channels, **unet}, [channels, height, width]
+
+
+def _schedule(folder: Path, unet_folder: Path) -> tuple[str, dict[str, Any], list[str]]:
+    """Prediction type, noise schedule and notes."""
+    found = [parent / name for parent in (folder, unet_folder.parent) for name in
+             ("scheduler/scheduler_config.json", "scheduler_config.json")]
+    path = next((path for path in found if path.is_file()), None)
+    if path is None:
+        return "epsilon", {}, ["no scheduler/scheduler_config.json: DDPM's linear schedule and epsilon prediction were assumed"]
+    options = _json_file(path)
+    if "beta_schedule" not in options and options.get("trained_betas") is None:
+        raise CheckpointError(f"{path}: expected a variance-preserving scheduler (beta_schedule); got {options.get('_class_name')}")
+    prediction = options.get("prediction_type", "epsilon")
+    if prediction not in PREDICTIONS:
+        raise CheckpointError(f"{path}: prediction_type: expected one of {', '.join(PREDICTIONS)}; got {prediction!r}")
+    return prediction, {name: options[name] for name in _SCHEDULE_OPTIONS if options.get(name) is not None}, []
+
+
+def _weights(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
+    path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        raise CheckpointError(f"{folder}: no weights; expected one of {', '.join(_WEIGHTS)}")
+    state, notes = (read_safetensors(path), []) if path.suffix == ".safetensors" else read_torch_file(path)
+    renamed = {}
+    for name, value in state.items():
+        parts = name.split(".")
+        if "attentions" in parts and parts[-2] in _OLD_ATTENTION:  # names of diffusers before 0.12
+            name = ".".join([*parts[:-2], _OLD_ATTENTION[parts[-2]], parts[-1]])
+        renamed[name] = value
+    return renamed, notes
+
+
+def _json_file(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path}: missing; expected a diffusers folder (unet/config.json and its weights) or the UNet2DModel's own folder"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: expected an object; got a {type(found).__name__}")
+    return found
