@@ -140,6 +140,10 @@ void unpack_image(const Plan& p, const float* in, T* out, const i64* stride) {
 // target [C, H, W] -> [H*W, TL], entry l being channel l % C.
 template <typename T>
 void spread_target(const Plan& p, const T* target, float* out) {
+  if (p.C == 1) {
+    for (i64 q = 0; q < p.pixels; ++q) store(out + q * VL, vf{} + to_float(target[q]));
+    return;
+  }
   for (i64 q = 0; q < p.pixels; ++q)
     for (i64 l = 0, j = 0; l < p.TL; ++l, j = j + 1 == p.C ? 0 : j + 1) out[q * p.TL + l] = to_float(target[j * p.pixels + q]);
 }
@@ -354,6 +358,10 @@ void backward_image(const Plan& p, const MultiheadLossInputs& in, const Multihea
   pad_image(p, static_cast<const T*>(in.h) + b * in.h_stride[0], in.h_stride, my.padded);
   spread_target(p, static_cast<const T*>(in.target) + b * p.C * p.pixels, my.targets);
   if (out.target) std::memset(my.grad_targets, 0, p.pixels * p.TL * 4);
+  // A float32 gradient that lies as the kernels want it is written in place.
+  T* grad_h = out.h ? static_cast<T*>(out.h) + b * out.h_stride[0] : nullptr;
+  const bool in_place = sizeof(T) == 4 && p.cp == p.c && out.h_stride[1] == 1 && out.h_stride[3] == p.c && out.h_stride[2] == p.W * p.c;
+  float* grad_pixels = in_place ? reinterpret_cast<float*>(grad_h) : my.grad_h;
   double level = 0;
   for (i64 index = 0; index < p.blocks; ++index) {
     const Block block(p, index);
@@ -365,11 +373,11 @@ void backward_image(const Plan& p, const MultiheadLossInputs& in, const Multihea
                    out.level_row ? my.squares : nullptr);
     if (out.level_row)
       for (int o = 0; o < block.count; ++o) level += upstream[(block.first + o) / p.C] * my.squares[o];
-    if (out.h) features_gradient(p, w, block, my.residual, my.grad_h, index > 0);
+    if (out.h) features_gradient(p, w, block, my.residual, grad_pixels, index > 0);
     if (grad_weight) weight_gradient(p, block, my.residual, my.padded, grad_weight + block.first * 9 * p.cp);
   }
   if (out.level_row) out.level_row[b] = static_cast<float>(level);
-  if (out.h) unpack_image(p, my.grad_h, static_cast<T*>(out.h) + b * out.h_stride[0], out.h_stride);
+  if (out.h && !in_place) unpack_image(p, my.grad_h, grad_h, out.h_stride);
   if (out.target) {
     T* to = static_cast<T*>(out.target) + b * p.C * p.pixels;
     for (i64 q = 0; q < p.pixels; ++q)
