@@ -16,6 +16,7 @@ from rdc.files import atomic_write
 
 __all__ = ["plot_losses", "plot_samples", "read_log"]
 
+DPI = 130
 INK, FAINT, GRID = "#1f2933", "#8895a3", "#e4e8ec"
 COLOURS = ("#2f5d9b", "#c05a2b", "#3c8262", "#7d4f9e", "#a08a1f")
 #: log columns that are not a loss
@@ -142,22 +143,24 @@ def plot_samples(images: Tensor, class_names: Sequence[str], out: str | os.PathL
         for column in range(count):
             top, left = row * (height + gap), column * (width + gap)
             canvas[top : top + height, left : left + width] = images[row, column].permute(1, 2, 0).numpy()
-    tall = classes * 0.56
-    figure = _figure(1.3 + tall * canvas.shape[1] / canvas.shape[0], tall + (0.45 if title else 0.2))
-    axis = figure.subplots()
+    scale = max(1, round(72 / height))  # whole screen pixels for each image pixel
+    high, wide = (scale * size for size in canvas.shape[:2])
+    left, top = 16 + 9 * max(len(name) for name in class_names), 40 if title else 8
+    figure = _figure((left + wide + 8) / DPI, (top + high + 8) / DPI, layout=None)
+    size = figure.get_size_inches() * DPI
+    axis = figure.add_axes((left / size[0], 8 / size[1], wide / size[0], high / size[1]))
     axis.imshow(canvas.squeeze(-1) if channels == 1 else canvas, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.set_xticks([])
     axis.set_yticks([row * (height + gap) + height / 2 - 0.5 for row in range(classes)], list(class_names))
-    axis.tick_params(length=0, labelsize=10)
+    axis.tick_params(length=0, labelsize=8, colors=INK)
     for spine in axis.spines.values():
         spine.set_visible(False)
-    axis.grid(False)
     if title:
-        axis.set_title(title, loc="left", fontsize=10, color=INK, pad=8)
+        axis.set_title(title, loc="left", fontsize=9, color=INK, pad=7)
     _write(figure, out)
 
 
-def _figure(width: float, height: float) -> Any:
+def _figure(width: float, height: float, layout: str | None = "constrained") -> Any:
     """An empty figure of this size in inches; no global state of matplotlib is touched."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -179,7 +182,7 @@ def _figure(width: float, height: float) -> Any:
             return axes
 
     with matplotlib.rc_context({"font.size": 10}):
-        figure = Plain(figsize=(width, height), dpi=130, facecolor="white", layout="constrained")
+        figure = Plain(figsize=(width, height), dpi=DPI, facecolor="white", layout=layout)
         FigureCanvasAgg(figure)
     return figure
 

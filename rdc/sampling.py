@@ -93,13 +93,16 @@ def sample_classes(
     noise = noise.repeat(denoiser.num_classes, 1, 1, 1)
     training, done = denoiser.training, []
     denoiser.eval()
-    for rows in tqdm(torch.arange(len(labels)).split(batch_size), unit=" batches", disable=not progress, leave=False):
-        classes = labels[rows].to(weight.device)
+    batches = torch.arange(len(labels)).split(batch_size)
+    with tqdm(total=len(batches) * (2 * steps - 1), unit=" passes", disable=not progress, leave=False) as bar:
+        for rows in batches:
+            classes = labels[rows].to(weight.device)
 
-        def denoise(x: Tensor, sigma: float, classes: Tensor = classes) -> Tensor:
-            return denoiser.denoise(x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device), classes)
+            def denoise(x: Tensor, sigma: float, classes: Tensor = classes) -> Tensor:
+                bar.update()
+                return denoiser.denoise(x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device), classes)
 
-        x = heun(denoise, noise[rows].to(weight.device, weight.dtype), levels)
-        done.append(((x.float() + 1) / 2).clamp(0, 1).cpu())
+            x = heun(denoise, noise[rows].to(weight.device, weight.dtype), levels)
+            done.append(((x.float() + 1) / 2).clamp(0, 1).cpu())
     denoiser.train(training)
     return torch.cat(done).unflatten(0, (denoiser.num_classes, per_class))

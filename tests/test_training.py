@@ -306,6 +306,30 @@ def test_random_numbers_belong_to_the_place_in_the_batch() -> None:
         uniform((4,), BatchGenerator("cpu", 3, 0, 4))
 
 
+@pytest.mark.parametrize("kind", ["conditional", "distillation"])
+def test_objectives_do_not_depend_on_the_number_of_processes(kind: str) -> None:
+    """The mean over the shares' losses is the batch's loss, for every value logged."""
+    net, objective = network().eval(), ConditionalObjective(3, NoiseDistribution())
+    if kind == "distillation":
+        from rdc.denoiser import ConditionalDenoiser
+        from rdc.distillation import DistillationObjective
+        from rdc.networks.heads import MultiHeadUNet
+
+        teacher = ConditionalDenoiser(net, 3, (1, 8, 8))
+        objective = DistillationObjective(teacher, NoiseDistribution(), classes_per_image=2, posterior_weight=0.1)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            net = MultiHeadUNet(network().unet, 2, 1, 3, feature_channels=8, wide_channels=8).eval()
+            net.head_weight += 0.1 * torch.randn(net.head_weight.shape)
+    values = []
+    for world in (1, 3):
+        shares = [Batches(images(), 12, 3, torch.device("cpu"), rank=rank, world=world) for rank in range(world)]
+        drawn = [objective(net, *share(2), share.generator(2)) for share in shares]
+        assert drawn[0][0].requires_grad
+        values.append({name: np.mean([float(log[name]) for _, log in drawn]) for name in drawn[0][1]})
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
 def test_every_epoch_shows_every_image_once() -> None:
     batches = Batches(images(), 10, 3, torch.device("cpu"))
     epochs = [np.concatenate([batches.positions(5 * epoch + step) for step in range(5)]) for epoch in range(2)]

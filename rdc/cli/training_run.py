@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shlex
 import sys
 import zlib
@@ -58,7 +59,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: float) -> 
     length.add_argument("--seed", type=int, default=0, metavar="N")
     speed = parser.add_argument_group("speed")
     speed.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast")
-    speed.add_argument("--compile", action="store_true", help="torch.compile: a minute to start, then faster")
+    speed.add_argument("--compile", action="store_true", help="torch.compile: minutes to start, then faster")
     speed.add_argument(
         "--checkpoint-seconds", type=float, default=60.0, metavar="S", help="time between checkpoints (default: 60)"
     )
@@ -234,5 +235,7 @@ class Exporter:
 
 
 def _same_command() -> str:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "run the same torchrun command again"
     name = Path(sys.argv[0]).name
     return shlex.join(["rdc", *sys.argv[1:]]) if name in ("rdc", "__main__.py") else "run the same command again"
