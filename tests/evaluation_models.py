@@ -24,7 +24,14 @@ TINY = {
     "sigma_data": 0.5,
     "feature_channels": 8,
     "wide_channels": 8,
-    "unet": {"architecture": "SongUNet", "model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": [], "dropout": 0.0},
+    "unet": {
+        "architecture": "SongUNet",
+        "model_channels": 8,
+        "channel_mult": [1],
+        "num_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    },
 }
 
 

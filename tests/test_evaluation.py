@@ -22,7 +22,9 @@ ATTACK_KEYS = {"name", "norm", "eps", "steps", "restarts", "gradient", "noise", 
 
 
 def settings(**changes):
-    return EvaluationSettings(**{"model": "gaussian", "dataset": "blobs", "n": 40, "eps": "4/255", "steps": 20, "batch": 16, **changes})
+    return EvaluationSettings(
+        **{"model": "gaussian", "dataset": "blobs", "n": 40, "eps": "4/255", "steps": 20, "batch": 16, **changes}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,9 @@ def dataset(classifier):
 
 
 def run(classifier, dataset, out, overwrite=False, on_batch=None, **changes):
-    return evaluate(classifier, dataset, settings(**changes), out, overwrite=overwrite, progress=False, on_batch=on_batch)
+    return evaluate(
+        classifier, dataset, settings(**changes), out, overwrite=overwrite, progress=False, on_batch=on_batch
+    )
 
 
 def same(one: dict, other: dict) -> bool:
@@ -69,7 +73,14 @@ class Stub(torch.nn.Module):
         pass
 
     def describe(self):
-        return {"levels": {"sigma": [1.0], "weight": [1.0]}, "weighting": "flat", "lm": self.lm, "noise": "fixed", "head": "none", "gradient": "exact"}
+        return {
+            "levels": {"sigma": [1.0], "weight": [1.0]},
+            "weighting": "flat",
+            "lm": self.lm,
+            "noise": "fixed",
+            "head": "none",
+            "gradient": "exact",
+        }
 
 
 WEIGHT = torch.randn(64, CLASSES, generator=torch.Generator().manual_seed(0))
@@ -122,7 +133,11 @@ def test_report_and_what_it_rests_on(classifier, dataset, tmp_path):
     assert 0 < report["robust"]["accuracy"] < report["clean"]["accuracy"]
     assert [record["robust"] for record in result.images] == right.tolist()
     assert (x_adv.double() - clean.double()).abs().max() <= 4 / 255 and x_adv.min() >= 0 and x_adv.max() <= 1
-    accuracies = [report["clean"]["accuracy"], *(attack["accuracy"] for attack in report["attacks"]), report["robust"]["accuracy"]]
+    accuracies = [
+        report["clean"]["accuracy"],
+        *(attack["accuracy"] for attack in report["attacks"]),
+        report["robust"]["accuracy"],
+    ]
     assert accuracies == sorted(accuracies, reverse=True)
     assert report["attacks"][1]["attacked"] == report["attacks"][0]["survivors"]
     json.dumps(report, allow_nan=False)
@@ -216,7 +231,9 @@ def test_fresh_defaults_to_averaging():
 
 
 def test_nothing_to_flag(tmp_path):
-    report = run(Stub(linear), labelled_by_linear(512), tmp_path / "run", n=512, batch=256, eps="1/255", steps=40).report
+    report = run(
+        Stub(linear), labelled_by_linear(512), tmp_path / "run", n=512, batch=256, eps="1/255", steps=40
+    ).report
     assert names_of(report) <= {"still-falling"}
 
 
@@ -352,7 +369,11 @@ def test_folder_of_other_weights_images_or_levels(classifier, dataset, tmp_path)
     with torch.no_grad():
         moved.denoiser.network.means[0, 0, 0, 0] += 1e-3
     other = Dataset(dataset.images.flip(0), dataset.labels.flip(0), NAMES, "blobs", "test")
-    for what, arguments in {"weights": (moved, dataset), "images": (classifier, other), "levels": (gaussian_classifier(levels="log:3:0.5:4:flat"), dataset)}.items():
+    for what, arguments in {
+        "weights": (moved, dataset),
+        "images": (classifier, other),
+        "levels": (gaussian_classifier(levels="log:3:0.5:4:flat"), dataset),
+    }.items():
         with pytest.raises(ConfigError, match=what):
             run(*arguments, out)
     assert contents(out) == before
@@ -421,7 +442,9 @@ def test_more_images_than_there_are(classifier, dataset, tmp_path, n, start):
 
 
 def test_images_the_model_does_not_know(classifier, tmp_path):
-    wide = Dataset(torch.zeros(4, 1, 9, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), ("a",), "wide", "test")
+    wide = Dataset(
+        torch.zeros(4, 1, 9, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), ("a",), "wide", "test"
+    )
     with pytest.raises(ConfigError, match="takes images"):
         run(classifier, wide, tmp_path / "run", n=4)
     more = Dataset(images(4), torch.tensor([0, 1, 2, 7]), tuple("abcdefgh"), "more", "test")
@@ -438,8 +461,17 @@ def test_parse_attacks():
 
 
 def record(image, clean, *attacks, robust=False):
-    named = [{"name": name, "right": float(right), "step": step, "restart": restart, "blind_steps": 0} for name, right, step, restart in attacks]
-    return {"image": image, "label": image % 2, "clean": {"predicted": 0, "right": clean}, "attacks": named, "robust": robust}
+    named = [
+        {"name": name, "right": float(right), "step": step, "restart": restart, "blind_steps": 0}
+        for name, right, step, restart in attacks
+    ]
+    return {
+        "image": image,
+        "label": image % 2,
+        "clean": {"predicted": 0, "right": clean},
+        "attacks": named,
+        "robust": robust,
+    }
 
 
 def test_accuracy_per_step_and_class():

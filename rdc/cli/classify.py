@@ -24,11 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = ABOUT, EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG file")
-    parser.add_argument("--top", type=positive_int, default=3, metavar="N", help="classes to show (default: %(default)s)")
+    parser.add_argument(
+        "--top", type=positive_int, default=3, metavar="N", help="classes to show (default: %(default)s)"
+    )
     parser.add_argument("--invert", action="store_true", help="turn dark on light into light on dark first")
     parser.add_argument("--strict", action="store_true", help="refuse files that would have to be resized or converted")
     parser.add_argument("--json", action="store_true", help="print a JSON list with all probabilities")
-    parser.add_argument("--batch", type=positive_int, default=64, metavar="N", help="files classified together (default: %(default)s)")
+    parser.add_argument(
+        "--batch", type=positive_int, default=64, metavar="N", help="files classified together (default: %(default)s)"
+    )
     add_model_options(parser, "fashion-mnist")
 
 
@@ -52,9 +56,15 @@ def run(args: argparse.Namespace) -> int:
         waiting.append((answer, image.pixels))
     for begin in range(0, len(waiting), args.batch):
         part = waiting[begin : begin + args.batch]
-        for answer, probabilities in zip((entry[0] for entry in part), _probabilities(classifier, [entry[1] for entry in part]), strict=True):
+        for answer, probabilities in zip(
+            (entry[0] for entry in part), _probabilities(classifier, [entry[1] for entry in part]), strict=True
+        ):
             order = sorted(range(len(probabilities)), key=lambda k: -probabilities[k])
-            answer["label"], answer["class"], answer["confidence"] = order[0], classifier.class_names[order[0]], probabilities[order[0]]
+            answer["label"], answer["class"], answer["confidence"] = (
+                order[0],
+                classifier.class_names[order[0]],
+                probabilities[order[0]],
+            )
             answer["probabilities"] = {classifier.class_names[k]: probabilities[k] for k in order}
     print(json.dumps(answers, indent=2) if args.json else _table(answers, args.top))
     for answer in answers:

@@ -29,7 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_model_options(parser, "fashion-mnist")
     data = parser.add_argument_group("images")
-    data.add_argument("--data", default="fashion-mnist", metavar="NAME", help="fashion-mnist, fashion-mnist-sample (comes with rdc), cifar10, or a .npz file or folder (default: %(default)s)")
+    data.add_argument(
+        "--data",
+        default="fashion-mnist",
+        metavar="NAME",
+        help="fashion-mnist, fashion-mnist-sample (comes with rdc), cifar10, or a .npz file or folder (default: %(default)s)",
+    )
     data.add_argument("--n", type=int, default=256, help="images (default: %(default)s)")
     data.add_argument("--start", type=int, default=0, metavar="I", help="position of the first (default: %(default)s)")
     data.add_argument("--split", default="test", metavar="SPLIT", help="test or train (default: %(default)s)")
@@ -37,19 +42,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     threat = parser.add_argument_group("attack")
     threat.add_argument("--norm", default="linf", metavar="NORM", help="linf or l2 (default: %(default)s)")
     threat.add_argument("--eps", default="8/255", help="radius in [0, 1] pixel units (default: %(default)s)")
-    threat.add_argument("--attacks", default="apgd-ce,apgd-dlr", metavar="LIST", help="pgd-ce, pgd-dlr, pgd-margin, apgd-ce, apgd-dlr, apgd-margin, separated by commas; each attacks what is still robust; none: clean accuracy alone (default: %(default)s)")
+    threat.add_argument(
+        "--attacks",
+        default="apgd-ce,apgd-dlr",
+        metavar="LIST",
+        help="pgd-ce, pgd-dlr, pgd-margin, apgd-ce, apgd-dlr, apgd-margin, separated by commas; each attacks what is still robust; none: clean accuracy alone (default: %(default)s)",
+    )
     threat.add_argument("--steps", type=int, default=50, help="of each restart (default: %(default)s)")
     threat.add_argument("--restarts", type=int, default=1, help="(default: %(default)s)")
-    threat.add_argument("--gradient", default="exact", metavar="MODE", help="exact, or bpda: likelihood maximisation counts as the identity (default: %(default)s)")
-    threat.add_argument("--noise", default="known", metavar="POLICY", help="known: fixed noise that the attacker has; fresh: another draw in every call (default: %(default)s)")
-    threat.add_argument("--eot", type=int, metavar="N", help="draws averaged per gradient against fresh noise (default: 20)")
-    threat.add_argument("--resubmissions", type=int, default=10, metavar="N", help="fresh noise: how often each image is scored (default: %(default)s)")
+    threat.add_argument(
+        "--gradient",
+        default="exact",
+        metavar="MODE",
+        help="exact, or bpda: likelihood maximisation counts as the identity (default: %(default)s)",
+    )
+    threat.add_argument(
+        "--noise",
+        default="known",
+        metavar="POLICY",
+        help="known: fixed noise that the attacker has; fresh: another draw in every call (default: %(default)s)",
+    )
+    threat.add_argument(
+        "--eot", type=int, metavar="N", help="draws averaged per gradient against fresh noise (default: 20)"
+    )
+    threat.add_argument(
+        "--resubmissions",
+        type=int,
+        default=10,
+        metavar="N",
+        help="fresh noise: how often each image is scored (default: %(default)s)",
+    )
     threat.add_argument("--seed", type=int, default=0, help="of random starts and fresh draws (default: %(default)s)")
     run = parser.add_argument_group("run")
-    run.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/MODEL-DATA-...); the same command continues a run that was stopped")
+    run.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder of the run (default: runs/MODEL-DATA-...); the same command continues a run that was stopped",
+    )
     run.add_argument("--overwrite", action="store_true", help="start afresh in a folder that holds results")
-    run.add_argument("--batch", type=int, metavar="N", help="images worked on together (default: 32 on a CPU, 256 on a GPU)")
-    run.add_argument("--format", default="text", choices=("text", "json", "markdown"), help="what is printed at the end (default: %(default)s)")
+    run.add_argument(
+        "--batch", type=int, metavar="N", help="images worked on together (default: 32 on a CPU, 256 on a GPU)"
+    )
+    run.add_argument(
+        "--format",
+        default="text",
+        choices=("text", "json", "markdown"),
+        help="what is printed at the end (default: %(default)s)",
+    )
     run.add_argument("--quiet", action="store_true", help="no progress bars, no closing words")
 
 
@@ -59,8 +98,32 @@ def run(args: argparse.Namespace) -> int:
     from rdc.evaluation import EvaluationSettings, evaluate, parse_attacks
     from rdc.reports import write_reports
 
-    fields = {name: getattr(args, name) for name in ("model", "n", "split", "start", "norm", "eps", "steps", "restarts", "gradient", "noise", "eot", "resubmissions", "seed", "levels", "lm")}
-    settings = EvaluationSettings(dataset=args.data, attacks=parse_attacks(args.attacks), **fields, **({} if args.batch is None else {"batch": args.batch}))
+    fields = {
+        name: getattr(args, name)
+        for name in (
+            "model",
+            "n",
+            "split",
+            "start",
+            "norm",
+            "eps",
+            "steps",
+            "restarts",
+            "gradient",
+            "noise",
+            "eot",
+            "resubmissions",
+            "seed",
+            "levels",
+            "lm",
+        )
+    }
+    settings = EvaluationSettings(
+        dataset=args.data,
+        attacks=parse_attacks(args.attacks),
+        **fields,
+        **({} if args.batch is None else {"batch": args.batch}),
+    )
     classifier = load_classifier(args)
     if args.batch is None:
         settings = EvaluationSettings(**{**settings.to_json(), "batch": _DEFAULT_BATCH[classifier.device.type]})
@@ -74,16 +137,32 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         evaluation = evaluate(
-            classifier, dataset, settings, out, command=_command(args.argv), overwrite=args.overwrite, progress=not args.quiet, on_batch=count
+            classifier,
+            dataset,
+            settings,
+            out,
+            command=_command(args.argv),
+            overwrite=args.overwrite,
+            progress=not args.quiet,
+            on_batch=count,
         )
         files = write_reports(evaluation, classifier)
     except KeyboardInterrupt:
         again = shlex.join(["rdc", *(word for word in args.argv if word != "--overwrite")])
-        raise KeyboardInterrupt(f"Finished batches are kept in {out}; to continue, run the same command again:\n  {again}") from None
+        kept = (
+            f"{done[0]} of {settings.n} images are finished and kept in {out}"
+            if done[0]
+            else f"Finished batches are kept in {out}"
+        )
+        raise KeyboardInterrupt(f"{kept}; to continue, run the same command again:\n  {again}") from None
     except OSError as error:
         if error.errno is None:
             raise
-        raise OSError(error.errno, f"{error.strerror}. Finished batches are kept in {out}; once this is mended, run the same command again:\n  {words}", error.filename) from error
+        raise OSError(
+            error.errno,
+            f"{error.strerror}. Finished batches are kept in {out}; once this is mended, run the same command again:\n  {words}",
+            error.filename,
+        ) from error
     _print(evaluation, args, files)
     return 0
 
@@ -94,7 +173,9 @@ def _command(argv: list[str]) -> str:
 
 def _default_folder(settings: Any) -> str:
     def plain(text: str) -> str:
-        return "".join(character if character.isalnum() or character in ".-" else "-" for character in str(text)).strip("-")
+        return "".join(character if character.isalnum() or character in ".-" else "-" for character in str(text)).strip(
+            "-"
+        )
 
     parts = [Path(settings.model).name, Path(settings.dataset).name, settings.n]
     parts += [settings.norm, settings.eps, settings.gradient, settings.noise] if settings.attacks else ["clean"]
@@ -124,7 +205,9 @@ def _table(evaluation: Any) -> str:
     ]
     if settings["attacks"]:
         restarts = f"{settings['restarts']} restart{'s' if settings['restarts'] > 1 else ''}"
-        lines.append(f"{threat_words(settings)}; {settings['steps']} steps, {restarts}; each attack continues on what the one before left")
+        lines.append(
+            f"{threat_words(settings)}; {settings['steps']} steps, {restarts}; each attack continues on what the one before left"
+        )
     rows = [("clean", report["clean"], "")]
     rows += [(f"after {attack['name']}", attack, seconds_words(attack["seconds"])) for attack in report["attacks"]]
     if settings["attacks"]:
@@ -133,7 +216,9 @@ def _table(evaluation: Any) -> str:
     for name, value, time in rows:
         lines.append(f"  {name:<18}{percent(value['accuracy']):>10}   {interval(value['ci95']):<15}{time:>12}".rstrip())
     if "average" in report["robust"]:
-        lines.append(f"  {'average of draws':<18}{percent(report['robust']['average']['accuracy']):>10}   {interval(report['robust']['average']['ci95'])}")
+        lines.append(
+            f"  {'average of draws':<18}{percent(report['robust']['average']['accuracy']):>10}   {interval(report['robust']['average']['ci95'])}"
+        )
     lines += ["", *(f"  {flag['severity']}: {flag['name']} ({flag['evidence']})" for flag in report["flags"])]
     if not settings["attacks"]:
         lines = [line for line in lines if "no-attack" not in line]

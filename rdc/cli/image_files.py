@@ -32,7 +32,9 @@ class ImageFile:
     notices: tuple[str, ...]
 
 
-def read_image(path: str | os.PathLike[str], shape: tuple[int, int, int], *, strict: bool = False, invert: bool = False) -> ImageFile:
+def read_image(
+    path: str | os.PathLike[str], shape: tuple[int, int, int], *, strict: bool = False, invert: bool = False
+) -> ImageFile:
     """Read one image and convert it to ``shape``.
 
     Args:
@@ -53,7 +55,9 @@ def read_image(path: str | os.PathLike[str], shape: tuple[int, int, int], *, str
     try:
         with Image.open(path, formats=_FORMATS) as opened:
             if opened.width * opened.height > _MANY:
-                raise InputError(f"{opened.width} x {opened.height} pixels; expected at most {_MANY:,} in all. Make it smaller first")
+                raise InputError(
+                    f"{opened.width} x {opened.height} pixels; expected at most {_MANY:,} in all. Make it smaller first"
+                )
             if getattr(opened, "n_frames", 1) > 1:
                 raise InputError(f"has {opened.n_frames} frames; expected a single picture")
             opened.load()
@@ -70,8 +74,13 @@ def read_image(path: str | os.PathLike[str], shape: tuple[int, int, int], *, str
     if (image.height, image.width) != shape[1:]:
         notice = f"resized from {image.width} x {image.height} to {shape[2]} x {shape[1]}"
         if strict:
-            raise InputError(f"--strict: {image.width} x {image.height} pixels, the model takes {shape[2]} x {shape[1]}")
-        if abs(image.width * shape[1] - image.height * shape[2]) > max(image.width * shape[1], image.height * shape[2]) * 0.02:
+            raise InputError(
+                f"--strict: {image.width} x {image.height} pixels, the model takes {shape[2]} x {shape[1]}"
+            )
+        if (
+            abs(image.width * shape[1] - image.height * shape[2])
+            > max(image.width * shape[1], image.height * shape[2]) * 0.02
+        ):
             notice += ", proportions changed"
         notices.append(notice)
         image = image.resize((shape[2], shape[1]), Image.Resampling.LANCZOS)
@@ -96,13 +105,17 @@ def _mode(image: Any, channels: int) -> tuple[Any, list[str]]:
         if image.getextrema()[3][0] < 255:
             notices.append("transparent parts shown on black")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
-        red, green, blue = image.split()
-        if red.tobytes() == green.tobytes() == blue.tobytes():
-            image = red
     if image.mode in ("1", "P"):
         image = image.convert("RGB" if image.mode == "P" else "L")
+    if channels == 1 and image.mode == "RGB":
+        red, green, blue = image.split()
+        image = red if red.tobytes() == green.tobytes() == blue.tobytes() else image  # a grey picture saved as colour
     wanted = "L" if channels == 1 else "RGB"
     if image.mode != wanted:
-        notices.append(f"colour ({image.mode}) turned to grey" if channels == 1 else f"{'grey' if image.mode == 'L' else image.mode} turned to RGB")
+        notices.append(
+            f"colour ({image.mode}) turned to grey"
+            if channels == 1
+            else f"{'grey' if image.mode == 'L' else image.mode} turned to RGB"
+        )
         image = image.convert(wanted)
     return image, notices

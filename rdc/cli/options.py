@@ -13,10 +13,22 @@ __all__ = ["add_model_options", "load_classifier", "positive_int"]
 def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
     """--model, --levels, --lm, --device, --threads."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default=default, metavar="NAME", help="preset or checkpoint path (default: %(default)s)")
-    group.add_argument("--levels", metavar="LEVELS", help="noise levels in place of the model's own: edm, rdc-released, or scheme:count:min:max:weighting, e.g. log:8:0.8:4:flat")
-    group.add_argument("--lm", metavar="LM", help="likelihood maximisation in place of the model's own: none, paper-v1, paper-v2, released")
-    group.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)")
+    group.add_argument(
+        "--model", default=default, metavar="NAME", help="preset or checkpoint path (default: %(default)s)"
+    )
+    group.add_argument(
+        "--levels",
+        metavar="LEVELS",
+        help="noise levels in place of the model's own: edm, rdc-released, or scheme:count:min:max:weighting, e.g. log:8:0.8:4:flat",
+    )
+    group.add_argument(
+        "--lm",
+        metavar="LM",
+        help="likelihood maximisation in place of the model's own: none, paper-v1, paper-v2, released",
+    )
+    group.add_argument(
+        "--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)"
+    )
     group.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: as PyTorch chooses)")
 
 
@@ -58,5 +70,7 @@ def _device(name: str | None) -> Any:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise ConfigError(f"device: {name} asked for, but PyTorch sees {count} CUDA devices here (`rdc info` says more). Use --device cpu")
+            raise ConfigError(
+                f"device: {name} asked for, but PyTorch sees {count} CUDA devices here (`rdc info` says more). Use --device cpu"
+            )
     return device

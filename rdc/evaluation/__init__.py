@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import rdc
 from rdc.data import Dataset
 from rdc.errors import ConfigError
 from rdc.evaluation.batch import evaluate_batch
@@ -22,7 +23,17 @@ from rdc.evaluation.progress import ProgressBars
 from rdc.evaluation.settings import EvaluationSettings, parse_attacks
 from rdc.evaluation.summary import accuracy_per_class, accuracy_per_step, summarize
 
-__all__ = ["Evaluation", "EvaluationSettings", "RunFolder", "accuracy_per_class", "accuracy_per_step", "evaluate", "parse_attacks", "summarize", "versions"]
+__all__ = [
+    "Evaluation",
+    "EvaluationSettings",
+    "RunFolder",
+    "accuracy_per_class",
+    "accuracy_per_step",
+    "evaluate",
+    "parse_attacks",
+    "summarize",
+    "versions",
+]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,13 +110,18 @@ def evaluate(
     with RunFolder(out, identity, about, overwrite=overwrite) as folder:
         _run(classifier, images, settings, folder, progress, on_batch)
         arrays = [folder.arrays(index) for index in range(len(folder.batches))]
-        joined = {name: np.concatenate([part[name] for part in arrays]) for name in ("x_adv", "clean_logits", "adversarial_logits")}
+        joined = {
+            name: np.concatenate([part[name] for part in arrays])
+            for name in ("x_adv", "clean_logits", "adversarial_logits")
+        }
         records = [record for batch in folder.batches for record in batch["images"]]
         report = summarize(folder.run, folder.batches)
         return Evaluation(report, folder.run, records, **joined, dataset=images, out=folder.path)
 
 
-def _run(classifier: Any, images: Dataset, settings: EvaluationSettings, folder: RunFolder, progress: bool, on_batch: Any) -> None:
+def _run(
+    classifier: Any, images: Dataset, settings: EvaluationSettings, folder: RunFolder, progress: bool, on_batch: Any
+) -> None:
     done = sum(len(batch["images"]) for batch in folder.batches)
     if done == settings.n:
         return
@@ -116,7 +132,9 @@ def _run(classifier: Any, images: Dataset, settings: EvaluationSettings, folder:
             part = slice(begin, min(begin + settings.batch, settings.n))
             bars.begin(part.stop - part.start)
             index = begin // settings.batch
-            result = evaluate_batch(classifier, images.pixels(part), images.labels[part], images.indices[part], settings, index, bars.step)
+            result = evaluate_batch(
+                classifier, images.pixels(part), images.labels[part], images.indices[part], settings, index, bars.step
+            )
             folder.append(result)
             bars.end(part.stop - part.start, _standing(result.images))
             if on_batch is not None:
@@ -166,10 +184,14 @@ def commit() -> str | None:
     folder = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=True
+        ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "errors.py")  # installed inside another project's tree, that commit is not ours
+        git(
+            "ls-files", "--error-unmatch", "errors.py"
+        )  # installed inside another project's tree, that commit is not ours
         return git("describe", "--always", "--dirty", "--abbrev=12", "--match=NeVeR")
     except (OSError, subprocess.SubprocessError):
         return None
@@ -177,12 +199,11 @@ def commit() -> str | None:
 
 def versions(device: torch.device) -> dict[str, str]:
     """Versions of rdc, Python, PyTorch and NumPy, the machine and the device."""
-    from importlib import metadata
-
-    try:
-        own = metadata.version("rdc")
-    except metadata.PackageNotFoundError:
-        own = "not installed"
-    found = {"rdc": own, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    found = {
+        "rdc": rdc.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {**found, "device": f"{device.type} ({name})", "system": platform.system()}

@@ -45,7 +45,13 @@ class BatchResult:
 
 
 def evaluate_batch(
-    classifier: Any, pixels: Tensor, labels: Tensor, ids: Tensor, settings: EvaluationSettings, index: int, progress: Progress | None = None
+    classifier: Any,
+    pixels: Tensor,
+    labels: Tensor,
+    ids: Tensor,
+    settings: EvaluationSettings,
+    index: int,
+    progress: Progress | None = None,
 ) -> BatchResult:
     """Evaluate one batch. The result depends on the arguments only, never on batches done before.
 
@@ -91,7 +97,9 @@ def evaluate_batch(
             "label": int(labels[row]),
             "clean": {"predicted": int(clean.predicted[row]), "right": float(clean.share[row])},
             "attacks": histories[row],
-            "adversarial": {"predicted": int(final.predicted[row]), "right": float(share[row])} if settings.attacks else None,
+            "adversarial": {"predicted": int(final.predicted[row]), "right": float(share[row])}
+            if settings.attacks
+            else None,
             "robust": bool(share[row] == 1) if settings.attacks else None,
         }
         for row in range(len(labels))
@@ -136,7 +144,15 @@ def _submit(model: Any, pixels: Tensor, labels: Tensor, times: int) -> _Score:
     return _Score(right.double().mean(0), mean, mean.argmax(1))
 
 
-def _attack(model: Any, pixels: Tensor, labels: Tensor, ids: Tensor, settings: EvaluationSettings, name: str, progress: Progress | None) -> AttackResult:
+def _attack(
+    model: Any,
+    pixels: Tensor,
+    labels: Tensor,
+    ids: Tensor,
+    settings: EvaluationSettings,
+    name: str,
+    progress: Progress | None,
+) -> AttackResult:
     return attack_named(name)(
         model,
         pixels,

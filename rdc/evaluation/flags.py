@@ -40,7 +40,9 @@ def raise_flags(identity: dict[str, Any], totals: dict[str, Any]) -> list[dict[s
     for flag in sorted(FLAGS, key=lambda flag: flag.severity != "warning"):
         evidence = flag.check(identity, totals)
         if evidence is not None:
-            fields = {field.name: getattr(flag, field.name) for field in dataclasses.fields(flag) if field.name != "check"}
+            fields = {
+                field.name: getattr(flag, field.name) for field in dataclasses.fields(flag) if field.name != "check"
+            }
             found.append({**fields, "evidence": evidence})
     return found
 
@@ -59,7 +61,11 @@ def _training(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
 
 
 def _zero_gradients(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
-    blind = [f"{attack['name']}: {attack['blind_images']} of {attack['attacked']} images" for attack in totals["attacks"] if attack["blind_images"]]
+    blind = [
+        f"{attack['name']}: {attack['blind_images']} of {attack['attacked']} images"
+        for attack in totals["attacks"]
+        if attack["blind_images"]
+    ]
     return "; ".join(blind) or None
 
 
@@ -97,13 +103,21 @@ def _non_finite(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
 
 
 def _bpda(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
-    return "gradient: bpda, with likelihood maximisation" if identity["settings"]["gradient"] == "bpda" and _has_lm(identity) else None
+    return (
+        "gradient: bpda, with likelihood maximisation"
+        if identity["settings"]["gradient"] == "bpda" and _has_lm(identity)
+        else None
+    )
 
 
 def _straight_through(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
     lm = identity["classifier"]["lm"]
-    through_sign = _has_lm(identity) and isinstance(lm, dict) and lm.get("sign") and lm.get("optimizer", "momentum") == "momentum"
-    return "LM steps take the sign of a gradient" if identity["settings"]["gradient"] == "exact" and through_sign else None
+    through_sign = (
+        _has_lm(identity) and isinstance(lm, dict) and lm.get("sign") and lm.get("optimizer", "momentum") == "momentum"
+    )
+    return (
+        "LM steps take the sign of a gradient" if identity["settings"]["gradient"] == "exact" and through_sign else None
+    )
 
 
 def _wide(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
@@ -122,7 +136,11 @@ def _few_steps(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
 
 def _few_draws(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
     settings = identity["settings"]
-    return f"eot: {settings['eot']}" if settings["attacks"] and settings["noise"] == "fresh" and settings["eot"] < 20 else None
+    return (
+        f"eot: {settings['eot']}"
+        if settings["attacks"] and settings["noise"] == "fresh" and settings["eot"] < 20
+        else None
+    )
 
 
 def _still_falling(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
@@ -131,7 +149,11 @@ def _still_falling(identity: dict[str, Any], totals: dict[str, Any]) -> str | No
 
 
 def _few_classes(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
-    swapped = [f"{a['name']} maximised {a['loss']}" for a in totals["attacks"] if a["loss"] and not a["name"].endswith(f"-{a['loss']}")]
+    swapped = [
+        f"{a['name']} maximised {a['loss']}"
+        for a in totals["attacks"]
+        if a["loss"] and not a["name"].endswith(f"-{a['loss']}")
+    ]
     return "; ".join(swapped) or None
 
 
@@ -184,8 +206,8 @@ FLAGS = (
         "Compare with an LM preset without sign steps and with a black-box attack.", _straight_through,
     ),
     Flag(
-        "wide-interval", "note", "a 95 % interval is wider than 10 points (+-5)",
-        "So few images cannot tell classifiers apart that differ by less than the interval.", "Evaluate more images: 512 give +-4 points, 1000 give +-3.", _wide,
+        "wide-interval", "note", "a 95 % interval is wider than 10 points (±5)",
+        "So few images cannot tell classifiers apart that differ by less than the interval.", "Evaluate more images: 512 give ±4 points, 1000 give ±3.", _wide,
     ),
     Flag(
         "few-steps", "warning", "an attack had fewer than 20 steps", "The attack had little time; robustness is overrated.", "Use --steps 50 or more.", _few_steps,

@@ -42,14 +42,22 @@ class RunFolder:
         DataError: its files are damaged.
     """
 
-    def __init__(self, path: str | os.PathLike[str], identity: dict[str, Any], about: dict[str, Any], *, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], identity: dict[str, Any], about: dict[str, Any], *, overwrite: bool = False
+    ) -> None:
         self.path = Path(path)
         identity = json.loads(json.dumps({"schema": SCHEMA, **identity}))
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path}: expected a folder for the results, this is a file. Choose another")
         run_file = self.path / "run.json"
-        if not run_file.exists() and self.path.is_dir() and any(name.name != "run.lock" for name in self.path.iterdir()):
-            raise ConfigError(f"{self.path}: not empty, and no results of rdc evaluate (no run.json). Choose a new or empty folder")
+        if (
+            not run_file.exists()
+            and self.path.is_dir()
+            and any(name.name != "run.lock" for name in self.path.iterdir())
+        ):
+            raise ConfigError(
+                f"{self.path}: not empty, and no results of rdc evaluate (no run.json). Choose a new or empty folder"
+            )
         if run_file.exists() and not overwrite:
             _compare(self.path, self._read_run(run_file)["identity"], identity)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -118,7 +126,9 @@ class RunFolder:
             run = read_json(path)
             run["identity"]["schema"], run["commits"], run["command"], run["versions"]  # noqa: B018
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: damaged ({error!r}). Use --overwrite to start afresh, or another folder") from error
+            raise DataError(
+                f"{path}: damaged ({error!r}). Use --overwrite to start afresh, or another folder"
+            ) from error
         return run
 
     def _load(self) -> None:
@@ -197,7 +207,9 @@ def _lock(path: Path) -> IO[str] | None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
-        raise ConfigError(f"{path}: another rdc evaluate is writing to this folder. Wait for it, or name another --out") from error
+        raise ConfigError(
+            f"{path}: another rdc evaluate is writing to this folder. Wait for it, or name another --out"
+        ) from error
     except OSError:  # a file system without locks
         with contextlib.suppress(OSError):
             file.close()

@@ -10,11 +10,11 @@ __all__ = ["ProgressBars"]
 
 class ProgressBars:
     """Args:
-        total: images of the run.
-        done: images finished before this start.
-        standing: of those, how many count as right (robust, or clean when nothing attacks).
-        attacks: names in order; empty for clean accuracy alone.
-        enabled: False draws nothing.
+    total: images of the run.
+    done: images finished before this start.
+    standing: of those, how many count as right (robust, or clean when nothing attacks).
+    attacks: names in order; empty for clean accuracy alone.
+    enabled: False draws nothing.
     """
 
     def __init__(self, total: int, done: int, standing: int, attacks: tuple[str, ...], *, enabled: bool = True) -> None:

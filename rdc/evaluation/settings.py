@@ -83,7 +83,9 @@ class EvaluationSettings:
         for name in self.attacks:
             _choice("attacks", name, tuple(sorted(ATTACKS)))
         if len(set(self.attacks)) < len(self.attacks):
-            raise ConfigError(f"attacks: expected each name once; got {', '.join(self.attacks)}. For more tries use restarts")
+            raise ConfigError(
+                f"attacks: expected each name once; got {', '.join(self.attacks)}. For more tries use restarts"
+            )
         _choice("norm", self.norm, ("linf", "l2"))
         _choice("gradient", self.gradient, ("exact", "bpda"))
         if isinstance(self.eps, (int, float)):
@@ -95,7 +97,9 @@ class EvaluationSettings:
             object.__setattr__(self, "eot", 1 if self.noise == "known" else DEFAULT_EOT)
         _count("eot", self.eot, 1)
         if self.noise == "known" and self.eot != 1:
-            raise ConfigError(f"eot: expected 1 with known noise, where every call gives the same; got {self.eot}. Averaging needs noise fresh")
+            raise ConfigError(
+                f"eot: expected 1 with known noise, where every call gives the same; got {self.eot}. Averaging needs noise fresh"
+            )
 
     @property
     def radius(self) -> float:

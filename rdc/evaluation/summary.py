@@ -117,7 +117,10 @@ def accuracy_per_class(images: list[dict[str, Any]], num_classes: int) -> list[d
 
 
 def _rate(successes: float, n: int) -> dict[str, Any]:
-    return {"accuracy": round(successes / n, _DIGITS), "ci95": [round(end, _DIGITS) for end in wilson_interval(successes, n)]}
+    return {
+        "accuracy": round(successes / n, _DIGITS),
+        "ci95": [round(end, _DIGITS) for end in wilson_interval(successes, n)],
+    }
 
 
 def _totals(identity: dict[str, Any], batches: list[dict[str, Any]]) -> dict[str, Any]:
@@ -130,7 +133,13 @@ def _totals(identity: dict[str, Any], batches: list[dict[str, Any]]) -> dict[str
     for place, name in enumerate(settings["attacks"]):
         parts = [total["attacks"][place] for total in closing]
         losses = {part["loss"] for part in parts} - {None}
-        attacks.append({"name": name, "loss": min(losses, default=None), **{key: sum(part[key] for part in parts) for key in summed}})
+        attacks.append(
+            {
+                "name": name,
+                "loss": min(losses, default=None),
+                **{key: sum(part[key] for part in parts) for key in summed},
+            }
+        )
     clean = _rate(sum(record["clean"]["right"] for record in images), n)
     robust: dict[str, Any] = {"accuracy": None, "ci95": None}
     if settings["attacks"]:
@@ -146,7 +155,10 @@ def _totals(identity: dict[str, Any], batches: list[dict[str, Any]]) -> dict[str
         "attacks": attacks,
         "late": _broken_late(settings, images),
         "checks": closing[0]["checks"],
-        **{key: sum(total[key] for total in closing) for key in ("mismatches", "non_finite", "network_evaluations", "seconds")},
+        **{
+            key: sum(total[key] for total in closing)
+            for key in ("mismatches", "non_finite", "network_evaluations", "seconds")
+        },
     }
 
 

@@ -76,7 +76,11 @@ def _head(evaluation: Evaluation) -> str:
         lead = f"{clean} of {n} images are classified correctly. Nothing attacked them: this page says nothing about robustness."
     else:
         robust = sum(bool(record["robust"]) for record in evaluation.images)
-        knows = "the classifier and the very noise it uses" if settings["noise"] == "known" else "the classifier, but not the noise it draws"
+        knows = (
+            "the classifier and the very noise it uses"
+            if settings["noise"] == "known"
+            else "the classifier, but not the noise it draws"
+        )
         gradient = (
             "exact gradients"
             if settings["gradient"] == "exact"
@@ -99,7 +103,11 @@ def _cards(evaluation: Evaluation) -> str:
     report, settings = evaluation.report, evaluation.settings
     robust, clean = report["robust"], report["clean"]
     kind = "not attacked" if robust["accuracy"] is None else budget(settings)
-    extra = f" · average {percent(robust['average']['accuracy'])}, worst of {robust['worst_of']} shown" if "average" in robust else ""
+    extra = (
+        f" · average {percent(robust['average']['accuracy'])}, worst of {robust['worst_of']} shown"
+        if "average" in robust
+        else ""
+    )
     per_image = f"{report['network_evaluations'] / report['n']:,.0f} network evaluations an image"
     return (
         '<div class="cards">\n'
@@ -149,7 +157,11 @@ def _attacks(evaluation: Evaluation) -> str:
         f"{settings['gradient']} gradient, {_e(noise_words(settings))}. One attack after another: each attacks only images that are still right, "
         "and its accuracy counts images that were right when clean and survived it and all before it."
     )
-    average = f'<th class="n" title="share of right answers over {settings["resubmissions"]} submissions">average</th>' if fresh else ""
+    average = (
+        f'<th class="n" title="share of right answers over {settings["resubmissions"]} submissions">average</th>'
+        if fresh
+        else ""
+    )
     head = f'<tr><th>attack</th><th class="n">attacked</th><th class="n">survivors</th><th class="n">accuracy</th><th>95 % interval</th>{average}<th></th><th class="n">time</th></tr>'
     return f'<section><h2>Attacks</h2><p class="muted">{about}</p>\n<table>{head}\n{"".join(rows)}</table></section>'
 
@@ -158,7 +170,9 @@ def _steps(evaluation: Evaluation) -> str:
     report, settings = evaluation.report, evaluation.settings
     if not settings["attacks"]:
         return ""
-    plot = steps_plot(accuracy_per_step(settings, evaluation.images), report["clean"], report["robust"], settings["restarts"])
+    plot = steps_plot(
+        accuracy_per_step(settings, evaluation.images), report["clean"], report["robust"], settings["restarts"]
+    )
     note = "A curve that is still falling at its right end asks for more steps."
     if settings["noise"] == "fresh":
         note += f" The curve shows what the attacker saw (images right by the mean of its draws); the point at the right is worst of {settings['resubmissions']} fresh draws."
@@ -182,8 +196,23 @@ def _pictures(evaluation: Evaluation, gallery: Gallery) -> str:
     rows = gallery.rows
     records = [evaluation.images[row] for row in rows]
     lines = [
-        ("true class", [f"<b>{_e(names[record['label']])}</b><br><span class='muted'>image {record['image']}</span>" for record in records], "head"),
-        ("clean", [_image(picture(gallery.clean[m]), "clean image") + _verdict(evaluation, row, evaluation.clean_logits[row]) for m, row in enumerate(rows)], "row"),
+        (
+            "true class",
+            [
+                f"<b>{_e(names[record['label']])}</b><br><span class='muted'>image {record['image']}</span>"
+                for record in records
+            ],
+            "head",
+        ),
+        (
+            "clean",
+            [
+                _image(picture(gallery.clean[m]), "clean image")
+                + _verdict(evaluation, row, evaluation.clean_logits[row])
+                for m, row in enumerate(rows)
+            ],
+            "row",
+        ),
     ]
     about = ["Under each image: the decision and its probability."]
     if settings["attacks"]:
@@ -191,18 +220,37 @@ def _pictures(evaluation: Evaluation, gallery: Gallery) -> str:
             ("adversarial", [_image(picture(gallery.adversarial[m]), "adversarial image") + _verdict(evaluation, row, evaluation.adversarial_logits[row]) for m, row in enumerate(rows)], "row")
         )  # fmt: skip
         differences = gallery.adversarial - gallery.clean
-        lines.append((f"difference<br><span class='muted'>× {gallery.gain:.3g}</span>", [_image(difference_picture(d, gallery.gain), "difference") for d in differences], "row"))
-        colours = "white is no change, red brighter, blue darker" if differences.shape[1] == 1 else "mid-grey is no change"
-        about.append(f"Differences are amplified {gallery.gain:.3g} times: {colours}; full colour is a change of {255 / gallery.gain:.3g}/255.")
+        lines.append(
+            (
+                f"difference<br><span class='muted'>× {gallery.gain:.3g}</span>",
+                [_image(difference_picture(d, gallery.gain), "difference") for d in differences],
+                "row",
+            )
+        )
+        colours = (
+            "white is no change, red brighter, blue darker" if differences.shape[1] == 1 else "mid-grey is no change"
+        )
+        about.append(
+            f"Differences are amplified {gallery.gain:.3g} times: {colours}; full colour is a change of {255 / gallery.gain:.3g}/255."
+        )
         if any(record["robust"] is False and record["clean"]["right"] > 0 for record in records):
             about.append("Images the attack broke come first; of robust ones the most damaging attempt is shown.")
     if gallery.maximized is not None:
         what = "adversarial" if settings["attacks"] else "clean"
-        lines.append(("after LM", [_image(picture(image), "after likelihood maximisation") for image in gallery.maximized], "row"))
+        lines.append(
+            (
+                "after LM",
+                [_image(picture(image), "after likelihood maximisation") for image in gallery.maximized],
+                "row",
+            )
+        )
         about.append(f"After LM: the {what} image as likelihood maximisation hands it to the classifier.")
     else:
         about.append("This classifier does no likelihood maximisation, so there is no such picture.")
-    body = "\n".join(f'<tr class="{kind}"><th>{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>' for name, cells, kind in lines)
+    body = "\n".join(
+        f'<tr class="{kind}"><th>{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for name, cells, kind in lines
+    )
     return f'<section><h2>Pictures</h2><p class="muted">{" ".join(about)}</p>\n<table class="pictures">{body}</table></section>'
 
 
@@ -212,7 +260,11 @@ def _losses(evaluation: Evaluation, gallery: Gallery) -> str:
     for row, (clean, adversarial) in gallery.losses.items():
         record = evaluation.images[row]
         predicted = (record["clean"]["predicted"], record["adversarial"] and record["adversarial"]["predicted"])
-        outcome = {True: "robust", False: "broken", None: ""}[record["robust"]] if record["clean"]["right"] > 0 else "wrong when clean"
+        outcome = (
+            {True: "robust", False: "broken", None: ""}[record["robust"]]
+            if record["clean"]["right"] > 0
+            else "wrong when clean"
+        )
         plot = losses_plot(gallery.sigma, clean, adversarial, record["label"], predicted, names)
         heading = f"Image {record['image']}, {names[record['label']]}{f' – {outcome}' if outcome else ''}"
         blocks.append(f"<h3>{_e(heading)}</h3>{_image(plot, 'class losses over noise levels', 'plot')}")
@@ -233,12 +285,14 @@ def _classes(evaluation: Evaluation) -> str:
         for kind in ("clean", "robust"):
             if entry[kind] is not None:
                 share = entry[kind] / entry["n"]
-                bar = f'<div class="scale {kind}"><div class="band" style="left:0;width:{100 * share:.2f}%"></div></div>'
+                bar = (
+                    f'<div class="scale {kind}"><div class="band" style="left:0;width:{100 * share:.2f}%"></div></div>'
+                )
                 cells += f'<td class="n">{entry[kind]}</td><td>{bar}</td><td class="n">{100 * share:.0f} %</td>'
         rows.append(f"<tr>{cells}</tr>")
     robust = '<th class="n">robust</th><th></th><th></th>' if evaluation.settings["attacks"] else ""
     head = f'<tr><th>class</th><th class="n">images</th><th class="n">clean</th><th></th><th></th>{robust}</tr>'
-    return f'<section><h2>By class</h2>\n<table>{head}{"".join(rows)}</table></section>'
+    return f"<section><h2>By class</h2>\n<table>{head}{''.join(rows)}</table></section>"
 
 
 def _settings(evaluation: Evaluation) -> str:
@@ -255,7 +309,11 @@ def _settings(evaluation: Evaluation) -> str:
         "attacks": ", ".join(settings["attacks"]) or "none",
     }
     if settings["attacks"]:
-        values |= {"steps × restarts": f"{settings['steps']} × {settings['restarts']}", "gradient": settings["gradient"], "noise in the attack": noise_words(settings)}
+        values |= {
+            "steps × restarts": f"{settings['steps']} × {settings['restarts']}",
+            "gradient": settings["gradient"],
+            "noise in the attack": noise_words(settings),
+        }
     values |= {"seed": settings["seed"], "batch": settings["batch"], "commit": report["commit"] or "unknown"}
     values["versions"] = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     items = "".join(f"<dt>{_e(name)}</dt><dd>{_e(value)}</dd>" for name, value in values.items())

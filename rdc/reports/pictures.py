@@ -48,7 +48,11 @@ def gallery(evaluation: Evaluation, classifier: Any) -> Gallery:
     rows = _choose(evaluation.images)
     clean = evaluation.dataset.pixels(rows).numpy()
     adversarial = evaluation.x_adv[rows]
-    model = classifier.with_(noise="fixed") if settings["noise"] == "known" else classifier.with_(noise="fresh", noise_seed=settings["seed"])
+    model = (
+        classifier.with_(noise="fixed")
+        if settings["noise"] == "known"
+        else classifier.with_(noise="fresh", noise_seed=settings["seed"])
+    )
     described = classifier.describe()
     maximized = None
     if described["lm"]:
@@ -62,7 +66,11 @@ def gallery(evaluation: Evaluation, classifier: Any) -> Gallery:
         with torch.no_grad():
             per_level = model.losses_per_level(pair).double().cpu().numpy() * np.asarray(levels["weight"])[:, None]
         losses[rows[place]] = (per_level[0], per_level[1] if settings["attacks"] else None)
-    gain = 1 / evaluation.run["identity"]["radius"] if settings["norm"] == "linf" and evaluation.run["identity"]["radius"] else _l2_gain(adversarial - clean)
+    gain = (
+        1 / evaluation.run["identity"]["radius"]
+        if settings["norm"] == "linf" and evaluation.run["identity"]["radius"]
+        else _l2_gain(adversarial - clean)
+    )
     return Gallery(rows, clean, adversarial, maximized, gain, losses, np.asarray(levels["sigma"]))
 
 

@@ -11,10 +11,12 @@ import numpy as np
 __all__ = ["losses_plot", "steps_plot"]
 
 INK, MUTED, LINE, BLUE, GREEN, RED = "#1b2330", "#667085", "#e4e7ec", "#2456c8", "#18794e", "#c0392b"
-_NEAR = 4  # classes whose losses set the frame of a losses plot
+_NEAR = 2  # classes whose losses set the frame of a losses plot
 
 
-def steps_plot(curves: Sequence[tuple[str, list[float]]], clean: dict[str, Any], robust: dict[str, Any], restarts: int) -> bytes:
+def steps_plot(
+    curves: Sequence[tuple[str, list[float]]], clean: dict[str, Any], robust: dict[str, Any], restarts: int
+) -> bytes:
     """Accuracy (%) against attack steps, attacks side by side.
 
     Args:
@@ -30,28 +32,65 @@ def steps_plot(curves: Sequence[tuple[str, list[float]]], clean: dict[str, Any],
         values = [100 * (curves[place - 1][1][-1] if place else clean["accuracy"]), *(100 * value for value in curve)]
         axes.fill_between(x, values, step="post", color=BLUE, alpha=0.10 if place % 2 == 0 else 0.18, linewidth=0)
         axes.step(x, values, where="post", color=BLUE, linewidth=1.8)
-        axes.annotate(name, (at + length / 2, 103), ha="center", va="bottom", fontsize=9, color=INK, annotation_clip=False)
+        axes.annotate(
+            name, (at + length / 2, 103), ha="center", va="bottom", fontsize=9, color=INK, annotation_clip=False
+        )
         for restart in range(1, restarts):
             axes.axvline(at + restart * length / restarts, color=LINE, linewidth=0.8)
         at += length
         axes.axvline(at, color=MUTED, linewidth=0.8)
     axes.axhline(100 * clean["accuracy"], color=GREEN, linewidth=1.2, linestyle=(0, (4, 3)))
     above = clean["accuracy"] < 0.93
-    place = {"xytext": (-4, 3 if above else -3), "textcoords": "offset points", "va": "bottom" if above else "top", "ha": "right"}
-    axes.annotate(f"clean {100 * clean['accuracy']:.1f} %", (at, 100 * clean["accuracy"]), color=GREEN, fontsize=9, **place)
+    place = {
+        "xytext": (-4, 3 if above else -3),
+        "textcoords": "offset points",
+        "va": "bottom" if above else "top",
+        "ha": "right",
+    }
+    axes.annotate(
+        f"clean {100 * clean['accuracy']:.1f} %", (at, 100 * clean["accuracy"]), color=GREEN, fontsize=9, **place
+    )
     low, high = (100 * end for end in robust["ci95"])
     value = 100 * robust["accuracy"]
     end = at * 1.02
-    axes.errorbar([end], [value], [[max(0.0, value - low)], [max(0.0, high - value)]], color=INK, marker="o", markersize=4, capsize=4, linewidth=1.4)
-    axes.annotate(f"{value:.1f} %", (end, value), (7, 0), textcoords="offset points", color=INK, fontsize=10, fontweight="bold", va="center")
-    axes.set(xlim=(0, at * 1.10), ylim=(0, 102), xlabel="attack steps, one attack after another", ylabel="images still right (%)")
+    axes.errorbar(
+        [end],
+        [value],
+        [[max(0.0, value - low)], [max(0.0, high - value)]],
+        color=INK,
+        marker="o",
+        markersize=4,
+        capsize=4,
+        linewidth=1.4,
+    )
+    axes.annotate(
+        f"{value:.1f} %",
+        (end, value),
+        (7, 0),
+        textcoords="offset points",
+        color=INK,
+        fontsize=10,
+        fontweight="bold",
+        va="center",
+    )
+    axes.set(
+        xlim=(0, at * 1.10),
+        ylim=(0, 102),
+        xlabel="attack steps, one attack after another",
+        ylabel="images still right (%)",
+    )
     every = next(step for step in (1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000, 10**9) if at / step <= 12)
     axes.set_xticks(range(0, at + 1, every))
     return _png(figure)
 
 
 def losses_plot(
-    sigma: np.ndarray, clean: np.ndarray, adversarial: np.ndarray | None, label: int, predicted: tuple[int, int | None], names: Sequence[str]
+    sigma: np.ndarray,
+    clean: np.ndarray,
+    adversarial: np.ndarray | None,
+    label: int,
+    predicted: tuple[int, int | None],
+    names: Sequence[str],
 ) -> bytes:
     """Weighted loss of each class minus that of the true class, over noise levels; sums decide. Classes far off leave the frame.
 
@@ -79,7 +118,16 @@ def losses_plot(
             front = k == rivals[0]
             colour = (RED if totals[k] < 0 else "#b7791f") if front else "#c3c9d4"
             text = f"{names[k]}: sum {totals[k]:+.3g}" if front else None
-            axes.plot(sigma[order], relative[:, k], color=colour, linewidth=1.9 if front else 0.9, marker="o", markersize=3.2 if front else 0, label=text, zorder=3 if front else 2)
+            axes.plot(
+                sigma[order],
+                relative[:, k],
+                color=colour,
+                linewidth=1.9 if front else 0.9,
+                marker="o",
+                markersize=3.2 if front else 0,
+                label=text,
+                zorder=3 if front else 2,
+            )
         axes.axhline(0, color=GREEN, linewidth=1.6, label=f"{names[label]} (true)", zorder=2.5)
         if len(rivals) > 1:
             axes.plot([], [], color="#c3c9d4", linewidth=0.9, label=f"{len(rivals) - 1} other classes")
@@ -89,7 +137,7 @@ def losses_plot(
         if len(sigma) > 1:
             axes.set_xscale("log")
             _plain_ticks(axes, sigma)
-        axes.legend(fontsize=8, frameon=False, loc="best")
+        axes.legend(fontsize=8, loc="best", framealpha=0.85, edgecolor="none")
     all_axes[0].set_ylim(low - margin, high + margin)
     all_axes[0].set_ylabel("weighted loss − that of the true class")
     return _png(figure)
@@ -100,7 +148,11 @@ def _plain_ticks(axes: Any, sigma: np.ndarray) -> None:
 
     low, high = float(sigma.min()), float(sigma.max())
     if high / low < 100:
-        ticks = [value for value in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10, 20, 50) if low * 0.999 <= value <= high * 1.001]
+        ticks = [
+            value
+            for value in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10, 20, 50)
+            if low * 0.999 <= value <= high * 1.001
+        ]
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.xaxis.set_minor_formatter(NullFormatter())

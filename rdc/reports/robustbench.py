@@ -31,7 +31,9 @@ def model_info(evaluation: Evaluation, evaluations_per_image: int | None = None)
     if settings["attacks"]:
         how = f"{', '.join(settings['attacks'])}, {settings['steps']} steps, {settings['restarts']} restart(s), {threat_words(settings)}"
         footnote += f", robust {interval(report['robust']['ci95'])} (95 % Wilson). Attacks: {how}. Not AutoAttack"
-    footnote += f". Levels: {level_words(report['classifier'])}. Likelihood maximisation: {lm_words(report['classifier'])}."
+    footnote += (
+        f". Levels: {level_words(report['classifier'])}. Likelihood maximisation: {lm_words(report['classifier'])}."
+    )
     values = {
         "link": "https://arxiv.org/abs/2305.15241",
         "name": "Robust Classification via a Single Diffusion Model",

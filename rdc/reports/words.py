@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["budget", "interval", "level_words", "lm_words", "noise_words", "percent", "rate", "seconds_words", "threat_words"]
+__all__ = [
+    "budget",
+    "interval",
+    "level_words",
+    "lm_words",
+    "noise_words",
+    "percent",
+    "rate",
+    "seconds_words",
+    "threat_words",
+]
 
 NORMS = {"linf": "l∞", "l2": "l2"}
 
