@@ -1,7 +1,8 @@
 """Thin: hands RDC_BUILD=auto|cpu|cuda|off to CMake. CMakeLists.txt holds the only list of native sources.
 
 auto (default) builds the CPU kernels, and the CUDA kernels where nvcc works; cuda insists on them; off builds nothing, and
-rdc runs on its torch reference. If the CPU build fails under auto, the installation goes on without it and `rdc info` says so.
+rdc runs on its torch reference. Under auto a failing CUDA build falls back to
+CPU alone, and a failing CPU build to none: the installation goes on, and `rdc info` says so.
 """
 
 import hashlib
@@ -30,10 +31,10 @@ def missing_tools() -> list[str]:
             if not any(map(shutil.which, tools))]
 
 
-def build_folder() -> Path:
+def build_folder(mode: str) -> Path:
     """One folder for each (nvcc, CXX, CMAKE_ARGS, RDC_BUILD): a stale cache would otherwise silently stay CPU-only."""
     nvcc = shutil.which(os.environ.get("CUDACXX") or "nvcc")
-    key = [nvcc, os.environ.get("CUDACXX"), os.environ.get("CXX"), os.environ.get("CMAKE_ARGS"), MODE,
+    key = [nvcc, os.environ.get("CUDACXX"), os.environ.get("CXX"), os.environ.get("CMAKE_ARGS"), mode,
            sysconfig.get_config_var("EXT_SUFFIX"), str(ROOT)]
     return ROOT / "build" / f"native-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}"
 
@@ -43,27 +44,27 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        try:
-            built = self.run_cmake(target)
-        except (OSError, subprocess.CalledProcessError) as error:
-            if MODE != "auto":
-                raise SystemExit(f"rdc: the native build failed ({error}); RDC_BUILD=off installs without it.") from error
-            print(f"rdc: the native build failed ({error}); rdc will run on its torch reference.", file=sys.stderr)
-            ext.optional = True
-            self.remove_modules(target)
-            return
         target.parent.mkdir(parents=True, exist_ok=True)
         self.remove_modules(target)
-        shutil.copy2(built, target)
+        attempts = [(MODE, "")] + [("cpu", "not built: the CUDA build failed when rdc was installed")] * (MODE == "auto")
+        for mode, why in attempts:
+            try:
+                shutil.copy2(self.run_cmake(target, mode, why), target)
+                return
+            except (OSError, subprocess.CalledProcessError) as error:
+                if MODE != "auto":
+                    raise SystemExit(f"rdc: the native build failed ({error}); RDC_BUILD=off installs without it.") from error
+                print(f"rdc: the native build ({mode}) failed: {error}", file=sys.stderr)
+        print("rdc: no native build; rdc will run on its torch reference.", file=sys.stderr)
 
-    def run_cmake(self, target: Path) -> Path:
+    def run_cmake(self, target: Path, mode: str, why_no_cuda: str) -> Path:
         import pybind11
 
-        folder = build_folder()
+        folder = build_folder(mode + why_no_cuda)
         folder.mkdir(parents=True, exist_ok=True)
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         subprocess.run(["cmake", "-S", str(ROOT), "-B", str(folder), *generator, "-DCMAKE_BUILD_TYPE=Release",
-                        f"-DRDC_BUILD={MODE}", f"-DRDC_MODULE_NAME={target.name}",
+                        f"-DRDC_BUILD={mode}", f"-DRDC_WHY_NO_CUDA={why_no_cuda}", f"-DRDC_MODULE_NAME={target.name}",
                         f"-DRDC_PYTHON_INCLUDE={sysconfig.get_path('include')}",
                         f"-DRDC_PYBIND11_INCLUDE={pybind11.get_include()}",
                         *os.environ.get("CMAKE_ARGS", "").split()], check=True)
