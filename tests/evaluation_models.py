@@ -1,4 +1,4 @@
-"""What the tests of evaluation, reports and command line evaluate: closed-form and tiny classifiers, small data sets."""
+"""What the tests of evaluation, reports and command line evaluate: closed-form and tiny classifiers, small data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import signal
@@ -64,7 +63,8 @@ def process(*arguments, **options):
 def test_help_lists_commands_and_waits_for_nothing_heavy():
     program = (
         "import sys, rdc.cli; code = rdc.cli.main(['--help']); "
-        "heavy = [name for name in ('torch', 'numpy', 'matplotlib', 'PIL') if name in sys.modules]; sys.exit(f'{code} {heavy}')"
+        "heavy = [name for name in ('torch', 'numpy', 'matplotlib', 'PIL') if name in sys.modules]; "
+        "sys.exit(f'{code} {heavy}')"
     )
     child = process("-c", program)
     out, error = child.communicate(timeout=60)
@@ -74,8 +74,6 @@ def test_help_lists_commands_and_waits_for_nothing_heavy():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
-    if importlib.util.find_spec(f"rdc.cli.{command}") is None:
-        pytest.skip(f"rdc {command} is not written yet")
     assert main([command, "--help"]) == 0
     assert f"rdc {command}" in capsys.readouterr().out
 

@@ -15,15 +15,15 @@ from tests.evaluation_models import CLASSES, NAMES, gaussian_classifier, images,
 from tests.oracles import wilson
 
 KEYS = [
-    "schema", "model", "dataset", "n", "seed", "classifier", "clean", "robust", "attacks", "flags", "network_evaluations",
-    "seconds", "command", "commit", "versions",
+    "schema", "model", "dataset", "n", "seed", "classifier", "clean", "robust", "attacks", "flags",
+    "network_evaluations", "seconds", "command", "commit", "versions",
 ]  # fmt: skip
 ATTACK_KEYS = {"name", "norm", "eps", "steps", "restarts", "gradient", "noise", "eot", "accuracy", "ci95", "seconds"}
 
 
 def settings(**changes):
     return EvaluationSettings(
-        **{"model": "gaussian", "dataset": "blobs", "n": 40, "eps": "4/255", "steps": 20, "batch": 16, **changes}
+        **{"model": "gaussian", "dataset": "blobs", "n": 40, "eps": "4/255", "steps": 10, "batch": 16, **changes}
     )
 
 
@@ -146,7 +146,7 @@ def test_report_and_what_it_rests_on(classifier, dataset, tmp_path):
 def test_network_evaluations_are_counted(classifier, dataset, tmp_path):
     stub = Stub(linear)
     report = run(stub, labelled_by_linear(40), tmp_path / "a", attacks=()).report
-    assert report["network_evaluations"] == 40 + 2 * 16  # once each, and the two checks on the first batch
+    assert report["network_evaluations"] == 40 + 2 * 8  # once each, and the two checks on the first batch
     assert stub.network_evaluations == 0  # the caller's own counter is left alone
 
 
@@ -344,7 +344,7 @@ def contents(folder):
     ("changes", "words"),
     [
         ({"eps": "8/255"}, 'eps: "4/255" there, "8/255" now'),
-        ({"steps": 21}, "steps: 20 there, 21 now"),
+        ({"steps": 21}, "steps: 10 there, 21 now"),
         ({"seed": 1}, "seed: 0 there, 1 now"),
         ({"attacks": ("apgd-ce",)}, "attacks"),
         ({"n": 39}, "n: 40 there, 39 now"),
@@ -424,9 +424,10 @@ def test_disk_full_loses_nothing(classifier, dataset, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"n": 0}, {"n": True}, {"start": -1}, {"seed": -1}, {"seed": 2**64}, {"batch": 0}, {"steps": 0}, {"restarts": 0}, {"eot": 0},
-        {"norm": "l7"}, {"eps": "8"}, {"eps": "x"}, {"eps": "-1/255"}, {"gradient": "approximate"}, {"noise": "loud"}, {"split": "validation"},
-        {"attacks": ("fab",)}, {"attacks": ("apgd-ce", "apgd-ce")}, {"eot": 5, "noise": "known"},
+        {"n": 0}, {"n": True}, {"start": -1}, {"seed": -1}, {"seed": 2**64}, {"batch": 0}, {"steps": 0},
+        {"restarts": 0}, {"eot": 0}, {"norm": "l7"}, {"eps": "8"}, {"eps": "x"}, {"eps": "-1/255"},
+        {"gradient": "approximate"}, {"noise": "loud"}, {"split": "validation"}, {"attacks": ("fab",)}, {"attacks": ("apgd-ce", "apgd-ce")},
+        {"eot": 5, "noise": "known"},
     ],
 )  # fmt: skip
 def test_settings_refuse(changes):

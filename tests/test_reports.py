@@ -15,8 +15,8 @@ from rdc.reports.words import interval, percent, seconds_words
 from tests.evaluation_models import gaussian_classifier, labelled_by
 
 FIELD = (
-    "link name authors additional_data number_forward_passes dataset venue architecture eps clean_acc reported autoattack_acc external "
-    "footnote unreliable"
+    "link name authors additional_data number_forward_passes dataset venue architecture eps clean_acc reported "
+    "autoattack_acc external footnote unreliable"
 ).split()  # ../shared/field.md
 
 

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = next((word for word in arguments if not word.startswith("-")), None)
     try:
-        module = _module(name) if name in COMMANDS else None
+        module = importlib.import_module(f"rdc.cli.{name}") if name in COMMANDS else None
         args = _parser(name, module).parse_args(arguments)
         args.argv = arguments
         return module.run(args)
@@ -59,17 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"rdc: error: {_words(error)}", file=sys.stderr)
         return 2
-
-
-def _module(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(f"rdc.cli.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"rdc.cli.{name}":
-            raise
-        from rdc.errors import ConfigError
-
-        raise ConfigError(f"rdc {name} is not in this version") from error
 
 
 class _Parser(argparse.ArgumentParser):

@@ -9,8 +9,9 @@ from typing import Any
 
 from rdc.cli.options import add_model_options, load_classifier, positive_int
 
-ABOUT = """Classify PNG or JPEG files. Confidence is the probability of the top class under the model; it is not calibrated.
-Files that do not fit are converted, and a notice says how. Exit status 1 if a file could not be classified."""
+ABOUT = """Classify PNG or JPEG files. Confidence is the probability of the top class under the model; it is not
+calibrated. Files that do not fit are converted, and a notice says how. Exit status 1 if a file could not be
+classified."""
 EXAMPLES = """examples:
   rdc classify shoe.png
   rdc classify --invert photo-on-white.jpg          (Fashion-MNIST models know light things on black)

@@ -15,7 +15,8 @@ _HERE = {"--overwrite", "--quiet"}  # options that do not belong in the recorded
 _DEFAULT_BATCH = {"cpu": 32, "cuda": 256}
 
 ABOUT = """Clean and robust accuracy with 95 % intervals. DIR gets report.html, report.json, report.md, model_info.json
-(RobustBench) and results.jsonl (per image, as they come). Killed or interrupted, the same command goes on where it stopped."""
+(RobustBench) and results.jsonl (per image, as they come). Killed or interrupted, the same command goes on where it
+stopped."""
 EXAMPLES = """examples:
   rdc evaluate --model fashion-mnist --data fashion-mnist-sample --n 64 --out runs/first
   rdc evaluate --attacks none --n 10000 --out runs/clean
@@ -33,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         default="fashion-mnist",
         metavar="NAME",
-        help="fashion-mnist, fashion-mnist-sample (comes with rdc), cifar10, or a .npz file or folder (default: %(default)s)",
+        help="fashion-mnist, fashion-mnist-sample (comes with rdc), cifar10, or a .npz file or folder "
+        "(default: %(default)s)",
     )
     data.add_argument("--n", type=int, default=256, help="images (default: %(default)s)")
     data.add_argument("--start", type=int, default=0, metavar="I", help="position of the first (default: %(default)s)")
@@ -46,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--attacks",
         default="apgd-ce,apgd-dlr",
         metavar="LIST",
-        help="pgd-ce, pgd-dlr, pgd-margin, apgd-ce, apgd-dlr, apgd-margin, separated by commas; each attacks what is still robust; none: clean accuracy alone (default: %(default)s)",
+        help="pgd-ce, pgd-dlr, pgd-margin, apgd-ce, apgd-dlr, apgd-margin, separated by commas; each attacks what is "
+        "still robust; none: clean accuracy alone (default: %(default)s)",
     )
     threat.add_argument("--steps", type=int, default=50, help="of each restart (default: %(default)s)")
     threat.add_argument("--restarts", type=int, default=1, help="(default: %(default)s)")
@@ -160,7 +163,8 @@ def run(args: argparse.Namespace) -> int:
             raise
         raise OSError(
             error.errno,
-            f"{error.strerror}. Finished batches are kept in {out}; once this is mended, run the same command again:\n  {words}",
+            f"{error.strerror}. Finished batches are kept in {out}; once this is mended, run the same command again:\n"
+            f"  {words}",
             error.filename,
         ) from error
     _print(evaluation, args, files)
@@ -198,15 +202,17 @@ def _print(evaluation: Any, args: argparse.Namespace, files: dict[str, Path]) ->
 def _table(evaluation: Any) -> str:
     from rdc.reports.words import interval, level_words, lm_words, percent, seconds_words, threat_words
 
-    report, settings = evaluation.report, evaluation.settings
+    report, settings, classifier = evaluation.report, evaluation.settings, evaluation.report["classifier"]
+    first, last = settings["start"], settings["start"] + report["n"] - 1
     lines = [
-        f"{report['model']} on {report['dataset']}, images {settings['start']} to {settings['start'] + report['n'] - 1} of the {settings['split']} split",
-        f"{report['classifier']['head']} network; {level_words(report['classifier'])}; likelihood maximisation: {lm_words(report['classifier'])}",
+        f"{report['model']} on {report['dataset']}, images {first} to {last} of the {settings['split']} split",
+        f"{classifier['head']} network; {level_words(classifier)}; likelihood maximisation: {lm_words(classifier)}",
     ]
     if settings["attacks"]:
         restarts = f"{settings['restarts']} restart{'s' if settings['restarts'] > 1 else ''}"
         lines.append(
-            f"{threat_words(settings)}; {settings['steps']} steps, {restarts}; each attack continues on what the one before left"
+            f"{threat_words(settings)}; {settings['steps']} steps, {restarts}; "
+            "each attack continues on what the one before left"
         )
     rows = [("clean", report["clean"], "")]
     rows += [(f"after {attack['name']}", attack, seconds_words(attack["seconds"])) for attack in report["attacks"]]
@@ -216,9 +222,8 @@ def _table(evaluation: Any) -> str:
     for name, value, time in rows:
         lines.append(f"  {name:<18}{percent(value['accuracy']):>10}   {interval(value['ci95']):<15}{time:>12}".rstrip())
     if "average" in report["robust"]:
-        lines.append(
-            f"  {'average of draws':<18}{percent(report['robust']['average']['accuracy']):>10}   {interval(report['robust']['average']['ci95'])}"
-        )
+        average = report["robust"]["average"]
+        lines.append(f"  {'average of draws':<18}{percent(average['accuracy']):>10}   {interval(average['ci95'])}")
     lines += ["", *(f"  {flag['severity']}: {flag['name']} ({flag['evidence']})" for flag in report["flags"])]
     if not settings["attacks"]:
         lines = [line for line in lines if "no-attack" not in line]

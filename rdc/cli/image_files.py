@@ -93,7 +93,7 @@ def read_image(
 
 
 def _mode(image: Any, channels: int) -> tuple[Any, list[str]]:
-    """To "L" or "RGB": palettes resolved, 16 bits scaled, transparency laid on black, grey and colour turned into each other."""
+    """To "L" or "RGB": palettes resolved, 16 bits scaled, transparency laid on black, grey and colour exchanged."""
     from PIL import Image
 
     notices = []

@@ -19,7 +19,8 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
     group.add_argument(
         "--levels",
         metavar="LEVELS",
-        help="noise levels in place of the model's own: edm, rdc-released, or scheme:count:min:max:weighting, e.g. log:8:0.8:4:flat",
+        help="noise levels in place of the model's own: edm, rdc-released, or scheme:count:min:max:weighting, "
+        "e.g. log:8:0.8:4:flat",
     )
     group.add_argument(
         "--lm",
@@ -71,6 +72,7 @@ def _device(name: str | None) -> Any:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise ConfigError(
-                f"device: {name} asked for, but PyTorch sees {count} CUDA devices here (`rdc info` says more). Use --device cpu"
+                f"device: {name} asked for, but PyTorch sees {count} CUDA devices here (`rdc info` says more). "
+                "Use --device cpu"
             )
     return device

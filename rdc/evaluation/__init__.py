@@ -1,4 +1,4 @@
-"""Evaluation: clean and robust accuracy with intervals, resumable, one folder per run. ``rdc.reports`` writes the pages."""
+"""Evaluation: clean and robust accuracy with intervals, resumable, one folder per run. Pages: ``rdc.reports``."""
 
 from __future__ import annotations
 
@@ -151,7 +151,8 @@ def _chosen(classifier: Any, dataset: Dataset, settings: EvaluationSettings) -> 
     if settings.start + settings.n > len(dataset):
         most = max(0, len(dataset) - settings.start)
         raise ConfigError(
-            f"n: {settings.dataset}, {settings.split} split, has {len(dataset)} images; expected n <= {most} from image {settings.start} on, got {settings.n}"
+            f"n: {settings.dataset}, {settings.split} split, has {len(dataset)} images; expected n <= {most} from "
+            f"image {settings.start} on, got {settings.n}"
         )
     if tuple(dataset.image_shape) != tuple(classifier.image_shape):
         raise ConfigError(
@@ -161,7 +162,8 @@ def _chosen(classifier: Any, dataset: Dataset, settings: EvaluationSettings) -> 
     chosen = dataset.subset(slice(settings.start, settings.start + settings.n))
     if int(chosen.labels.max()) >= classifier.num_classes:
         raise ConfigError(
-            f"data set {settings.dataset} has label {int(chosen.labels.max())}, model {settings.model} knows {classifier.num_classes} classes (0..{classifier.num_classes - 1})"
+            f"data set {settings.dataset} has label {int(chosen.labels.max())}, model {settings.model} knows "
+            f"{classifier.num_classes} classes (0..{classifier.num_classes - 1})"
         )
     return chosen
 

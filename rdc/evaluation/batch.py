@@ -2,9 +2,9 @@
 
 Against known noise an image is robust if it is right when clean and right on every image that any attack tried.
 
-Against fresh noise an image is *submitted* R times, each time under another draw, when clean and after each attack. Two
-figures come of it: the average share of right answers, and worst of R: right all R times. Later attacks go on with images
-that were right at least once; from each attack comes one adversarial image, and the one with the fewest right answers is
+Against fresh noise an image is *submitted* R times, each time under another draw, when clean and after each attack.
+Two figures come of it: the average share of right answers, and worst of R: right all R times. Later attacks go on with
+images that were right at least once; each attack gives one adversarial image, and that with the fewest right answers is
 kept.
 """
 
@@ -26,6 +26,8 @@ from rdc.evaluation.settings import EvaluationSettings
 
 __all__ = ["BatchResult", "evaluate_batch"]
 
+_PROBED = 8  # images that are classified twice more, to see whether the classifier is what it says
+
 Progress = Callable[[dict[str, Any]], None]
 
 
@@ -36,7 +38,7 @@ class BatchResult:
     Args:
         images: n records for results.jsonl.
         totals: seconds, network evaluations, checks: one record that closes the batch.
-        arrays: ``x_adv`` [n, C, H, W] float32; ``clean_logits``, ``adversarial_logits`` [n, K] float32 (mean over draws).
+        arrays: ``x_adv`` [n, C, H, W]; ``clean_logits``, ``adversarial_logits`` [n, K] (mean over draws); all float32.
     """
 
     images: list[dict[str, Any]]
@@ -200,9 +202,9 @@ def _attack_totals(name: str, result: AttackResult | None, share: Tensor, second
 
 
 def _check_output(model: Any, pixels: Tensor) -> dict[str, float | None]:
-    """Call it twice: does the same image get the same answer, and are the answers log-probabilities? None: not finite."""
+    """Call it twice: does an image get the same answer, are the answers log-probabilities? None: not finite."""
     with torch.no_grad():
-        first, second = model(pixels), model(pixels)
+        first, second = (model(pixels[:_PROBED]) for _ in range(2))
     centred = first - first.mean(1, keepdim=True)
     found = {
         "repeat_difference": float((second - first).abs().max()),

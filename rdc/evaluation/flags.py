@@ -75,7 +75,8 @@ def _randomised(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
     if identity["settings"]["noise"] == "fresh" or moved is None or spread is None:
         return None
     if checks["repeat_decisions_changed"] or moved > 1e-4 * spread:
-        return f"logits moved by up to {moved:.3g} (their spread is {spread:.3g}); {checks['repeat_decisions_changed']} decisions changed"
+        changed = checks["repeat_decisions_changed"]
+        return f"logits moved by up to {moved:.3g} (their spread is {spread:.3g}); {changed} decisions changed"
     return None
 
 
@@ -159,69 +160,142 @@ def _few_classes(identity: dict[str, Any], totals: dict[str, Any]) -> str | None
 
 FLAGS = (
     Flag(
-        "no-attack", "note", "the run has no attack", "Only clean accuracy was measured; nothing here speaks about robustness.",
-        "Run with --attacks apgd-ce,apgd-dlr.", _no_attack,
+        name="no-attack",
+        severity="note",
+        raised_if="the run has no attack",
+        explanation="Only clean accuracy was measured; nothing here speaks about robustness.",
+        what_to_do="Run with --attacks apgd-ce,apgd-dlr.",
+        check=_no_attack,
     ),
     Flag(
-        "training-images", "warning", "the images are from the training split",
-        "The model has seen these images; accuracy on new ones is lower.", "Quote figures on the test split only.", _training,
+        name="training-images",
+        severity="warning",
+        raised_if="the images are from the training split",
+        explanation="The model has seen these images; accuracy on new ones is lower.",
+        what_to_do="Quote figures on the test split only.",
+        check=_training,
     ),
     Flag(
-        "zero-gradients", "warning", "at some step the gradient of a still robust image was zero everywhere or not finite",
-        "The attack was blind there, so these images were not attacked as meant. Robustness that comes from masked gradients "
-        "vanishes under another attack.",
-        "Attack with another loss (dlr and margin need no scale), check saturated logits, and add a black-box attack.", _zero_gradients,
+        name="zero-gradients",
+        severity="warning",
+        raised_if="at some step the gradient of a still robust image was zero everywhere or not finite",
+        explanation=(
+            "The attack was blind there, so these images were not attacked as meant. Robustness that comes "
+            "from masked gradients vanishes under another attack."
+        ),
+        what_to_do=(
+            "Attack with another loss (dlr and margin need no scale), check saturated logits, and add a "
+            "black-box attack."
+        ),
+        check=_zero_gradients,
     ),
     Flag(
-        "randomised-output", "warning", "noise is said to be known and fixed, yet two calls on the same images differ",
-        "The attack works on one function and is scored on another; single-draw gradients underrate the attacker.",
-        "Evaluate with --noise fresh --eot 20, or find what is not deterministic.", _randomised,
+        name="randomised-output",
+        severity="warning",
+        raised_if="noise is said to be known and fixed, yet two calls on the same images differ",
+        explanation=(
+            "The attack works on one function and is scored on another; single-draw gradients underrate the attacker."
+        ),
+        what_to_do="Evaluate with --noise fresh --eot 20, or find what is not deterministic.",
+        check=_randomised,
     ),
     Flag(
-        "not-random", "note", "noise is said to be fresh, yet two calls agree to the last bit",
-        "Averaging gradients over draws cost time and changed nothing.", "Evaluate with --noise known.", _not_random,
+        name="not-random",
+        severity="note",
+        raised_if="noise is said to be fresh, yet two calls agree to the last bit",
+        explanation="Averaging gradients over draws cost time and changed nothing.",
+        what_to_do="Evaluate with --noise known.",
+        check=_not_random,
     ),
     Flag(
-        "not-log-probabilities", "warning", "the log-sum-exp over classes of some output is not 0",
-        "The outputs are no log-probabilities: probabilities and confidences in this report mean nothing, and attacks that need a "
-        "scale may stall.", "Normalise the model's output with log_softmax.", _not_log_probabilities,
+        name="not-log-probabilities",
+        severity="warning",
+        raised_if="the log-sum-exp over classes of some output is not 0",
+        explanation=(
+            "The outputs are no log-probabilities: probabilities and confidences in this report mean nothing,"
+            " and attacks that need a scale may stall."
+        ),
+        what_to_do="Normalise the model's output with log_softmax.",
+        check=_not_log_probabilities,
     ),
     Flag(
-        "unstable-decisions", "warning", "an image's decision changed when it was evaluated again, alone or in another batch",
-        "Results depend on the batch or on rounding at the decision boundary. Such images count as not robust.",
-        "A few among thousands are rounding. More: the model mixes images of a batch, or is random.", _unstable,
+        name="unstable-decisions",
+        severity="warning",
+        raised_if="an image's decision changed when it was evaluated again, alone or in another batch",
+        explanation=(
+            "Results depend on the batch or on rounding at the decision boundary. Such images count as not robust."
+        ),
+        what_to_do=("A few among thousands are rounding. More: the model mixes images of a batch, or is random."),
+        check=_unstable,
     ),
     Flag(
-        "non-finite-logits", "warning", "the model returned NaN or infinity", "These images count as misclassified; the model is broken on them.",
-        "Check the weights and the precision (bfloat16 or float16 overflow).", _non_finite,
+        name="non-finite-logits",
+        severity="warning",
+        raised_if="the model returned NaN or infinity",
+        explanation="These images count as misclassified; the model is broken on them.",
+        what_to_do="Check the weights and the precision (bfloat16 or float16 overflow).",
+        check=_non_finite,
     ),
     Flag(
-        "bpda-gradient", "warning", "the attacker took the Jacobian of likelihood maximisation as the identity",
-        "The robust accuracy is an upper bound: an attacker with exact gradients can do better, and often does by far.",
-        "Quote the figure of --gradient exact.", _bpda,
+        name="bpda-gradient",
+        severity="warning",
+        raised_if="the attacker took the Jacobian of likelihood maximisation as the identity",
+        explanation=(
+            "The robust accuracy is an upper bound: an attacker with exact gradients can do better, and often"
+            " does by far."
+        ),
+        what_to_do="Quote the figure of --gradient exact.",
+        check=_bpda,
     ),
     Flag(
-        "straight-through", "note", "exact gradients pass through sign steps of likelihood maximisation",
-        "The derivative of sign is zero almost everywhere; it is replaced by the identity, so for these steps 'exact' is an approximation.",
-        "Compare with an LM preset without sign steps and with a black-box attack.", _straight_through,
+        name="straight-through",
+        severity="note",
+        raised_if="exact gradients pass through sign steps of likelihood maximisation",
+        explanation=(
+            "The derivative of sign is zero almost everywhere; it is replaced by the identity, so for these "
+            "steps 'exact' is an approximation."
+        ),
+        what_to_do="Compare with an LM preset without sign steps and with a black-box attack.",
+        check=_straight_through,
     ),
     Flag(
-        "wide-interval", "note", "a 95 % interval is wider than 10 points (±5)",
-        "So few images cannot tell classifiers apart that differ by less than the interval.", "Evaluate more images: 512 give ±4 points, 1000 give ±3.", _wide,
+        name="wide-interval",
+        severity="note",
+        raised_if="a 95 % interval is wider than 10 points (±5)",
+        explanation="So few images cannot tell classifiers apart that differ by less than the interval.",
+        what_to_do="Evaluate more images: 512 give ±4 points, 1000 give ±3.",
+        check=_wide,
     ),
     Flag(
-        "few-steps", "warning", "an attack had fewer than 20 steps", "The attack had little time; robustness is overrated.", "Use --steps 50 or more.", _few_steps,
+        name="few-steps",
+        severity="warning",
+        raised_if="an attack had fewer than 20 steps",
+        explanation="The attack had little time; robustness is overrated.",
+        what_to_do="Use --steps 50 or more.",
+        check=_few_steps,
     ),
     Flag(
-        "few-draws", "warning", "noise is fresh and gradients average fewer than 20 draws",
-        "The attacker's gradient is noisy, which overrates robustness.", "Use --eot 20 or more, or --noise known.", _few_draws,
+        name="few-draws",
+        severity="warning",
+        raised_if="noise is fresh and gradients average fewer than 20 draws",
+        explanation="The attacker's gradient is noisy, which overrates robustness.",
+        what_to_do="Use --eot 20 or more, or --noise known.",
+        check=_few_draws,
     ),
     Flag(
-        "still-falling", "note", "an attack still broke images in the last tenth of its steps",
-        "The attack had not converged: more steps would break more.", "Double --steps until the figure stays.", _still_falling,
+        name="still-falling",
+        severity="note",
+        raised_if="an attack still broke images in the last tenth of its steps",
+        explanation="The attack had not converged: more steps would break more.",
+        what_to_do="Double --steps until the figure stays.",
+        check=_still_falling,
     ),
     Flag(
-        "loss-replaced", "note", "an attack could not use its loss and took another", "DLR needs three classes; below that the margin was used.",
-        "Nothing; the attack's name says more than it did.", _few_classes,
+        name="loss-replaced",
+        severity="note",
+        raised_if="an attack could not use its loss and took another",
+        explanation="DLR needs three classes; below that the margin was used.",
+        what_to_do="Nothing; the attack's name says more than it did.",
+        check=_few_classes,
     ),
-)  # fmt: skip
+)

@@ -148,8 +148,8 @@ class RunFolder:
                 good = False
             if not good:
                 raise DataError(
-                    f"{self.results}: line {number} is damaged, and not by being cut short at the end. Restore the file, delete "
-                    f"everything from that line on, or use --overwrite to start afresh"
+                    f"{self.results}: line {number} is damaged, and not by being cut short at the end. Restore the "
+                    "file, delete everything from that line on, or use --overwrite to start afresh"
                 )
             if not closing:
                 images.append(record)

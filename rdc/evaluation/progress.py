@@ -7,6 +7,8 @@ from typing import Any
 
 __all__ = ["ProgressBars"]
 
+_FORMAT = "{desc} {percentage:3.0f}%|{bar:24}| {n:.0f}/{total} images [{elapsed}, {remaining} left{postfix}]"
+
 
 class ProgressBars:
     """Args:
@@ -26,7 +28,8 @@ class ProgressBars:
         common = {"disable": not enabled, "file": sys.stderr, "mininterval": interval, "dynamic_ncols": True}
         self.images = tqdm(
             total=total, initial=done, unit="image", position=0, smoothing=0.1,
-            bar_format="{desc} {percentage:3.0f}%|{bar:24}| {n:.0f}/{total} images [{elapsed}, {remaining} left{postfix}]", **common,
+            bar_format=_FORMAT,
+            **common,
         )  # fmt: skip
         self.images.set_description_str("evaluate")
         self.attack = tqdm(total=1, position=1, leave=False, bar_format="  {desc}", **common) if attacks else None
@@ -41,7 +44,8 @@ class ProgressBars:
         if self.attack is None or self.images.disable:
             return
         name, step, steps = about["attack"], about["step"], about["steps"]
-        text = f"{name}: step {step}/{steps}, restart {about['restart'] + 1}/{about['restarts']}, {about['robust']} of {about['total']} still right"
+        restart = f"restart {about['restart'] + 1}/{about['restarts']}"
+        text = f"{name}: step {step}/{steps}, {restart}, {about['robust']} of {about['total']} still right"
         self.attack.set_description_str(text, refresh=False)
         self.attack.update(0)
         place = self._attacks.index(name) if name in self._attacks else 0

@@ -98,7 +98,8 @@ class EvaluationSettings:
         _count("eot", self.eot, 1)
         if self.noise == "known" and self.eot != 1:
             raise ConfigError(
-                f"eot: expected 1 with known noise, where every call gives the same; got {self.eot}. Averaging needs noise fresh"
+                f"eot: expected 1 with known noise, where every call gives the same; got {self.eot}. "
+                "Averaging needs noise fresh"
             )
 
     @property

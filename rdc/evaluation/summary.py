@@ -21,9 +21,9 @@ def summarize(run: dict[str, Any], batches: list[dict[str, Any]]) -> dict[str, A
         batches: all batches of the folder.
 
     Returns:
-        schema, model, dataset, n, seed, classifier, clean, robust, attacks, flags, network_evaluations, seconds, command,
-        commit, versions. An attack's accuracy is that of the cascade: right when clean and under every attack up to and
-        including this one.
+        schema, model, dataset, n, seed, classifier, clean, robust, attacks, flags, network_evaluations, seconds,
+        command, commit, versions. An attack's accuracy is that of the cascade: right when clean and under every
+        attack up to and including this one.
     """
     identity = run["identity"]
     settings = identity["settings"]
@@ -100,7 +100,7 @@ def accuracy_per_step(settings: dict[str, Any], images: list[dict[str, Any]]) ->
 
 
 def accuracy_per_class(images: list[dict[str, Any]], num_classes: int) -> list[dict[str, Any]]:
-    """Per class: n, and how many are right when clean and under attack (None without attacks); under fresh noise, in all draws."""
+    """Per class: n, and how many are right, in all draws, when clean and under attack (None without attacks)."""
     rows = []
     for label in range(num_classes):
         members = [record for record in images if record["label"] == label]

@@ -40,9 +40,11 @@ def html_report(evaluation: Evaluation, gallery: Gallery) -> str:
     body = "\n".join(part for part in parts if part)
     note = "" if settings["attacks"] else " (clean accuracy only)"
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{_e(title)}{note} – rdc</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n"
-        "<footer>Written by rdc. Intervals are 95 % Wilson score intervals over images. Per-image results: results.jsonl; figures: report.json.</footer>\n"
+        "<footer>Written by rdc. Intervals are 95 % Wilson score intervals over images. "
+        "Per-image results: results.jsonl; figures: report.json.</footer>\n"
         "</main>\n</body>\n</html>\n"
     )
 
@@ -51,84 +53,118 @@ def _e(text: object) -> str:
     return html.escape(str(text))
 
 
+def _tag(name: str, content: object, kind: str = "") -> str:
+    return f'<{name} class="{kind}">{content}</{name}>' if kind else f"<{name}>{content}</{name}>"
+
+
+def _row(*cells: tuple[object, str], kind: str = "", name: str = "td") -> str:
+    """A table row of (content, class) pairs."""
+    return _tag("tr", "".join(_tag(name, *cell) for cell in cells), kind)
+
+
+def _section(title: str, about: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>{_tag('p', about, 'muted') if about else ''}\n{content}</section>"
+
+
 def _image(png: bytes, alt: str, kind: str = "") -> str:
     code = base64.b64encode(png).decode()
     marked = f' class="{kind}"' if kind else ""
     return f'<img{marked} src="data:image/png;base64,{code}" alt="{_e(alt)}">'
 
 
+def _time(seconds: float) -> str:
+    return _tag("span", seconds_words(seconds), "time")
+
+
 def _scale(rate: dict[str, Any], kind: str) -> str:
+    """A bar from 0 to 100 %: value, interval, a mark at the value."""
     if rate["accuracy"] is None:
         return '<div class="scale"></div>'
     low, high = (100 * end for end in rate["ci95"])
     value = 100 * rate["accuracy"]
     return (
         f'<div class="scale {kind}"><div class="fill" style="width:{value:.2f}%"></div>'
-        f'<div class="band" style="left:{low:.2f}%;width:{high - low:.2f}%"></div><div class="dot" style="left:{value:.2f}%"></div></div>'
+        f'<div class="band" style="left:{low:.2f}%;width:{high - low:.2f}%"></div>'
+        f'<div class="dot" style="left:{value:.2f}%"></div></div>'
     )
 
 
 def _head(evaluation: Evaluation) -> str:
     report, settings = evaluation.report, evaluation.settings
-    n = report["n"]
+    n, first = report["n"], settings["start"]
     clean = sum(record["clean"]["right"] == 1 for record in evaluation.images)
-    if not settings["attacks"]:
-        lead = f"{clean} of {n} images are classified correctly. Nothing attacked them: this page says nothing about robustness."
-    else:
+    lead = f"{clean} of {n} images are classified correctly. "
+    if settings["attacks"]:
         robust = sum(bool(record["robust"]) for record in evaluation.images)
-        knows = (
-            "the classifier and the very noise it uses"
-            if settings["noise"] == "known"
-            else "the classifier, but not the noise it draws"
+        known = "the very noise it uses" if settings["noise"] == "known" else "not the noise it draws"
+        exact = "exact gradients" if settings["gradient"] == "exact" else "gradients that skip likelihood maximisation"
+        lead += (
+            f"{robust} still are under every attack of this run, each free to change an image by {_e(budget(settings))} "
+            f"in [0, 1] pixel units. The attacker knows the classifier and {known}, and has {exact}."
         )
-        gradient = (
-            "exact gradients"
-            if settings["gradient"] == "exact"
-            else "gradients that take likelihood maximisation as the identity"
-        )
-        lead = (
-            f"{clean} of {n} images are classified correctly. {robust} still are under every attack of this run, each free to change an image by "
-            f"{_e(budget(settings))} in [0, 1] pixel units. The attacker knows {knows}, and has {gradient}."
-        )
-    first = settings["start"]
+    else:
+        lead += "Nothing attacked them: this page says nothing about robustness."
+    about = (
+        f"Images {first}–{first + n - 1} of the {_e(settings['split'])} split",
+        f"{_e(report['classifier']['head'])} network",
+        _e(level_words(report["classifier"])),
+        f"likelihood maximisation: {_e(lm_words(report['classifier']))}",
+    )
+    title = f"{_e(report['model'])} on {_e(report['dataset'])}"
     return (
-        f'<header><p class="over">Robustness evaluation</p><h1>{_e(report["model"])} on {_e(report["dataset"])}</h1>\n'
-        f'<p class="lead">{lead}</p>\n<p class="muted">Images {first}–{first + n - 1} of the {_e(settings["split"])} split · '
-        f"{_e(report['classifier']['head'])} network · {_e(level_words(report['classifier']))} · "
-        f"likelihood maximisation: {_e(lm_words(report['classifier']))}</p></header>"
+        f'<header><p class="over">Robustness evaluation</p><h1>{title}</h1>\n{_tag("p", lead, "lead")}\n'
+        f"{_tag('p', ' · '.join(about), 'muted')}</header>"
     )
 
 
 def _cards(evaluation: Evaluation) -> str:
     report, settings = evaluation.report, evaluation.settings
     robust, clean = report["robust"], report["clean"]
-    kind = "not attacked" if robust["accuracy"] is None else budget(settings)
-    extra = (
-        f" · average {percent(robust['average']['accuracy'])}, worst of {robust['worst_of']} shown"
-        if "average" in robust
-        else ""
+    kind = "not attacked" if robust["accuracy"] is None else _e(budget(settings))
+    extra = ""
+    if "average" in robust:
+        extra = f"; worst of {robust['worst_of']} draws, average {percent(robust['average']['accuracy'])}"
+
+    def card(what: str, big: str, scale: str, small: str, kind: str = "card") -> str:
+        return _tag("div", _tag("div", what, "what") + big + scale + _tag("div", small, "ci"), kind)
+
+    per_image = report["network_evaluations"] / report["n"]
+    cards = (
+        card(
+            f"Robust accuracy · {kind}",
+            _tag("div", percent(robust["accuracy"]), "big"),
+            _scale(robust, "robust"),
+            f"95 % interval {interval(robust['ci95'])}{extra}",
+            "card main",
+        ),
+        card(
+            "Clean accuracy",
+            _tag("div", percent(clean["accuracy"]), "big"),
+            _scale(clean, "clean"),
+            f"95 % interval {interval(clean['ci95'])}",
+        ),
+        card(
+            "Work",
+            _tag("div", _time(report["seconds"]), "big small"),
+            "",
+            f"{report['network_evaluations']:,} network evaluations<br>{per_image:,.0f} an image",
+        ),
     )
-    per_image = f"{report['network_evaluations'] / report['n']:,.0f} network evaluations an image"
-    return (
-        '<div class="cards">\n'
-        f'<div class="card main"><div class="what">Robust accuracy · {_e(kind)}</div><div class="big">{percent(robust["accuracy"])}</div>'
-        f'{_scale(robust, "robust")}<div class="ci">95 % interval {interval(robust["ci95"])}{extra}</div></div>\n'
-        f'<div class="card"><div class="what">Clean accuracy</div><div class="big">{percent(clean["accuracy"])}</div>'
-        f'{_scale(clean, "clean")}<div class="ci">95 % interval {interval(clean["ci95"])}</div></div>\n'
-        f'<div class="card"><div class="what">Work</div><div class="big small"><span class="time">{seconds_words(report["seconds"])}</span></div>'
-        f'<div class="ci">{report["network_evaluations"]:,} network evaluations<br>{per_image}</div></div>\n</div>'
-    )
+    return _tag("div", "\n".join(cards), "cards")
 
 
 def _flags(flags: list[dict[str, str]]) -> str:
     if not flags:
-        return '<section><h2>Flags</h2><p class="muted">None raised.</p></section>'
-    items = "\n".join(
-        f'<div class="flag {flag["severity"]}"><span class="tag">{flag["severity"]}</span><span class="name">{_e(flag["name"])}</span> '
-        f'<span class="evidence">· {_e(flag["evidence"])}</span><p>{_e(flag["explanation"])} <b>What to do:</b> {_e(flag["what_to_do"])}</p></div>'
-        for flag in flags
-    )
-    return f'<section><h2>Flags</h2><p class="muted">Reasons to doubt the figures above, or to say more beside them.</p>\n{items}</section>'
+        return _section("Flags", "None raised.", "")
+    items = []
+    for flag in flags:
+        heading = (
+            f"{_tag('span', flag['severity'], 'tag')}{_tag('span', _e(flag['name']), 'name')} "
+            f"{_tag('span', '· ' + _e(flag['evidence']), 'evidence')}"
+        )
+        words = f"{_e(flag['explanation'])} <b>What to do:</b> {_e(flag['what_to_do'])}"
+        items.append(_tag("div", heading + _tag("p", words), f"flag {flag['severity']}"))
+    return _section("Flags", "Reasons to doubt the figures above, or to say more beside them.", "\n".join(items))
 
 
 def _attacks(evaluation: Evaluation) -> str:
@@ -136,122 +172,96 @@ def _attacks(evaluation: Evaluation) -> str:
     if not settings["attacks"]:
         return ""
     fresh = settings["noise"] == "fresh"
-    rows = [
-        f'<tr><td>no attack</td><td class="n">–</td><td class="n">–</td><td class="n">{percent(report["clean"]["accuracy"])}</td>'
-        f'<td class="muted">{interval(report["clean"]["ci95"])}</td>{"<td></td>" if fresh else ""}<td>{_scale(report["clean"], "clean")}</td><td class="n"></td></tr>'
-    ]
+
+    def row(name: str, attacked: object, left: object, rate: dict, bar: str, time: str = "", kind: str = "") -> str:
+        cells = [(name, ""), (attacked, "n"), (left, "n"), (percent(rate["accuracy"]), "n")]
+        cells.append((interval(rate["ci95"]), "muted"))
+        if fresh:
+            cells.append((percent(rate["average"]["accuracy"]) if "average" in rate else "", "n"))
+        return _row(*cells, (_scale(rate, bar), ""), (time, "n"), kind=kind)
+
+    rows = [row("no attack", "–", "–", report["clean"], "clean")]
     for place, attack in enumerate(report["attacks"]):
-        average = f'<td class="n">{percent(attack["average"]["accuracy"])}</td>' if fresh else ""
-        rows.append(
-            f'<tr><td>{"then " if place else ""}{_e(attack["name"])}</td><td class="n">{attack["attacked"]}</td><td class="n">{attack["survivors"]}</td>'
-            f'<td class="n">{percent(attack["accuracy"])}</td><td class="muted">{interval(attack["ci95"])}</td>{average}'
-            f'<td>{_scale(attack, "robust")}</td><td class="n"><span class="time">{seconds_words(attack["seconds"])}</span></td></tr>'
-        )
-    average = f'<td class="n">{percent(report["robust"]["average"]["accuracy"])}</td>' if fresh else ""
-    rows.append(
-        f'<tr class="total"><td>all attacks</td><td class="n"></td><td class="n">{sum(bool(r["robust"]) for r in evaluation.images)}</td>'
-        f'<td class="n">{percent(report["robust"]["accuracy"])}</td><td>{interval(report["robust"]["ci95"])}</td>{average}<td>{_scale(report["robust"], "robust")}</td><td></td></tr>'
-    )
+        name = ("then " if place else "") + _e(attack["name"])
+        rows.append(row(name, attack["attacked"], attack["survivors"], attack, "robust", _time(attack["seconds"])))
+    standing = sum(bool(record["robust"]) for record in evaluation.images)
+    rows.append(row("all attacks", "", standing, report["robust"], "robust", kind="total"))
+    names = [("attack", ""), ("attacked", "n"), ("survivors", "n"), ("accuracy", "n"), ("95 % interval", "")]
+    if fresh:
+        names.append(("average", "n"))
+    head = _row(*names, ("", ""), ("time", "n"), name="th")
+    restarts = f"{settings['restarts']} restart{'s' if settings['restarts'] > 1 else ''}"
     about = (
-        f"{_e(budget(settings))}, {settings['steps']} steps, {settings['restarts']} restart{'s' if settings['restarts'] > 1 else ''}, "
-        f"{settings['gradient']} gradient, {_e(noise_words(settings))}. One attack after another: each attacks only images that are still right, "
-        "and its accuracy counts images that were right when clean and survived it and all before it."
+        f"{_e(budget(settings))}, {settings['steps']} steps, {restarts}, {settings['gradient']} gradient, "
+        f"{_e(noise_words(settings))}. One attack after another: each attacks only images that are still right, and "
+        "its accuracy counts images that were right when clean and survived it and all before it."
     )
-    average = (
-        f'<th class="n" title="share of right answers over {settings["resubmissions"]} submissions">average</th>'
-        if fresh
-        else ""
-    )
-    head = f'<tr><th>attack</th><th class="n">attacked</th><th class="n">survivors</th><th class="n">accuracy</th><th>95 % interval</th>{average}<th></th><th class="n">time</th></tr>'
-    return f'<section><h2>Attacks</h2><p class="muted">{about}</p>\n<table>{head}\n{"".join(rows)}</table></section>'
+    return _section("Attacks", about, _tag("table", head + "\n" + "\n".join(rows)))
 
 
 def _steps(evaluation: Evaluation) -> str:
     report, settings = evaluation.report, evaluation.settings
     if not settings["attacks"]:
         return ""
-    plot = steps_plot(
-        accuracy_per_step(settings, evaluation.images), report["clean"], report["robust"], settings["restarts"]
-    )
+    curves = accuracy_per_step(settings, evaluation.images)
+    plot = steps_plot(curves, report["clean"], report["robust"], settings["restarts"])
     note = "A curve that is still falling at its right end asks for more steps."
     if settings["noise"] == "fresh":
-        note += f" The curve shows what the attacker saw (images right by the mean of its draws); the point at the right is worst of {settings['resubmissions']} fresh draws."
-    return f'<section><h2>Accuracy against attack steps</h2><p class="muted">{note}</p>{_image(plot, "accuracy against attack steps", "plot")}</section>'
-
-
-def _probability(logits: np.ndarray, k: int) -> float:
-    shifted = np.exp(logits.astype(np.float64) - logits.max())
-    return float(shifted[k] / shifted.sum())
+        note += (
+            " The curve shows what the attacker saw (images right by the mean of its draws); the point at the right is "
+            f"worst of {settings['resubmissions']} fresh draws."
+        )
+    return _section("Accuracy against attack steps", note, _image(plot, "accuracy against attack steps", "plot"))
 
 
 def _verdict(evaluation: Evaluation, row: int, logits: np.ndarray) -> str:
     record, names = evaluation.images[row], evaluation.dataset.class_names
     k = int(logits.argmax())
-    kind = "right" if k == record["label"] else "wrong"
-    return f'<span class="{kind}">{_e(names[k])}</span><br><span class="muted">{100 * _probability(logits, k):.0f} %</span>'
+    shares = np.exp(logits.astype(np.float64) - logits.max())
+    name = _tag("span", _e(names[k]), "right" if k == record["label"] else "wrong")
+    return f"{name}<br>{_tag('span', f'{100 * shares[k] / shares.sum():.0f} %', 'muted')}"
 
 
 def _pictures(evaluation: Evaluation, gallery: Gallery) -> str:
     settings, names = evaluation.settings, evaluation.dataset.class_names
-    rows = gallery.rows
-    records = [evaluation.images[row] for row in rows]
+    records = [evaluation.images[row] for row in gallery.rows]
+
+    def line(name: str, cells: list[str], kind: str = "row") -> str:
+        return _tag("tr", _tag("th", name) + "".join(_tag("td", cell) for cell in cells), kind)
+
+    def decided(pixels: np.ndarray, logits: np.ndarray, alt: str) -> list[str]:
+        shown = zip(gallery.rows, pixels, strict=True)
+        return [_image(picture(image), alt) + _verdict(evaluation, row, logits[row]) for row, image in shown]
+
+    titles = [
+        f"<b>{_e(names[record['label']])}</b><br>{_tag('span', 'image ' + str(record['image']), 'muted')}"
+        for record in records
+    ]
     lines = [
-        (
-            "true class",
-            [
-                f"<b>{_e(names[record['label']])}</b><br><span class='muted'>image {record['image']}</span>"
-                for record in records
-            ],
-            "head",
-        ),
-        (
-            "clean",
-            [
-                _image(picture(gallery.clean[m]), "clean image")
-                + _verdict(evaluation, row, evaluation.clean_logits[row])
-                for m, row in enumerate(rows)
-            ],
-            "row",
-        ),
+        line("true class", titles, "head"),
+        line("clean", decided(gallery.clean, evaluation.clean_logits, "clean")),
     ]
     about = ["Under each image: the decision and its probability."]
     if settings["attacks"]:
-        lines.append(
-            ("adversarial", [_image(picture(gallery.adversarial[m]), "adversarial image") + _verdict(evaluation, row, evaluation.adversarial_logits[row]) for m, row in enumerate(rows)], "row")
-        )  # fmt: skip
+        lines.append(line("adversarial", decided(gallery.adversarial, evaluation.adversarial_logits, "adversarial")))
         differences = gallery.adversarial - gallery.clean
-        lines.append(
-            (
-                f"difference<br><span class='muted'>× {gallery.gain:.3g}</span>",
-                [_image(difference_picture(d, gallery.gain), "difference") for d in differences],
-                "row",
-            )
-        )
-        colours = (
-            "white is no change, red brighter, blue darker" if differences.shape[1] == 1 else "mid-grey is no change"
-        )
-        about.append(
-            f"Differences are amplified {gallery.gain:.3g} times: {colours}; full colour is a change of {255 / gallery.gain:.3g}/255."
-        )
+        gain = _tag("span", f"× {gallery.gain:.3g}", "muted")
+        cells = [_image(difference_picture(difference, gallery.gain), "difference") for difference in differences]
+        lines.append(line(f"difference<br>{gain}", cells))
+        grey = differences.shape[1] == 1
+        colours = "white is no change, red brighter, blue darker" if grey else "mid-grey is no change"
+        about.append(f"Differences are amplified {gallery.gain:.3g} times: {colours}.")
+        about.append(f"Full colour is a change of {255 / gallery.gain:.3g}/255.")
         if any(record["robust"] is False and record["clean"]["right"] > 0 for record in records):
             about.append("Images the attack broke come first; of robust ones the most damaging attempt is shown.")
-    if gallery.maximized is not None:
-        what = "adversarial" if settings["attacks"] else "clean"
-        lines.append(
-            (
-                "after LM",
-                [_image(picture(image), "after likelihood maximisation") for image in gallery.maximized],
-                "row",
-            )
-        )
-        about.append(f"After LM: the {what} image as likelihood maximisation hands it to the classifier.")
-    else:
+    if gallery.maximized is None:
         about.append("This classifier does no likelihood maximisation, so there is no such picture.")
-    body = "\n".join(
-        f'<tr class="{kind}"><th>{name}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-        for name, cells, kind in lines
-    )
-    return f'<section><h2>Pictures</h2><p class="muted">{" ".join(about)}</p>\n<table class="pictures">{body}</table></section>'
+    else:
+        what = "adversarial" if settings["attacks"] else "clean"
+        cells = [_image(picture(image), "after likelihood maximisation") for image in gallery.maximized]
+        lines.append(line("after LM", cells))
+        about.append(f"After LM: the {what} image as likelihood maximisation hands it to the classifier.")
+    return _section("Pictures", " ".join(about), _tag("table", "\n".join(lines), "pictures"))
 
 
 def _losses(evaluation: Evaluation, gallery: Gallery) -> str:
@@ -260,47 +270,47 @@ def _losses(evaluation: Evaluation, gallery: Gallery) -> str:
     for row, (clean, adversarial) in gallery.losses.items():
         record = evaluation.images[row]
         predicted = (record["clean"]["predicted"], record["adversarial"] and record["adversarial"]["predicted"])
-        outcome = (
-            {True: "robust", False: "broken", None: ""}[record["robust"]]
-            if record["clean"]["right"] > 0
-            else "wrong when clean"
-        )
+        outcome = {True: " – robust", False: " – broken", None: ""}[record["robust"]]
+        if record["clean"]["right"] == 0:
+            outcome = " – wrong when clean"
         plot = losses_plot(gallery.sigma, clean, adversarial, record["label"], predicted, names)
-        heading = f"Image {record['image']}, {names[record['label']]}{f' – {outcome}' if outcome else ''}"
-        blocks.append(f"<h3>{_e(heading)}</h3>{_image(plot, 'class losses over noise levels', 'plot')}")
+        heading = _tag("h3", _e(f"Image {record['image']}, {names[record['label']]}{outcome}"))
+        blocks.append(heading + _image(plot, "class losses over noise levels", "plot"))
     about = (
-        "The denoising loss of each class at each noise level, weighted as in the classifier, minus that of the true class. Above zero the true class "
-        "fits better. The sum over levels decides: the image is right when every class sums to more than zero. Classes far off leave the frame."
+        "The denoising loss of each class at each noise level, weighted as in the classifier, minus that of the true "
+        "class. Above zero the true class fits better. The sum over levels decides: the image is right when every "
+        "class sums to more than zero. Classes far off leave the frame."
     )
-    return f'<section><h2>Class losses over noise levels</h2><p class="muted">{about}</p>\n{"".join(blocks)}</section>'
+    return _section("Class losses over noise levels", about, "\n".join(blocks))
 
 
 def _classes(evaluation: Evaluation) -> str:
     names = evaluation.dataset.class_names
-    rows = []
+    kinds = ("clean", "robust") if evaluation.settings["attacks"] else ("clean",)
+    head = [("class", ""), ("images", "n")]
+    for kind in kinds:
+        head += [(kind, "n"), ("", ""), ("", "")]
+    rows = [_row(*head, name="th")]
     for entry in accuracy_per_class(evaluation.images, len(names)):
         if not entry["n"]:
             continue
-        cells = f'<td>{_e(names[entry["label"]])}</td><td class="n">{entry["n"]}</td>'
-        for kind in ("clean", "robust"):
-            if entry[kind] is not None:
-                share = entry[kind] / entry["n"]
-                bar = (
-                    f'<div class="scale {kind}"><div class="band" style="left:0;width:{100 * share:.2f}%"></div></div>'
-                )
-                cells += f'<td class="n">{entry[kind]}</td><td>{bar}</td><td class="n">{100 * share:.0f} %</td>'
-        rows.append(f"<tr>{cells}</tr>")
-    robust = '<th class="n">robust</th><th></th><th></th>' if evaluation.settings["attacks"] else ""
-    head = f'<tr><th>class</th><th class="n">images</th><th class="n">clean</th><th></th><th></th>{robust}</tr>'
-    return f"<section><h2>By class</h2>\n<table>{head}{''.join(rows)}</table></section>"
+        cells = [(_e(names[entry["label"]]), ""), (entry["n"], "n")]
+        for kind in kinds:
+            share = 100 * entry[kind] / entry["n"]
+            bar = f'<div class="scale {kind}"><div class="band" style="left:0;width:{share:.2f}%"></div></div>'
+            cells += [(entry[kind], "n"), (bar, ""), (f"{share:.0f} %", "n")]
+        rows.append(_row(*cells))
+    return _section("By class", "", _tag("table", "\n".join(rows)))
 
 
 def _settings(evaluation: Evaluation) -> str:
     report, identity = evaluation.report, evaluation.run["identity"]
     settings = identity["settings"]
+    last = settings["start"] + settings["n"] - 1
+    images = f"{settings['dataset']}, {settings['split']} split, {settings['start']} to {last}"
     values = {
         "model": f"{settings['model']} (weights {identity['weights']})",
-        "images": f"{settings['dataset']}, {settings['split']} split, {settings['start']} to {settings['start'] + settings['n'] - 1} (content {identity['images']})",
+        "images": f"{images} (content {identity['images']})",
         "network": report["classifier"]["head"],
         "noise levels": level_words(report["classifier"]),
         "likelihood maximisation": lm_words(report["classifier"]),
@@ -309,15 +319,13 @@ def _settings(evaluation: Evaluation) -> str:
         "attacks": ", ".join(settings["attacks"]) or "none",
     }
     if settings["attacks"]:
-        values |= {
-            "steps × restarts": f"{settings['steps']} × {settings['restarts']}",
-            "gradient": settings["gradient"],
-            "noise in the attack": noise_words(settings),
-        }
+        values["steps × restarts"] = f"{settings['steps']} × {settings['restarts']}"
+        values |= {"gradient": settings["gradient"], "noise in the attack": noise_words(settings)}
     values |= {"seed": settings["seed"], "batch": settings["batch"], "commit": report["commit"] or "unknown"}
     values["versions"] = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    items = "".join(f"<dt>{_e(name)}</dt><dd>{_e(value)}</dd>" for name, value in values.items())
-    return f"<section><h2>Settings</h2><dl>{items}</dl><h3>Command</h3><pre>{_e(report['command'])}</pre></section>"
+    items = "".join(_tag("dt", _e(name)) + _tag("dd", _e(value)) for name, value in values.items())
+    command = f"<h3>Command</h3>{_tag('pre', _e(report['command']))}"
+    return _section("Settings", "", _tag("dl", items) + command)
 
 
 def _plain(value: Any) -> str:

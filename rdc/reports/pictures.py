@@ -23,10 +23,10 @@ class Gallery:
     Args:
         rows: m positions in the evaluation.
         clean, adversarial: [m, C, H, W] pixels.
-        maximized: [m, C, H, W] pixels after likelihood maximisation of the adversarial (or, unattacked, the clean) image;
-            None without LM.
+        maximized: [m, C, H, W] pixels after likelihood maximisation of the adversarial (or, unattacked, the clean)
+            image; None without LM.
         gain: factor by which the difference is amplified; what it maps to full colour is 1 / gain.
-        losses: {position: (clean [T, K], adversarial [T, K] or None)}, weighted class losses per level, of some of the rows.
+        losses: {position: (clean [T, K], adversarial [T, K] or None)}, weighted class losses per level of some rows.
         sigma: T noise levels.
     """
 
@@ -108,7 +108,7 @@ def picture(pixels: np.ndarray) -> bytes:
 
 
 def difference_picture(difference: np.ndarray, gain: float) -> bytes:
-    """PNG of a difference [C, H, W]: white is no change, red brighter, blue darker (grey images); else mid-grey +- gain * d / 2."""
+    """PNG of a difference [C, H, W]. Grey images: white is no change, red brighter, blue darker; colour: grey is none."""
     scaled = np.clip(difference * gain, -1, 1)
     if scaled.shape[0] != 1:
         return picture(0.5 + scaled / 2)

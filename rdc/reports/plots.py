@@ -92,7 +92,9 @@ def losses_plot(
     predicted: tuple[int, int | None],
     names: Sequence[str],
 ) -> bytes:
-    """Weighted loss of each class minus that of the true class, over noise levels; sums decide. Classes far off leave the frame.
+    """Weighted loss of each class minus that of the true class, over noise levels; sums decide.
+
+    Classes far off leave the frame.
 
     Args:
         sigma: [T].

@@ -1,4 +1,4 @@
-"""RobustBench's model_info JSON: https://github.com/RobustBench/robustbench (model_info/<dataset>/<threat>/<Model>.json)."""
+"""RobustBench's model_info/<dataset>/<threat>/<Model>.json: https://github.com/RobustBench/robustbench."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def model_info(evaluation: Evaluation, evaluations_per_image: int | None = None)
     robust = report["robust"]["accuracy"]
     footnote = f"{report['n']} images of the {settings['split']} split; clean {interval(report['clean']['ci95'])}"
     if settings["attacks"]:
-        how = f"{', '.join(settings['attacks'])}, {settings['steps']} steps, {settings['restarts']} restart(s), {threat_words(settings)}"
+        attacks = ", ".join(settings["attacks"])
+        how = f"{attacks}, {settings['steps']} steps, {settings['restarts']} restart(s), {threat_words(settings)}"
         footnote += f", robust {interval(report['robust']['ci95'])} (95 % Wilson). Attacks: {how}. Not AutoAttack"
     footnote += (
         f". Levels: {level_words(report['classifier'])}. Likelihood maximisation: {lm_words(report['classifier'])}."

@@ -9,44 +9,59 @@ CSS = """
         --green: #18794e; --red: #b42318; --amber: #93640a; color-scheme: light; }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); line-height: 1.5;
-       font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, "DejaVu Sans", sans-serif; }
+
+          font: 15px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, "DejaVu Sans", sans-serif; }
 main { max-width: 1060px; margin: 0 auto; padding: 36px 28px 56px; }
 header .over { color: var(--muted); font-size: 12px; letter-spacing: .09em; text-transform: uppercase; margin: 0; }
 h1 { font-size: 27px; line-height: 1.2; margin: 4px 0 10px; letter-spacing: -.01em; }
 h2 { font-size: 17px; margin: 0 0 4px; }
 h3 { font-size: 14px; margin: 18px 0 4px; }
 p { margin: 0 0 10px; } .lead { font-size: 16px; max-width: 78ch; } .muted { color: var(--muted); }
-section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 20px 24px; margin-top: 18px; }
+section { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 20px 24px;
+    margin-top: 18px; }
 .cards { display: grid; grid-template-columns: 1.35fr 1.35fr 1fr; gap: 18px; margin-top: 18px; }
 .card { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 16px 20px; }
 .card .what { color: var(--muted); font-size: 13px; }
-.card .big { font-size: 36px; font-weight: 650; line-height: 1.15; letter-spacing: -.02em; font-variant-numeric: tabular-nums; }
+.card .big { font-size: 36px; font-weight: 650; line-height: 1.15; letter-spacing: -.02em;
+    font-variant-numeric: tabular-nums; }
 .card .big.small { font-size: 24px; line-height: 1.9; } .card.main { border-color: #b9c8ee; }
 .card .ci { font-size: 13px; color: var(--muted); font-variant-numeric: tabular-nums; }
 .scale { position: relative; height: 8px; border-radius: 4px; background: #edeff3; margin: 12px 0 6px; }
 .scale .fill { position: absolute; inset: 0 auto 0 0; border-radius: 4px; opacity: .3; }
 .scale .band { position: absolute; top: 0; bottom: 0; border-radius: 4px; opacity: .75; }
-.scale .dot { position: absolute; top: -3px; width: 3px; height: 14px; margin-left: -1px; background: var(--ink); border-radius: 2px; }
+.scale .dot { position: absolute; top: -3px; width: 3px; height: 14px; margin-left: -1px; background: var(--ink);
+    border-radius: 2px; }
 .robust .fill, .robust .band { background: var(--blue); } .clean .fill, .clean .band { background: var(--green); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; color: var(--muted); font-size: 12.5px; }
 th, td { padding: 7px 10px 7px 0; border-bottom: 1px solid var(--line); vertical-align: middle; }
 tr:last-child td, tr:last-child th { border-bottom: 0; } td.n, th.n { text-align: right; padding-right: 18px; }
 tr.total td { font-weight: 650; } td .scale { width: 190px; margin: 0; }
-.flag { border-left: 4px solid var(--amber); background: #fdf8ec; border-radius: 0 8px 8px 0; padding: 10px 16px; margin-top: 10px; }
+.flag { border-left: 4px solid var(--amber); background: #fdf8ec; border-radius: 0 8px 8px 0; padding: 10px 16px;
+    margin-top: 10px; }
 .flag.note { border-color: #8da2c8; background: #f4f6fb; }
-.flag .name { font-weight: 650; } .flag .evidence { color: var(--muted); } .flag p { margin: 2px 0 0; font-size: 14px; }
-.tag { font-size: 11px; letter-spacing: .05em; text-transform: uppercase; color: var(--amber); margin-right: 8px; font-weight: 650; }
+.flag .name { font-weight: 650; }
+.flag .evidence { color: var(--muted); }
+.flag p { margin: 2px 0 0; font-size: 14px; }
+.tag { font-size: 11px; letter-spacing: .05em; text-transform: uppercase; color: var(--amber); margin-right: 8px;
+    font-weight: 650; }
 .note .tag { color: #46618f; }
-.pictures { table-layout: fixed; margin-top: 8px; } .pictures th { width: 92px; padding-right: 8px; vertical-align: middle; line-height: 1.3; }
-.pictures td { text-align: center; padding: 5px 3px; border: 0; font-size: 12px; line-height: 1.3; } .pictures th { border: 0; }
+.pictures { table-layout: fixed; margin-top: 8px; }
+.pictures th { width: 92px; padding-right: 8px; vertical-align: middle; line-height: 1.3; }
+.pictures td { text-align: center; padding: 5px 3px; border: 0; font-size: 12px; line-height: 1.3; }
+.pictures th { border: 0; }
 .pictures tr.row td { border-top: 1px solid var(--line); } .pictures tr.row th { border-top: 1px solid var(--line); }
-.pictures img { width: 96px; height: 96px; image-rendering: pixelated; border-radius: 4px; border: 1px solid var(--line); display: block; margin: 3px auto; }
+.pictures img { width: 96px; height: 96px; image-rendering: pixelated; border-radius: 4px;
+    border: 1px solid var(--line); display: block; margin: 3px auto; }
 .right { color: var(--green); } .wrong { color: var(--red); font-weight: 600; }
 img.plot { width: 100%; height: auto; display: block; margin-top: 6px; }
-dl { display: grid; grid-template-columns: 190px 1fr; gap: 5px 14px; margin: 8px 0 0; } dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
-pre { background: #f3f4f7; border-radius: 8px; padding: 12px 14px; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; margin: 8px 0 0; }
+dl { display: grid; grid-template-columns: 190px 1fr; gap: 5px 14px; margin: 8px 0 0; }
+dt { color: var(--muted); }
+dd { margin: 0; overflow-wrap: anywhere; }
+pre { background: #f3f4f7; border-radius: 8px; padding: 12px 14px; white-space: pre-wrap; overflow-wrap: anywhere;
+    font-size: 13px; margin: 8px 0 0; }
 footer { color: var(--muted); font-size: 13px; margin-top: 22px; }
-@media (max-width: 760px) { .cards { grid-template-columns: 1fr; } section { overflow-x: auto; } dl { grid-template-columns: 1fr; } }
+@media (max-width: 760px) { .cards { grid-template-columns: 1fr; } section { overflow-x: auto;
+    } dl { grid-template-columns: 1fr; } }
 @media print { body { background: #fff; } section, .card { break-inside: avoid; } }
 """
