@@ -27,7 +27,7 @@ from rdc.errors import CheckpointError, ConfigError
 from rdc.files import atomic_write
 from rdc.networks.presets import build_network
 
-__all__ = ["checkpoint_paths", "load_model", "network_from_state", "save_model"]
+__all__ = ["checkpoint_paths", "is_safetensors", "load_model", "network_from_state", "save_model"]
 
 _FORMAT, _VERSION = "rdc-checkpoint", 1
 _PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
@@ -192,15 +192,24 @@ def _write_pair(weights_path: Path, content: bytes, json_path: Path, text: str) 
 
 
 def _refuse_pickle(path: Path) -> None:
-    if not path.is_file():
+    if not path.is_file() or path.suffix == ".json":
         return
     with path.open("rb") as file:
-        head = file.read(4)
-    if path.suffix.lower() in _PICKLE_SUFFIXES or head[:1] == b"\x80" or head == b"PK\x03\x04":
+        head = file.read(9)
+    looks = head[:1] == b"\x80" or head[:4] == b"PK\x03\x04"
+    if (path.suffix.lower() in _PICKLE_SUFFIXES or looks) and not is_safetensors(head):
         raise CheckpointError(
             f"{path}: expected an rdc checkpoint (.safetensors and .json), got a pickle or torch.save file, which may run "
             f"code when loaded. Convert it once, safely: rdc convert {path} DESTINATION"
         )
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether the first nine bytes of a file are those of safetensors: a length (8 bytes), then JSON.
+
+    The length comes first and may start like a pickle or a zip file, so this is to be asked before those.
+    """
+    return len(head) >= 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
 
 
 def _read_description(path: Path, weights_path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rdc.checkpoints import checkpoint_paths, network_from_state, save_model
+from rdc.checkpoints import checkpoint_paths, is_safetensors, network_from_state, save_model
 from rdc.convert.diffusers_folder import read_diffusers_folder
 from rdc.convert.edm_pickle import read_edm_pickle
 from rdc.convert.state_dicts import infer_config, read_safetensors, read_torch_file, strip_prefix
@@ -43,7 +43,8 @@ def convert_checkpoint(
         network: for state dicts: preset name, path of a JSON description, or the description itself; None: inferred
             from the tensors' shapes (EDM U-Nets).
         num_classes: with a preset: number of classes; None: read off the label map.
-        null_label: for diffusers: what "no label" means: an embedding's index, "mean" or None (see ``VPNetwork``).
+        null_label: for diffusers: what "no label" means: the index of an embedding trained for it, "mean" or "none" (see
+            ``VPNetwork``); None: "mean", and a note says so.
         info: put into the checkpoint's ``info`` (class names, licence, ...).
         dtype: how weights are stored, float32 or float16.
 
@@ -93,10 +94,10 @@ def _kind(source: Path, kind: str) -> str:
         return "diffusers"
     with source.open("rb") as file:
         head = file.read(len(_LEGACY_TORCH))
-    if head[:2] == b"PK" or head == _LEGACY_TORCH:
-        return "state-dict"
-    if source.suffix == ".safetensors":
+    if is_safetensors(head) or source.suffix == ".safetensors":
         return "safetensors"
+    if head[:4] == b"PK\x03\x04" or head == _LEGACY_TORCH:
+        return "state-dict"
     if head[:1] == b"\x80":
         return "edm-pickle"
     raise CheckpointError(

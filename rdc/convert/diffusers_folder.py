@@ -63,7 +63,8 @@ def read_diffusers_folder(
 
     Args:
         folder: the folder.
-        null_label: what "no label" means, see ``networks.vp.VPNetwork``.
+        null_label: what "no label" means: an embedding's index, "mean" or "none", see ``networks.vp.VPNetwork``; None:
+            "mean", with a note.
 
     Returns:
         Network description for ``build_network``, state dict under its names (the schedule's ``log_sigmas`` are left for
@@ -79,7 +80,8 @@ def read_diffusers_folder(
     unet, shape = _unet_config(options, unet_folder)
     prediction, schedule, notes = _schedule(folder, unet_folder)
     embeddings = unet["num_class_embeds"]
-    vp = {"prediction": prediction, "null_label": null_label, "schedule": schedule}
+    null = {None: "mean", "none": None}.get(null_label, null_label)
+    vp = {"prediction": prediction, "null_label": null, "schedule": schedule}
     config = {
         "kind": "conditional",
         "image_shape": shape,
@@ -90,8 +92,8 @@ def read_diffusers_folder(
     }
     if null_label is None:
         notes.append(
-            "no null label: likelihood maximisation is not available (convert with null_label=INDEX if one embedding was "
-            "trained for it, or null_label=mean as an approximation)"
+            "null label: the mean of the class embeddings stands in for it, an input the model was never trained on; it "
+            "affects likelihood maximisation only. Name the embedding's index if one was trained for it (null_label)"
         )
     state, more = _weights(unet_folder)
     return config, {f"unet.{name}": value for name, value in state.items()}, notes + more

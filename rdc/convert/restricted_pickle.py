@@ -36,12 +36,18 @@ class Stub:
 
 
 class _Held:
-    """A tensor or storage, out of reach of the pickle's own instructions."""
+    """A tensor, out of reach of the pickle's own instructions."""
 
     __slots__ = ("value",)
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: Tensor) -> None:
         self.value = value
+
+
+class _Storage(_Held):
+    """The numbers of a tensor, as a flat tensor."""
+
+    __slots__ = ()
 
 
 class _EasyDict(dict):
@@ -153,37 +159,36 @@ def _old_style_object(_class: Any, _base: Any, state: Any) -> Any:
     return _class()
 
 
-def _storage(content: Any) -> _Held:
+def _storage(content: Any) -> _Storage:
     if not isinstance(content, (bytes, bytearray)):
         raise pickle.UnpicklingError("tensor storage that is not bytes")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TypedStorage is deprecated; files hold it for ever
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TypedStorage is deprecated; files hold it for ever
+        try:
             found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise pickle.UnpicklingError(f"tensor storage refused: {str(error).splitlines()[0][:300]}") from error
-    if not isinstance(found, torch.storage.TypedStorage):
-        raise pickle.UnpicklingError(f"tensor storage holds a {type(found).__name__}")
-    return _Held(found)
+        except Exception as error:
+            raise pickle.UnpicklingError(f"tensor storage refused: {str(error).splitlines()[0][:300]}") from error
+        if not isinstance(found, torch.storage.TypedStorage):
+            raise pickle.UnpicklingError(f"tensor storage holds a {type(found).__name__}")
+        return _Storage(torch.tensor([], dtype=found.dtype).set_(found.untyped()))
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_rest: Any) -> _Held:
-    """A view of a storage, checked: every element lies inside it, and it has no more elements than the storage."""
-    if type(storage) is not _Held or not isinstance(storage.value, torch.storage.TypedStorage):
+    """A copy of part of a storage, checked: all of it lies inside, and it is no larger than the storage."""
+    if type(storage) is not _Storage:
         raise pickle.UnpicklingError("tensor without a storage")
     size, stride = tuple(size), tuple(stride)
     if any(type(number) is not int or number < 0 for number in (offset, *size, *stride)) or len(size) != len(stride):
         raise pickle.UnpicklingError(f"tensor of size {size}, stride {stride}, offset {offset!r}")
-    available, count = len(storage.value), math.prod(size)
+    available, count = storage.value.numel(), math.prod(size)
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if count and (last >= available or count > available):
         raise pickle.UnpicklingError(f"tensor of size {size} in a storage of {available:,} numbers")
-    flat = torch.tensor([], dtype=storage.value.dtype).set_(storage.value.untyped())
-    return _Held(flat.as_strided(size, stride, offset).clone())
+    return _Held(storage.value.as_strided(size, stride, offset).clone())
 
 
 def _parameter(data: Any, *_rest: Any) -> _Held:
-    if type(data) is not _Held or not isinstance(data.value, Tensor):
+    if type(data) is not _Held:
         raise pickle.UnpicklingError("parameter without a tensor")
     return data
 

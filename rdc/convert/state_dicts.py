@@ -84,7 +84,10 @@ def strip_prefix(state: dict[str, Tensor], names: set[str] | None, path: Path) -
     Raises:
         CheckpointError: no prefix, or more than one, leads to a U-Net.
     """
-    prefixes = {_PREFIX.match(name).group() for name in state} | {""}
+    prefixes = {""}
+    for name in state:
+        parts = _PREFIX.match(name).group().split(".")[:-1]
+        prefixes |= {"".join(f"{part}." for part in parts[:count]) for count in range(1, len(parts) + 1)}
     if names is not None:
         best = max(sorted(prefixes), key=lambda prefix: sum(prefix + name in state for name in names))
     else:
