@@ -426,7 +426,8 @@ def test_disk_full_loses_nothing(classifier, dataset, tmp_path, monkeypatch):
     [
         {"n": 0}, {"n": True}, {"start": -1}, {"seed": -1}, {"seed": 2**64}, {"batch": 0}, {"steps": 0},
         {"restarts": 0}, {"eot": 0}, {"norm": "l7"}, {"eps": "8"}, {"eps": "x"}, {"eps": "-1/255"},
-        {"gradient": "approximate"}, {"noise": "loud"}, {"split": "validation"}, {"attacks": ("fab",)}, {"attacks": ("apgd-ce", "apgd-ce")},
+        {"gradient": "approximate"}, {"noise": "loud"}, {"split": "validation"},
+        {"attacks": ("fab",)}, {"attacks": ("apgd-ce", "apgd-ce")},
         {"eot": 5, "noise": "known"},
     ],
 )  # fmt: skip
@@ -491,3 +492,13 @@ def test_accuracy_per_step_and_class():
         {"label": 1, "n": 2, "clean": 2, "robust": 0},
         {"label": 2, "n": 0, "clean": 0, "robust": 0},
     ]
+
+
+def test_every_source_tree_that_made_figures_is_named(classifier, dataset, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    monkeypatch.setattr(rdc.evaluation, "commit", lambda: "one")
+    interrupted(classifier, dataset, out, after=16)
+    monkeypatch.setattr(rdc.evaluation, "commit", lambda: "two")
+    assert run(classifier, dataset, out).report["commit"] == "one, two"
+    monkeypatch.setattr(rdc.evaluation, "commit", lambda: "three")  # finished: nothing comes from this one
+    assert run(classifier, dataset, out).report["commit"] == "one, two"

@@ -22,6 +22,7 @@ from rdc.evaluation.folder import RunFolder
 from rdc.evaluation.progress import ProgressBars
 from rdc.evaluation.settings import EvaluationSettings, parse_attacks
 from rdc.evaluation.summary import accuracy_per_class, accuracy_per_step, summarize
+from rdc.ops._native import describe
 
 __all__ = [
     "Evaluation",
@@ -207,5 +208,6 @@ def versions(device: torch.device) -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": np.__version__,
     }
+    backend = describe()["ops"]["multihead_loss"][device.type]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {**found, "device": f"{device.type} ({name})", "system": platform.system()}
+    return {**found, "multihead_loss": backend, "device": f"{device.type} ({name})", "system": platform.system()}

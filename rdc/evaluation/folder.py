@@ -66,13 +66,11 @@ class RunFolder:
             self._clear()
         if run_file.exists():
             self.run = self._read_run(run_file)
-            if about["commit"] not in self.run["commits"]:
-                self.run["commits"].append(about["commit"])
-                write_json(run_file, self.run)
         else:
             first = {"command": about["command"], "commits": [about["commit"]], "versions": about["versions"]}
             self.run = {"identity": identity, **first}
             write_json(run_file, self.run)
+        self._commit = about["commit"]
         self.batches: list[dict[str, Any]] = []  # {"images": [...], "totals": {...}} in order
         self._load()
 
@@ -104,6 +102,9 @@ class RunFolder:
             OSError: the disk is full, say; the batch then does not count as finished.
         """
         index = len(self.batches)
+        if self._commit not in self.run["commits"]:  # this part of the figures comes from another source tree
+            self.run["commits"].append(self._commit)
+            write_json(self.path / "run.json", self.run)
         with atomic_write(self.arrays_path(index)) as file:
             np.savez_compressed(file, **result.arrays)
         close = {"end_of_batch": index, "images": len(result.images), **result.totals}

@@ -96,11 +96,11 @@ def _head(evaluation: Evaluation) -> str:
     lead = f"{clean} of {n} images are classified correctly. "
     if settings["attacks"]:
         robust = sum(bool(record["robust"]) for record in evaluation.images)
-        known = "the very noise it uses" if settings["noise"] == "known" else "not the noise it draws"
+        known = "and the very noise it uses" if settings["noise"] == "known" else "but not the noise it draws"
         exact = "exact gradients" if settings["gradient"] == "exact" else "gradients that skip likelihood maximisation"
         lead += (
-            f"{robust} still are under every attack of this run, each free to change an image by {_e(budget(settings))} "
-            f"in [0, 1] pixel units. The attacker knows the classifier and {known}, and has {exact}."
+            f"{robust} still are under every attack of this run, each free to change an image by "
+            f"{_e(budget(settings))} in [0, 1] pixel units. The attacker knows the classifier {known}, and has {exact}."
         )
     else:
         lead += "Nothing attacked them: this page says nothing about robustness."

@@ -108,7 +108,7 @@ def picture(pixels: np.ndarray) -> bytes:
 
 
 def difference_picture(difference: np.ndarray, gain: float) -> bytes:
-    """PNG of a difference [C, H, W]. Grey images: white is no change, red brighter, blue darker; colour: grey is none."""
+    """PNG of a difference [C, H, W]: white is no change, red brighter, blue darker; of colour images, grey is none."""
     scaled = np.clip(difference * gain, -1, 1)
     if scaled.shape[0] != 1:
         return picture(0.5 + scaled / 2)
