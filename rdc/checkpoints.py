@@ -117,12 +117,17 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any],
     digest = hashlib.sha256(content).hexdigest()
     if digest != described["sha256"]:
         raise CheckpointError(
-            f"{weights_path}: sha256 is {digest[:16]}..., but {json_path.name} expects {str(described['sha256'])[:16]}...; "
-            "the two files belong to different saves or one was damaged: copy both again"
+            f"{weights_path}: sha256 is {digest[:16]}..., but {json_path.name} expects "
+            f"{str(described['sha256'])[:16]}...; the two files belong to different saves or one was damaged: "
+            "copy both again"
         )
     if len(state) != described.get("tensors", len(state)):
         raise CheckpointError(f"{weights_path}: expected {described['tensors']} tensors, found {len(state)}")
-    return network_from_state(described["config"], state, weights_path), described["config"], described.get("info") or {}
+    return (
+        network_from_state(described["config"], state, weights_path),
+        described["config"],
+        described.get("info") or {},
+    )
 
 
 def network_from_state(config: dict[str, Any], state: dict[str, Tensor], source: str | os.PathLike[str]) -> nn.Module:
@@ -147,7 +152,9 @@ def network_from_state(config: dict[str, Any], state: dict[str, Tensor], source:
     wanted = {name: state[name].detach().to(torch.float32) for name in expected}
     bad = [name for name, value in wanted.items() if not value.isfinite().all()]
     if bad:
-        raise CheckpointError(f"{source}: NaN or infinity in {_first(bad)}; the training run diverged or the file is damaged")
+        raise CheckpointError(
+            f"{source}: NaN or infinity in {_first(bad)}; the training run diverged or the file is damaged"
+        )
     network.load_state_dict(wanted, strict=True, assign=True)
     return network.eval()
 
@@ -160,7 +167,9 @@ def _empty_network(config: dict[str, Any], source: str | os.PathLike[str]) -> nn
     except ConfigError as error:
         raise CheckpointError(f"{source}: {error}") from error
     except Exception as error:  # a config from a file may hold anything
-        raise CheckpointError(f"{source}: this config describes no network ({type(error).__name__}: {error})") from error
+        raise CheckpointError(
+            f"{source}: this config describes no network ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _stored_state(network: nn.Module, dtype: torch.dtype, path: Path) -> dict[str, Tensor]:
@@ -186,8 +195,9 @@ def _write_pair(weights_path: Path, content: bytes, json_path: Path, text: str) 
                 description.write(text)
     except OSError as error:
         raise CheckpointError(
-            f"{weights_path}: could not be written ({error.strerror or error}); nothing was lost, earlier files of this "
-            f"name are unchanged. Expected {(len(content) + len(text)) / 1e6:.1f} MB of free space and a writable folder"
+            f"{weights_path}: could not be written ({error.strerror or error}); nothing was lost, earlier files of "
+            f"this name are unchanged. Expected {(len(content) + len(text)) / 1e6:.1f} MB of free space and "
+            "a writable folder"
         ) from error
 
 
@@ -199,8 +209,8 @@ def _refuse_pickle(path: Path) -> None:
     looks = head[:1] == b"\x80" or head[:4] == b"PK\x03\x04"
     if (path.suffix.lower() in _PICKLE_SUFFIXES or looks) and not is_safetensors(head):
         raise CheckpointError(
-            f"{path}: expected an rdc checkpoint (.safetensors and .json), got a pickle or torch.save file, which may run "
-            f"code when loaded. Convert it once, safely: rdc convert {path} DESTINATION"
+            f"{path}: expected an rdc checkpoint (.safetensors and .json), got a pickle or torch.save file, which may "
+            f"run code when loaded. Convert it once, safely: rdc convert {path} DESTINATION"
         )
 
 
@@ -230,8 +240,8 @@ def _read_description(path: Path, weights_path: Path) -> dict[str, Any]:
         raise CheckpointError(f'{path}: expected an rdc checkpoint description ("format": "{_FORMAT}")')
     if described.get("version") != _VERSION:
         raise CheckpointError(
-            f"{path}: checkpoint version {described.get('version')!r}; this rdc reads version {_VERSION}. Update rdc or "
-            "convert the checkpoint again"
+            f"{path}: checkpoint version {described.get('version')!r}; this rdc reads version {_VERSION}. Update rdc "
+            "or convert the checkpoint again"
         )
     if not isinstance(described.get("config"), dict) or not isinstance(described.get("sha256"), str):
         raise CheckpointError(f"{path}: expected config (an object) and sha256 (text); the file is incomplete")

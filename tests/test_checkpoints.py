@@ -125,7 +125,9 @@ def test_files_of_two_saves(tmp_path, saved):
         load_model(saved)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"format": "rdc-checkpoint"', "\xff", "[" * 100_000, "[]", '{"format": "x"}', "null"])
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"format": "rdc-checkpoint"', "\xff", "[" * 100_000, "[]", '{"format": "x"}', "null"]
+)
 def test_corrupt_json(saved, text):
     saved.with_suffix(".json").write_bytes(text.encode("latin1"))
     with pytest.raises(CheckpointError, match="net.json"):

@@ -43,14 +43,14 @@ def convert_checkpoint(
         network: for state dicts: preset name, path of a JSON description, or the description itself; None: inferred
             from the tensors' shapes (EDM U-Nets).
         num_classes: with a preset: number of classes; None: read off the label map.
-        null_label: for diffusers: what "no label" means: the index of an embedding trained for it, "mean" or "none" (see
-            ``VPNetwork``); None: "mean", and a note says so.
+        null_label: for diffusers: what "no label" means: the index of an embedding trained for it, "mean" or "none"
+            (see ``VPNetwork``); None: "mean", and a note says so.
         info: put into the checkpoint's ``info`` (class names, licence, ...).
         dtype: how weights are stored, float32 or float16.
 
     Returns:
-        ``source``, ``kind``, ``destination`` (safetensors file), ``description`` (JSON file), ``config``, ``parameters``,
-        ``tensors``, ``notes`` (list of texts that the user should see).
+        ``source``, ``kind``, ``destination`` (safetensors file), ``description`` (JSON file), ``config``,
+        ``parameters``, ``tensors``, ``notes`` (list of texts that the user should see).
 
     Raises:
         CheckpointError: the source is missing, damaged, asks for code, or its weights fit no supported network.
@@ -122,7 +122,11 @@ def _read(
     state, notes = (read_safetensors(source), []) if kind == "safetensors" else read_torch_file(source)
     if network is None:
         state, more = strip_prefix(state, None, source)
-        return infer_config(state, source), state, notes + more + ["the architecture was inferred from the tensors' shapes"]
+        return (
+            infer_config(state, source),
+            state,
+            notes + more + ["the architecture was inferred from the tensors' shapes"],
+        )
     config = _described(network, num_classes, state)
     state, more = strip_prefix(state, set(_built(config, source).state_dict()), source)
     return config, state, notes + more
@@ -144,7 +148,8 @@ def _described(
             config = json.loads(Path(network).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"network: expected a preset ({', '.join(NETWORK_PRESETS)}) or a JSON file; got {str(network)!r} ({error})"
+                f"network: expected a preset ({', '.join(NETWORK_PRESETS)}) or a JSON file; "
+                f"got {str(network)!r} ({error})"
             ) from error
         config = config.get("config", config) if isinstance(config, dict) else {}
     return config if num_classes is None else {**config, "num_classes": num_classes}

@@ -67,8 +67,8 @@ def read_diffusers_folder(
             "mean", with a note.
 
     Returns:
-        Network description for ``build_network``, state dict under its names (the schedule's ``log_sigmas`` are left for
-        the caller to compute), notes for the user.
+        Network description for ``build_network``, state dict under its names (the schedule's ``log_sigmas`` are left
+        for the caller to compute), notes for the user.
 
     Raises:
         CheckpointError: a file is missing or damaged, the model has no class embedding, or an option is not supported.
@@ -92,8 +92,8 @@ def read_diffusers_folder(
     }
     if null_label is None:
         notes.append(
-            "null label: the mean of the class embeddings stands in for it, an input the model was never trained on; it "
-            "affects likelihood maximisation only. Name the embedding's index if one was trained for it (null_label)"
+            "null label: the mean of the class embeddings stands in for it, an input the model was never trained on; "
+            "it affects likelihood maximisation only. Name the embedding's index if one was trained for it (null_label)"
         )
     state, more = _weights(unet_folder)
     return config, {f"unet.{name}": value for name, value in state.items()}, notes + more
@@ -102,7 +102,9 @@ def read_diffusers_folder(
 def _unet_config(options: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[int]]:
     where = f"{folder}/config.json"
     if options.get("class_embed_type") is not None:
-        raise CheckpointError(f"{where}: class_embed_type {options['class_embed_type']!r} is not supported; expected null")
+        raise CheckpointError(
+            f"{where}: class_embed_type {options['class_embed_type']!r} is not supported; expected null"
+        )
     embeddings = options.get("num_class_embeds")
     if type(embeddings) is not int or embeddings < 1:
         raise CheckpointError(
@@ -122,14 +124,23 @@ def _unet_config(options: dict[str, Any], folder: Path) -> tuple[dict[str, Any],
 
 def _schedule(folder: Path, unet_folder: Path) -> tuple[str, dict[str, Any], list[str]]:
     """Prediction type, noise schedule and notes."""
-    found = [parent / name for parent in (folder, unet_folder.parent) for name in
-             ("scheduler/scheduler_config.json", "scheduler_config.json")]
+    found = [
+        parent / name
+        for parent in (folder, unet_folder.parent)
+        for name in ("scheduler/scheduler_config.json", "scheduler_config.json")
+    ]
     path = next((path for path in found if path.is_file()), None)
     if path is None:
-        return "epsilon", {}, ["no scheduler/scheduler_config.json: DDPM's linear schedule and epsilon prediction were assumed"]
+        return (
+            "epsilon",
+            {},
+            ["no scheduler/scheduler_config.json: DDPM's linear schedule and epsilon prediction were assumed"],
+        )
     options = _json_file(path)
     if "beta_schedule" not in options and options.get("trained_betas") is None:
-        raise CheckpointError(f"{path}: expected a variance-preserving scheduler (beta_schedule); got {options.get('_class_name')}")
+        raise CheckpointError(
+            f"{path}: expected a variance-preserving scheduler (beta_schedule); got {options.get('_class_name')}"
+        )
     prediction = options.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
         raise CheckpointError(f"{path}: prediction_type: expected one of {', '.join(PREDICTIONS)}; got {prediction!r}")
@@ -155,7 +166,8 @@ def _json_file(path: Path) -> dict[str, Any]:
         found = read_json(path)
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path}: missing; expected a diffusers folder (unet/config.json and its weights) or the UNet2DModel's own folder"
+            f"{path}: missing; expected a diffusers folder (unet/config.json and its weights) "
+            "or the UNet2DModel's own folder"
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error})") from error

@@ -45,15 +45,18 @@ def read_edm_pickle(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], list
     if isinstance(content, dict):
         network = content.get("ema")
         if network is None:
-            raise CheckpointError(f"{path}: expected an entry 'ema' (the averaged network); found {sorted(map(str, content))}")
+            raise CheckpointError(
+                f"{path}: expected an entry 'ema' (the averaged network); found {sorted(map(str, content))}"
+            )
         if others := [str(key) for key in content if key != "ema"]:
             notes.append(f"only the entry ema was read; left out: {', '.join(others)}")
     if not isinstance(network, Stub) or not isinstance(network.state, dict):
         raise CheckpointError(f"{path}: expected a pickled network; found a {type(network).__name__}")
     if network.class_name != "EDMPrecond":
         raise CheckpointError(
-            f"{path}: expected a network under EDMPrecond, found {network.class_name}; VP, VE and iDDPM preconditioning are "
-            "not supported. The EDM authors publish EDMPrecond versions of their CIFAR-10 networks (edm-cifar10-*)"
+            f"{path}: expected a network under EDMPrecond, found {network.class_name}; VP, VE and iDDPM "
+            "preconditioning are not supported. The EDM authors publish EDMPrecond versions of their "
+            "CIFAR-10 networks (edm-cifar10-*)"
         )
     config = _config(_arguments(network, path), path)
     state = dict(_tensors(network, "", set(), path))
@@ -68,7 +71,11 @@ def _arguments(network: Stub, path: Path) -> dict[str, Any]:
     state = network.state
     positional = state.get("_init_args", state.get("init_args", ()))
     named = state.get("_init_kwargs", state.get("init_kwargs"))
-    if not isinstance(positional, (tuple, list)) or not isinstance(named, dict) or len(positional) > len(_PRECOND_ARGUMENTS):
+    if (
+        not isinstance(positional, (tuple, list))
+        or not isinstance(named, dict)
+        or len(positional) > len(_PRECOND_ARGUMENTS)
+    ):
         raise CheckpointError(f"{path}: the network does not say how it was made (_init_args, _init_kwargs)")
     return {**_PRECOND_DEFAULTS, **dict(zip(_PRECOND_ARGUMENTS, positional, strict=False)), **named}
 
@@ -78,9 +85,7 @@ def _config(arguments: dict[str, Any], path: Path) -> dict[str, Any]:
     if missing:
         raise CheckpointError(f"{path}: the network does not say its {' and '.join(missing)}")
     size = _json(arguments["img_resolution"], "img_resolution", path)
-    unet = {
-        name: _json(value, name, path) for name, value in arguments.items() if name not in _PRECOND_ARGUMENTS
-    }
+    unet = {name: _json(value, name, path) for name, value in arguments.items() if name not in _PRECOND_ARGUMENTS}
     return {
         "kind": "conditional",
         "image_shape": [_json(arguments["img_channels"], "img_channels", path), size, size],
@@ -99,12 +104,19 @@ def _json(value: Any, name: str, path: Path) -> Any:
         return value.tolist()
     if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise CheckpointError(f"{path}: argument {name} of the network is a {type(value).__name__}; expected numbers or text")
+    raise CheckpointError(
+        f"{path}: argument {name} of the network is a {type(value).__name__}; expected numbers or text"
+    )
 
 
 def _tensors(module: Any, prefix: str, seen: set[int], path: Path) -> Iterator[tuple[str, Tensor]]:
     """Parameters and persistent buffers of a pickled module and its submodules."""
-    if not isinstance(module, Stub) or not isinstance(module.state, dict) or id(module) in seen or prefix.count(".") > 30:
+    if (
+        not isinstance(module, Stub)
+        or not isinstance(module.state, dict)
+        or id(module) in seen
+        or prefix.count(".") > 30
+    ):
         raise CheckpointError(f"{path}: {prefix or 'the network'} is not a module of its own")
     seen.add(id(module))
     temporary = module.state.get("_non_persistent_buffers_set") or ()

@@ -73,11 +73,13 @@ def load_persistent(content: bytes, name: str) -> Any:
         return _Unpickler(io.BytesIO(content), encoding="latin1").load()
     except _ForbiddenName as error:
         raise CheckpointError(
-            f"{name}: this pickle asks for {error}, which the weights of a network do not need. It was refused and nothing "
-            "in it was run; get the file from its official source"
+            f"{name}: this pickle asks for {error}, which the weights of a network do not need. It was refused and "
+            "nothing in it was run; get the file from its official source"
         ) from None
     except Exception as error:  # a damaged pickle can fail in any way
-        raise CheckpointError(f"{name}: not a readable pickle of a network ({type(error).__name__}: {error})") from error
+        raise CheckpointError(
+            f"{name}: not a readable pickle of a network ({type(error).__name__}: {error})"
+        ) from error
 
 
 def plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Plain state dicts of EDM-type U-Nets (``.pt``, ``.pth``, safetensors): unwrapped, renamed, their architecture inferred."""
+"""Plain state dicts of EDM-type U-Nets (``.pt``, ``.pth``, safetensors): unwrapped, renamed, architecture inferred."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def read_torch_file(path: Path) -> tuple[dict[str, Tensor], list[str]]:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         if name:
             raise CheckpointError(
-                f"{path}: this file asks for {name.group(1)}, which weights do not need. It was refused and nothing in it was "
-                "run; save a plain state dict (torch.save(net.state_dict(), ...))"
+                f"{path}: this file asks for {name.group(1)}, which weights do not need. It was refused and nothing in "
+                "it was run; save a plain state dict (torch.save(net.state_dict(), ...))"
             ) from None
         raise CheckpointError(f"{path}: not a readable torch file ({str(error).splitlines()[0][:300]})") from error
     notes: list[str] = []
@@ -93,8 +93,12 @@ def strip_prefix(state: dict[str, Tensor], names: set[str] | None, path: Path) -
     else:
         fits = sorted(prefix for prefix in prefixes if any(prefix + anchor in state for anchor in _ANCHORS))
         if len(fits) != 1:
-            seen = ", ".join(repr(prefix) for prefix in fits) if fits else f"none among {', '.join(list(state)[:4])} ..."
-            raise CheckpointError(f"{path}: expected one U-Net (a name ending in {_ANCHORS[0]}); found {seen}. {_NAME_A_NETWORK}")
+            seen = (
+                ", ".join(repr(prefix) for prefix in fits) if fits else f"none among {', '.join(list(state)[:4])} ..."
+            )
+            raise CheckpointError(
+                f"{path}: expected one U-Net (a name ending in {_ANCHORS[0]}); found {seen}. {_NAME_A_NETWORK}"
+            )
         best = fits[0]
     inside = {name[len(best) :]: value for name, value in state.items() if name.startswith(best)}
     outside = [name for name in state if not name.startswith(best)]
@@ -117,7 +121,8 @@ def infer_config(state: dict[str, Tensor], path: Path, sigma_data: float = 0.5) 
         raise CheckpointError(f"{path}: {error}") from None
     except (KeyError, ValueError, IndexError, StopIteration, ZeroDivisionError) as error:
         raise CheckpointError(
-            f"{path}: the architecture cannot be inferred from the tensors ({type(error).__name__}: {error}); {_NAME_A_NETWORK}"
+            f"{path}: the architecture cannot be inferred from the tensors ({type(error).__name__}: {error}); "
+            f"{_NAME_A_NETWORK}"
         ) from error
 
 
@@ -141,7 +146,9 @@ def _infer(state: dict[str, Tensor], sigma_data: float) -> dict[str, Any]:
         "model_channels": width,
         "channel_mult": [_whole(state[f"{block}.conv1.weight"].shape[0], width) for block in blocks],
         "channel_mult_emb": _whole(emb, width),
-        "num_blocks": len({name.split(".")[1] for name in state if name.startswith(f"enc.{sizes[0]}x{sizes[0]}_block")}),
+        "num_blocks": len(
+            {name.split(".")[1] for name in state if name.startswith(f"enc.{sizes[0]}x{sizes[0]}_block")}
+        ),
         "attn_resolutions": [s for s, block in zip(sizes, blocks, strict=True) if f"{block}.qkv.weight" in state],
         "augment_dim": state["map_augment.weight"].shape[1] if "map_augment.weight" in state else 0,
         "dropout": 0.0,
@@ -159,7 +166,9 @@ def _infer(state: dict[str, Tensor], sigma_data: float) -> dict[str, Any]:
 
 
 def _song_settings(state: dict[str, Tensor], sizes: list[int], noise: int, width: int) -> dict[str, Any]:
-    encoder = next((kind for kind in ("skip", "residual") if any(f"_aux_{kind}." in name for name in state)), "standard")
+    encoder = next(
+        (kind for kind in ("skip", "residual") if any(f"_aux_{kind}." in name for name in state)), "standard"
+    )
     skip_decoder = sum(name.endswith("_aux_conv.weight") for name in state) > 1
     filters = [value for name, value in state.items() if name.endswith("resample_filter")]
     taps = [1, 1]

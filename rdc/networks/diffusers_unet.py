@@ -80,7 +80,9 @@ class DiffusersUNet(nn.Module):
         if not len(down_block_types) == len(up_block_types) == depth:
             raise ValueError("down_block_types, up_block_types, block_out_channels: expected equal lengths")
         if sample_size % (1 << (depth - 1)):
-            raise ValueError(f"sample_size: expected a multiple of {1 << (depth - 1)} for {depth} levels; got {sample_size}")
+            raise ValueError(
+                f"sample_size: expected a multiple of {1 << (depth - 1)} for {depth} levels; got {sample_size}"
+            )
         self.center_input_sample = center_input_sample
         self.freq_shift, self.flip_sin_to_cos = freq_shift, flip_sin_to_cos
         emb = time_embedding_dim or widths[0] * 4
@@ -215,7 +217,9 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         h = (x if self.group_norm is None else self.group_norm(x)).flatten(2).transpose(1, 2)
-        query, key, value = (p(h).unflatten(2, (self.heads, -1)).transpose(1, 2) for p in (self.to_q, self.to_k, self.to_v))
+        query, key, value = (
+            p(h).unflatten(2, (self.heads, -1)).transpose(1, 2) for p in (self.to_q, self.to_k, self.to_v)
+        )
         weights = (query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])).softmax(dim=3)
         h = self.to_out[0]((weights @ value).transpose(1, 2).flatten(2))
         return (h.transpose(1, 2).reshape(batch, channels, height, width) + x) / self.output_scale
@@ -272,7 +276,11 @@ class _ConvUp(nn.Module):
 
 def _double(x: Tensor) -> Tensor:
     batch, channels, height, width = x.shape
-    return x[:, :, :, None, :, None].expand(batch, channels, height, 2, width, 2).reshape(batch, channels, 2 * height, 2 * width)
+    return (
+        x[:, :, :, None, :, None]
+        .expand(batch, channels, height, 2, width, 2)
+        .reshape(batch, channels, 2 * height, 2 * width)
+    )
 
 
 def _halve(x: Tensor) -> Tensor:

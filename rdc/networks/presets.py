@@ -95,10 +95,14 @@ def build_network(config: dict[str, Any]) -> nn.Module:
         num_classes, patch = config["num_classes"], config.get("patch_size", 1)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"network description: expected kind, image_shape [C, H, W], num_classes, unet.architecture; {error!r} in {config}"
+            f"network description: expected kind, image_shape [C, H, W], num_classes, unet.architecture; "
+            f"{error!r} in {config}"
         ) from error
     if height != width or height % patch:
-        raise ConfigError(f"image_shape: expected square images divisible by patch_size {patch}; got {height} x {width}")
+        raise ConfigError(
+            f"image_shape: expected square images divisible by patch_size {patch}; "
+            f"got {height} x {width}"
+        )
     if architecture == "UNet2DModel":
         return _build_vp(config, unet)
     classes = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
@@ -131,8 +135,8 @@ def _build_vp(config: dict[str, Any], unet: dict[str, Any]) -> VPNetwork:
         raise ConfigError(f'vp.null_label: expected null, "mean" or an index 0..{num_classes}; got {null_label!r}')
     if num_classes < 1 or embeddings != num_classes + trained_null:
         raise ConfigError(
-            f"num_class_embeds: expected {num_classes + trained_null} (num_classes {num_classes}, null_label {null_label!r}); "
-            f"got {embeddings!r}"
+            f"num_class_embeds: expected {num_classes + trained_null} (num_classes {num_classes}, null_label "
+            f"{null_label!r}); got {embeddings!r}"
         )
     try:
         net = DiffusersUNet(size, channels, unet.pop("out_channels", channels), embeddings, **unet)

@@ -1,8 +1,9 @@
 """Variance-preserving (discrete-time) models behind the interface of an EDM network.
 
 A VP model sees ``x_vp = sqrt(abar) x0 + sqrt(1 - abar) noise`` and an integer step t. Divided by ``sqrt(abar)`` this is
-``x_t = x0 + s noise`` with ``s = sqrt((1 - abar) / abar)`` (method: VP models map in). With ``r = sqrt(s^2 + sd^2)`` and
-the network input ``x = c_in x_t = x_t / r``, what rdc needs, ``F = (D - c_skip x_t) / c_out``, is without cancellation
+``x_t = x0 + s noise`` with ``s = sqrt((1 - abar) / abar)`` (method: VP models map in). With ``r = sqrt(s^2 + sd^2)``
+and the network input ``x = c_in x_t = x_t / r``, what rdc needs, ``F = (D - c_skip x_t) / c_out``, is, without
+cancellation,
 
     epsilon:        D = x_t - s eps                   F = (s x - r eps) / sd
     v_prediction:   D = (x_vp - s v) / sqrt(1 + s^2)  F = (s (1 - sd^2) x / (1 + s^2) - r v / sqrt(1 + s^2)) / sd
@@ -70,7 +71,7 @@ def vp_sigmas(schedule: dict[str, Any]) -> Tensor:
 class VPNetwork(nn.Module):
     """A discrete-time model answering like an EDM network: (c_in x_t, c_noise, one-hot) -> F.
 
-    sigma is looked up among the model's own steps, nearest in ln(sigma); outside their range the first or last is taken.
+    sigma is looked up among the model's own steps, nearest in ln(sigma); outside their range the first or last.
 
     Args:
         unet: ``unet(x_vp [B, C, H, W], step [B] int64, class_weights [B, E]) -> [B, C or 2C, H, W]``; of 2C channels
@@ -78,9 +79,9 @@ class VPNetwork(nn.Module):
         sigmas: noise level of each training step [T], increasing.
         prediction: "epsilon", "v_prediction" or "sample".
         num_classes: K.
-        null_label: what no label means: the index of the embedding trained for it (the other E - 1 = K indices, in order,
-            are the classes), "mean" (the mean of the class embeddings, an approximation that was never trained), or
-            None: the model has no unconditional mode, and asking for it is an error.
+        null_label: what no label means: the index of the embedding trained for it (the other E - 1 = K indices, in
+            order, are the classes), "mean" (the mean of the class embeddings, an approximation that was never trained),
+            or None: the model has no unconditional mode, and asking for it is an error.
         sigma_data: of the preconditioning that feeds this network.
 
     Forward:

@@ -1,9 +1,9 @@
 """Tiny networks whose outputs are recorded in ``recorded/outputs.safetensors``.
 
-``python -m tests.networks.cases`` writes that file again, from rdc's own networks in float64 (after a change of the cases
-or of ``formula.py``; run ``test_parity.py`` with ../shared/fixtures/edm first, which ties the networks to the public
-reference). The ``diffusers.*`` entries come from the diffusers library itself (recorded with 0.42.1) and are kept as they
-are unless it can be imported.
+``python -m tests.networks.cases`` writes that file again, from rdc's own networks in float64 (after a change of the
+cases or of ``formula.py``; run ``test_parity.py`` with ../shared/fixtures/edm first, which ties the networks to the
+public reference). The ``diffusers.*`` entries come from the diffusers library itself (recorded with 0.42.1) and are kept
+as they are unless it can be imported.
 """
 
 from __future__ import annotations
@@ -30,13 +30,21 @@ _SONG = {
     "dropout": 0.1,
 }
 _CONFIG = {"kind": "conditional", "image_shape": [3, 8, 8], "num_classes": CLASSES, "sigma_data": 0.5, "unet": _SONG}
-_NCSNPP = {"embedding_type": "fourier", "channel_mult_noise": 2, "encoder_type": "residual", "resample_filter": [1, 3, 3, 1]}
+_NCSNPP = {
+    "embedding_type": "fourier",
+    "channel_mult_noise": 2,
+    "encoder_type": "residual",
+    "resample_filter": [1, 3, 3, 1],
+}
 
 EDM_CASES: dict[str, dict[str, Any]] = {
     "ddpmpp": _CONFIG,
     "ddpmpp-uncond": {**_CONFIG, "num_classes": 0},
     "ncsnpp": {**_CONFIG, "unet": {**_SONG, **_NCSNPP}},
-    "skip": {**_CONFIG, "unet": {**_SONG, "encoder_type": "skip", "decoder_type": "skip", "resample_filter": [1, 3, 3, 1]}},
+    "skip": {
+        **_CONFIG,
+        "unet": {**_SONG, "encoder_type": "skip", "decoder_type": "skip", "resample_filter": [1, 3, 3, 1]},
+    },
     "adm": {
         **_CONFIG,
         "unet": {
@@ -72,7 +80,12 @@ DIFFUSERS_UNET: dict[str, Any] = {
 _ATTENTION = {"down_block_types": ["AttnDownBlock2D"] * 2, "up_block_types": ["AttnUpBlock2D"] * 2}
 DIFFUSERS_CASES: dict[str, dict[str, Any]] = {
     "plain": DIFFUSERS_UNET,
-    "scale-shift": {**DIFFUSERS_UNET, "resnet_time_scale_shift": "scale_shift", "layers_per_block": 2, "norm_eps": 1e-3},
+    "scale-shift": {
+        **DIFFUSERS_UNET,
+        "resnet_time_scale_shift": "scale_shift",
+        "layers_per_block": 2,
+        "norm_eps": 1e-3,
+    },
     "resnet-sampling": {**DIFFUSERS_UNET, **_ATTENTION, "downsample_type": "resnet", "upsample_type": "resnet"},
     "padding": {**DIFFUSERS_UNET, "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "act_fn": "mish"},
     "learned-time": {

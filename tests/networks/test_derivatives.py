@@ -50,5 +50,8 @@ def test_every_entry_of_the_hessian(kind):
     hessian = torch.autograd.functional.hessian(loss, x.flatten())
     gradient = torch.func.grad(loss)
     step = 1e-5
-    rows = [(gradient(x.flatten() + step * e) - gradient(x.flatten() - step * e)) / (2 * step) for e in torch.eye(16).double()]
+    rows = [
+        (gradient(x.flatten() + step * e) - gradient(x.flatten() - step * e)) / (2 * step)
+        for e in torch.eye(16).double()
+    ]
     assert ((hessian - torch.stack(rows)).abs().max() / hessian.abs().max()).item() < 1e-6

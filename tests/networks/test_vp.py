@@ -33,7 +33,9 @@ class GaussianVP(nn.Module):
         gain = abar.sqrt() * SPREAD**2 / (abar * SPREAD**2 + 1 - abar)
         x0 = mean + gain * (x_vp.double() - abar.sqrt() * mean)  # E[x0 | x_vp]
         eps = (x_vp - abar.sqrt() * x0) / (1 - abar).sqrt()
-        return {"sample": x0, "epsilon": eps, "v_prediction": abar.sqrt() * eps - (1 - abar).sqrt() * x0}[self.prediction]
+        return {"sample": x0, "epsilon": eps, "v_prediction": abar.sqrt() * eps - (1 - abar).sqrt() * x0}[
+            self.prediction
+        ]
 
 
 def network(prediction: str = "epsilon", null_label=None, classes: int = 3) -> VPNetwork:
@@ -66,7 +68,9 @@ def test_f_is_the_definition(prediction):
     assert torch.allclose(x_vp, x_t / (1 + s**2).sqrt())  # x_t = x_vp / sqrt(abar), abar = 1 / (1 + s^2)
     out = net.unet(x_vp, step, weights)
     abar = 1 / (1 + s**2)
-    d = {"epsilon": x_t - s * out, "sample": out, "v_prediction": abar.sqrt() * x_vp - (1 - abar).sqrt() * out}[prediction]
+    d = {"epsilon": x_t - s * out, "sample": out, "v_prediction": abar.sqrt() * x_vp - (1 - abar).sqrt() * out}[
+        prediction
+    ]
     assert torch.allclose(f, (d - precondition.c_skip(s) * x_t) / precondition.c_out(s), rtol=1e-9, atol=1e-9)
 
 

@@ -1,0 +1,127 @@
+"""Pickles that want to run code do not, and damaged ones are refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+
+from rdc.convert import convert_checkpoint
+from rdc.errors import CheckpointError
+from tests.convert.edm_files import Call, Persistent, edm_object, write_pickle
+
+
+def hand_made(*calls: tuple[str, str, bytes]) -> bytes:
+    """A protocol 2 pickle by hand: ``(module, name, argument opcodes)`` one after the other."""
+    body = b"".join(b"c" + f"{module}\n{name}\n".encode() + arguments for module, name, arguments in calls)
+    return b"\x80\x02" + body + b"."
+
+
+def attacks(ran) -> dict[str, tuple]:
+    """Name -> (pickle that creates the file ``ran`` or would hurt otherwise, what the error must name)."""
+    touch, code = f"touch {ran}", f"open({str(ran)!r}, 'w').close()"
+    system = {"nt": "nt", "posix": "posix"}[os.name] + ".system"
+    in_state = Persistent()
+    in_state.__dict__.update(kind="EDMPrecond", source="", bad=Call(os.system, touch))
+    inner = pickle.dumps(Call(exec, code))
+    module = f"S'{touch}'\n".encode()
+    return {
+        "os.system": (pickle.dumps(Call(os.system, touch)), system),
+        "eval": (pickle.dumps(Call(eval, code)), "builtins.eval"),
+        "exec, protocol 2": (pickle.dumps(Call(exec, code), 2), "exec"),
+        "getattr": (pickle.dumps(Call(getattr, dict, "fromkeys")), "builtins.getattr"),
+        "open": (pickle.dumps(Call(open, str(ran), "w")), "open"),
+        "nested in ema": (pickle.dumps({"ema": {"x": [OrderedDict(a=Call(os.system, touch))]}}), system),
+        "in the state": (lambda: pickle.dumps({"ema": in_state}), system),
+        "as a key": (pickle.dumps({Call(os.system, touch): 1}), system),
+        "torch.load": (pickle.dumps(Call(torch.load, str(ran))), "torch.serialization.load"),
+        "pickle.loads": (pickle.dumps(Call(pickle.loads, inner)), "_pickle.loads"),
+        "storage with code": (pickle.dumps(Call(torch.storage._load_from_bytes, inner)), "storage refused"),
+        "random": (pickle.dumps(np.random.default_rng(0)), "numpy.random"),
+        "generator": (pickle.dumps({"ema": Call(torch.Generator)}), "torch._C.Generator"),
+        "functools": (pickle.dumps(Call(__import__("functools").partial, os.system, touch)), "functools.partial"),
+        "old INST": (b"(" + module + b"iposix\nsystem\n.", "instruction"),
+        "old OBJ": (b"\x80\x02(cposix\nsystem\n" + module + b"o.", "posix.system"),
+        "dotted name": (
+            hand_made(("torch.nn.modules.module", "torch.os.system", b"(" + module + b"tR")),
+            "torch.os.system",
+        ),
+        "module path": (
+            hand_made(("torch.nn.modules", "os.system", b"(" + module + b"tR")),
+            "torch.nn.modules.os.system",
+        ),
+        "extension registry": (b"\x80\x02\x82\x01.", "registered object"),
+        "external object": (b"\x80\x02Pabc\n.", "external object"),
+        "state onto a name": (hand_made(("collections", "OrderedDict", b"}S'x'\nI1\nsb")), "state given"),
+        "call of data": (b"\x80\x02](tR.", "made by a list"),
+        "newobj of data": (b"\x80\x02](t\x81.", "made by a list"),
+        "a class as an object": (hand_made(("builtins", "object", b"(tR")), "object called"),
+    }
+
+
+@pytest.mark.parametrize("name", list(attacks("x")))
+def test_code_is_never_run(tmp_path, edm_modules, name):
+    ran, path = tmp_path / "ran", tmp_path / "bad.pkl"
+    content, named = attacks(ran)[name]
+    path.write_bytes(content() if callable(content) else content)
+    before = set(os.listdir(tmp_path))
+    with pytest.raises(CheckpointError) as caught:
+        convert_checkpoint(path, tmp_path / "out", kind="edm-pickle")
+    assert named in str(caught.value) and not ran.exists()
+    assert set(os.listdir(tmp_path)) == before
+
+
+def test_the_attacks_work(tmp_path, edm_modules):
+    """An ordinary unpickler does run them, so that the test above can fail."""
+    for name in ("os.system", "exec, protocol 2", "nested in ema", "old OBJ", "dotted name", "storage with code"):
+        ran = tmp_path / "ran"
+        try:
+            pickle.loads(attacks(ran)[name][0])
+        except Exception:  # after the damage was done
+            pass
+        if name not in ("dotted name", "storage with code"):  # refused by pickle's protocol 2, by torch
+            assert ran.exists(), name
+            ran.unlink()
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "offset"),
+    [
+        ((3, 5), (5, 1), 0),
+        ((12,), (1,), 1),
+        ((4,), (4,), 0),
+        ((10**12,), (0,), 0),
+        ((-1,), (1,), 0),
+        ((4,), (1,), -1),
+        ((2,), (1, 1), 0),
+    ],
+)
+def test_tensor_outside_its_storage(tmp_path, edm_modules, size, stride, offset):
+    storage = torch.zeros(12).storage()
+    bad = Call(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False, OrderedDict())
+    path = tmp_path / "bad.pkl"
+    path.write_bytes(pickle.dumps({"ema": bad}))
+    with pytest.raises(CheckpointError, match="tensor of size"):
+        convert_checkpoint(path, tmp_path / "out")
+
+
+def test_damaged_pickle(tmp_path, edm_modules):
+    content = write_pickle(tmp_path / "edm.pkl", edm_object("ddpmpp")).read_bytes()
+    generator = np.random.default_rng(0)
+    for keep in [3, 50, *generator.integers(100, len(content), 8)]:
+        (tmp_path / "edm.pkl").write_bytes(content[:keep])
+        with pytest.raises(CheckpointError, match="not a readable pickle"):
+            convert_checkpoint(tmp_path / "edm.pkl", tmp_path / "out")
+    for _ in range(25):  # damaged bytes: an error of ours, or a file that still makes sense; never anything else
+        damaged = bytearray(content)
+        for at in generator.integers(2, 4000, 3):
+            damaged[at] = generator.integers(256)
+        (tmp_path / "edm.pkl").write_bytes(damaged)
+        try:
+            convert_checkpoint(tmp_path / "edm.pkl", tmp_path / "out")
+        except CheckpointError:
+            pass
