@@ -222,6 +222,20 @@ def test_fresh_noise(dataset, tmp_path):
     assert not same(report, run(classifier, dataset, tmp_path / "three", **options, seed=1).report)
 
 
+def test_fresh_draws_differ_between_batches_and_seeds(classifier, dataset, tmp_path, monkeypatch):
+    seeds = []
+    real = type(classifier).with_
+
+    def spy(self, **changes):
+        seeds.append(changes.get("noise_seed"))
+        return real(self, **changes)
+
+    monkeypatch.setattr(type(classifier), "with_", spy)
+    for seed in (0, 1):
+        run(classifier, dataset, tmp_path / str(seed), noise="fresh", attacks=(), seed=seed)
+    assert None not in seeds and len(set(seeds)) == len(seeds) == 6
+
+
 def test_fresh_defaults_to_averaging():
     assert settings(noise="fresh").eot == 20 and settings().eot == 1
     assert settings(noise="fresh").resubmissions == 10 and settings().resubmissions == 1
@@ -251,9 +265,10 @@ def test_zero_gradients_are_flagged(tmp_path):
     assert "zero-gradients" in names_of(report)
 
 
-def test_hidden_randomness_is_flagged(tmp_path):
+@pytest.mark.parametrize("size", [0.05, 1e-3])  # the smaller one changes logits, hardly a decision
+def test_hidden_randomness_is_flagged(tmp_path, size):
     generator = torch.Generator().manual_seed(0)
-    noisy = Stub(lambda x: linear(x + 0.05 * torch.randn(x.shape, generator=generator)))
+    noisy = Stub(lambda x: linear(x + size * torch.randn(x.shape, generator=generator)))
     report = run(noisy, labelled_by_linear(12), tmp_path / "run", n=12).report
     assert "randomised-output" in names_of(report)
 

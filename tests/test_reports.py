@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from rdc.evaluation import EvaluationSettings, evaluate
@@ -84,6 +85,10 @@ def test_losses_shown_are_those_that_decide(attacked):
     chosen = gallery(evaluation, classifier)
     for row, (clean, adversarial) in chosen.losses.items():
         assert clean.shape == adversarial.shape == (3, 4)
+        pair = torch.stack([evaluation.dataset.pixels(row), torch.from_numpy(evaluation.x_adv[row])])
+        with torch.no_grad():
+            expected = classifier.class_losses(pair).numpy()
+        assert np.allclose([clean.sum(0), adversarial.sum(0)], expected, rtol=1e-4)
         assert clean.sum(0).argmin() == evaluation.images[row]["clean"]["predicted"]
         assert adversarial.sum(0).argmin() == evaluation.images[row]["adversarial"]["predicted"]
 
