@@ -2,7 +2,7 @@
 
 ``python -m tests.networks.cases`` writes that file again, from rdc's own networks in float64 (after a change of the
 cases or of ``formula.py``; run ``test_parity.py`` with ../shared/fixtures/edm first, which ties the networks to the
-public reference). The ``diffusers.*`` entries come from the diffusers library itself (recorded with 0.42.1) and are kept
+public reference). The ``diffusers.*`` entries come from the diffusers library itself (0.42.1) and are kept
 as they are unless it can be imported.
 """
 
