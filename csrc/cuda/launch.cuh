@@ -1,6 +1,10 @@
 // Launching and device choice, apart from the kernels so that tests/ops/cuda_emulation can stand in for them.
 #pragma once
 
+#ifdef RDC_CUDA_EMULATION
+#include "cuda_emulation.h"
+#else
+
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
@@ -29,3 +33,5 @@ inline const char* launch_error() {
 
 }  // namespace
 }  // namespace rdc
+
+#endif

@@ -22,10 +22,24 @@ constexpr int BLOCK = 64;                                // outputs whose residu
 constexpr i64 RESIDUAL_BYTES = 256 << 20;                // bound on r
 constexpr int MOST_SLICES = 64;                          // of images, in the weight gradient
 
-__device__ inline float to_float(float x) { return x; }
-__device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
-__device__ inline void assign(float& out, float x) { out = x; }
-__device__ inline void assign(bf16& out, float x) { out = __float2bfloat16(x); }
+// float32 or bfloat16 memory, decided at run time (the same branch for every thread): half the code to compile and to ship.
+struct Source {
+  const void* p;
+  bool half;
+  __device__ float operator[](i64 i) const {
+    return half ? __bfloat162float(static_cast<const bf16*>(p)[i]) : static_cast<const float*>(p)[i];
+  }
+  __host__ __device__ Source from(i64 i) const { return {static_cast<const char*>(p) + i * (half ? 2 : 4), half}; }
+};
+struct Sink {
+  void* p;
+  bool half;
+  __device__ void set(i64 i, float x) const {
+    if (half) static_cast<bf16*>(p)[i] = __float2bfloat16(x);
+    else static_cast<float*>(p)[i] = x;
+  }
+  __host__ __device__ Sink from(i64 i) const { return {static_cast<char*>(p) + i * (half ? 2 : 4), half}; }
+};
 
 // What the kernels need to know; passed by value.
 struct Sizes {
@@ -81,23 +95,21 @@ __device__ inline void locate_pixels(Shared& s, const Sizes& z, int first) {
 __device__ inline bool inside(const Sizes& z, int y, int x) { return y >= 0 && y < z.H && x >= 0 && x < z.W; }
 
 // acc = prediction without bias for the located pixels and outputs first .. first + TN - 1 (below `end`)
-template <typename T>
-__device__ void predict(Shared& s, const Sizes& z, const T* h, const T* weight, int first, int end, float (&acc)[4][4]) {
+__device__ void predict(Shared& s, const Sizes& z, Source h, Source weight, int first, int end, float (&acc)[4][4]) {
   const int chunks = (z.c + TK - 1) / TK;
   auto features = [&](int step, int k, int m) {
     const int tap = step / chunks, i = step % chunks * TK + k, y = s.y[m] + tap / 3 - 1, x = s.x[m] + tap % 3 - 1;
-    return i < z.c && inside(z, y, x) ? to_float(h[i * z.hc + y * z.hy + x * z.hx]) : 0.f;
+    return i < z.c && inside(z, y, x) ? h[i * z.hc + y * z.hy + x * z.hx] : 0.f;
   };
   auto head = [&](int step, int k, int n) {
     const int tap = step / chunks, i = step % chunks * TK + k, o = first + n;
-    return i < z.c && o < end ? to_float(weight[(static_cast<i64>(o) * z.c + i) * 9 + tap]) : 0.f;
+    return i < z.c && o < end ? weight[(static_cast<i64>(o) * z.c + i) * 9 + tap] : 0.f;
   };
   multiply(s, 9 * chunks, features, z.hc == 1, head, true, acc);
 }
 
 // sums [rows, KC]: squared error of each image and output. grid (rows, outputs / TN)
-template <typename T>
-__global__ void __launch_bounds__(THREADS) squares_kernel(Sizes z, const T* h, const T* weight, const T* bias, const T* target, float* sums) {
+__global__ void __launch_bounds__(THREADS) squares_kernel(Sizes z, Source h, Source weight, Source bias, Source target, float* sums) {
   __shared__ Shared s;
   __shared__ float part[16][TN];
   const i64 b = blockIdx.x;
@@ -106,12 +118,12 @@ __global__ void __launch_bounds__(THREADS) squares_kernel(Sizes z, const T* h, c
   for (int p0 = 0; p0 < z.pixels; p0 += TM) {
     locate_pixels(s, z, p0);
     float acc[4][4] = {};
-    predict(s, z, h + b * z.hb, weight, first, z.KC, acc);
+    predict(s, z, h.from(b * z.hb), weight, first, z.KC, acc);
     for (int i = 0; i < 4; ++i)
       for (int j = 0; j < 4; ++j) {
         const int q = p0 + 4 * ty + i, o = first + 4 * tx + j;
         if (q >= z.pixels || o >= z.KC) continue;
-        const float d = acc[i][j] + to_float(bias[o]) - to_float(target[(b * z.C + o % z.C) * z.pixels + q]);
+        const float d = acc[i][j] + bias[o] - target[(b * z.C + o % z.C) * z.pixels + q];
         total[j] = fmaf(d, d, total[j]);
       }
   }
@@ -149,8 +161,7 @@ __global__ void __launch_bounds__(THREADS) level_kernel(Sizes z, i64 rows, const
 }
 
 // r [rows, BLOCK, pixels] of outputs block .. block + BLOCK - 1 and images row0 ..: zeros beyond KC. grid (rows, BLOCK / TN)
-template <typename T>
-__global__ void __launch_bounds__(THREADS) residual_kernel(Sizes z, const T* h, const T* weight, const T* bias, const T* target,
+__global__ void __launch_bounds__(THREADS) residual_kernel(Sizes z, Source h, Source weight, Source bias, Source target,
                                                            const float* level_weight, const float* grad_loss, i64 row0, int block, float* r) {
   __shared__ Shared s;
   const i64 b = row0 + blockIdx.x;
@@ -159,7 +170,7 @@ __global__ void __launch_bounds__(THREADS) residual_kernel(Sizes z, const T* h, 
   for (int p0 = 0; p0 < z.pixels; p0 += TM) {
     locate_pixels(s, z, p0);
     float acc[4][4] = {};
-    predict(s, z, h + b * z.hb, weight, first, z.KC, acc);
+    predict(s, z, h.from(b * z.hb), weight, first, z.KC, acc);
     for (int j = 0; j < 4; ++j)
       for (int i = 0; i < 4; ++i) {
         const int q = p0 + 4 * ty + i, o = first + 4 * tx + j;
@@ -167,15 +178,14 @@ __global__ void __launch_bounds__(THREADS) residual_kernel(Sizes z, const T* h, 
         float d = 0;
         if (o < z.KC)
           d = twice * grad_loss[b / z.T * z.K + o / z.C] *
-              (acc[i][j] + to_float(bias[o]) - to_float(target[(b * z.C + o % z.C) * z.pixels + q]));
+              (acc[i][j] + bias[o] - target[(b * z.C + o % z.C) * z.pixels + q]);
         r[(static_cast<i64>(blockIdx.x) * BLOCK + o - block) * z.pixels + q] = d;
       }
   }
 }
 
 // grad_h [rows, pixels, c] float32 (+)= r convolved with the flipped weight. grid (rows, channels / TN)
-template <typename T>
-__global__ void __launch_bounds__(THREADS) features_grad_kernel(Sizes z, const float* r, const T* weight, int block, bool add, float* grad_h) {
+__global__ void __launch_bounds__(THREADS) features_grad_kernel(Sizes z, const float* r, Source weight, int block, bool add, float* grad_h) {
   __shared__ Shared s;
   const i64 b = blockIdx.x;
   const int first = blockIdx.y * TN, tx = threadIdx.x % 8, ty = threadIdx.x / 8, chunks = BLOCK / TK;
@@ -189,7 +199,7 @@ __global__ void __launch_bounds__(THREADS) features_grad_kernel(Sizes z, const f
     };
     auto head = [&](int step, int k, int n) {
       const int tap = step / chunks, o = block + step % chunks * TK + k, i = first + n;
-      return o < z.KC && i < z.c ? to_float(weight[(static_cast<i64>(o) * z.c + i) * 9 + tap]) : 0.f;
+      return o < z.KC && i < z.c ? weight[(static_cast<i64>(o) * z.c + i) * 9 + tap] : 0.f;
     };
     multiply(s, 9 * chunks, residuals, false, head, false, acc);
     for (int i = 0; i < 4; ++i)
@@ -203,8 +213,7 @@ __global__ void __launch_bounds__(THREADS) features_grad_kernel(Sizes z, const f
 }
 
 // parts [slices, BLOCK, 9, c]: sum over a slice's images and all pixels of r * shifted h. grid (slices, channels / TN, 9 taps)
-template <typename T>
-__global__ void __launch_bounds__(THREADS) weight_grad_kernel(Sizes z, const float* r, const T* h, i64 rows, float* parts) {
+__global__ void __launch_bounds__(THREADS) weight_grad_kernel(Sizes z, const float* r, Source h, i64 rows, float* parts) {
   __shared__ Shared s;
   const i64 slice = blockIdx.x, slices = gridDim.x, begin = rows * slice / slices, end = rows * (slice + 1) / slices;
   const int first = blockIdx.y * TN, tap = blockIdx.z, tx = threadIdx.x % 8, ty = threadIdx.x / 8;
@@ -217,7 +226,7 @@ __global__ void __launch_bounds__(THREADS) weight_grad_kernel(Sizes z, const flo
   auto features = [&](int step, int k, int n) {
     const int q = step % chunks * TK + k, i = first + n, y = q / z.W + tap / 3 - 1, x = q % z.W + tap % 3 - 1;
     const bool real = q < z.pixels && i < z.c && inside(z, y, x);
-    return real ? to_float(h[(begin + step / chunks) * z.hb + i * z.hc + y * z.hy + x * z.hx]) : 0.f;
+    return real ? h[(begin + step / chunks) * z.hb + i * z.hc + y * z.hy + x * z.hx] : 0.f;
   };
   multiply(s, static_cast<int>(end - begin) * chunks, residuals, true, features, z.hc != 1, acc);
   for (int i = 0; i < 4; ++i)
@@ -268,33 +277,33 @@ __global__ void __launch_bounds__(THREADS) target_grad_kernel(Sizes z, i64 count
 }
 
 // out (strided [rows, c, H, W]) <- in [rows, pixels, c] float32
-template <typename T>
-__global__ void __launch_bounds__(THREADS) write_features_kernel(Sizes z, i64 count, const float* in, T* out, i64 sb, i64 sc, i64 sy, i64 sx) {
+__global__ void __launch_bounds__(THREADS) write_features_kernel(Sizes z, i64 count, const float* in, Sink out, i64 sb, i64 sc, i64 sy, i64 sx) {
   const i64 at = static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x;
   if (at >= count) return;
   const i64 i = at % z.c, q = at / z.c % z.pixels, b = at / z.c / z.pixels;
-  assign(out[b * sb + i * sc + q / z.W * sy + q % z.W * sx], in[at]);
+  out.set(b * sb + i * sc + q / z.W * sy + q % z.W * sx, in[at]);
 }
 
 // out [KC, c, 9] <- in [KC, 9, c] float32
-template <typename T>
-__global__ void __launch_bounds__(THREADS) write_weight_kernel(Sizes z, i64 count, const float* in, T* out) {
+__global__ void __launch_bounds__(THREADS) write_weight_kernel(Sizes z, i64 count, const float* in, Sink out) {
   const i64 at = static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x;
   if (at >= count) return;
   const i64 i = at % z.c, tap = at / z.c % 9, o = at / z.c / 9;
-  assign(out[(o * z.c + i) * 9 + tap], in[at]);
+  out.set((o * z.c + i) * 9 + tap, in[at]);
 }
 
-template <typename T>
-__global__ void __launch_bounds__(THREADS) write_kernel(i64 count, const float* in, T* out) {
+__global__ void __launch_bounds__(THREADS) write_kernel(i64 count, const float* in, Sink out) {
   const i64 at = static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x;
-  if (at < count) assign(out[at], in[at]);
+  if (at < count) out.set(at, in[at]);
 }
 
 // --- Host --------------------------------------------------------------------------------------------------------------------------
 
 inline unsigned blocks_for(i64 count) { return static_cast<unsigned>((count + THREADS - 1) / THREADS); }
 inline unsigned tiles(i64 n) { return static_cast<unsigned>((n + TN - 1) / TN); }
+
+Source source(const MultiheadLossInputs& in, const void* p) { return {p, in.dtype == DType::bfloat16}; }
+Sink sink(const MultiheadLossInputs& in, void* p) { return {p, in.dtype == DType::bfloat16}; }
 
 Sizes sizes(const MultiheadLossInputs& in) {
   const auto& s = in.shape;
@@ -322,33 +331,31 @@ struct Scratch {
   }
 };
 
-template <typename T>
 void forward(const MultiheadLossInputs& in, float* loss, float* scratch, void* stream) {
   const Sizes z = sizes(in);
   const i64 B = in.shape.rows(), count = in.shape.N * z.K;
-  launch(squares_kernel<T>, dim3(static_cast<unsigned>(B), tiles(z.KC)), THREADS, stream, z, static_cast<const T*>(in.h),
-         static_cast<const T*>(in.weight), static_cast<const T*>(in.bias), static_cast<const T*>(in.target), scratch);
+  launch(squares_kernel, dim3(static_cast<unsigned>(B), tiles(z.KC)), THREADS, stream, z, source(in, in.h),
+         source(in, in.weight), source(in, in.bias), source(in, in.target), scratch);
   launch(loss_kernel, dim3(blocks_for(count)), THREADS, stream, z, count, static_cast<const float*>(scratch), in.level_weight, loss);
 }
 
 // Everything that one block of outputs adds, for images row0 .. row0 + rows - 1.
-template <typename T>
 void backward_block(const MultiheadLossInputs& in, const MultiheadLossGradients& out, const Scratch& at, float* scratch, i64 row0, i64 rows,
                     int block, void* stream) {
   const Sizes z = sizes(in);
-  const T *h = static_cast<const T*>(in.h), *weight = static_cast<const T*>(in.weight);
+  const Source h = source(in, in.h), weight = source(in, in.weight);
   const int count = z.KC - block < BLOCK ? z.KC - block : BLOCK;
   const bool later_rows = row0 > 0, later_block = block > 0;
   const unsigned images = static_cast<unsigned>(rows);
   float* r = scratch + at.r;
   const float* cr = r;
-  launch(residual_kernel<T>, dim3(images, BLOCK / TN), THREADS, stream, z, h, weight, static_cast<const T*>(in.bias),
-         static_cast<const T*>(in.target), in.level_weight, out.grad_loss, row0, block, r);
-  if (out.h) launch(features_grad_kernel<T>, dim3(images, tiles(z.c)), THREADS, stream, z, cr, weight, block, later_block, scratch + at.grad_h);
+  launch(residual_kernel, dim3(images, BLOCK / TN), THREADS, stream, z, h, weight, source(in, in.bias),
+         source(in, in.target), in.level_weight, out.grad_loss, row0, block, r);
+  if (out.h) launch(features_grad_kernel, dim3(images, tiles(z.c)), THREADS, stream, z, cr, weight, block, later_block, scratch + at.grad_h);
   if (out.weight) {
     const unsigned slices = static_cast<unsigned>(rows < at.slices ? rows : at.slices);
     const i64 part = static_cast<i64>(BLOCK) * 9 * z.c, used = static_cast<i64>(count) * 9 * z.c;
-    launch(weight_grad_kernel<T>, dim3(slices, tiles(z.c), 9), THREADS, stream, z, cr, h + row0 * z.hb, rows, scratch + at.parts);
+    launch(weight_grad_kernel, dim3(slices, tiles(z.c), 9), THREADS, stream, z, cr, h.from(row0 * z.hb), rows, scratch + at.parts);
     launch(add_parts_kernel, dim3(blocks_for(used)), THREADS, stream, used, static_cast<int>(slices), part,
            static_cast<const float*>(scratch + at.parts), later_rows, scratch + at.weight + static_cast<i64>(block) * 9 * z.c);
   }
@@ -359,35 +366,34 @@ void backward_block(const MultiheadLossInputs& in, const MultiheadLossGradients&
   }
 }
 
-template <typename T>
 void backward(const MultiheadLossInputs& in, const MultiheadLossGradients& out, float* scratch, void* stream) {
   const Sizes z = sizes(in);
   const Scratch at(in.shape, true);
   const i64 B = in.shape.rows(), image_targets = static_cast<i64>(z.C) * z.pixels, image_features = static_cast<i64>(z.c) * z.pixels;
   if (out.level_row) {
-    launch(squares_kernel<T>, dim3(static_cast<unsigned>(B), tiles(z.KC)), THREADS, stream, z, static_cast<const T*>(in.h),
-           static_cast<const T*>(in.weight), static_cast<const T*>(in.bias), static_cast<const T*>(in.target), scratch + at.sums);
+    launch(squares_kernel, dim3(static_cast<unsigned>(B), tiles(z.KC)), THREADS, stream, z, source(in, in.h),
+           source(in, in.weight), source(in, in.bias), source(in, in.target), scratch + at.sums);
     launch(level_kernel, dim3(blocks_for(B)), THREADS, stream, z, B, static_cast<const float*>(scratch + at.sums), out.grad_loss, out.level_row);
   }
   if (!(out.h || out.weight || out.bias || out.target)) return;
   for (i64 row0 = 0; row0 < B; row0 += at.rows) {
     const i64 rows = B - row0 < at.rows ? B - row0 : at.rows;
-    for (int block = 0; block < z.KC; block += BLOCK) backward_block<T>(in, out, at, scratch, row0, rows, block, stream);
+    for (int block = 0; block < z.KC; block += BLOCK) backward_block(in, out, at, scratch, row0, rows, block, stream);
     if (out.h)
-      launch(write_features_kernel<T>, dim3(blocks_for(rows * image_features)), THREADS, stream, z, rows * image_features,
-             static_cast<const float*>(scratch + at.grad_h), static_cast<T*>(out.h) + row0 * out.h_stride[0], out.h_stride[0],
+      launch(write_features_kernel, dim3(blocks_for(rows * image_features)), THREADS, stream, z, rows * image_features,
+             static_cast<const float*>(scratch + at.grad_h), sink(in, out.h).from(row0 * out.h_stride[0]), out.h_stride[0],
              out.h_stride[1], out.h_stride[2], out.h_stride[3]);
     if (out.target)
-      launch(write_kernel<T>, dim3(blocks_for(rows * image_targets)), THREADS, stream, rows * image_targets,
-             static_cast<const float*>(scratch + at.target), static_cast<T*>(out.target) + row0 * image_targets);
+      launch(write_kernel, dim3(blocks_for(rows * image_targets)), THREADS, stream, rows * image_targets,
+             static_cast<const float*>(scratch + at.target), sink(in, out.target).from(row0 * image_targets));
   }
   const i64 weights = static_cast<i64>(z.KC) * 9 * z.c;
   if (out.weight)
-    launch(write_weight_kernel<T>, dim3(blocks_for(weights)), THREADS, stream, z, weights, static_cast<const float*>(scratch + at.weight),
-           static_cast<T*>(out.weight));
+    launch(write_weight_kernel, dim3(blocks_for(weights)), THREADS, stream, z, weights, static_cast<const float*>(scratch + at.weight),
+           sink(in, out.weight));
   if (out.bias)
-    launch(write_kernel<T>, dim3(blocks_for(z.KC)), THREADS, stream, static_cast<i64>(z.KC), static_cast<const float*>(scratch + at.bias),
-           static_cast<T*>(out.bias));
+    launch(write_kernel, dim3(blocks_for(z.KC)), THREADS, stream, static_cast<i64>(z.KC), static_cast<const float*>(scratch + at.bias),
+           sink(in, out.bias));
 }
 
 Status refuse(const MultiheadLossShape& s) {
@@ -404,8 +410,7 @@ i64 multihead_loss_cuda_scratch(const MultiheadLossShape& shape, bool backward) 
 Status multihead_loss_cuda_forward(const MultiheadLossInputs& in, float* loss, float* scratch, int device, void* stream) {
   if (Status status = refuse(in.shape)) return status;
   DeviceScope scope(device);
-  if (in.dtype == DType::float32) forward<float>(in, loss, scratch, stream);
-  else forward<bf16>(in, loss, scratch, stream);
+  forward(in, loss, scratch, stream);
   return launch_error();
 }
 
@@ -413,8 +418,7 @@ Status multihead_loss_cuda_backward(const MultiheadLossInputs& in, const Multihe
                                     void* stream) {
   if (Status status = refuse(in.shape)) return status;
   DeviceScope scope(device);
-  if (in.dtype == DType::float32) backward<float>(in, out, scratch, stream);
-  else backward<bf16>(in, out, scratch, stream);
+  backward(in, out, scratch, stream);
   return launch_error();
 }
 

@@ -87,7 +87,7 @@ def multihead_loss_reference(h: Tensor, weight: Tensor, bias: Tensor, target: Te
         part = slice(first * channels, min(first + chunk, classes) * channels)
         prediction = F.conv2d(h, weight[part], bias[part], padding=1).unflatten(1, (-1, channels))
         losses.append((prediction - target[:, None]).square().sum((2, 3, 4)))
-    row_loss = torch.cat(losses, 1) if losses else h.new_zeros(rows, 0)  # [N*T, K]
+    row_loss = torch.cat(losses, 1)  # [N*T, K]
     return torch.einsum("ntk,t->nk", row_loss.reshape(rows // levels, levels, classes), level_weight)
 
 
@@ -122,8 +122,10 @@ def _check_shapes(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level
         raise InputError(
             f"multihead_loss: expected target [{rows}, C, {height}, {width}] to go with h; got {tuple(target.shape)}."
         )
-    if channels < 1 or outputs % channels:
-        raise InputError(f"multihead_loss: weight has {outputs} rows, which is not a multiple of target's {channels} channels.")
+    if channels < 1 or outputs < 1 or outputs % channels:
+        raise InputError(
+            f"multihead_loss: expected weight with K*C >= 1 rows, a multiple of target's {channels} channels; got {outputs} rows."
+        )
     if levels < 1 or rows % levels:
         raise InputError(f"multihead_loss: h has {rows} rows, which is not a multiple of the {levels} level weights.")
 
@@ -250,9 +252,8 @@ def _double_backward(ctx, grad_grads: list[Tensor]):
     again = torch.is_grad_enabled()  # create_graph=True
     needs = ctx.needs_input_grad[:6]
     with torch.enable_grad():
-        tensors = list(ctx.saved_tensors)
-        if not again:
-            tensors = [t.detach().requires_grad_() for t in tensors]
+        # New names for every tensor: the upstream gradient may itself depend on h, and only partial derivatives are wanted here.
+        tensors = [t.view_as(t) if again and t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
         grad_loss, *inputs = tensors
         loss = multihead_loss_reference(*inputs)
         wanted = [t for t, want in zip(inputs, ctx.wanted, strict=True) if want]
