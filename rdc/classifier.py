@@ -100,7 +100,9 @@ class DiffusionClassifier(nn.Module):
         """A classifier with other settings and the same weights (shared, not copied)."""
         unknown = set(changes) - set(self.settings())
         if unknown:
-            raise ConfigError(f"settings: expected some of {', '.join(self.settings())}; got {', '.join(sorted(unknown))}")
+            raise ConfigError(
+                f"settings: expected some of {', '.join(self.settings())}; got {', '.join(sorted(unknown))}"
+            )
         made = DiffusionClassifier(self.denoiser, **{**self.settings(), **changes})
         made._row_bytes = self._row_bytes
         return made
@@ -148,7 +150,8 @@ class DiffusionClassifier(nn.Module):
         sigma, _, noise = self._levels_and_noise(draw, x0)
         one = torch.ones(1, device=x0.device, dtype=x0.dtype)
         columns = [
-            self._stream(self.denoiser.losses_of, x0, noise[t : t + 1], sigma[t : t + 1], one) for t in range(len(sigma))
+            self._stream(self.denoiser.losses_of, x0, noise[t : t + 1], sigma[t : t + 1], one)
+            for t in range(len(sigma))
         ]
         return torch.stack(columns, dim=1)
 
@@ -176,7 +179,9 @@ class DiffusionClassifier(nn.Module):
             return x0
         self.network_evaluations += len(x0) * lm_evaluations(self.lm)
         levels = len(self.lm.levels) if self.lm.levels is not None else self.lm.levels_per_step
-        size = max(1, self._rows_that_fit(x0) // (3 * levels))  # a step differentiated twice keeps about three times as much
+        size = max(
+            1, self._rows_that_fit(x0) // (3 * levels)
+        )  # a step differentiated twice keeps about three times as much
         start = x0.detach() if self.gradient == "bpda" else x0
         moved = torch.cat([maximize_likelihood(self.denoiser, part, self.lm, draw) for part in start.split(size)])
         return x0 + (moved - x0).detach() if self.gradient == "bpda" else moved
@@ -189,7 +194,9 @@ class DiffusionClassifier(nn.Module):
             self._cache = {key: (sigma, weight, noise)}
         return self._cache[key]
 
-    def _stream(self, losses_of: Callable[..., Tensor], x0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor) -> Tensor:
+    def _stream(
+        self, losses_of: Callable[..., Tensor], x0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor
+    ) -> Tensor:
         """Class losses [N, K] in pieces that fit the memory budget; pieces are rebuilt in the backward pass."""
         count, levels = len(x0), len(sigma)
         self.network_evaluations += count * levels * self.denoiser.passes_per_level
@@ -233,7 +240,11 @@ def _graph_bytes(denoiser: Denoiser, like: Tensor) -> int:
     weights = {p.untyped_storage().data_ptr() for p in denoiser.parameters()}
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         x = torch.zeros(1, *denoiser.image_shape, device=like.device, dtype=like.dtype, requires_grad=True)
-        output = denoiser.f_null(x, torch.ones(1, device=like.device, dtype=like.dtype))
+        sigma, label = (
+            torch.ones(1, device=like.device, dtype=like.dtype),
+            torch.zeros(1, dtype=torch.int64, device=like.device),
+        )
+        output = denoiser.f(x, sigma, label)
     del output
     return max(1, sum(size for pointer, size in seen.items() if pointer not in weights))
 
@@ -251,9 +262,13 @@ def _check_pixels(pixels: Tensor, image_shape: tuple[int, int, int]) -> None:
     """Refuse what is not a float batch [N, C, H, W] of finite values in [0, 1]."""
     expected = f"a float tensor [N, {', '.join(str(size) for size in image_shape)}] with values in [0, 1]"
     if not isinstance(pixels, Tensor):
-        raise InputError(f"pixels: expected {expected}; got {type(pixels).__name__}. Use torch.from_numpy or torch.tensor")
+        raise InputError(
+            f"pixels: expected {expected}; got {type(pixels).__name__}. Use torch.from_numpy or torch.tensor"
+        )
     if not pixels.is_floating_point():
-        raise InputError(f"pixels: expected {expected}; got {pixels.dtype}. Divide 8-bit images by 255: pixels.float() / 255")
+        raise InputError(
+            f"pixels: expected {expected}; got {pixels.dtype}. Divide 8-bit images by 255: pixels.float() / 255"
+        )
     if pixels.ndim != 4 or tuple(pixels.shape[1:]) != tuple(image_shape):
         hint = "add the batch dimension with pixels[None]" if pixels.ndim == 3 else "resize or convert the images"
         raise InputError(f"pixels: expected {expected}; got shape {list(pixels.shape)}: {hint}")

@@ -30,7 +30,9 @@ class Denoiser(nn.Module):
     passes_per_level: int
     head: str
 
-    def __init__(self, network: nn.Module, num_classes: int, image_shape: tuple[int, int, int], sigma_data: float) -> None:
+    def __init__(
+        self, network: nn.Module, num_classes: int, image_shape: tuple[int, int, int], sigma_data: float
+    ) -> None:
         super().__init__()
         self.network, self.num_classes, self.image_shape = network, num_classes, tuple(image_shape)
         self.precondition = Preconditioning(sigma_data)
@@ -88,7 +90,9 @@ class ConditionalDenoiser(Denoiser):
 
     head = "conditional"
 
-    def __init__(self, network: nn.Module, num_classes: int, image_shape: tuple[int, int, int], sigma_data: float = 0.5) -> None:
+    def __init__(
+        self, network: nn.Module, num_classes: int, image_shape: tuple[int, int, int], sigma_data: float = 0.5
+    ) -> None:
         super().__init__(network, num_classes, image_shape, sigma_data)
         self.passes_per_level = num_classes
 

@@ -1,14 +1,18 @@
 """Distillation: a class-conditional teacher into a multi-head student (arXiv 2305.15241, appendix).
 
 A multi-head network trained on the plain conditional loss learns head y from images of class y only and classifies
-poorly. The teacher supplies what is missing, the prediction for the other classes:
+poorly. Two things supply what is missing, what the other heads should say. The teacher,
 
-    L = E ||S_k - T_k||^2  +  a E ||(S_k - S_y) - (T_k - T_y)||^2  +  b E [ -log softmax_k(-g(s) ||S_k - F*||^2)_y ]
+    L_teacher   = E ||S_k - T_k||^2  +  a E ||(S_k - S_y) - (T_k - T_y)||^2
 
-over noisy images x_t of every class y, with a few classes k (or the null label) each. The second term weighs what decides:
-not the predictions but their differences between classes. The third (off by default) asks the student's own posterior at
-that noise level to name the class, with g(s) = g c_out^2 / s^2, the weight that the level has in the ELBO over ln s; it makes
-the student partly discriminative and needs no teacher pass. None of the terms uses an adversarial example.
+over noisy images x_t of every class y, with a few classes k (or the null label) each; its second term weighs what
+decides, the differences between classes. And the labels,
+
+    L_posterior = E ||S_y - F*||^2 + E ||S_null - F*||^2  +  b E [ -log softmax_k(-g(s) ||S_k - F*||^2)_y ]
+
+the plain denoising loss and the cross-entropy of the student's own posterior at that noise level, with
+g(s) = g c_out^2 / s^2, the weight that the level has in the ELBO over ln s. It needs no teacher pass and makes the student
+partly discriminative. Either can be switched off; neither uses an adversarial example.
 """
 
 from __future__ import annotations
@@ -36,9 +40,10 @@ class DistillationObjective:
     Args:
         teacher: frozen conditional denoiser.
         noise: distribution of the noise levels.
-        classes_per_image: m; the true class and m - 1 others (or the null label) are distilled per image. 0: no teacher.
+        classes_per_image: m; the true class and m - 1 others (or the null label) are distilled per image.
+            0: L_posterior alone.
         difference_weight: a.
-        posterior_weight: b.
+        posterior_weight: b. 0: L_teacher alone.
         posterior_scale: g; one level stands for the whole ELBO when g is the width of the range of ln s, 2 to 4.
     """
 
@@ -55,7 +60,11 @@ class DistillationObjective:
             raise ConfigError(f"classes_per_image: expected 0 to {teacher.num_classes + 1}; got {classes_per_image}")
         if classes_per_image == 0 and posterior_weight == 0:
             raise ConfigError("distillation: expected classes_per_image > 0 or posterior_weight > 0; got neither")
-        self.teacher, self.noise, self.classes_per_image = teacher.eval().requires_grad_(False), noise, classes_per_image
+        self.teacher, self.noise, self.classes_per_image = (
+            teacher.eval().requires_grad_(False),
+            noise,
+            classes_per_image,
+        )
         self.difference_weight, self.posterior_weight = difference_weight, posterior_weight
         self.posterior_scale = posterior_scale
         self.precondition, self.num_classes = teacher.precondition, teacher.num_classes
@@ -76,11 +85,13 @@ class DistillationObjective:
             total = total + distilled + self.difference_weight * differences
             values |= {"distilled": distilled.detach(), "differences": differences.detach()}
         if self.posterior_weight:
+            unlabelled = (predicted[:, self.num_classes] - target).square().mean()
             loss = (predicted[:, : self.num_classes] - target[:, None]).square().flatten(2).sum(2)
             scale = self.posterior_scale * (self.precondition.c_out(sigma) / sigma) ** 2
             entropy = F.cross_entropy(-scale[:, None] * loss, labels)
-            total = total + error + self.posterior_weight * entropy
-            values |= {"posterior": entropy.detach(), "hits": (loss.argmin(1) == labels).float().mean()}
+            total = total + error + unlabelled + self.posterior_weight * entropy
+            values |= {"unlabelled": unlabelled.detach(), "posterior": entropy.detach()}
+            values |= {"hits": (loss.argmin(1) == labels).float().mean()}
         return total, {"loss": total.detach(), **values}
 
     def _choose(self, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -106,7 +117,7 @@ class DistillationObjective:
 def student_from_teacher(
     teacher: nn.Module, config: dict[str, Any], feature_channels: int = 64, wide_channels: int = 160
 ) -> tuple[MultiHeadUNet, dict[str, Any]]:
-    """A multi-head student whose trunk has the teacher's weights; it begins by predicting what the teacher predicts unlabelled.
+    """A multi-head student whose trunk has the teacher's weights; it begins with the teacher's unlabelled prediction.
 
     Args:
         teacher: conditional network made from ``config`` (a SongUNet, possibly on patches).

@@ -136,7 +136,9 @@ def lm_loss(denoiser: Denoiser, x: Tensor, settings: LikelihoodMaximization, ste
     return error.unflatten(0, (len(x), len(sigma))) @ weight
 
 
-def _direction(grad: Tensor, state: tuple[Tensor, ...], settings: LikelihoodMaximization, step: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _direction(
+    grad: Tensor, state: tuple[Tensor, ...], settings: LikelihoodMaximization, step: int
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Ascent direction in likelihood (minus the loss gradient) and the optimiser's new state."""
     if settings.normalize != "none":
         size = grad.abs().sum((1, 2, 3), keepdim=True)
@@ -200,7 +202,9 @@ class _RebuiltStep(torch.autograd.Function):
         with torch.enable_grad():
             inputs = [value.detach().requires_grad_() for value in ctx.saved_tensors]
             out, new_state = ctx.run(inputs[0], inputs[1], tuple(inputs[2:]), True)
-            pairs = [(o, g) for o, g in zip((out, *new_state), upstream, strict=True) if o.requires_grad and g is not None]
+            pairs = [
+                (o, g) for o, g in zip((out, *new_state), upstream, strict=True) if o.requires_grad and g is not None
+            ]
             grads = torch.autograd.grad([o for o, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True)
         return None, *grads
 

@@ -47,7 +47,9 @@ class NoiseLevels:
     def __post_init__(self) -> None:
         sigma, weight = np.asarray(self.sigma, float), np.asarray(self.weight, float)
         if sigma.ndim != 1 or sigma.shape != weight.shape or sigma.size == 0:
-            raise ConfigError(f"noise levels: expected as many weights as levels, at least one; got {sigma.shape}, {weight.shape}")
+            raise ConfigError(
+                f"noise levels: expected as many weights as levels, at least one; got {sigma.shape}, {weight.shape}"
+            )
         if not (np.isfinite(sigma).all() and (sigma > 0).all()):
             raise ConfigError(f"noise levels: expected finite sigma > 0; got {self.sigma}")
         if not (np.isfinite(weight).all() and (weight >= 0).all() and weight.sum() > 0):
@@ -65,7 +67,13 @@ class NoiseLevels:
     def describe(self) -> dict[str, object]:
         """For reports: count, range, scheme and weighting."""
         low, high = min(self.sigma), max(self.sigma)
-        return {"count": len(self), "sigma_min": low, "sigma_max": high, "scheme": self.scheme, "weighting": self.weighting}
+        return {
+            "count": len(self),
+            "sigma_min": low,
+            "sigma_max": high,
+            "scheme": self.scheme,
+            "weighting": self.weighting,
+        }
 
 
 def _systematic(count: int, low: float, high: float, seed: int) -> np.ndarray:
@@ -85,7 +93,7 @@ def _log(count: int, low: float, high: float, seed: int) -> np.ndarray:
 
 
 def _lognormal(count: int, low: float, high: float, seed: int) -> np.ndarray:
-    normal = torch.special.ndtr(((torch.tensor([low, high], dtype=torch.float64).log() - P_MEAN) / P_STD))
+    normal = torch.special.ndtr((torch.tensor([low, high], dtype=torch.float64).log() - P_MEAN) / P_STD)
     quantile = normal[0] + (normal[1] - normal[0]) * (torch.arange(count, dtype=torch.float64) + 0.5) / count
     return (P_MEAN + P_STD * torch.special.ndtri(quantile)).exp().numpy()
 

@@ -36,10 +36,14 @@ class GaussianNetwork(nn.Module):
 def gaussian_log_posterior(x0: np.ndarray, means: np.ndarray, variance: float) -> np.ndarray:
     """log p(y|x0) [N, K] of Gaussian classes with equal priors."""
     score = np.array([[-((x - m) ** 2).sum() / (2 * variance) for m in means] for x in x0])
-    return score - np.log(np.exp(score - score.max(1, keepdims=True)).sum(1, keepdims=True)) - score.max(1, keepdims=True)
+    return (
+        score - np.log(np.exp(score - score.max(1, keepdims=True)).sum(1, keepdims=True)) - score.max(1, keepdims=True)
+    )
 
 
-def class_losses(predict, x0: np.ndarray, noise: np.ndarray, sigma: list[float], weight: list[float], classes: int, sd: float = 0.5) -> np.ndarray:
+def class_losses(
+    predict, x0: np.ndarray, noise: np.ndarray, sigma: list[float], weight: list[float], classes: int, sd: float = 0.5
+) -> np.ndarray:
     """sum_t w_t ||F(x_t; s_t, y) - F*_t||^2 [N, K] by loops; ``predict(x_t, s, y) -> D`` in float64."""
     out = np.zeros((len(x0), classes))
     for n, image in enumerate(x0):

@@ -47,14 +47,19 @@ def test_gaussian_classes_get_their_bayes_posterior():
     """Exact denoisers, ELBO weights: int ||D - x0||^2 / s^3 ds differs between classes by log p(x0|y) exactly."""
     generator = torch.Generator().manual_seed(0)
     means = 0.3 * torch.randn(CLASSES, *SHAPE, generator=generator, dtype=torch.float64)
-    variance, images = 0.3, (means[0] + means[1]) / 2 + 0.1 * torch.randn(6, *SHAPE, generator=generator, dtype=torch.float64)
+    variance, images = (
+        0.3,
+        (means[0] + means[1]) / 2 + 0.1 * torch.randn(6, *SHAPE, generator=generator, dtype=torch.float64),
+    )
     images = images.clamp(-1, 1)
     count, low, high = 400, 0.01, 100.0
     levels = noise_levels("log", count, low, high, "eps")
     total = sum((s * 0.5) ** 2 / (s**2 + 0.25) / s**2 for s in levels.sigma)
     spacing = np.log(high / low) / (count - 1)
     denoiser = ConditionalDenoiser(oracles.GaussianNetwork(means, variance), CLASSES, SHAPE)
-    draws = [DiffusionClassifier(denoiser, levels, noise_seed=seed).class_losses((images + 1) / 2) for seed in range(16)]
+    draws = [
+        DiffusionClassifier(denoiser, levels, noise_seed=seed).class_losses((images + 1) / 2) for seed in range(16)
+    ]
     score = -total * spacing * torch.stack(draws).mean(0)
     ours = torch.log_softmax(score, 1).detach()
     truth = torch.from_numpy(oracles.gaussian_log_posterior(images.numpy(), means.numpy(), variance))
@@ -125,7 +130,9 @@ def test_permuting_the_classes_permutes_the_logits(kind):
     close(classifier(images), before[:, order], 1e-10)
 
 
-@pytest.mark.parametrize("lm", [None, SMOOTH_LM, dataclasses.replace(LM_PRESETS["released"], steps=3)], ids=["dc", "momentum", "adam"])
+@pytest.mark.parametrize(
+    "lm", [None, SMOOTH_LM, dataclasses.replace(LM_PRESETS["released"], steps=3)], ids=["dc", "momentum", "adam"]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_exact_gradient_equals_central_differences(kind, lm):
     classifier, images = tiny_classifier(kind, torch.float64, lm=lm, logit_scale=0.01), pixels(2, dtype=torch.float64)
@@ -184,7 +191,18 @@ def test_settings_round_trip_and_weights_are_shared():
         classifier.with_(gamma=3)
 
 
-@pytest.mark.parametrize("setting", [{"gradient": "none"}, {"noise": "some"}, {"memory_budget_mb": 0}, {"lm": "x"}, {"levels": "x"}, {"logit_scale": "x"}, {"class_prior": [1, 2]}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"gradient": "none"},
+        {"noise": "some"},
+        {"memory_budget_mb": 0},
+        {"lm": "x"},
+        {"levels": "x"},
+        {"logit_scale": "x"},
+        {"class_prior": [1, 2]},
+    ],
+)
 def test_bad_settings_are_refused(setting):
     with pytest.raises(ConfigError, match="expected"):
         tiny_classifier(**setting)

@@ -10,9 +10,13 @@ from tests.models import randomize
 
 
 def test_a_state_dict_becomes_a_checkpoint(tmp_path, capsys):
-    net = randomize(SongUNet(8, 1, 1, label_dim=3, model_channels=8, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4])).eval()
+    net = randomize(
+        SongUNet(8, 1, 1, label_dim=3, model_channels=8, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4])
+    ).eval()
     save_file(net.state_dict(), tmp_path / "weights.safetensors")
-    status = main(["convert", str(tmp_path / "weights.safetensors"), str(tmp_path / "made"), "--class-names", "a,b,c", "--json"])
+    status = main(
+        ["convert", str(tmp_path / "weights.safetensors"), str(tmp_path / "made"), "--class-names", "a,b,c", "--json"]
+    )
     summary = json.loads(capsys.readouterr().out)
     network, config, info = load_model(tmp_path / "made")
     assert status == 0 and config["num_classes"] == 3 and info["class_names"] == ["a", "b", "c"]

@@ -83,7 +83,9 @@ def test_posterior_term_is_cross_entropy_with_elbo_weights():
     d = d[:, None] + (s * 0.5 / (s**2 + 0.25).sqrt())[:, None] * f[:, :CLASSES]
     score = -1.5 * (d - x0[:, None]).square().flatten(2).sum(2) / sigma[:, None] ** 2
     torch.testing.assert_close(values["posterior"], F.cross_entropy(score, LABELS), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(loss, values["denoising"] + 0.7 * values["posterior"])
+    torch.testing.assert_close(loss, values["denoising"] + values["unlabelled"] + 0.7 * values["posterior"])
+    target = (x0 - 0.25 / (s**2 + 0.25) * x_t) / (s * 0.5 / (s**2 + 0.25).sqrt())
+    torch.testing.assert_close(values["unlabelled"], (f[:, CLASSES] - target).square().mean(), rtol=1e-5, atol=1e-6)
 
 
 def test_student_starts_as_its_teacher_without_label():

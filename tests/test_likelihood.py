@@ -32,13 +32,20 @@ def test_constant_shift_changes_nothing_and_permutation_permutes(loss, shift, ra
 
 
 def test_prior_enters_as_bayes_rule_says():
-    loss, prior = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64), torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    loss, prior = (
+        torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64),
+        torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64),
+    )
     joint = prior * torch.exp(-2 * loss)
     torch.testing.assert_close(log_posterior(loss, 2.0, prior.log()).exp(), joint / joint.sum())
 
 
 def test_scales():
-    assert resolve_scale("sum", (3, 4, 5)) == 1 and resolve_scale("mean", (3, 4, 5)) == 1 / 60 and resolve_scale(2, (1, 1, 1)) == 2
+    assert (
+        resolve_scale("sum", (3, 4, 5)) == 1
+        and resolve_scale("mean", (3, 4, 5)) == 1 / 60
+        and resolve_scale(2, (1, 1, 1)) == 2
+    )
 
 
 @pytest.mark.parametrize("scale", ["other", 0, -1.0, float("inf"), None])

@@ -84,7 +84,9 @@ def test_likelihood_rises_for_gaussian_classes():
 
     denoiser = ConditionalDenoiser(GaussianNetwork(means, 0.01), 1, SHAPE)
     x = 0.3 * torch.ones(2, *SHAPE, dtype=torch.float64)
-    moved = maximize_likelihood(denoiser, x, LikelihoodMaximization(sigma_range=(0.2, 0.3), eta=0.1, step_size=0.02, levels_per_step=8))
+    moved = maximize_likelihood(
+        denoiser, x, LikelihoodMaximization(sigma_range=(0.2, 0.3), eta=0.1, step_size=0.02, levels_per_step=8)
+    )
     assert moved.mean() < 0.3 - 0.1
 
 
@@ -149,7 +151,9 @@ def test_memory_does_not_grow_with_steps():
 
         x = (2 * pixels(2) - 1).requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor):
-            moved = maximize_likelihood(tiny_denoiser(), x, LikelihoodMaximization(steps=steps, sign=False, step_size=0.01))
+            moved = maximize_likelihood(
+                tiny_denoiser(), x, LikelihoodMaximization(steps=steps, sign=False, step_size=0.01)
+            )
         gc.collect()
         held[steps] = sum(box().tensor.numel() for box in boxes if box() is not None)
         assert moved.requires_grad and len(boxes) > 20 * steps
@@ -157,13 +161,28 @@ def test_memory_does_not_grow_with_steps():
 
 
 def test_presets_and_names():
-    assert resolve_lm(None) is None and resolve_lm("none") is None and resolve_lm(LikelihoodMaximization(steps=0)) is None
+    assert (
+        resolve_lm(None) is None and resolve_lm("none") is None and resolve_lm(LikelihoodMaximization(steps=0)) is None
+    )
     assert all(resolve_lm(name).name == name and resolve_lm(name).steps == 5 for name in LM_PRESETS)
     with pytest.raises(ConfigError, match="paper-v1"):
         resolve_lm("paper-v3")
 
 
-@pytest.mark.parametrize("change", [{"steps": -1}, {"optimizer": "lbfgs"}, {"normalize": "l2"}, {"loss": "eps"}, {"noise": "none"}, {"step_size": 0}, {"eta": 0}, {"levels_per_step": 0}, {"sigma_range": (0.6, 0.4)}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": -1},
+        {"optimizer": "lbfgs"},
+        {"normalize": "l2"},
+        {"loss": "eps"},
+        {"noise": "none"},
+        {"step_size": 0},
+        {"eta": 0},
+        {"levels_per_step": 0},
+        {"sigma_range": (0.6, 0.4)},
+    ],
+)
 def test_bad_settings_are_refused(change):
     with pytest.raises(ConfigError, match=f"{next(iter(change))}: expected"):
         LikelihoodMaximization(**change)

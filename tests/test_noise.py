@@ -13,7 +13,11 @@ def test_rows_do_not_depend_on_how_many_are_asked_for():
 
 def test_draws_levels_streams_and_seeds_are_different():
     base = NoisePlan(seed=7).normal(0, 2, (64,))
-    others = [NoisePlan(seed=8).normal(0, 2, (64,)), NoisePlan(seed=7).normal(1, 2, (64,)), NoisePlan(seed=7, stream=1).normal(0, 2, (64,))]
+    others = [
+        NoisePlan(seed=8).normal(0, 2, (64,)),
+        NoisePlan(seed=7).normal(1, 2, (64,)),
+        NoisePlan(seed=7, stream=1).normal(0, 2, (64,)),
+    ]
     for other in [*others, base.flip(0)]:
         assert (base - other).abs().min() > 0 and abs(np.corrcoef(base.flatten(), other.flatten())[0, 1]) < 0.3
 

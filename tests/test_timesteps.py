@@ -8,7 +8,13 @@ from rdc.timesteps import LEVEL_PRESETS, SCHEMES, WEIGHTINGS, NoiseLevels, noise
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.sampled_from(sorted(SCHEMES)), st.sampled_from(sorted(WEIGHTINGS)), st.integers(1, 64), st.floats(0.01, 1), st.floats(1.5, 10))
+@given(
+    st.sampled_from(sorted(SCHEMES)),
+    st.sampled_from(sorted(WEIGHTINGS)),
+    st.integers(1, 64),
+    st.floats(0.01, 1),
+    st.floats(1.5, 10),
+)
 def test_levels_are_sorted_inside_the_range_and_weights_sum_to_one(scheme, weighting, count, low, high):
     levels = noise_levels(scheme, count, low, high, weighting)
     sigma, weight = np.array(levels.sigma), np.array(levels.weight)
@@ -53,7 +59,19 @@ def test_uniform_depends_on_its_seed_only():
     assert first == again != noise_levels("uniform", 5, 0.1, 3, "flat", seed=4)
 
 
-@pytest.mark.parametrize("text", ["nonsense", "log:8:0.8:4", "log:x:1:2:flat", "log:0:1:2:flat", "log:3:2:1:flat", "lag:3:1:2:flat", "log:3:1:2:flut", "log:3:-1:2:flat"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nonsense",
+        "log:8:0.8:4",
+        "log:x:1:2:flat",
+        "log:0:1:2:flat",
+        "log:3:2:1:flat",
+        "lag:3:1:2:flat",
+        "log:3:1:2:flut",
+        "log:3:-1:2:flat",
+    ],
+)
 def test_unknown_levels_say_what_was_expected(text):
     with pytest.raises(ConfigError, match="expected"):
         parse_levels(text)
@@ -63,7 +81,9 @@ def test_presets_parse():
     assert all(len(parse_levels(name)) == setting[1] for name, setting in LEVEL_PRESETS.items())
 
 
-@pytest.mark.parametrize("sigma, weight", [((), ()), ((1.0,), (0.0,)), ((1.0, 2.0), (1.0,)), ((-1.0,), (1.0,)), ((1.0,), (float("nan"),))])
+@pytest.mark.parametrize(
+    "sigma, weight", [((), ()), ((1.0,), (0.0,)), ((1.0, 2.0), (1.0,)), ((-1.0,), (1.0,)), ((1.0,), (float("nan"),))]
+)
 def test_bad_levels_are_refused(sigma, weight):
     with pytest.raises(ConfigError, match="expected"):
         NoiseLevels(sigma, weight)

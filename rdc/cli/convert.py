@@ -19,12 +19,22 @@ Pickles are read by an allow-list: what asks for anything but tensors and contai
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rdc convert``."""
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
-    parser.add_argument("source", type=Path, metavar="SOURCE", help=".pkl, .pt, .pth, .safetensors, or a diffusers folder")
+    parser.add_argument(
+        "source", type=Path, metavar="SOURCE", help=".pkl, .pt, .pth, .safetensors, or a diffusers folder"
+    )
     parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint to write")
-    parser.add_argument("--kind", default="auto", metavar="KIND", help="auto, edm-pickle, state-dict, safetensors or diffusers")
-    parser.add_argument("--network", metavar="NAME", help="for state dicts: network preset or JSON description (default: inferred)")
-    parser.add_argument("--classes", type=int, metavar="K", help="with --network: number of classes (default: read off)")
-    parser.add_argument("--null-label", metavar="LABEL", help="for diffusers: the embedding's index that means no label, or mean")
+    parser.add_argument(
+        "--kind", default="auto", metavar="KIND", help="auto, edm-pickle, state-dict, safetensors or diffusers"
+    )
+    parser.add_argument(
+        "--network", metavar="NAME", help="for state dicts: network preset or JSON description (default: inferred)"
+    )
+    parser.add_argument(
+        "--classes", type=int, metavar="K", help="with --network: number of classes (default: read off)"
+    )
+    parser.add_argument(
+        "--null-label", metavar="LABEL", help="for diffusers: the embedding's index that means no label, or mean"
+    )
     parser.add_argument("--class-names", metavar="A,B,...", help="names to record, separated by commas")
     parser.add_argument("--half", action="store_true", help="store weights as float16")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")

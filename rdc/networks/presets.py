@@ -100,8 +100,7 @@ def build_network(config: dict[str, Any]) -> nn.Module:
         ) from error
     if height != width or height % patch:
         raise ConfigError(
-            f"image_shape: expected square images divisible by patch_size {patch}; "
-            f"got {height} x {width}"
+            f"image_shape: expected square images divisible by patch_size {patch}; got {height} x {width}"
         )
     if architecture == "UNet2DModel":
         return _build_vp(config, unet)

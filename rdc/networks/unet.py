@@ -98,7 +98,9 @@ class SongUNet(nn.Module):
             else:
                 self.enc[f"{name}_down"] = UNetBlock(channels, channels, down=True, **block)
                 if encoder_type == "skip":
-                    self.enc[f"{name}_aux_down"] = Conv2d(aux_channels, aux_channels, 0, down=True, resample_filter=taps)
+                    self.enc[f"{name}_aux_down"] = Conv2d(
+                        aux_channels, aux_channels, 0, down=True, resample_filter=taps
+                    )
                     self.enc[f"{name}_aux_skip"] = Conv2d(aux_channels, channels, 1)
                 if encoder_type == "residual":
                     self.enc[f"{name}_aux_residual"] = Conv2d(
@@ -224,7 +226,9 @@ class DhariwalUNet(nn.Module):
         self.map_layer1 = Linear(emb_channels, emb_channels, init="kaiming_uniform")
         self.map_label = None
         if label_dim:
-            self.map_label = Linear(label_dim, emb_channels, bias=False, init="kaiming_normal", scale=math.sqrt(label_dim))
+            self.map_label = Linear(
+                label_dim, emb_channels, bias=False, init="kaiming_normal", scale=math.sqrt(label_dim)
+            )
 
         def heads(resolution: int, width: int) -> int:
             return width // 64 if resolution in attn_resolutions else 0
