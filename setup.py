@@ -1,8 +1,8 @@
 """Thin: hands RDC_BUILD=auto|cpu|cuda|off to CMake. CMakeLists.txt holds the only list of native sources.
 
 auto (default) builds the CPU kernels, and the CUDA kernels where nvcc works; cuda insists on them; off builds nothing, and
-rdc runs on its torch reference. Under auto a failing CUDA build falls back to
-CPU alone, and a failing CPU build to none: the installation goes on, and `rdc info` says so.
+rdc runs on its torch reference. Under auto a failing CUDA build falls back to the CPU alone, and a failing CPU build to none:
+the installation goes on, and `rdc info` says so.
 """
 
 import hashlib

@@ -6,10 +6,10 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--benchmark-only", default=False) or config.getoption("--benchmark-enable", default=False):
+    asked = any(config.getoption(option, default=False) for option in ("--benchmark-only", "--benchmark-enable"))
+    named = [Path(arg.split("::")[0]) for arg in config.invocation_params.args if not arg.startswith("-")]
+    if asked or any(path.exists() and path.resolve().is_relative_to(FOLDER) for path in named):
         return
-    if any(Path(arg.split("::")[0]).resolve().is_relative_to(FOLDER) for arg in config.invocation_params.args if Path(arg.split("::")[0]).exists()):
-        return  # named on the command line
     left_out = [item for item in items if item.path.is_relative_to(FOLDER)]
     if left_out:
         items[:] = [item for item in items if not item.path.is_relative_to(FOLDER)]

@@ -19,7 +19,9 @@ using bf16 = __nv_bfloat16;
 
 constexpr int THREADS = 128, TM = 64, TN = 32, TK = 16;  // a tile, and a step of its reduction
 constexpr int BLOCK = 64;                                // outputs whose residuals exist at once
-constexpr i64 RESIDUAL_BYTES = 256 << 20;                // bound on r
+#ifndef RDC_RESIDUAL_BYTES
+#define RDC_RESIDUAL_BYTES (256 << 20)  // bound on r; the emulation sets it so low that images come in several parts
+#endif
 constexpr int MOST_SLICES = 64;                          // of images, in the weight gradient
 
 // float32 or bfloat16 memory, decided at run time (the same branch for every thread): half the code to compile and to ship.
@@ -317,7 +319,7 @@ struct Scratch {
   i64 rows, slices, sums, r, grad_h, parts, weight, bias, target, floats = 0;
   i64 take(i64 n) { i64 at = floats; floats += (n + 31) / 32 * 32; return at; }
   Scratch(const MultiheadLossShape& s, bool backward) {
-    const i64 B = s.rows(), pixels = s.H * s.W, most = RESIDUAL_BYTES / (4 * BLOCK * pixels);
+    const i64 B = s.rows(), pixels = s.H * s.W, most = RDC_RESIDUAL_BYTES / (4 * BLOCK * pixels);
     rows = most < 1 ? 1 : most < B ? most : B;
     slices = rows < MOST_SLICES ? rows : MOST_SLICES;
     sums = take(B * s.outputs());

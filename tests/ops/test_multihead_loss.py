@@ -41,9 +41,10 @@ SHAPES = {
     "one column": (1, 2, 17, 9, 1, 13, 2),
     "one pixel": (3, 1, 1, 1, 1, 4, 1),
 }
-ISAS = [isa for isa in _native.ISAS if not _native.why_not("cpu") and _native.ISAS.index(isa) <= _native.ISAS.index(_native.extension().cpu_isa())]
+ISAS = [] if _native.why_not("cpu") else _native.ISAS[: _native.ISAS.index(_native.extension().cpu_isa()) + 1]
 native_isa = pytest.mark.parametrize(
-    "isa", ISAS or [pytest.param("none", marks=pytest.mark.skip(reason=f"native kernels: {_native.why_not('cpu')}"))]
+    "isa",
+    ISAS or [pytest.param("none", marks=pytest.mark.skip(reason=f"native kernels: {_native.why_not('cpu')}"))],
 )
 needs_native = pytest.mark.skipif(not ISAS, reason=f"native kernels: {_native.why_not('cpu')}")
 WHY_NO_GPU = "torch finds no GPU" if not torch.cuda.is_available() else _native.why_not("cuda")
@@ -169,19 +170,21 @@ def test_native_is_as_good_as_naive_torch(monkeypatch, shape, channels_last, dty
 
 
 @native_isa
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     shape=st.tuples(*(st.integers(1, top) for top in (3, 3, 40, 6, 19, 30, 4))),
     channels_last=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_native_equals_reference_at_any_shape(isa, shape, channels_last, seed):
+def test_native_equals_oracle_at_any_shape(isa, shape, channels_last, seed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RDC_CPU_ISA", isa)
         x, upstream = make(shape, channels_last=channels_last, seed=seed)
         got = evaluate(native, x, upstream)
-    for name, value, best in zip(NAMES, got, oracle(x, upstream), strict=True):
-        assert error(value, best) < 1e-4 if name == "level_weight" else error(value, best) < 2e-6, name
+    # Sums may cancel, so their roundings are measured by the same sums of absolute values (1e-6: some 16 roundings of float32).
+    absolute = [x[0].abs(), x[1].abs(), x[2].abs(), -x[3].abs(), x[4]]
+    for name, value, best, size in zip(NAMES, got, oracle(x, upstream), oracle(absolute, upstream.abs()), strict=True):
+        assert (abs(value.double().numpy() - best) <= 1e-6 * abs(size)).all(), name
 
 
 # --- Layouts, strides, sizes --------------------------------------------------------------------------------------------------------
@@ -227,8 +230,8 @@ def test_expanded_and_transposed_inputs():
 def test_gradient_keeps_channels_last():
     x, _ = make(SHAPES["colour"], channels_last=True)
     x[0].requires_grad_()
-    native(*x).sum().backward()
-    assert x[0].grad.is_contiguous(memory_format=torch.channels_last)
+    (grad,) = torch.autograd.grad(native(*x).sum(), x[0])
+    assert grad.is_contiguous(memory_format=torch.channels_last)
 
 
 @needs_native

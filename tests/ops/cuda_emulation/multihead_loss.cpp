@@ -1,5 +1,6 @@
 // The CUDA kernels as a plain C library, for ctypes. shape: N T c H W K C; strides: of h [4], of grad_h [4].
 #define RDC_CUDA_EMULATION
+#define RDC_RESIDUAL_BYTES 20000  // one or two images at a time
 #include "../../../csrc/cuda/multihead_loss.cu"
 
 static rdc::MultiheadLossInputs inputs(const int64_t* shape, int half, const int64_t* stride, void* const* p) {
