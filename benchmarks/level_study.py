@@ -24,9 +24,8 @@ from rdc.data import Dataset, train_holdout
 from rdc.files import read_json, write_json
 from rdc.statistics import wilson_interval
 
-RANGES = ["0.25:1", "0.25:4", "0.5:2", "0.5:4", "1:4", "1:8", "2:8"]
-SETTINGS = [f"log:8:{span}:{weighting}" for span in RANGES for weighting in ("flat", "eps")]
-PAPER = ["edm", "rdc-released"]
+RANGES = ["0.25:1", "0.25:3", "0.5:2", "0.5:3", "0.5:4", "1:3", "1:5", "2:7"]
+SETTINGS = [f"log:8:{span}:flat" for span in RANGES] + [f"log:8:{span}:eps" for span in RANGES[:5]]
 
 
 def holdout(count: int, root: str | None) -> Dataset:
@@ -44,7 +43,13 @@ def measure(classifier: rdc.DiffusionClassifier, data: Dataset, eps: float, step
     for begin in range(0, len(data), batch):
         part = data.subset(slice(begin, begin + batch))
         result = apgd(
-            classifier, part.pixels(), part.labels, ThreatModel("linf", eps), seed=0, image_ids=part.indices, steps=steps
+            classifier,
+            part.pixels(),
+            part.labels,
+            ThreatModel("linf", eps),
+            seed=0,
+            image_ids=part.indices,
+            steps=steps,
         )
         clean += int(result.clean_correct.sum())
         robust += int(result.correct.sum())
@@ -62,39 +67,40 @@ def measure(classifier: rdc.DiffusionClassifier, data: Dataset, eps: float, step
 
 
 def plot(rows: dict[str, dict], path: Path) -> None:
-    """Clean against robust accuracy, one point a setting."""
+    """One line a setting, sorted by robust accuracy: clean and robust, with 95 % intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    colours = {"flat": "#1f77b4", "eps": "#d62728", "edm": "#2ca02c", "rdc-released": "#9467bd"}
-    figure, axis = plt.subplots(figsize=(7.2, 5.2), dpi=150)
-    for name, row in rows.items():
-        weighting = name.split(":")[-1]
-        low, high = row["robust_ci95"]
-        axis.errorbar(
-            100 * row["clean"],
-            100 * row["robust"],
-            yerr=[[100 * (row["robust"] - low)], [100 * (high - row["robust"])]],
-            fmt="o",
-            color=colours.get(weighting, "black"),
-            alpha=0.8,
-            elinewidth=0.6,
-        )
-        label = "[{}, {}]".format(*name.split(":")[2:4]) if ":" in name else name
-        axis.annotate(label, (100 * row["clean"], 100 * row["robust"]), textcoords="offset points", xytext=(5, 3), fontsize=7)
-    for weighting, colour in colours.items():
-        axis.plot([], [], "o", color=colour, label=weighting)
-    first = next(iter(rows.values()))
-    axis.set_xlabel("clean accuracy, %")
-    axis.set_ylabel(f"accuracy under APGD-CE, {first['steps']} steps, l_inf {255 * first['eps']:g}/255, %")
-    axis.set_title(f"Noise levels and weighting ({first['n']} held-out images, 95 % intervals)", fontsize=10)
-    axis.legend(title="weighting", frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
+    names = sorted(rows, key=lambda name: (rows[name]["robust"], rows[name]["clean"]))
+    figure, axis = plt.subplots(figsize=(7.6, 1.4 + 0.32 * len(names)), dpi=150)
+    for what, colour, shift in (("clean", "#7a8ca5", 0.12), ("robust", "#1f5a99", -0.12)):
+        middle = [100 * rows[name][what] for name in names]
+        low = [100 * (rows[name][what] - rows[name][f"{what}_ci95"][0]) for name in names]
+        high = [100 * (rows[name][f"{what}_ci95"][1] - rows[name][what]) for name in names]
+        place = [row + shift for row in range(len(names))]
+        axis.errorbar(middle, place, xerr=[low, high], fmt="o", color=colour, elinewidth=1, label=what, markersize=5)
+    axis.set_yticks(range(len(names)), [f"{_words(name)}   n = {rows[name]['n']}" for name in names], fontsize=8)
+    first = rows[names[-1]]
+    attack = f"APGD-CE, {first['steps']} steps, l_inf {255 * first['eps']:g}/255, exact gradient, known noise"
+    axis.set_xlabel(f"accuracy, %   (robust: {attack})", fontsize=8)
+    axis.set_title("Noise levels and weighting, held-out training images, 95 % intervals", fontsize=10, loc="left")
+    axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.legend(frameon=False, fontsize=8, loc="upper left")
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
+
+
+def _words(name: str) -> str:
+    if ":" not in name:
+        return name
+    scheme, count, low, high, weighting = name.split(":")
+    return f"{weighting}, {count} {scheme} levels in [{low}, {high}]"
 
 
 def main() -> None:
@@ -104,7 +110,9 @@ def main() -> None:
     parser.add_argument("--eps", type=parse_eps, default=8 / 255)
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--settings", nargs="*", default=SETTINGS, help="scheme:count:min:max:weighting or preset names")
+    parser.add_argument(
+        "--settings", nargs="*", default=SETTINGS, help="scheme:count:min:max:weighting or preset names"
+    )
     parser.add_argument("--data-root", help="folder of Fashion-MNIST")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/levels.json"))
     parser.add_argument("--plot", type=Path, help="PNG to draw")
@@ -115,7 +123,9 @@ def main() -> None:
     for setting in tqdm(args.settings, unit="setting"):
         if setting in study["settings"]:
             continue
-        study["settings"][setting] = measure(base.with_(levels=rdc.parse_levels(setting), lm=None), data, args.eps, args.steps, args.batch)
+        study["settings"][setting] = measure(
+            base.with_(levels=rdc.parse_levels(setting), lm=None), data, args.eps, args.steps, args.batch
+        )
         study |= {
             "model": args.model,
             "command": "python " + " ".join(sys.argv),
