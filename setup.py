@@ -27,15 +27,25 @@ def missing_tools() -> list[str]:
     """Build requirements beyond pyproject.toml's: cmake and ninja, where the system has none."""
     if MODE == "off":
         return []
-    return [name for name, tools in (("cmake>=3.20", ["cmake"]), ("ninja", ["ninja", "make"]))
-            if not any(map(shutil.which, tools))]
+    return [
+        name
+        for name, tools in (("cmake>=3.20", ["cmake"]), ("ninja", ["ninja", "make"]))
+        if not any(map(shutil.which, tools))
+    ]
 
 
 def build_folder(mode: str) -> Path:
     """One folder for each (nvcc, CXX, CMAKE_ARGS, RDC_BUILD): a stale cache would otherwise silently stay CPU-only."""
     nvcc = shutil.which(os.environ.get("CUDACXX") or "nvcc")
-    key = [nvcc, os.environ.get("CUDACXX"), os.environ.get("CXX"), os.environ.get("CMAKE_ARGS"), mode,
-           sysconfig.get_config_var("EXT_SUFFIX"), str(ROOT)]
+    key = [
+        nvcc,
+        os.environ.get("CUDACXX"),
+        os.environ.get("CXX"),
+        os.environ.get("CMAKE_ARGS"),
+        mode,
+        sysconfig.get_config_var("EXT_SUFFIX"),
+        str(ROOT),
+    ]
     return ROOT / "build" / f"native-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}"
 
 
@@ -46,14 +56,18 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         self.remove_modules(target)
-        attempts = [(MODE, "")] + [("cpu", "not built: the CUDA build failed when rdc was installed")] * (MODE == "auto")
+        attempts = [(MODE, "")] + [("cpu", "not built: the CUDA build failed when rdc was installed")] * (
+            MODE == "auto"
+        )
         for mode, why in attempts:
             try:
                 shutil.copy2(self.run_cmake(target, mode, why), target)
                 return
             except (OSError, subprocess.CalledProcessError) as error:
                 if MODE != "auto":
-                    raise SystemExit(f"rdc: the native build failed ({error}); RDC_BUILD=off installs without it.") from error
+                    raise SystemExit(
+                        f"rdc: the native build failed ({error}); RDC_BUILD=off installs without it."
+                    ) from error
                 print(f"rdc: the native build ({mode}) failed: {error}", file=sys.stderr)
         print("rdc: no native build; rdc will run on its torch reference.", file=sys.stderr)
 
@@ -63,11 +77,24 @@ class CMakeBuild(build_ext):
         folder = build_folder(mode + why_no_cuda)
         folder.mkdir(parents=True, exist_ok=True)
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-        subprocess.run(["cmake", "-S", str(ROOT), "-B", str(folder), *generator, "-DCMAKE_BUILD_TYPE=Release",
-                        f"-DRDC_BUILD={mode}", f"-DRDC_WHY_NO_CUDA={why_no_cuda}", f"-DRDC_MODULE_NAME={target.name}",
-                        f"-DRDC_PYTHON_INCLUDE={sysconfig.get_path('include')}",
-                        f"-DRDC_PYBIND11_INCLUDE={pybind11.get_include()}",
-                        *os.environ.get("CMAKE_ARGS", "").split()], check=True)
+        subprocess.run(
+            [
+                "cmake",
+                "-S",
+                str(ROOT),
+                "-B",
+                str(folder),
+                *generator,
+                "-DCMAKE_BUILD_TYPE=Release",
+                f"-DRDC_BUILD={mode}",
+                f"-DRDC_WHY_NO_CUDA={why_no_cuda}",
+                f"-DRDC_MODULE_NAME={target.name}",
+                f"-DRDC_PYTHON_INCLUDE={sysconfig.get_path('include')}",
+                f"-DRDC_PYBIND11_INCLUDE={pybind11.get_include()}",
+                *os.environ.get("CMAKE_ARGS", "").split(),
+            ],
+            check=True,
+        )
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(min(os.cpu_count() or 1, 16))
         subprocess.run(["cmake", "--build", str(folder), "--parallel", jobs], check=True)
         return folder / target.name

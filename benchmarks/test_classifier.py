@@ -1,6 +1,6 @@
 """Classification and attack steps of the shipped networks: one thread, validated before timed.
 
-    pytest benchmarks/test_classifier.py --benchmark-only --benchmark-json=out/classifier.json
+pytest benchmarks/test_classifier.py --benchmark-only --benchmark-json=out/classifier.json
 """
 
 from __future__ import annotations

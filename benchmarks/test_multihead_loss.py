@@ -1,6 +1,6 @@
 """multihead_loss against eager torch: one thread, medians, each timed only after its result was checked.
 
-    pytest --benchmark-only benchmarks/test_multihead_loss.py --benchmark-json=out.json
+pytest --benchmark-only benchmarks/test_multihead_loss.py --benchmark-json=out.json
 """
 
 from __future__ import annotations

@@ -74,7 +74,9 @@ def cpu_isa() -> str:
     wanted = os.environ.get("RDC_CPU_ISA") or best
     if wanted not in ISAS or ISAS.index(wanted) > ISAS.index(best):
         usable = ", ".join(ISAS[: ISAS.index(best) + 1])
-        raise ConfigError(f"RDC_CPU_ISA: expected one of {usable} on this processor; got {wanted!r}. Unset it for the best.")
+        raise ConfigError(
+            f"RDC_CPU_ISA: expected one of {usable} on this processor; got {wanted!r}. Unset it for the best."
+        )
     return wanted
 
 

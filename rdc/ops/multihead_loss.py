@@ -105,9 +105,13 @@ def _check_shapes(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level
     dims = {"h": 4, "weight": 4, "bias": 1, "target": 4, "level_weight": 1}
     for name, t in tensors.items():
         if t.dim() != dims[name]:
-            raise InputError(f"multihead_loss: expected {name} with {dims[name]} dimensions; got shape {tuple(t.shape)}.")
+            raise InputError(
+                f"multihead_loss: expected {name} with {dims[name]} dimensions; got shape {tuple(t.shape)}."
+            )
         if not t.dtype.is_floating_point:
-            raise InputError(f"multihead_loss: expected {name} in a floating type; got {t.dtype}. Convert it with .float().")
+            raise InputError(
+                f"multihead_loss: expected {name} in a floating type; got {t.dtype}. Convert it with .float()."
+            )
         if t.device != h.device:
             raise InputError(f"multihead_loss: h is on {h.device}, but {name} on {t.device}. Move them to one device.")
     rows, c, height, width = h.shape
@@ -115,9 +119,13 @@ def _check_shapes(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level
     if c < 1 or height < 1 or width < 1:
         raise InputError(f"multihead_loss: expected h [N*T, c, H, W] with c, H, W >= 1; got {tuple(h.shape)}.")
     if weight.shape[1] != c or weight.shape[2] != 3 or weight.shape[3] != 3:
-        raise InputError(f"multihead_loss: expected weight [K*C, {c}, 3, 3] for h of {c} channels; got {tuple(weight.shape)}.")
+        raise InputError(
+            f"multihead_loss: expected weight [K*C, {c}, 3, 3] for h of {c} channels; got {tuple(weight.shape)}."
+        )
     if bias.shape[0] != outputs:
-        raise InputError(f"multihead_loss: expected bias [{outputs}], one for each row of weight; got {tuple(bias.shape)}.")
+        raise InputError(
+            f"multihead_loss: expected bias [{outputs}], one for each row of weight; got {tuple(bias.shape)}."
+        )
     if target.shape[0] != rows or target.shape[2] != height or target.shape[3] != width:
         raise InputError(
             f"multihead_loss: expected target [{rows}, C, {height}, {width}] to go with h; got {tuple(target.shape)}."
@@ -140,7 +148,9 @@ def _use_native(device_type: str, dtype: torch.dtype, backend: str) -> bool:
     if backend == "auto":
         return supported and not reason
     if not supported:
-        raise InputError(f"multihead_loss: the native kernels take float32 and bfloat16; got {dtype}. Use backend='auto'.")
+        raise InputError(
+            f"multihead_loss: the native kernels take float32 and bfloat16; got {dtype}. Use backend='auto'."
+        )
     if reason:
         raise ConfigError(f"multihead_loss: backend='native' is not available: {reason}. Use backend='auto'.")
     return True
@@ -154,7 +164,9 @@ def _why_not(device_type: str) -> str:
 # --- Native ops -----------------------------------------------------------------------------------------------------------------------
 
 
-def _arguments(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor) -> tuple[tuple, list[Tensor]]:
+def _arguments(
+    h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor
+) -> tuple[tuple, list[Tensor]]:
     """What every kernel takes first, and the tensors that must stay alive while it runs. h is used as it lies in memory."""
     rows, c, height, width = h.shape
     channels, levels = target.shape[1], level_weight.shape[0]
@@ -253,7 +265,9 @@ def _double_backward(ctx, grad_grads: list[Tensor]):
     needs = ctx.needs_input_grad[:6]
     with torch.enable_grad():
         # New names for every tensor: the upstream gradient may itself depend on h, and only partial derivatives are wanted here.
-        tensors = [t.view_as(t) if again and t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
+        tensors = [
+            t.view_as(t) if again and t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors
+        ]
         grad_loss, *inputs = tensors
         loss = multihead_loss_reference(*inputs)
         wanted = [t for t, want in zip(inputs, ctx.wanted, strict=True) if want]
@@ -261,9 +275,13 @@ def _double_backward(ctx, grad_grads: list[Tensor]):
         upstream = [g for g, want in zip(grad_grads, ctx.wanted, strict=True) if want]
         pairs = [(f, g) for f, g in zip(first, upstream, strict=True) if g is not None and f.requires_grad]
         asked = [t for t, need in zip(tensors, needs, strict=True) if need]
-        second = torch.autograd.grad(
-            [f for f, _ in pairs], asked, [g for _, g in pairs], create_graph=again, allow_unused=True
-        ) if pairs else [None] * len(asked)
+        second = (
+            torch.autograd.grad(
+                [f for f, _ in pairs], asked, [g for _, g in pairs], create_graph=again, allow_unused=True
+            )
+            if pairs
+            else [None] * len(asked)
+        )
     second = iter(second)
     return *(next(second) if need else None for need in needs), None
 

@@ -130,7 +130,9 @@ def assert_as_good_as_naive(got, x, upstream, names=NAMES):
         assert error(value, best) <= TIMES_NAIVE * error(other, best) + rounding, name
         v, b = value.detach().cpu().double().numpy().ravel(), best.ravel()
         assert abs(v @ b / (b @ b) - 1) <= max(BIAS[dtype], ONE_ROUNDING[dtype] * (v.size < 1000)), f"{name}: bias"
-        assert v @ b / np.linalg.norm(v) / np.linalg.norm(b) >= 1 - 10 * ONE_ROUNDING[dtype] ** 2 - 1e-12, f"{name}: cosine"
+        assert v @ b / np.linalg.norm(v) / np.linalg.norm(b) >= 1 - 10 * ONE_ROUNDING[dtype] ** 2 - 1e-12, (
+            f"{name}: cosine"
+        )
 
 
 # --- Truth --------------------------------------------------------------------------------------------------------------------------
@@ -140,7 +142,9 @@ def assert_as_good_as_naive(got, x, upstream, names=NAMES):
 def test_reference_equals_oracle(shape):
     x, upstream = make(shape, torch.float64)
     x[4] = x[4].double()
-    for name, value, best in zip(NAMES, evaluate(multihead_loss_reference, x, upstream), oracle(x, upstream), strict=True):
+    for name, value, best in zip(
+        NAMES, evaluate(multihead_loss_reference, x, upstream), oracle(x, upstream), strict=True
+    ):
         assert error(value, best) < 1e-13, name
 
 
@@ -236,7 +240,8 @@ def test_gradient_keeps_channels_last():
 
 @needs_native
 @pytest.mark.parametrize(
-    "reduce", [torch.Tensor.sum, torch.Tensor.mean, lambda loss: loss[:, 3].sum(), lambda loss: loss.T.flatten()[::2].sum()]
+    "reduce",
+    [torch.Tensor.sum, torch.Tensor.mean, lambda loss: loss[:, 3].sum(), lambda loss: loss.T.flatten()[::2].sum()],
 )
 def test_upstream_gradients_with_stride_zero(reduce):
     x, _ = make((3, 2, 8, 5, 5, 6, 1))
@@ -342,10 +347,14 @@ def test_opcheck(dtype, channels_last, wanted):
 @pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_native)])
 def test_compiles_whole_with_dynamic_batch(backend):
     torch._dynamo.reset()
-    compiled = torch.compile(lambda *z: 2 * multihead_loss(*z, backend=backend), fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda *z: 2 * multihead_loss(*z, backend=backend), fullgraph=True, dynamic=True, backend="aot_eager"
+    )
     for n in (2, 3, 5):
         x, upstream = make((n, 2, 8, 5, 4, 6, 1), seed=n)
-        for a, b in zip(evaluate(compiled, x, upstream), evaluate(multihead_loss_reference, x, 2 * upstream), strict=True):
+        for a, b in zip(
+            evaluate(compiled, x, upstream), evaluate(multihead_loss_reference, x, 2 * upstream), strict=True
+        ):
             torch.testing.assert_close(a if a.shape != upstream.shape else a / 2, b, rtol=1e-4, atol=1e-4)
 
 
@@ -451,7 +460,17 @@ def emulated(tmp_path_factory):
         pytest.skip("the emulation of the CUDA kernels needs g++ on Linux")
     library = tmp_path_factory.mktemp("cuda") / "emulated.so"
     folder = ROOT / "tests/ops/cuda_emulation"
-    command = [compiler, "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{ROOT / 'csrc'}", f"-I{folder}", "-o", str(library)]
+    command = [
+        compiler,
+        "-std=c++17",
+        "-O1",
+        "-shared",
+        "-fPIC",
+        f"-I{ROOT / 'csrc'}",
+        f"-I{folder}",
+        "-o",
+        str(library),
+    ]
     subprocess.run([*command, str(folder / "multihead_loss.cpp")], check=True)
     loaded = ctypes.CDLL(str(library))
     loaded.scratch_floats.restype = ctypes.c_int64
@@ -472,17 +491,32 @@ def emulate(library, x, upstream):
     shape = integers([len(h) // len(level), len(level), *h.shape[1:], len(weight) // channels, channels])
     half, loss, rows = int(h.dtype == torch.bfloat16), torch.empty_like(upstream), torch.empty(len(h))
     scratch = [torch.full((library.scratch_floats(shape, i),), float("nan")) for i in (0, 1)]
-    library.forward(shape, half, integers(h.stride()), pointers(x), ctypes.c_void_p(loss.data_ptr()),
-                    ctypes.c_void_p(scratch[0].data_ptr()))
+    library.forward(
+        shape,
+        half,
+        integers(h.stride()),
+        pointers(x),
+        ctypes.c_void_p(loss.data_ptr()),
+        ctypes.c_void_p(scratch[0].data_ptr()),
+    )
     grads = [torch.empty_like(v) for v in x[:4]]
-    library.backward(shape, half, integers(h.stride()), pointers(x), integers(grads[0].stride()), pointers([upstream, *grads, rows]),
-                     ctypes.c_void_p(scratch[1].data_ptr()))
+    library.backward(
+        shape,
+        half,
+        integers(h.stride()),
+        pointers(x),
+        integers(grads[0].stride()),
+        pointers([upstream, *grads, rows]),
+        ctypes.c_void_p(scratch[1].data_ptr()),
+    )
     return [loss, *grads, rows.view(-1, len(level)).sum(0)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("shape", [s for n, s in SHAPES.items() if n != "fashion"], ids=[n for n in SHAPES if n != "fashion"])
+@pytest.mark.parametrize(
+    "shape", [s for n, s in SHAPES.items() if n != "fashion"], ids=[n for n in SHAPES if n != "fashion"]
+)
 def test_cuda_kernels_emulated(emulated, shape, channels_last, dtype):
     x, upstream = make(shape, dtype, channels_last)
     assert_as_good_as_naive(emulate(emulated, x, upstream), x, upstream)

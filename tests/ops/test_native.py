@@ -10,9 +10,7 @@ from rdc.info import format_info
 from rdc.ops import _native
 from rdc.ops.multihead_loss import multihead_loss, multihead_loss_reference
 
-needs_extension = pytest.mark.skipif(
-    bool(_native.why_not("cpu")), reason=f"native kernels: {_native.why_not('cpu')}"
-)
+needs_extension = pytest.mark.skipif(bool(_native.why_not("cpu")), reason=f"native kernels: {_native.why_not('cpu')}")
 
 
 def arguments() -> tuple[torch.Tensor, ...]:
