@@ -27,7 +27,12 @@ _SMALL_UNET = {
 
 #: Descriptions of networks that train well on two cores (28 x 28, 32 x 32) and the EDM CIFAR-10 architectures.
 NETWORK_PRESETS: dict[str, dict[str, Any]] = {
-    "small-28": {"kind": "conditional", "image_shape": [1, 28, 28], "patch_size": 2, "unet": _SMALL_UNET},
+    "small-28": {
+        "kind": "conditional",
+        "image_shape": [1, 28, 28],
+        "patch_size": 2,
+        "unet": _SMALL_UNET | {"model_channels": 48, "channel_mult": [1, 2], "adaptive_scale": True},
+    },
     "small-32": {
         "kind": "conditional",
         "image_shape": [3, 32, 32],

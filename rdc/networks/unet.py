@@ -29,6 +29,9 @@ class SongUNet(nn.Module):
         model_channels, channel_mult, channel_mult_emb, num_blocks, attn_resolutions, dropout: as in EDM.
         label_dropout: recorded for compatibility; the trainer, not the network, replaces labels by the null label.
         embedding_type, channel_mult_noise, encoder_type, decoder_type, resample_filter: as in EDM.
+        middle_attention: self-attention in the first block of the decoder (EDM always has it).
+        adaptive_scale: noise level and class scale and shift the features after normalisation (as in ADM), instead of
+            shifting them before it (EDM's DDPM++ and NCSN++).
 
     Forward:
         x [B, in_channels, R, R], noise_labels [B] (c_noise), class_labels [B, K] one-hot (zeros or None: null label),
@@ -55,6 +58,7 @@ class SongUNet(nn.Module):
         decoder_type: str = "standard",
         resample_filter: Sequence[int] = (1, 1),
         middle_attention: bool = True,
+        adaptive_scale: bool = False,
     ) -> None:
         super().__init__()
         _expect("embedding_type", embedding_type, ("positional", "fourier"))
@@ -72,7 +76,7 @@ class SongUNet(nn.Module):
             "eps": 1e-6,
             "resample_filter": taps,
             "resample_proj": True,
-            "adaptive_scale": False,
+            "adaptive_scale": adaptive_scale,
             "attention_scale": math.sqrt(0.2),
         }
         if embedding_type == "positional":
