@@ -35,7 +35,7 @@ def classifiers():
     """The same trunk with K passes and with the multi-head last layers (weights do not matter for time)."""
     config = network_preset("small-28", 10)
     network = build_network(config)
-    student, made = student_from_teacher(network, config, wide_channels=128)
+    student, made = student_from_teacher(network, config)
     shape = tuple(config["image_shape"])
     kinds = {"conditional": ConditionalDenoiser(network, 10, shape), "multihead": MultiHeadDenoiser(student, 10, shape)}
     for denoiser in kinds.values():

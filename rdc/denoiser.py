@@ -126,21 +126,20 @@ class MultiHeadDenoiser(Denoiser):
         super().__init__(network, num_classes, image_shape, sigma_data)
 
     def features(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        """Last feature map h [B, c, H, W]."""
+        """Last feature map h [B, c, H / patch, W / patch]."""
         return self.network.features(*self._inputs(x_t, sigma))
 
     def f_null(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        rows = self.num_classes * self.image_shape[0]
-        weight, bias = self.network.head_weight[rows:], self.network.head_bias[rows:]
-        return F.conv2d(self.features(x_t, sigma), weight.to(x_t.dtype), bias.to(x_t.dtype), padding=1)
+        return self.network.predict(self.features(x_t, sigma), self.num_classes, self.num_classes + 1)[:, 0]
 
     def f(self, x_t: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         everything = self.network(*self._inputs(x_t, sigma))
         return everything[torch.arange(len(x_t), device=x_t.device), labels]
 
     def losses_of(self, x_t: Tensor, sigma: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        rows = self.num_classes * self.image_shape[0]
+        rows = self.num_classes * self.network.folded_channels
         head, bias = self.network.head_weight[:rows], self.network.head_bias[:rows]
+        target = F.pixel_unshuffle(target, self.network.patch_size)  # the order of pixels does not change their sum
         return multihead_loss(self.features(x_t, sigma), head, bias, target, weight)
 
 

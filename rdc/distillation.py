@@ -115,14 +115,14 @@ class DistillationObjective:
 
 
 def student_from_teacher(
-    teacher: nn.Module, config: dict[str, Any], feature_channels: int = 64, wide_channels: int = 160
+    teacher: nn.Module, config: dict[str, Any], wide_channels: int = 108
 ) -> tuple[MultiHeadUNet, dict[str, Any]]:
     """A multi-head student whose trunk has the teacher's weights; it begins with the teacher's unlabelled prediction.
 
     Args:
         teacher: conditional network made from ``config`` (a SongUNet, possibly on patches).
         config: the teacher's description.
-        feature_channels, wide_channels: see :class:`MultiHeadUNet`.
+        wide_channels: see :class:`MultiHeadUNet`.
 
     Returns:
         (student, its description).
@@ -136,7 +136,6 @@ def student_from_teacher(
         **copy.deepcopy(config),
         "kind": "multihead",
         "patch_size": config.get("patch_size", 1),
-        "feature_channels": feature_channels,
         "wide_channels": wide_channels,
     }
     student = build_network(made)

@@ -22,7 +22,6 @@ TINY = {
     "num_classes": CLASSES,
     "patch_size": 2,
     "sigma_data": 0.5,
-    "feature_channels": 8,
     "wide_channels": 8,
     "unet": {
         "architecture": "SongUNet",

@@ -43,7 +43,7 @@ def randomize(net: nn.Module, seed: int = 0, scale: float = 0.25) -> nn.Module:
 def tiny_denoiser(kind: str = "conditional", dtype: torch.dtype = torch.float32) -> Denoiser:
     config = copy.deepcopy(CONFIG) | {"kind": kind}
     if kind == "multihead":
-        config |= {"feature_channels": 10, "wide_channels": 12}
+        config |= {"wide_channels": 12}
     with torch.random.fork_rng():
         net = randomize(build_network(config))
     return make_denoiser(net.to(dtype), config)

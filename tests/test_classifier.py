@@ -124,9 +124,10 @@ def test_permuting_the_classes_permutes_the_logits(kind):
             weight = net.unet.map_label.weight
             weight.copy_(weight[:, order].clone())
         else:
-            rows = torch.tensor([2 * k + c for k in order for c in range(2)])
-            net.head_weight[:6] = net.head_weight[rows].clone()
-            net.head_bias[:6] = net.head_bias[rows].clone()
+            size = net.folded_channels  # rows of the head that belong to one class
+            rows = torch.tensor([size * k + c for k in order for c in range(size)])
+            net.head_weight[: len(rows)] = net.head_weight[rows].clone()
+            net.head_bias[: len(rows)] = net.head_bias[rows].clone()
     close(classifier(images), before[:, order], 1e-10)
 
 

@@ -91,7 +91,7 @@ def test_posterior_term_is_cross_entropy_with_elbo_weights():
 def test_student_starts_as_its_teacher_without_label():
     config = copy.deepcopy(CONFIG)
     teacher = tiny_denoiser()
-    student, made = student_from_teacher(teacher.network, config, feature_channels=6, wide_channels=8)
+    student, made = student_from_teacher(teacher.network, config, wide_channels=8)
     x_t, sigma = 2 * pixels(2) - 1, torch.tensor([0.4, 2.0])
     every = student(*teacher._inputs(x_t, sigma))
     assert every.shape == (2, CLASSES + 1, *SHAPE) and made["kind"] == "multihead" and config["kind"] == "conditional"
@@ -101,7 +101,7 @@ def test_student_starts_as_its_teacher_without_label():
 
 def test_gradients_reach_every_weight_of_the_student():
     teacher = tiny_denoiser()
-    student = randomize(student_from_teacher(teacher.network, CONFIG, 6, 8)[0])
+    student = randomize(student_from_teacher(teacher.network, CONFIG, 8)[0])
     objective = DistillationObjective(teacher, NOISE, 2, posterior_weight=0.1)
     objective(student, images().float(), LABELS, torch.Generator().manual_seed(0))[0].backward()
     idle = [name for name, p in student.named_parameters() if p.grad is None or not p.grad.any()]

@@ -319,7 +319,7 @@ def test_objectives_do_not_depend_on_the_number_of_processes(kind: str) -> None:
         objective = DistillationObjective(teacher, NoiseDistribution(), classes_per_image=2, posterior_weight=0.1)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
-            net = MultiHeadUNet(network().unet, 2, 1, 3, feature_channels=8, wide_channels=8).eval()
+            net = MultiHeadUNet(network().unet, 2, 1, 3, wide_channels=8).eval()
             net.head_weight += 0.1 * torch.randn(net.head_weight.shape)
     values = []
     for world in (1, 3):

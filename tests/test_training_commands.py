@@ -112,7 +112,7 @@ def test_interrupt_saves_and_says_how_to_continue(
 
 
 def test_distill_starts_from_the_teacher(teacher: Path, data: Path, tmp_path: Path) -> None:
-    small = ["--feature-channels", "8", "--wide-channels", "16", "--classes-per-image", "2", "--lr", "1e-6"]
+    small = ["--wide-channels", "16", "--classes-per-image", "2", "--lr", "1e-6"]
     out = tmp_path / "student"
     command = ["distill", "--teacher", str(teacher), "--data", str(data), "--out", str(out), *small, *FAST]
     assert main(command) == 0

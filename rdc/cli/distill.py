@@ -32,8 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--difference-weight", type=float, default=1.0, metavar="X", help="of class differences (1.0)")
     model.add_argument("--posterior-weight", type=float, default=0.0, metavar="X", help="of naming the class (0.0)")
     model.add_argument("--posterior-scale", type=float, default=2.0, metavar="X", help="of the same (2.0)")
-    model.add_argument("--feature-channels", type=int, default=64, metavar="N", help="maps in front of the head (64)")
-    model.add_argument("--wide-channels", type=int, default=160, metavar="N", help="of the last residual block (160)")
+    model.add_argument("--wide-channels", type=int, default=108, metavar="N", help="of the last residual block (108)")
     add_run_arguments(parser, learning_rate=1e-3)
 
 
@@ -53,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             f"{data!r} has {data.num_classes} classes, images {data.image_shape}"
         )
     with seeded(args.seed):
-        student, config = student_from_teacher(teacher, teacher_config, args.feature_channels, args.wide_channels)
+        student, config = student_from_teacher(teacher, teacher_config, args.wide_channels)
     recorded = teacher_info.get("noise", (-1.2, 1.2))
     noise = noise_distribution(args, *recorded)
     terms = {

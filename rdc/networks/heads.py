@@ -36,39 +36,34 @@ class PatchUNet(nn.Module):
 class MultiHeadUNet(nn.Module):
     """One pass that predicts F for all K classes and for the null label.
 
-    The trunk is a conditional U-Net run with the null label. Its last features pass a wide residual block and are
-    unfolded to ``feature_channels - C`` maps at full resolution; the trunk's own prediction of F joins them as the last
-    ``C`` maps. The head is linear in these maps, so that at the start every class predicts what the trunk predicts, and
-    training only has to learn how the classes differ.
+    The trunk is a conditional U-Net run with the null label. Its last features pass a wide residual block, and the
+    trunk's own prediction of F joins them as the last ``C * patch_size**2`` maps. The head, one 3 x 3 convolution on
+    patches, is linear in these maps: at the start every class predicts what the trunk predicts, and training only has to
+    learn how the classes differ. A class owns ``C * patch_size**2`` rows of the head, one for each channel and pixel of a
+    patch (the order of ``torch.pixel_unshuffle``), so that its squared error can be summed without leaving the patches.
 
     Args:
         unet: trunk, a :class:`SongUNet` on patches (its last convolution gives C * patch_size**2 channels).
         patch_size: side of the pixel blocks.
         image_channels: C.
         num_classes: K.
-        feature_channels: c, channels of the last feature map (C of them are the trunk's prediction).
-        wide_channels: width of the residual block between trunk and head.
+        wide_channels: width of the residual block between trunk and head; it has to carry K hypotheses at once.
 
     Attributes:
-        head_weight: [(K + 1) * C, c, 3, 3]; rows k*C ... (k+1)*C belong to class k, the last C to the null label.
-        head_bias: [(K + 1) * C].
+        feature_channels: c = wide_channels + C * patch_size**2, channels of the last feature map.
+        head_weight: [(K + 1) * C * patch_size**2, c, 3, 3]; consecutive rows belong to class k, the last to the null label.
+        head_bias: [(K + 1) * C * patch_size**2].
     """
 
     def __init__(
-        self,
-        unet: SongUNet,
-        patch_size: int,
-        image_channels: int,
-        num_classes: int,
-        feature_channels: int = 64,
-        wide_channels: int = 160,
+        self, unet: SongUNet, patch_size: int, image_channels: int, num_classes: int, wide_channels: int = 108
     ) -> None:
         super().__init__()
         self.unet, self.patch_size = unet, patch_size
-        self.image_channels, self.num_classes, self.feature_channels = image_channels, num_classes, feature_channels
-        last = unet.last_channels
+        self.num_classes, self.folded_channels = num_classes, image_channels * patch_size**2
+        self.feature_channels = wide_channels + self.folded_channels
         self.wide = UNetBlock(
-            last,
+            unet.last_channels,
             wide_channels,
             unet.map_layer1.out_features,
             skip_scale=0.5**0.5,
@@ -77,24 +72,26 @@ class MultiHeadUNet(nn.Module):
             adaptive_scale=False,
         )
         self.norm = GroupNorm(wide_channels, eps=1e-6)
-        self.unfold = Conv2d(wide_channels, (feature_channels - image_channels) * patch_size**2, 1)
-        rows = (num_classes + 1) * image_channels
-        weight = torch.zeros(rows, feature_channels, 3, 3)
+        rows = (num_classes + 1) * self.folded_channels
+        weight = torch.zeros(rows, self.feature_channels, 3, 3)
         for row in range(rows):
-            weight[row, feature_channels - image_channels + row % image_channels, 1, 1] = 1.0
+            weight[row, wide_channels + row % self.folded_channels, 1, 1] = 1.0
         self.head_weight = nn.Parameter(weight)
         self.head_bias = nn.Parameter(torch.zeros(rows))
 
     def features(self, x: Tensor, noise_labels: Tensor) -> Tensor:
-        """Last feature map h [B, c, H, W] of x [B, C, H, W] at noise_labels [B]."""
+        """Last feature map h [B, c, H / patch_size, W / patch_size] of x [B, C, H, W] at noise_labels [B]."""
         emb = self.unet.embed(noise_labels, None, None)
         trunk, prediction = self.unet.decode(F.pixel_unshuffle(x, self.patch_size), emb)
-        wide = self.unfold(F.silu(self.norm(self.wide(trunk, emb))))
-        maps = F.silu(F.pixel_shuffle(wide, self.patch_size))
-        return torch.cat([maps, F.pixel_shuffle(prediction, self.patch_size)], dim=1)
+        return torch.cat([F.silu(self.norm(self.wide(trunk, emb))), prediction], dim=1)
+
+    def predict(self, h: Tensor, first: int, last: int) -> Tensor:
+        """F of classes first ... last - 1 (K: the null label) from features h: [B, last - first, C, H, W]."""
+        rows = slice(first * self.folded_channels, last * self.folded_channels)
+        weight, bias = self.head_weight[rows].to(h.dtype), self.head_bias[rows].to(h.dtype)
+        f = F.conv2d(h, weight, bias, padding=1).unflatten(1, (last - first, self.folded_channels))
+        return F.pixel_shuffle(f, self.patch_size)
 
     def forward(self, x: Tensor, noise_labels: Tensor) -> Tensor:
         """F for every class and the null label: [B, K + 1, C, H, W]."""
-        h = self.features(x, noise_labels)
-        f = F.conv2d(h, self.head_weight.to(h.dtype), self.head_bias.to(h.dtype), padding=1)
-        return f.unflatten(1, (self.num_classes + 1, self.image_channels))
+        return self.predict(self.features(x, noise_labels), 0, self.num_classes + 1)

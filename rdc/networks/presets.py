@@ -83,7 +83,7 @@ def build_network(config: dict[str, Any]) -> nn.Module:
     Args:
         config: ``kind`` ("conditional" or "multihead"), ``image_shape`` [C, H, W] with H = W, ``num_classes`` K,
             ``patch_size`` (default 1), ``unet`` (``architecture`` and its arguments), for "multihead" also
-            ``feature_channels`` and ``wide_channels``; for architecture "UNet2DModel" also ``vp``: ``schedule`` (see
+            ``wide_channels``; for architecture "UNet2DModel" also ``vp``: ``schedule`` (see
             ``networks.vp.vp_sigmas``), ``prediction``, ``null_label``.
 
     Returns:
@@ -122,8 +122,13 @@ def build_network(config: dict[str, Any]) -> nn.Module:
     if kind == "multihead":
         if architecture != "SongUNet":
             raise ConfigError(f'kind "multihead": expected unet.architecture "SongUNet"; got {architecture!r}')
-        sizes = {key: config[key] for key in ("feature_channels", "wide_channels") if key in config}
-        return MultiHeadUNet(net, patch, channels, num_classes, **sizes)
+        if "feature_channels" in config:
+            raise ConfigError(
+                "feature_channels: expected a multi-head network with its head on patches (wide_channels alone); this "
+                "one was made before rdc 0.1 was released. Distil it again"
+            )
+        width = {"wide_channels": config["wide_channels"]} if "wide_channels" in config else {}
+        return MultiHeadUNet(net, patch, channels, num_classes, **width)
     raise ConfigError(f'kind: expected "conditional" or "multihead"; got {kind!r}')
 
 

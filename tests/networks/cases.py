@@ -58,11 +58,11 @@ EDM_CASES: dict[str, dict[str, Any]] = {
         },
     },
     "patch": {**_CONFIG, "patch_size": 2, "unet": {**_SONG, "attn_resolutions": [2], "middle_attention": False}},
+    "adaptive-scale": {**_CONFIG, "unet": {**_SONG, "adaptive_scale": True}},
     "multihead": {
         **_CONFIG,
         "kind": "multihead",
         "patch_size": 2,
-        "feature_channels": 9,
         "wide_channels": 16,
         "unet": _SONG,
     },
