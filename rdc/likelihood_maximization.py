@@ -23,7 +23,7 @@ from torch import Tensor
 from rdc.denoiser import Denoiser
 from rdc.errors import ConfigError
 from rdc.noise import NoisePlan
-from rdc.timesteps import NoiseLevels, noise_levels
+from rdc.timesteps import NoiseLevels, noise_levels, parse_levels
 
 __all__ = ["LM_PRESETS", "LikelihoodMaximization", "maximize_likelihood", "resolve_lm"]
 
@@ -101,18 +101,88 @@ LM_PRESETS: dict[str, LikelihoodMaximization] = {
 
 
 def resolve_lm(setting: str | LikelihoodMaximization | None) -> LikelihoodMaximization | None:
-    """Settings from a preset name, from settings, or None (also ``"none"``): no LM.
+    """Settings from text, from settings, or None (also ``"none"``): no LM.
+
+    Args:
+        setting: a preset name, also with fields changed: ``paper-v2,steps=10,eta=16/255,sigma_range=0.5:1,levels=none``.
 
     Raises:
-        ConfigError: unknown name.
+        ConfigError: unknown preset or field, or a value that does not fit.
     """
     if setting is None or setting == "none":
         return None
     if isinstance(setting, LikelihoodMaximization):
         return setting if setting.steps else None
-    if setting in LM_PRESETS:
-        return LM_PRESETS[setting]
-    raise ConfigError(f"lm: expected none, {', '.join(LM_PRESETS)} or LikelihoodMaximization(...); got {setting!r}")
+    name, *changes = str(setting).split(",")
+    if name not in LM_PRESETS:
+        raise ConfigError(
+            f"lm: expected none, {', '.join(LM_PRESETS)} (also with changes: paper-v2,steps=10,eta=16/255) or "
+            f"LikelihoodMaximization(...); got {setting!r}"
+        )
+    if not changes:
+        return LM_PRESETS[name]
+    values = dict(_parse_field(change) for change in changes)
+    settings = dataclasses.replace(LM_PRESETS[name], name=str(setting), **values)
+    return settings if settings.steps else None
+
+
+def _parse_field(change: str) -> tuple[str, Any]:
+    """``"eta=16/255"`` -> ("eta", 0.0627...)."""
+    field, _, text = (part.strip() for part in change.partition("="))
+    if field not in _FIELDS:
+        raise ConfigError(f"lm: expected field=value with a field of {', '.join(_FIELDS)}; got {change!r}")
+    try:
+        return field, _FIELDS[field](text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ConfigError(f"lm, {field}: {text!r} does not fit; write for example {_EXAMPLES[field]}") from error
+
+
+def _number(text: str) -> float:
+    """``"16/255"`` or ``"0.06"``."""
+    above, bar, below = text.partition("/")
+    return float(above) / float(below) if bar else float(above)
+
+
+def _flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(text)
+    return text == "true"
+
+
+def _range(text: str) -> tuple[float, float]:
+    low, high = text.split(":")
+    return float(low), float(high)
+
+
+#: field of LikelihoodMaximization -> how its text is read
+_FIELDS: dict[str, Any] = {
+    "steps": int,
+    "optimizer": str,
+    "step_size": _number,
+    "momentum": _number,
+    "sign": _flag,
+    "normalize": str,
+    "eta": lambda text: None if text == "none" else _number(text),
+    "clamp": _flag,
+    "sigma_range": _range,
+    "levels": lambda text: None if text == "none" else parse_levels(text),
+    "levels_per_step": int,
+    "loss": str,
+    "noise": str,
+    "seed": int,
+}
+_EXAMPLES = {
+    "steps": "steps=5",
+    "step_size": "step_size=2/255",
+    "momentum": "momentum=0.9",
+    "sign": "sign=true or sign=false",
+    "eta": "eta=8/255 or eta=none",
+    "clamp": "clamp=true or clamp=false",
+    "sigma_range": "sigma_range=0.4:0.6",
+    "levels": "levels=log:4:0.5:2:flat or levels=none",
+    "levels_per_step": "levels_per_step=2",
+    "seed": "seed=1",
+}
 
 
 def lm_loss(denoiser: Denoiser, x: Tensor, settings: LikelihoodMaximization, step: int, draw: int) -> Tensor:

@@ -169,6 +169,46 @@ def test_presets_and_names():
         resolve_lm("paper-v3")
 
 
+def test_presets_with_changes():
+    text = "paper-v2,steps=3,eta=16/255,sigma_range=0.5:1.5,sign=true,momentum=0.5,loss=x0"
+    expected = LikelihoodMaximization(
+        steps=3,
+        eta=16 / 255,
+        sigma_range=(0.5, 1.5),
+        sign=True,
+        momentum=0.5,
+        loss="x0",
+        step_size=0.05,
+        normalize="mean_abs",
+        name=text,
+    )
+    assert resolve_lm(text) == expected
+    every = resolve_lm("released,optimizer=sgd,step_size=1/255,normalize=l1,eta=none,clamp=false,noise=same,seed=7")
+    assert (every.optimizer, every.step_size, every.normalize, every.eta, every.clamp) == ("sgd", 1 / 255, "l1", None, 0)
+    assert (every.noise, every.seed) == ("same", 7)
+    assert resolve_lm("paper-v1,levels=none,levels_per_step=2").levels is None
+    assert len(resolve_lm("paper-v2,levels=log:4:0.5:2:flat").levels) == 4
+    assert resolve_lm("paper-v2,steps=0") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("paper-v2,gamma=1", "field=value with a field of steps, .*got 'gamma=1'"),
+        ("paper-v2,steps", "'' does not fit; write for example steps=5"),
+        ("paper-v2,eta=8/0", "eta: '8/0' does not fit; write for example eta=8/255"),
+        ("paper-v2,sign=1", "sign=true or sign=false"),
+        ("paper-v2,sigma_range=0.5", "sigma_range=0.4:0.6"),
+        ("paper-v2,levels=log:3", "levels=log:4:0.5:2:flat"),
+        ("paper-v2,optimizer=lbfgs", "optimizer: expected one of"),
+        ("paper-v2,steps=-1", "steps: expected an integer >= 0"),
+    ],
+)
+def test_bad_changes_are_refused(text, match):
+    with pytest.raises(ConfigError, match=match):
+        resolve_lm(text)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -25,7 +25,8 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
     group.add_argument(
         "--lm",
         metavar="LM",
-        help="likelihood maximisation in place of the model's own: none, paper-v1, paper-v2, released",
+        help="likelihood maximisation in place of the model's own: none, paper-v1, paper-v2, released; a preset with "
+        "changes: paper-v2,steps=10,eta=16/255",
     )
     group.add_argument(
         "--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)"
