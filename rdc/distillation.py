@@ -115,7 +115,7 @@ class DistillationObjective:
 
 
 def student_from_teacher(
-    teacher: nn.Module, config: dict[str, Any], wide_channels: int = 108
+    teacher: nn.Module, config: dict[str, Any], wide_channels: int = 156
 ) -> tuple[MultiHeadUNet, dict[str, Any]]:
     """A multi-head student whose trunk has the teacher's weights; it begins with the teacher's unlabelled prediction.
 

@@ -1,4 +1,4 @@
-"""What training minimises: the EDM denoising loss of a class-conditional network, and its noise levels."""
+"""What training a class-conditional network minimises, and at which noise levels."""
 
 from __future__ import annotations
 
@@ -46,14 +46,55 @@ class NoiseDistribution:
 
 
 class ConditionalObjective:
-    """EDM training loss ||F(c_in x_t; c_noise, y) - F*||^2, mean over pixels, with label dropout for the null label."""
+    """Denoising loss of a class-conditional network, and, if asked for, the posterior over a few classes.
+
+    The EDM loss ||F(c_in x_t; c_noise, y) - F*||^2, mean over pixels, with label dropout for the null label, teaches what
+    images of a class look like. A network that shares its weights between classes may yet ignore the label wherever x_t
+    already tells it, and wrong labels, which decide a diffusion classifier, are never seen. The second term shows m wrong
+    classes k with every image:
+
+        b E [ -log softmax_{k in {y, k_1 .. k_m}}( -g(s) ||F_k - F*||^2 )_y ]        g(s) = g c_out^2 / s^2
+
+    with the squared error summed over pixels: g(s) is the weight of the level in the ELBO over ln s. It makes the network
+    partly discriminative, and sees no adversarial example.
+
+    Args:
+        num_classes: K.
+        noise: distribution of the noise levels.
+        sigma_data: standard deviation of the data.
+        label_dropout: share of images seen without label (and without second term).
+        posterior_weight: b; 0: the EDM loss alone.
+        wrong_classes: m, drawn for every image without repetition.
+        posterior_scale: g; one level stands for the whole ELBO when g is the width of the range of ln s, 2 to 4.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
 
     def __init__(
-        self, num_classes: int, noise: NoiseDistribution, sigma_data: float = 0.5, label_dropout: float = 0.1
+        self,
+        num_classes: int,
+        noise: NoiseDistribution,
+        sigma_data: float = 0.5,
+        label_dropout: float = 0.1,
+        posterior_weight: float = 0.0,
+        wrong_classes: int = 2,
+        posterior_scale: float = 2.0,
     ) -> None:
         if not 0 <= label_dropout <= 1:
             raise ConfigError(f"label_dropout: expected a share in 0..1; got {label_dropout}")
+        if not (0 <= posterior_weight < math.inf and 0 < posterior_scale < math.inf):
+            raise ConfigError(
+                f"posterior: expected a weight >= 0 and a scale > 0; got {posterior_weight} and {posterior_scale}"
+            )
+        if posterior_weight and not 1 <= wrong_classes < num_classes:
+            raise ConfigError(f"wrong_classes: expected 1 to {num_classes - 1}; got {wrong_classes}")
         self.num_classes, self.noise, self.label_dropout = num_classes, noise, label_dropout
+        self.posterior_weight, self.wrong_classes, self.posterior_scale = (
+            posterior_weight,
+            wrong_classes,
+            posterior_scale,
+        )
         self.precondition = Preconditioning(sigma_data)
 
     def __call__(
@@ -64,9 +105,34 @@ class ConditionalObjective:
         keep = (uniform((batch,), generator) >= self.label_dropout).to(device)
         x_t, target = noisy(x0, sigma, generator, self.precondition)
         onehot = F.one_hot(labels, self.num_classes).to(x0.dtype) * keep[:, None]
-        c_in = self.precondition.c_in(sigma).reshape(-1, 1, 1, 1)
-        loss = (net(c_in * x_t, self.precondition.c_noise(sigma), onehot) - target).square().mean()
-        return loss, {"loss": loss.detach()}
+        scaled = self.precondition.c_in(sigma).reshape(-1, 1, 1, 1) * x_t
+        c_noise = self.precondition.c_noise(sigma)
+        if not self.posterior_weight:
+            loss = (net(scaled, c_noise, onehot) - target).square().mean()
+            return loss, {"loss": loss.detach()}
+        wrong = F.one_hot(self._wrong_classes(labels, generator), self.num_classes).to(x0.dtype)
+        shown = torch.cat([onehot[:, None], wrong], 1)  # [B, 1 + m, K]
+        count = shown.shape[1]
+        f = net(scaled.repeat_interleave(count, 0), c_noise.repeat_interleave(count), shown.flatten(0, 1))
+        error = (f.unflatten(0, (batch, count)) - target[:, None]).square().flatten(2)  # [B, 1 + m, C*H*W]
+        denoising = error[:, 0].mean()
+        scale = self.posterior_scale * (self.precondition.c_out(sigma) / sigma) ** 2
+        entropy = F.cross_entropy(-scale[:, None] * error.sum(2), torch.zeros_like(labels), reduction="none")
+        posterior = (keep * entropy).mean()  # over all images: the same for any number of processes
+        loss = denoising + self.posterior_weight * posterior
+        hits = (error.sum(2).argmin(1) == 0).to(x0.dtype).mean()
+        return loss, {
+            "loss": loss.detach(),
+            "denoising": denoising.detach(),
+            "posterior": posterior.detach(),
+            "hits": hits,
+        }
+
+    def _wrong_classes(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """[B, m] distinct classes, none of them the image's own."""
+        order = uniform((len(labels), self.num_classes), generator).to(labels.device)
+        order[torch.arange(len(labels), device=labels.device), labels] = 2
+        return order.argsort(1)[:, : self.wrong_classes]
 
 
 def noisy(

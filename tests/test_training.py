@@ -306,10 +306,12 @@ def test_random_numbers_belong_to_the_place_in_the_batch() -> None:
         uniform((4,), BatchGenerator("cpu", 3, 0, 4))
 
 
-@pytest.mark.parametrize("kind", ["conditional", "distillation"])
+@pytest.mark.parametrize("kind", ["conditional", "posterior", "distillation"])
 def test_objectives_do_not_depend_on_the_number_of_processes(kind: str) -> None:
     """The mean over the shares' losses is the batch's loss, for every value logged."""
     net, objective = network().eval(), ConditionalObjective(3, NoiseDistribution())
+    if kind == "posterior":
+        objective = ConditionalObjective(3, NoiseDistribution(), label_dropout=0.5, posterior_weight=0.5)
     if kind == "distillation":
         from rdc.denoiser import ConditionalDenoiser
         from rdc.distillation import DistillationObjective

@@ -111,6 +111,24 @@ def test_interrupt_saves_and_says_how_to_continue(
     assert load_model(tmp_path / "run")[2]["step"] == 6
 
 
+def test_train_can_start_from_another_model(teacher: Path, data: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "sharper"
+    terms = ["--posterior-weight", "0.5", "--wrong-classes", "1", "--lr", "1e-6"]
+    assert main(["train", "--data", str(data), "--out", str(out), "--init", str(teacher), *terms, *FAST]) == 0
+    network, _, info = load_model(out)
+    assert info["posterior"] == {"posterior_weight": 0.5, "wrong_classes": 1, "posterior_scale": 2.0}
+    taught = dict(load_model(teacher)[0].named_parameters())
+    for name, p in network.named_parameters():
+        torch.testing.assert_close(p, taught[name], rtol=0, atol=2e-5)
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert {"loss", "denoising", "posterior", "hits"} <= set(rows[-1])
+    student = tmp_path / "student"
+    command = ["distill", "--teacher", str(teacher), "--data", str(data), "--out", str(student), "--wide-channels", "8"]
+    assert main([*command, *FAST]) == 0
+    assert main(["train", "--data", str(data), "--out", str(tmp_path / "no"), "--init", str(student), *FAST]) == 2
+    assert "expected a model of the same network; it differs in kind, wide_channels" in capsys.readouterr().err
+
+
 def test_distill_starts_from_the_teacher(teacher: Path, data: Path, tmp_path: Path) -> None:
     small = ["--wide-channels", "16", "--classes-per-image", "2", "--lr", "1e-6"]
     out = tmp_path / "student"

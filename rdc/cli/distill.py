@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--difference-weight", type=float, default=1.0, metavar="X", help="of class differences (1.0)")
     model.add_argument("--posterior-weight", type=float, default=0.0, metavar="X", help="of naming the class (0.0)")
     model.add_argument("--posterior-scale", type=float, default=2.0, metavar="X", help="of the same (2.0)")
-    model.add_argument("--wide-channels", type=int, default=108, metavar="N", help="of the last residual block (108)")
+    model.add_argument("--wide-channels", type=int, default=156, metavar="N", help="of the last residual block (156)")
     add_run_arguments(parser, learning_rate=1e-3)
 
 
@@ -61,7 +61,10 @@ def run(args: argparse.Namespace) -> int:
         "posterior_weight": args.posterior_weight,
         "posterior_scale": args.posterior_scale,
     }
-    objective = DistillationObjective(make_denoiser(teacher.to(device), teacher_config), noise, **terms)
+    denoiser = make_denoiser(teacher.to(device), teacher_config)
+    if args.compile:
+        denoiser.network.compile()  # in place: the teacher's passes are most of the work
+    objective = DistillationObjective(denoiser, noise, **terms)
     settings = {
         "command": "distill",
         "noise": [noise.mean, noise.std],

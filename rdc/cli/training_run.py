@@ -31,6 +31,7 @@ __all__ = [
     "open_model",
     "run_training",
     "seeded",
+    "start_from",
 ]
 
 INTERRUPTED = 128  # exit status: this plus the signal's number
@@ -107,6 +108,23 @@ def open_model(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     from rdc.presets import ASSETS, MODELS
 
     return load_model(ASSETS / name if name in MODELS else name)
+
+
+def start_from(name: str, network: nn.Module, config: dict[str, Any]) -> str:
+    """Give ``network`` the weights of another model; returns their fingerprint.
+
+    Raises:
+        ConfigError: that model is of another network.
+    """
+    loaded, theirs, _ = open_model(name)
+    if theirs != config:
+        differ = sorted(key for key in {*theirs, *config} if theirs.get(key) != config.get(key))
+        raise ConfigError(
+            f"--init {name}: expected a model of the same network; it differs in {', '.join(differ)}. "
+            "Choose its --network, or leave --init out"
+        )
+    network.load_state_dict(loaded.state_dict())
+    return fingerprint(*network.state_dict().values())
 
 
 def load_training_data(args: argparse.Namespace) -> Dataset:

@@ -56,7 +56,7 @@ class MultiHeadUNet(nn.Module):
     """
 
     def __init__(
-        self, unet: SongUNet, patch_size: int, image_channels: int, num_classes: int, wide_channels: int = 108
+        self, unet: SongUNet, patch_size: int, image_channels: int, num_classes: int, wide_channels: int = 156
     ) -> None:
         super().__init__()
         self.unet, self.patch_size = unet, patch_size
