@@ -15,8 +15,11 @@ levels as they are placed.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +27,7 @@ from torch import Tensor
 
 from rdc.errors import ConfigError
 
-__all__ = ["LEVEL_PRESETS", "SCHEMES", "WEIGHTINGS", "NoiseLevels", "noise_levels", "parse_levels"]
+__all__ = ["LEVEL_PRESETS", "SCHEMES", "WEIGHTINGS", "NoiseLevels", "levels_from_json", "noise_levels", "parse_levels"]
 
 P_MEAN, P_STD, SIGMA_DATA = -1.2, 1.2, 0.5
 
@@ -63,6 +66,10 @@ class NoiseLevels:
     def tensors(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """(sigma [T], weight [T])."""
         return tuple(torch.tensor(v, dtype=torch.float64).to(device, dtype) for v in (self.sigma, self.weight))
+
+    def to_json(self) -> dict[str, object]:
+        """Everything, as plain values: what ``parse_levels("file.json")`` and a checkpoint's recommendation hold."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
 
     def describe(self) -> dict[str, object]:
         """For reports: count, range, scheme and weighting."""
@@ -165,13 +172,18 @@ LEVEL_PRESETS: dict[str, tuple[str, int, float, float, str]] = {
 
 
 def parse_levels(text: str) -> NoiseLevels:
-    """Levels from a preset name or ``scheme:count:sigma_min:sigma_max:weighting``, e.g. ``log:8:0.8:4:flat``.
+    """Levels from a preset name, ``scheme:count:sigma_min:sigma_max:weighting`` or a JSON file.
+
+    Args:
+        text: e.g. ``edm``, ``log:8:0.8:4:flat``, or ``levels.json``: an object with the lists ``sigma`` and ``weight``.
 
     Raises:
-        ConfigError: neither a preset nor of that form.
+        ConfigError: none of these, or the file does not hold such an object.
     """
     if text in LEVEL_PRESETS:
         return noise_levels(*LEVEL_PRESETS[text])
+    if text.endswith(".json"):
+        return _levels_from_file(Path(text))
     parts = text.split(":")
     try:
         scheme, count, low, high, weighting = parts
@@ -180,6 +192,35 @@ def parse_levels(text: str) -> NoiseLevels:
         raise
     except ValueError as error:
         raise ConfigError(
-            f"levels: expected a preset ({', '.join(LEVEL_PRESETS)}) or scheme:count:sigma_min:sigma_max:weighting "
-            f"such as log:8:0.8:4:flat; got {text!r}"
+            f"levels: expected a preset ({', '.join(LEVEL_PRESETS)}), scheme:count:sigma_min:sigma_max:weighting "
+            f"such as log:8:0.8:4:flat, or a JSON file with the lists sigma and weight; got {text!r}"
         ) from error
+
+
+def _levels_from_file(path: Path) -> NoiseLevels:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"levels: expected {path} to be a JSON file with the lists sigma and weight; {error}"
+        ) from error
+    return levels_from_json(content, str(path))
+
+
+def levels_from_json(content: Any, where: str = "levels") -> NoiseLevels:
+    """The inverse of :meth:`NoiseLevels.to_json`.
+
+    Raises:
+        ConfigError: not an object with the lists of numbers ``sigma`` and ``weight``; ``where`` names it.
+    """
+    names = {"sigma", "weight", "scheme", "weighting"}
+    if not isinstance(content, dict) or not {"sigma", "weight"} <= set(content) <= names:
+        got = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise ConfigError(
+            f"{where}: expected an object with the lists sigma and weight (and the words scheme, weighting); got {got}"
+        )
+    lists = [content["sigma"], content["weight"]]
+    if not all(isinstance(values, list) and all(type(v) in (int, float) for v in values) for values in lists):
+        raise ConfigError(f"{where}: expected sigma and weight to be lists of numbers; got {lists}")
+    words = {key: str(content[key]) for key in ("scheme", "weighting") if key in content}
+    return NoiseLevels(tuple(content["sigma"]), tuple(content["weight"]), **words)

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -87,3 +89,33 @@ def test_presets_parse():
 def test_bad_levels_are_refused(sigma, weight):
     with pytest.raises(ConfigError, match="expected"):
         NoiseLevels(sigma, weight)
+
+
+def test_levels_from_a_file(tmp_path):
+    levels = NoiseLevels((0.5, 1.25, 4.0), (1.0, 2.5, 0.25), "log", "fitted")
+    path = tmp_path / "levels.json"
+    path.write_text(json.dumps(levels.to_json()))
+    assert parse_levels(str(path)) == levels and levels.describe()["weighting"] == "fitted"
+    path.write_text(json.dumps({"sigma": [1, 2.0], "weight": [3, 1]}))
+    assert parse_levels(str(path)) == NoiseLevels((1.0, 2.0), (0.75, 0.25))
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("[1, 2]", "an object with the lists sigma and weight .*got list"),
+        ('{"sigma": [1]}', "got .'sigma'"),
+        ('{"sigma": [1], "weight": [1], "levels": 3}', "got .'levels', 'sigma'"),
+        ('{"sigma": [1, "2"], "weight": [1, 1]}', "lists of numbers"),
+        ('{"sigma": [1, true], "weight": [1, 1]}', "lists of numbers"),
+        ('{"sigma": [1, 2], "weight": [1]}', "as many weights as levels"),
+        ("{", "JSON file"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path, content, match):
+    path = tmp_path / "levels.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=match):
+        parse_levels(str(path))
+    with pytest.raises(ConfigError, match="no.json"):
+        parse_levels(str(tmp_path / "no.json"))

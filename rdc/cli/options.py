@@ -19,8 +19,8 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
     group.add_argument(
         "--levels",
         metavar="LEVELS",
-        help="noise levels in place of the model's own: edm, rdc-released, or scheme:count:min:max:weighting, "
-        "e.g. log:8:0.8:4:flat",
+        help="noise levels in place of the model's own: edm, rdc-released, scheme:count:min:max:weighting, "
+        "e.g. log:8:0.8:4:flat, or a JSON file with the lists sigma and weight",
     )
     group.add_argument(
         "--lm",
