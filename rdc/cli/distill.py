@@ -13,13 +13,14 @@ from rdc.cli.training_run import (
     open_model,
     run_training,
     seeded,
+    start_from,
 )
 
 EXAMPLES = """examples:
   rdc distill --teacher runs/teacher --data fashion-mnist --out runs/student --images 500000
   rdc distill --teacher runs/teacher --out runs/student --classes-per-image 4 --noise-mean 0.2 --noise-std 0.8 --compile
 
-The student starts from the teacher's weights. A run that was stopped or killed is continued by the same command.
+The student starts from the teacher's weights, or from another student's (--init). A run that was stopped or killed is continued by the same command.
 """
 
 
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     model = parser.add_argument_group("model")
     model.add_argument("--teacher", required=True, metavar="MODEL", help="conditional model: its folder or name")
+    model.add_argument("--init", metavar="MODEL", help="start from this student, not from the teacher's weights")
     model.add_argument("--classes-per-image", type=int, default=3, metavar="M", help="distilled per image (default: 3)")
     model.add_argument("--difference-weight", type=float, default=1.0, metavar="X", help="of class differences (1.0)")
     model.add_argument("--posterior-weight", type=float, default=0.0, metavar="X", help="of naming the class (0.0)")
@@ -71,4 +73,6 @@ def run(args: argparse.Namespace) -> int:
         "teacher": fingerprint(*teacher.state_dict().values()),
         "distillation": terms,
     }
+    if args.init:
+        settings["init"] = start_from(args.init, student, config)
     return run_training(args, student.to(device), config, objective, data, settings)

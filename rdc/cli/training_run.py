@@ -121,7 +121,7 @@ def start_from(name: str, network: nn.Module, config: dict[str, Any]) -> str:
         differ = sorted(key for key in {*theirs, *config} if theirs.get(key) != config.get(key))
         raise ConfigError(
             f"--init {name}: expected a model of the same network; it differs in {', '.join(differ)}. "
-            "Choose its --network, or leave --init out"
+            "Choose what that was made with, or leave --init out"
         )
     network.load_state_dict(loaded.state_dict())
     return fingerprint(*network.state_dict().values())
