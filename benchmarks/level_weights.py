@@ -64,8 +64,8 @@ def main() -> None:
 
     for name in ("flat", "eps"):
         describe(name, torch.tensor(WEIGHTINGS[name](sigma) / WEIGHTINGS[name](sigma).sum(), dtype=torch.float32))
-    start = torch.tensor(WEIGHTINGS["flat"](sigma), dtype=torch.float32)
-    fits = {eps: fit_weights(margins, gradients, eps, start) for eps in args.fit_eps or [args.eps]}
+    starts = [torch.tensor(WEIGHTINGS[name](sigma), dtype=torch.float32) for name in ("flat", "eps", "edm")]
+    fits = {eps: fit_weights(margins, gradients, eps, starts) for eps in args.fit_eps or [args.eps]}
     for eps, weight in fits.items():
         describe(f"fitted at {255 * eps:g}/255", weight)
     single = (losses.argmin(2) == labels[:, None]).double().mean(0)

@@ -10,6 +10,8 @@ First order is a model, not an attack: check the result with APGD on images that
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -76,24 +78,31 @@ def worst_margins(weight: Tensor, margins: Tensor, gradients: Tensor, eps: float
     return (value - eps * drop).amin(1)
 
 
-def fit_weights(margins: Tensor, gradients: Tensor, eps: float, start: Tensor, steps: int = 200) -> Tensor:
+def fit_weights(
+    margins: Tensor, gradients: Tensor, eps: float, starts: Sequence[Tensor], steps: int = 200
+) -> Tensor:
     """Weights [T] >= 0, sum one, that keep most worst margins positive.
 
-    Adam on the mean of sigmoid(-a margin / median |margin|), a from 2 to 8: a count of wrong images, made smooth.
+    Adam on the mean of sigmoid(-a margin / median |margin|), a from 2 to 8: a count of wrong images, made smooth. The count
+    has local minima, so several starts are tried; the end (or the start) with the most positive worst margins is kept.
 
     Args:
         margins, gradients: as :func:`level_margins` gives them.
         eps: radius to be robust at; 0 fits clean accuracy among the rivals.
-        start: [T] >= 0, weights to start from.
+        starts: weights [T] >= 0 to start from, e.g. those of several named weightings.
         steps: of Adam.
     """
-    parameter = (start / start.sum()).clamp_min(1e-6).log().requires_grad_()
-    optimizer = torch.optim.Adam([parameter], lr=0.1)
-    for step in range(steps):
-        margin = worst_margins(parameter.softmax(0), margins, gradients, eps)
-        sharpness = 2 + 6 * step / steps
-        loss = torch.sigmoid(-sharpness * margin / margin.detach().abs().median().clamp_min(1e-30)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return parameter.detach().softmax(0)
+    found = []
+    for start in starts:
+        parameter = (start / start.sum()).clamp_min(1e-6).log().requires_grad_()
+        optimizer = torch.optim.Adam([parameter], lr=0.1)
+        for step in range(steps):
+            margin = worst_margins(parameter.softmax(0), margins, gradients, eps)
+            sharpness = 2 + 6 * step / steps
+            loss = torch.sigmoid(-sharpness * margin / margin.detach().abs().median().clamp_min(1e-30)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        found += [parameter.detach().softmax(0), start / start.sum()]
+    right = [int((worst_margins(weight, margins, gradients, eps) > 0).sum()) for weight in found]
+    return found[max(range(len(found)), key=right.__getitem__)]

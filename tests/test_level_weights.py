@@ -44,11 +44,16 @@ def test_fit_finds_the_level_that_holds():
     gradients = torch.tensor([[[[30.0, -30.0]], [[3.0, 3.0]], [[0.0, 0.0]]]]).repeat(20, 1, 1, 1)
     start = torch.tensor([1.0, 1.0, 1.0])
     assert worst_margins(start / 3, margins, gradients, 0.1).max() < 0
-    weight = fit_weights(margins, gradients, 0.1, start)
+    weight = fit_weights(margins, gradients, 0.1, [start])
     torch.testing.assert_close(weight.sum(), torch.tensor(1.0))
     assert weight[1] > 0.8 and worst_margins(weight, margins, gradients, 0.1).min() > 0
-    clean = fit_weights(margins, gradients, 0.0, start)
-    assert clean[0] > 0.8
+    assert fit_weights(margins, gradients, 0.0, [start])[0] > 0.8
+
+
+def test_fit_keeps_the_best_start():
+    margins, gradients = torch.tensor([[[1.0], [-1.0]]]).repeat(4, 1, 1), torch.zeros(4, 2, 1, 3)
+    good, bad = torch.tensor([3.0, 1.0]), torch.tensor([1.0, 3.0])
+    torch.testing.assert_close(fit_weights(margins, gradients, 0.1, [bad, good], steps=0), good / 4)
 
 
 def test_too_many_rivals_are_refused():
