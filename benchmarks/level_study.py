@@ -97,10 +97,11 @@ def plot(rows: dict[str, dict], path: Path) -> None:
 
 
 def _words(name: str) -> str:
-    if ":" not in name:
-        return name
-    scheme, count, low, high, weighting = name.split(":")
-    return f"{weighting}, {count} {scheme} levels in [{low}, {high}]"
+    levels, *lm = name.split()
+    if levels.count(":") == 4:
+        scheme, count, low, high, weighting = levels.split(":")
+        levels = f"{weighting}, {count} {scheme} levels in [{low}, {high}]"
+    return ", ".join([Path(levels).name, *lm])
 
 
 def main() -> None:
@@ -113,19 +114,25 @@ def main() -> None:
     parser.add_argument(
         "--settings", nargs="*", default=SETTINGS, help="scheme:count:min:max:weighting or preset names"
     )
+    parser.add_argument(
+        "--lm", nargs="*", default=["none"], help="likelihood maximisation, each with every setting (default: none)"
+    )
+    parser.add_argument("--gradient", default="exact", choices=("exact", "bpda"))
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data-root", help="folder of Fashion-MNIST")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/levels.json"))
     parser.add_argument("--plot", type=Path, help="PNG to draw")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     data = holdout(args.n, args.data_root)
     base = rdc.load(args.model)
     study = read_json(args.out) if args.out.exists() else {"settings": {}}
-    for setting in tqdm(args.settings, unit="setting"):
-        if setting in study["settings"]:
+    for levels, lm in tqdm([(levels, lm) for levels in args.settings for lm in args.lm], unit="setting"):
+        name = levels if lm == "none" else f"{levels} {lm} {args.gradient}"
+        if name in study["settings"]:
             continue
-        study["settings"][setting] = measure(
-            base.with_(levels=rdc.parse_levels(setting), lm=None), data, args.eps, args.steps, args.batch
-        )
+        classifier = base.with_(levels=rdc.parse_levels(levels), lm=lm, gradient=args.gradient)
+        study["settings"][name] = measure(classifier, data, args.eps, args.steps, args.batch)
         study |= {
             "model": args.model,
             "command": "python " + " ".join(sys.argv),
@@ -133,8 +140,8 @@ def main() -> None:
             "torch": torch.__version__,
         }
         write_json(args.out, study)
-        row = study["settings"][setting]
-        tqdm.write(f"{setting:28s} clean {row['clean']:.3f}  robust {row['robust']:.3f}  {row['seconds']:.0f} s")
+        row = study["settings"][name]
+        tqdm.write(f"{name:28s} clean {row['clean']:.3f}  robust {row['robust']:.3f}  {row['seconds']:.0f} s")
     if args.plot:
         plot(study["settings"], args.plot)
 
