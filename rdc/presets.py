@@ -54,7 +54,7 @@ def load(name: str | os.PathLike[str], *, device: str | torch.device = "cpu", **
         raise ConfigError(f"{path}: expected a class-conditional network; this one has no classes and cannot classify")
     denoiser = make_denoiser(network.to(device, memory_format=torch.channels_last), config)
     recommended = {key: value for key, value in info.get("classifier", {}).items() if value is not None}
-    if isinstance(recommended.get("levels"), dict):
+    if "levels" not in settings and isinstance(recommended.get("levels"), dict):
         recommended["levels"] = levels_from_json(recommended["levels"], f"{path}: recommended levels")
     defaults = {"levels": DEFAULT_LEVELS, **recommended, "class_names": info.get("class_names")}
     return DiffusionClassifier(denoiser, **{**defaults, **settings})

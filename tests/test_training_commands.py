@@ -145,6 +145,23 @@ def test_distill_starts_from_the_teacher(teacher: Path, data: Path, tmp_path: Pa
     assert {"loss", "distilled", "differences"} <= set(rows[-1])
 
 
+def test_distill_can_start_from_another_student(teacher: Path, data: Path, tmp_path: Path, capsys) -> None:
+    command = ["distill", "--teacher", str(teacher), "--data", str(data), *FAST]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main([*command, "--out", str(first), "--wide-channels", "8", "--lr", "1e-3"]) == 0
+    again = ["--init", str(first), "--classes-per-image", "0", "--posterior-weight", "1", "--lr", "1e-7"]
+    assert main([*command, "--out", str(second), "--wide-channels", "8", *again]) == 0
+    begun = dict(load_model(first)[0].named_parameters())
+    taught = dict(load_model(teacher)[0].named_parameters())
+    network, _, info = load_model(second)
+    assert len(info["init"]) == 8
+    for name, p in network.named_parameters():
+        torch.testing.assert_close(p, begun[name], rtol=0, atol=2e-6)
+    assert any(not torch.equal(p, taught[f"unet.{name}"]) for name, p in network.unet.named_parameters())
+    assert main([*command, "--out", str(tmp_path / "no"), "--wide-channels", "16", "--init", str(first)]) == 2
+    assert "it differs in wide_channels" in capsys.readouterr().err
+
+
 def test_sample_draws_the_asked_for_grid(teacher: Path, tmp_path: Path) -> None:
     def grid(name: str, *options: str) -> bytes:
         command = ["sample", str(teacher), "--out", str(tmp_path / name), "--per-class", "2", "--steps", "3", "--quiet"]
