@@ -53,7 +53,9 @@ def level_margins(
     rows = sigma.repeat(count)
     values, slopes = [], []
     for classes in (labels, *wrong.T):
-        leaf = pixels.detach().repeat_interleave(levels, 0).requires_grad_()  # a copy for each level: one pass, all gradients
+        leaf = (
+            pixels.detach().repeat_interleave(levels, 0).requires_grad_()
+        )  # a copy for each level: one pass, all gradients
         x0, s = 2 * leaf - 1, rows[:, None, None, None]
         x_t = x0 + s * noise.repeat(count, 1, 1, 1)
         f = denoiser.f(x_t, rows, classes.repeat_interleave(levels))
@@ -78,9 +80,7 @@ def worst_margins(weight: Tensor, margins: Tensor, gradients: Tensor, eps: float
     return (value - eps * drop).amin(1)
 
 
-def fit_weights(
-    margins: Tensor, gradients: Tensor, eps: float, starts: Sequence[Tensor], steps: int = 200
-) -> Tensor:
+def fit_weights(margins: Tensor, gradients: Tensor, eps: float, starts: Sequence[Tensor], steps: int = 200) -> Tensor:
     """Weights [T] >= 0, sum one, that keep most worst margins positive.
 
     Adam on the mean of sigmoid(-a margin / median |margin|), a from 2 to 8: a count of wrong images, made smooth. The count

@@ -184,7 +184,13 @@ def test_presets_with_changes():
     )
     assert resolve_lm(text) == expected
     every = resolve_lm("released,optimizer=sgd,step_size=1/255,normalize=l1,eta=none,clamp=false,noise=same,seed=7")
-    assert (every.optimizer, every.step_size, every.normalize, every.eta, every.clamp) == ("sgd", 1 / 255, "l1", None, 0)
+    assert (every.optimizer, every.step_size, every.normalize, every.eta, every.clamp) == (
+        "sgd",
+        1 / 255,
+        "l1",
+        None,
+        0,
+    )
     assert (every.noise, every.seed) == ("same", 7)
     assert resolve_lm("paper-v1,levels=none,levels_per_step=2").levels is None
     assert len(resolve_lm("paper-v2,levels=log:4:0.5:2:flat").levels) == 4

@@ -37,4 +37,6 @@ def test_recommended_levels_are_checked(tmp_path):
     (tmp_path / "model.json").write_text(json.dumps(described))
     with pytest.raises(ConfigError, match="recommended levels: expected an object with the lists sigma and weight"):
         rdc.load(tmp_path)
-    assert len(rdc.load(tmp_path, levels="log:3:1:2:flat").levels) == 3  # a choice of one's own is possible all the same
+    assert (
+        len(rdc.load(tmp_path, levels="log:3:1:2:flat").levels) == 3
+    )  # a choice of one's own is possible all the same

@@ -20,7 +20,8 @@ EXAMPLES = """examples:
   rdc distill --teacher runs/teacher --data fashion-mnist --out runs/student --images 500000
   rdc distill --teacher runs/teacher --out runs/student --classes-per-image 4 --noise-mean 0.2 --noise-std 0.8 --compile
 
-The student starts from the teacher's weights, or from another student's (--init). A run that was stopped or killed is continued by the same command.
+The student starts from the teacher's weights, or from another student's (--init). A run that was stopped or killed is
+continued by the same command.
 """
 
 

@@ -58,9 +58,7 @@ def run(args: argparse.Namespace) -> int:
         "wrong_classes": args.wrong_classes,
         "posterior_scale": args.posterior_scale,
     }
-    objective = ConditionalObjective(
-        data.num_classes, noise, config["sigma_data"], args.label_dropout, **posterior
-    )
+    objective = ConditionalObjective(data.num_classes, noise, config["sigma_data"], args.label_dropout, **posterior)
     with seeded(args.seed):
         network = build_network(config)
     settings = {"command": "train", "noise": [noise.mean, noise.std], "label_dropout": args.label_dropout}

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdc.networks.blocks import Conv2d, GroupNorm, UNetBlock
+from rdc.networks.blocks import GroupNorm, UNetBlock
 from rdc.networks.unet import SongUNet
 
 __all__ = ["MultiHeadUNet", "PatchUNet"]
