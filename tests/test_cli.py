@@ -35,7 +35,7 @@ def evaluation_of(tiny, out, *more):
         "--n",
         "40",
         "--eps",
-        "16/255",
+        "4/255",
         "--out",
         str(out),
         "--quiet",
