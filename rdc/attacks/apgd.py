@@ -50,9 +50,10 @@ def apgd(
     redraw: Callable[[], object] | None = None,
     logit_scale: float | str = "auto",
     verify: bool = True,
+    start: Tensor | None = None,
     progress: Progress | None = None,
 ) -> AttackResult:
-    """Auto-PGD with the cross-entropy, DLR or margin loss; every restart, the first too, starts at random.
+    """Auto-PGD with the cross-entropy, DLR or margin loss; every restart starts at random, unless ``start`` is given.
 
     Args:
         model: pixels [n, C, H, W] in [0, 1] -> logits [n, K]; each row depends on its own image only; in eval mode.
@@ -68,6 +69,7 @@ def apgd(
         redraw: called before each model call, makes a random model draw fresh noise.
         logit_scale: ``"auto"`` or a number > 0, for ``ce``.
         verify: evaluate x_adv once more at the end (not for random models).
+        start: [N, C, H, W], where restart 0 begins (projected into the budget) in place of a random point.
         progress: called after each step with attack, step, steps, restart, restarts, active, robust, total.
 
     Returns:
@@ -80,7 +82,7 @@ def apgd(
     Source: Croce & Hein 2020 (arXiv 2003.01690), Algorithm 1; see the module docstring.
     """
     objective = Objective(model, loss, eot=eot, redraw=redraw, logit_scale=logit_scale)
-    schedule = Schedule(seed, image_ids, steps, restarts, True, verify, progress)
+    schedule = Schedule(seed, image_ids, steps, restarts, True, verify, progress, start)
     return run_attack("apgd", objective, x, y, threat, lambda clean: _ApgdRule(clean, threat, steps), schedule)
 
 

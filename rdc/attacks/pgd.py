@@ -45,6 +45,7 @@ def pgd(
     redraw: Callable[[], object] | None = None,
     logit_scale: float | str = "auto",
     verify: bool = True,
+    start: Tensor | None = None,
     progress: Progress | None = None,
 ) -> AttackResult:
     """PGD: x <- project(x + step_size * direction), the gradient's sign (l_inf) or the unit gradient (l_2).
@@ -65,6 +66,7 @@ def pgd(
         redraw: called before each model call, makes a random model draw fresh noise.
         logit_scale: ``"auto"`` or a number > 0, for ``ce``.
         verify: evaluate x_adv once more at the end (not for random models).
+        start: [N, C, H, W], where restart 0 begins (projected into the budget) in place of its own start.
         progress: called after each step with attack, step, steps, restart, restarts, active, robust, total.
 
     Returns:
@@ -85,7 +87,7 @@ def pgd(
             f"{restarts} restarts without a random start would all be the same; use restarts=1 or random_start=True"
         )
     objective = Objective(model, loss, eot=eot, redraw=redraw, logit_scale=logit_scale)
-    schedule = Schedule(seed, image_ids, steps, restarts, random_start, verify, progress)
+    schedule = Schedule(seed, image_ids, steps, restarts, random_start, verify, progress, start)
     return run_attack("pgd", objective, x, y, threat, lambda clean: _PgdRule(clean, threat, step_size), schedule)
 
 
@@ -104,6 +106,7 @@ class Schedule:
     random_start: bool
     verify: bool
     progress: Progress | None
+    start: Tensor | None = None
 
     def __post_init__(self) -> None:
         for what, least in (("seed", 0), ("steps", 1), ("restarts", 1)):
@@ -140,6 +143,8 @@ def run_attack(
         InputError: see ``pgd``. RdcError: a budget was broken.
     """
     ids = check_images(x, y, schedule.image_ids)
+    if schedule.start is not None and schedule.start.shape != x.shape:
+        raise InputError(f"start: expected images {list(x.shape)}, got {list(schedule.start.shape)}")
     x, y = x.detach(), y.to(x.device)
     *clean, scale = objective.start(x, y)  # clean: right, NaN logits
     record = AttackRecord(x, *clean)
@@ -149,7 +154,9 @@ def run_attack(
         if rows.numel() == 0:
             break
         start = x[rows]
-        if schedule.random_start:
+        if schedule.start is not None and restart == 0:
+            start = project(schedule.start[rows], start, threat.eps, threat.norm)
+        elif schedule.random_start:
             of = [ids[row] for row in rows.tolist()]
             start = random_start(start, threat.eps, threat.norm, seed=schedule.seed, image_ids=of, restart=restart)
         for step, active in _restart(objective, record, make_rule(x[rows]), start, rows, y, scale, steps, restart):
