@@ -8,6 +8,7 @@ An ordinary ``nn.Module``: [0, 1] NCHW -> [N, K], so that any attack library tak
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,11 +19,17 @@ from torch.utils.checkpoint import checkpoint
 from rdc.denoiser import Denoiser
 from rdc.errors import ConfigError, InputError
 from rdc.likelihood import log_posterior, resolve_scale
-from rdc.likelihood_maximization import LikelihoodMaximization, lm_evaluations, maximize_likelihood, resolve_lm
+from rdc.likelihood_maximization import (
+    LikelihoodMaximization,
+    lm_evaluations,
+    lm_penalty,
+    maximize_likelihood,
+    resolve_lm,
+)
 from rdc.noise import NoisePlan
 from rdc.timesteps import NoiseLevels, parse_levels
 
-__all__ = ["DiffusionClassifier"]
+__all__ = ["DiffusionClassifier", "graph_bytes"]
 
 
 class DiffusionClassifier(nn.Module):
@@ -159,10 +166,52 @@ class DiffusionClassifier(nn.Module):
         """LM alone: pixels [N, C, H, W] in [0, 1] -> pixels; the input itself when there is no LM."""
         return (self._uphill(self._prepare(pixels), self._draw) + 1) / 2
 
+    def purify(self, pixels: Tensor) -> Tensor:
+        """:meth:`maximize_likelihood`, by the name that every defence has."""
+        return self.maximize_likelihood(pixels)
+
     def redraw(self) -> None:
         """Go to the next noise draw (policy "fresh" does so by itself in every call)."""
         if self.noise.policy == "fresh":
             self._draw += 1
+
+    # --- what adaptive attacks ask for ----------------------------------------------------------------------------
+    stochastic = True  # the noise policy changes what is computed
+
+    @property
+    def purifies(self) -> bool:
+        """Whether the input is changed first, so that the exact gradient and BPDA differ."""
+        return self.lm is not None
+
+    def set_draw(self, draw: int) -> None:
+        """Use this draw in the next call (under policy "fresh" the calls after it go on from there)."""
+        self._draw = int(draw)
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether :meth:`penalty` can be asked for."""
+        return self.lm is not None
+
+    def penalty(self, pixels: Tensor) -> Tensor:
+        """Likelihood maximisation's own objective [N] at pixels [N, C, H, W], over its own draws; differentiable.
+
+        Raises:
+            ConfigError: there is no likelihood maximisation.
+        """
+        if self.lm is None:
+            raise ConfigError('penalty: expected likelihood maximisation, e.g. lm="paper-v2"; this classifier has none')
+        x0 = self._prepare(pixels)
+        self.network_evaluations += len(x0) * lm_evaluations(self.lm)
+        return lm_penalty(self.denoiser, x0, self.lm, self._draw, self._rows_that_fit(x0))
+
+    def surrogates(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Stand-ins for a transfer attack: "plain" (no LM), "one-step" (LM with N = 1), "fresh" (other noise)."""
+        found: dict[str, Callable[[Tensor], Tensor]] = {}
+        if self.lm is not None:
+            found["plain"] = self.with_(lm=None)
+            found["one-step"] = self.with_(lm=dataclasses.replace(self.lm, steps=1, name="one step"))
+        found["fresh"] = self.with_(noise="fresh", noise_seed=self.noise.seed + 1)
+        return found
 
     # --- parts ----------------------------------------------------------------------------------------------------
     def _prepare(self, pixels: Tensor) -> Tensor:
@@ -225,11 +274,11 @@ class DiffusionClassifier(nn.Module):
     def _rows_that_fit(self, like: Tensor) -> int:
         """Network rows (one image at one level and class) whose graph fits the budget; measured once, on one row."""
         if self._row_bytes is None:
-            self._row_bytes = _graph_bytes(self.denoiser, like)
+            self._row_bytes = graph_bytes(self.denoiser, like)
         return max(1, int(self.memory_budget_mb * 2**20 / self._row_bytes))
 
 
-def _graph_bytes(denoiser: Denoiser, like: Tensor) -> int:
+def graph_bytes(denoiser: Denoiser, like: Tensor) -> int:
     """Bytes that autograd keeps for one network row."""
     seen: dict[int, int] = {}
 

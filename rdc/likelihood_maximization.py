@@ -19,13 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from rdc.denoiser import Denoiser
 from rdc.errors import ConfigError
 from rdc.noise import NoisePlan
 from rdc.timesteps import NoiseLevels, noise_levels, parse_levels
 
-__all__ = ["LM_PRESETS", "LikelihoodMaximization", "maximize_likelihood", "resolve_lm"]
+__all__ = ["LM_PRESETS", "LikelihoodMaximization", "lm_penalty", "maximize_likelihood", "resolve_lm"]
 
 OPTIMIZERS = ("momentum", "adam", "rmsprop", "sgd")
 
@@ -204,6 +205,28 @@ def lm_loss(denoiser: Denoiser, x: Tensor, settings: LikelihoodMaximization, ste
     if settings.loss == "x0":
         error = error * denoiser.precondition.c_out(rows) ** 2
     return error.unflatten(0, (len(x), len(sigma))) @ weight
+
+
+def lm_penalty(denoiser: Denoiser, x0: Tensor, settings: LikelihoodMaximization, draw: int, rows: int) -> Tensor:
+    """LM's objective at x0, mean over the levels and noise that its steps would draw: [N], differentiable.
+
+    Args:
+        denoiser, settings, draw: as of :func:`maximize_likelihood`.
+        x0: [N, C, H, W] in [-1, 1].
+        rows: network rows whose graph fits the memory; more are cut into pieces that the backward pass rebuilds.
+    """
+    levels = len(settings.levels) if settings.levels is not None else settings.levels_per_step
+    parts = []
+    for part in x0.split(max(1, rows // levels)):
+        total = part.new_zeros(len(part))
+        for step in range(settings.steps):
+            if part.requires_grad and torch.is_grad_enabled():
+                options = {"use_reentrant": False, "preserve_rng_state": False}
+                total = total + checkpoint(lm_loss, denoiser, part, settings, step, draw, **options)
+            else:
+                total = total + lm_loss(denoiser, part, settings, step, draw)
+        parts.append(total / settings.steps)
+    return torch.cat(parts)
 
 
 def _direction(

@@ -1,9 +1,9 @@
-"""l_inf and l_2 balls around an image, cut by the pixel box [0, 1]: projection, random points, steepest ascent.
+"""l_inf, l_2 and l_1 balls around an image, cut by the pixel box [0, 1]: projection, random points, steepest ascent.
 
 Budgets hold to the last bit, by construction: a float32 image that leaves ``project`` satisfies, evaluated in float64,
 
-    l_inf:  max_i |x_adv_i - x_i| <= eps           l_2:  sqrt(sum_i (x_adv_i - x_i)^2) <= eps           0 <= x_adv_i <=
-        1
+    l_inf:  max_i |x_adv_i - x_i| <= eps        l_2:  sqrt(sum_i (x_adv_i - x_i)^2) <= eps        0 <= x_adv_i <= 1
+    l_1:    sum_i |x_adv_i - x_i| <= eps
 
 because bounds and displacements are computed in float64 and then rounded to float32 *towards x*. Sums over pixels run
 in a fixed pairwise order made of element-wise additions, so an image's result is the same bits in any batch.
@@ -11,7 +11,7 @@ in a fixed pairwise order made of element-wise additions, so an image's result i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -19,14 +19,24 @@ from torch import Tensor
 
 from rdc.errors import ConfigError, RdcError
 
-__all__ = ["NORMS", "check_budget", "distance", "linf_bounds", "project", "random_start", "steepest_direction"]
+__all__ = [
+    "NORMS",
+    "check_budget",
+    "crossing",
+    "distance",
+    "linf_bounds",
+    "project",
+    "random_start",
+    "row_sum",
+    "steepest_direction",
+]
 
-NORMS = ("linf", "l2")
+NORMS = ("linf", "l2", "l1")
 
-# Relative slack of the l_2 radius: far above the rounding of a float64 sum over an image, far below a float32 ulp.
+# Relative slack of the l_2 and l_1 radius: far above the rounding of a float64 sum over an image, far below a float32 ulp.
 # Points already inside the wider of the two limits stay as they are, which makes the projection idempotent.
-_L2_KEEP = 1.0 - 2.0**-41
-_L2_TARGET = 1.0 - 2.0**-40
+_KEEP = 1.0 - 2.0**-41
+_TARGET = 1.0 - 2.0**-40
 _L2_MAX_ROUNDS = 64
 
 # Word of the Philox counter that separates these draws from any other use of the same (seed, image) key.
@@ -40,7 +50,7 @@ def project(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
         x_adv: [N, C, H, W] any floating dtype, the point to project, finite.
         x: [N, C, H, W] float32 in [0, 1], the centre.
         eps: radius in [0, 1] pixel units, >= 0.
-        norm: ``"linf"`` or ``"l2"``.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
 
     Returns:
         [N, C, H, W] float32, within the budget to the last bit; float32 points already inside come back unchanged.
@@ -50,13 +60,22 @@ def project(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
 
     Source: l_inf is a clamp. l_2 with a box: by the KKT conditions the solution is clip(x + s (x_adv - x)) with the
         scalar s in [0, 1] that makes the displacement's norm eps (or s = 1 inside); s is found by an active-set
-        iteration.
+        iteration. l_1 with a box: each displacement w_i shrinks to min(max(|w_i| - u, 0), room_i) with the one u >= 0
+        that uses up eps (Croce & Hein 2021, arXiv 2103.01208, Proposition 2.1), found in the sorted break points.
     """
     _check_norm(norm)
     if norm == "linf":
         lower, upper = linf_bounds(x, eps)
         return torch.minimum(torch.maximum(x_adv.to(torch.float32), lower), upper)
-    return _project_l2(x_adv, x, eps)
+    centre = x.double().flatten(1)  # [N, D]
+    wanted = x_adv.double().flatten(1) - centre
+    room = torch.where(wanted > 0, 1.0 - centre, centre)  # how far each pixel may go in its direction
+    step = (_l2_step if norm == "l2" else _l1_step)(wanted.abs(), room, eps)
+    exact = centre + torch.where(wanted > 0, step, -step)
+    rounded = exact.float()
+    beyond = (rounded.double() - centre).abs() > step
+    rounded = torch.where(beyond, torch.nextafter(rounded, centre.float()), rounded)
+    return rounded.clamp(0.0, 1.0).view_as(x)
 
 
 def linf_bounds(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -83,7 +102,7 @@ def distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
     Args:
         x_adv: [N, C, H, W] any floating dtype.
         x: [N, C, H, W].
-        norm: ``"linf"`` or ``"l2"``.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
 
     Returns:
         [N] float64, in [0, 1] pixel units.
@@ -93,15 +112,20 @@ def distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
     """
     _check_norm(norm)
     difference = (x_adv.double() - x.double()).flatten(1)
-    return difference.abs().amax(dim=1) if norm == "linf" else _row_norm(difference)
+    if norm == "linf":
+        return difference.abs().amax(dim=1)
+    return _row_norm(difference) if norm == "l2" else row_sum(difference.abs())
 
 
-def steepest_direction(gradient: Tensor, norm: str) -> Tensor:
+def steepest_direction(gradient: Tensor, norm: str, pixels: Tensor | int = 1) -> Tensor:
     """Direction of steepest ascent of unit length in the given norm; zero where the gradient is zero.
 
     Args:
         gradient: [N, C, H, W] floating, finite.
-        norm: ``"linf"`` (sign of the gradient) or ``"l2"`` (gradient over its length; float64, so nothing underflows).
+        norm: ``"linf"`` (sign of the gradient), ``"l2"`` (gradient over its length; float64, so nothing underflows) or
+            ``"l1"`` (equal steps, by sign, in the ``pixels`` largest entries).
+        pixels: l_1 only: how many entries move, >= 1, a number or [N] int64. 1 is the steepest; a pixel's room is
+            small, so attacks spread.
 
     Returns:
         [N, C, H, W] float64.
@@ -113,12 +137,14 @@ def steepest_direction(gradient: Tensor, norm: str) -> Tensor:
     gradient = gradient.double()
     if norm == "linf":
         return gradient.sign()
+    if norm == "l1":
+        return _largest(gradient.flatten(1), pixels).view_as(gradient)
     length = _row_norm(gradient.flatten(1)).view(-1, *[1] * (gradient.dim() - 1))
     return torch.where(length > 0, gradient / torch.where(length > 0, length, 1.0), 0.0)
 
 
 def random_start(x: Tensor, eps: float, norm: str, *, seed: int, image_ids: Sequence[int], restart: int) -> Tensor:
-    """A random point of each ball, projected onto [0, 1]: uniform in the cube (l_inf) or in the ball (l_2).
+    """A random point of each ball, projected onto [0, 1]: uniform in the cube (l_inf) or in the ball (l_2, l_1).
 
     Counter-based (Philox keyed by seed and image id, the restart in its counter): a start depends on
     (seed, image id, restart) and on nothing else, neither on the batch nor on any global generator nor on the device.
@@ -126,7 +152,7 @@ def random_start(x: Tensor, eps: float, norm: str, *, seed: int, image_ids: Sequ
     Args:
         x: [N, C, H, W] float32 in [0, 1].
         eps: radius in [0, 1] pixel units.
-        norm: ``"linf"`` or ``"l2"``.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         seed: 0 <= seed < 2^64.
         image_ids: N integers, 0 <= id < 2^64.
         restart: number of the restart, >= 0.
@@ -147,6 +173,10 @@ def random_start(x: Tensor, eps: float, norm: str, *, seed: int, image_ids: Sequ
         )
         if norm == "linf":
             offsets[row] = eps * (2.0 * generator.random(pixels) - 1.0)
+        elif norm == "l1":  # spacings of exponentials are uniform in the simplex
+            spacing = generator.standard_exponential(pixels + 1)
+            side = np.where(generator.random(pixels) < 0.5, -eps, eps)
+            offsets[row] = side * (spacing[:-1] / spacing.sum())
         else:
             direction = generator.standard_normal(pixels)
             offsets[row] = direction * (eps * generator.random() ** (1.0 / pixels) / np.linalg.norm(direction))
@@ -160,7 +190,7 @@ def check_budget(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> None:
         x_adv: [N, C, H, W] float32.
         x: [N, C, H, W] float32.
         eps: radius in [0, 1] pixel units.
-        norm: ``"linf"`` or ``"l2"``.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
 
     Raises:
         RdcError: a budget or the pixel range is violated, or a pixel is NaN; says which image and by how much.
@@ -181,18 +211,81 @@ def check_budget(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> None:
         )
 
 
-def _project_l2(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
-    centre = x.double().flatten(1)  # [N, D]
-    wanted = x_adv.double().flatten(1) - centre
-    length = wanted.abs()
-    room = torch.where(wanted > 0, 1.0 - centre, centre)  # how far each pixel may go in its direction
-    scale = _ball_box_scale(length, room, eps)
-    step = torch.minimum(scale[:, None] * length, room)
-    exact = centre + torch.where(wanted > 0, step, -step)
-    rounded = exact.float()
-    beyond = (rounded.double() - centre).abs() > step
-    rounded = torch.where(beyond, torch.nextafter(rounded, centre.float()), rounded)
-    return rounded.clamp(0.0, 1.0).view_as(x)
+def row_sum(values: Tensor) -> Tensor:
+    """Sum of each row, pairwise in a fixed order: torch's own reductions may change theirs with N, threads and device.
+
+    Args:
+        values: [N, D], D >= 1.
+
+    Returns:
+        [N].
+    """
+    while values.shape[1] > 1:
+        if values.shape[1] % 2:
+            values = torch.nn.functional.pad(values, (0, 1))
+        half = values.shape[1] // 2
+        values = values[:, :half] + values[:, half:]
+    return values[:, 0]
+
+
+def crossing(breaks: Tensor, value: Callable[[Tensor], Tensor], target: Tensor) -> Tensor:
+    """Where each row's piecewise linear, non-decreasing function takes its target.
+
+    Args:
+        breaks: [N, M] float64, each row sorted: the function is linear between neighbours.
+        value: points [N] -> values [N] float64, row by row.
+        target: [N] float64; outside the range of the values, the nearer end is returned.
+
+    Returns:
+        [N] float64: a binary search for the piece (log2 M calls), then one interpolation.
+    """
+    low = torch.zeros(len(breaks), dtype=torch.int64, device=breaks.device)
+    high = torch.full_like(low, breaks.shape[1] - 1)
+    for _ in range(max(1, breaks.shape[1] - 1).bit_length()):
+        middle = (low + high + 1) // 2
+        below = value(breaks.gather(1, middle[:, None])[:, 0]) <= target
+        low, high = torch.where(below, middle, low), torch.where(below, high, torch.maximum(middle - 1, low))
+    left = breaks.gather(1, low[:, None])[:, 0]
+    right = breaks.gather(1, (low + 1).clamp(max=breaks.shape[1] - 1)[:, None])[:, 0]
+    from_left = value(left)
+    rise = value(right) - from_left
+    share = torch.where(rise > 0, (target - from_left) / torch.where(rise > 0, rise, 1.0), 0.0).clamp(0.0, 1.0)
+    return left + share * (right - left)
+
+
+def _l2_step(length: Tensor, room: Tensor, eps: float) -> Tensor:
+    return torch.minimum(_ball_box_scale(length, room, eps)[:, None] * length, room)
+
+
+def _l1_step(length: Tensor, room: Tensor, eps: float) -> Tensor:
+    """Lengths of the l_1 projection's displacements: [N, D], [N, D] float64 -> [N, D]."""
+    whole = torch.minimum(length, room)
+    inside = row_sum(whole) <= eps * _KEEP
+    if bool(inside.all()):
+        return whole
+
+    def shrunk(by: Tensor) -> Tensor:
+        return torch.minimum((length - by[:, None]).clamp(min=0.0), room)
+
+    breaks = torch.cat([length, (length - room).clamp(min=0.0), torch.zeros_like(length[:, :1])], dim=1)
+    target = eps * _TARGET
+    by = crossing(breaks.sort(dim=1).values, lambda by: -row_sum(shrunk(by)), torch.full_like(length[:, 0], -target))
+    step = shrunk(by)
+    total = row_sum(step)  # target, but for rounding: length and eps may be far apart
+    step = step * torch.where(total > target, target / torch.where(total > 0, total, 1.0), 1.0)[:, None]
+    return torch.where(inside[:, None], whole, step)
+
+
+def _largest(gradient: Tensor, pixels: Tensor | int) -> Tensor:
+    """[N, D] -> [N, D]: sign / number in the ``pixels`` entries of largest size (first come first), 0 elsewhere."""
+    size = gradient.abs()
+    order = size.argsort(dim=1, descending=True, stable=True)
+    count = torch.as_tensor(pixels, device=gradient.device).reshape(-1, 1)
+    chosen = torch.zeros_like(size).scatter(
+        1, order, (torch.arange(size.shape[1], device=size.device) < count).expand(size.shape).to(size.dtype)
+    )
+    unit = gradient.sign() * chosen
+    return unit / row_sum(unit.abs()).clamp(min=1.0)[:, None]
 
 
 def _ball_box_scale(length: Tensor, room: Tensor, eps: float) -> Tensor:
@@ -203,13 +296,13 @@ def _ball_box_scale(length: Tensor, room: Tensor, eps: float) -> Tensor:
     changes.
     """
     total = _row_norm(length)
-    inside = _row_norm(torch.minimum(length, room)) <= eps * _L2_KEEP
-    target = eps * _L2_TARGET
+    inside = _row_norm(torch.minimum(length, room)) <= eps * _KEEP
+    target = eps * _TARGET
     scale = torch.where(inside, 1.0, target / torch.where(total > 0, total, 1.0))
     for _ in range(_L2_MAX_ROUNDS):  # every round's scale is feasible, so the cap can only leave budget unused
         stopped = scale[:, None] * length >= room
-        left = target**2 - _row_sum(torch.where(stopped, room, 0.0).square())
-        free = _row_sum(torch.where(stopped, 0.0, length).square())
+        left = target**2 - row_sum(torch.where(stopped, room, 0.0).square())
+        free = row_sum(torch.where(stopped, 0.0, length).square())
         better = (
             torch.where(free > 0, left.clamp(min=0.0) / torch.where(free > 0, free, 1.0), 0.0).sqrt().clamp(max=1.0)
         )
@@ -221,17 +314,7 @@ def _ball_box_scale(length: Tensor, room: Tensor, eps: float) -> Tensor:
 
 
 def _row_norm(values: Tensor) -> Tensor:
-    return _row_sum(values.square()).sqrt()
-
-
-def _row_sum(values: Tensor) -> Tensor:
-    """[N, D] -> [N], pairwise in a fixed order: torch's own reductions may change theirs with N, threads and device."""
-    while values.shape[1] > 1:
-        if values.shape[1] % 2:
-            values = torch.nn.functional.pad(values, (0, 1))
-        half = values.shape[1] // 2
-        values = values[:, :half] + values[:, half:]
-    return values[:, 0]
+    return row_sum(values.square()).sqrt()
 
 
 def _check_norm(norm: str) -> None:

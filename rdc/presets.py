@@ -28,7 +28,7 @@ MODELS: dict[str, str] = {
 DEFAULT_LEVELS = "log:12:0.3:4:flat"
 
 
-def load(name: str | os.PathLike[str], *, device: str | torch.device = "cpu", **settings: Any) -> DiffusionClassifier:
+def load(name: str | os.PathLike[str], *, device: str | torch.device = "cpu", **settings: Any) -> Any:
     """Load a classifier with its recommended settings.
 
     Args:
@@ -38,7 +38,8 @@ def load(name: str | os.PathLike[str], *, device: str | torch.device = "cpu", **
             ``gradient="bpda"``, ``noise="fresh"``.
 
     Returns:
-        A classifier in eval mode: pixels [N, C, H, W] in [0, 1] -> log-probabilities [N, K].
+        A classifier in eval mode: pixels [N, C, H, W] in [0, 1] -> log-probabilities [N, K]. For a checkpoint of
+        ``rdc train --method standard`` and the like a ``rdc.defences.PlainClassifier``: logits [N, K].
 
     Raises:
         ConfigError: no shipped model or file has that name, or a setting is unknown.
@@ -50,6 +51,8 @@ def load(name: str | os.PathLike[str], *, device: str | torch.device = "cpu", **
             f"model: expected {', '.join(MODELS)} or the path of a checkpoint; got {str(name)!r}, and no such file exists"
         )
     network, config, info = load_model(path)
+    if config["kind"] == "resnet":
+        return _discriminative(network.to(device), config, info, settings, path)
     if not config.get("num_classes"):
         raise ConfigError(f"{path}: expected a class-conditional network; this one has no classes and cannot classify")
     denoiser = make_denoiser(network.to(device, memory_format=torch.channels_last), config)
@@ -58,6 +61,24 @@ def load(name: str | os.PathLike[str], *, device: str | torch.device = "cpu", **
         recommended["levels"] = levels_from_json(recommended["levels"], f"{path}: recommended levels")
     defaults = {"levels": DEFAULT_LEVELS, **recommended, "class_names": info.get("class_names")}
     return DiffusionClassifier(denoiser, **{**defaults, **settings})
+
+
+def _discriminative(
+    network: Any, config: dict[str, Any], info: dict[str, Any], settings: dict[str, Any], path: Path
+) -> Any:
+    """A discriminative network with the interface of a defence."""
+    from rdc.defences import PlainClassifier
+
+    if unknown := set(settings) - {"gradient", "noise", "noise_seed"}:
+        raise ConfigError(
+            f"{path}: a discriminative network ({info.get('method', 'resnet')}) has no {', '.join(sorted(unknown))}; leave "
+            "it out. For likelihood maximisation in front of it see rdc.defences.PurifiedClassifier"
+        )
+    name = f"resnet ({info['method']})" if "method" in info else "resnet"
+    shape, count = config["image_shape"], config["num_classes"]
+    return PlainClassifier(
+        network, image_shape=shape, num_classes=count, class_names=info.get("class_names"), name=name, **settings
+    )
 
 
 def _exists(path: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import datetime
 import math
 import os
 import sys
@@ -344,11 +345,12 @@ class Trainer:
         self.step, self.seconds, self.window = state.step, state.seconds, state.window
 
 
-def start_processes(device: str = "cpu") -> torch.device:
+def start_processes(device: str = "cpu", timeout: float = 1800.0) -> torch.device:
     """Join the process group when started by ``torchrun``; do nothing otherwise.
 
     Args:
         device: "cpu" or "cuda"; under ``torchrun`` each process takes the GPU of its local rank.
+        timeout: seconds that processes wait for each other before they give up.
 
     Returns:
         The device of this process.
@@ -358,5 +360,6 @@ def start_processes(device: str = "cpu") -> torch.device:
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
         torch.cuda.set_device(device)
     if several and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo")
+        backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
     return torch.device(device)

@@ -161,7 +161,7 @@ def test_levels_and_lm_reach_the_classifier(tiny, tmp_path):
     [
         (["--model", "resnet"], "resnet"),
         (["--data", "imagenet"], "imagenet"),
-        (["--attacks", "fab"], "apgd-ce"),
+        (["--attacks", "fub"], "apgd-ce"),
         (["--norm", "l7"], "linf, l2"),
         (["--eps", "8"], "8.0/255"),
         (["--eps", "8/0"], "zero"),
@@ -355,3 +355,42 @@ def test_classify_goes_on_after_bad_files(tiny, tmp_path, capsys):
 def test_classify_unknown_model(tmp_path, capsys):
     assert main(["classify", "--model", "nothing", str(save(tmp_path / "a.png", grey((8, 8))))]) == 2
     assert "nothing" in capsys.readouterr().err
+
+
+def test_a_model_of_somebody(tiny, tmp_path, capsys, monkeypatch):
+    """package.module:factory in rdc evaluate and rdc gradients; errors are one line and results so far stay."""
+    (tmp_path / "somebody.py").write_text(
+        "import torch\n"
+        "weight = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))\n"
+        "class Model(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return torch.tanh(3 * x.flatten(1) - 1.5) @ weight\n"
+        "def bad():\n    return lambda x: x.numpy()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "evaluate",
+        "--data",
+        tiny[1],
+        "--n",
+        "6",
+        "--steps",
+        "2",
+        "--attacks",
+        "apgd-ce,autoattack-rand",
+        "--quiet",
+    ]
+    words = [*words, "--noise", "fresh", "--eot", "2", "--resubmissions", "2", "--sanity", "2"]
+    assert main([*words, "--model", "somebody:Model", "--out", "run"]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["classifier"]["head"] == "somebody:Model" and report["classifier"]["levels"] is None
+    assert "<html" in (tmp_path / "run" / "report.html").read_text()
+    assert json.loads((tmp_path / "run" / "model_info.json").read_text())["name"] == "somebody:Model"
+    small = ["--n", "2", "--draws", "2", "--steps", "2", "--samples", "1", "--slices", "0", "--quiet"]
+    assert main(["gradients", "--model", "somebody:Model", "--data", tiny[1], *small, "--out", "gradients"]) == 0
+    capsys.readouterr()
+    for name, expected in {"somebody:bad": "torch tensor", "somebody:nothing": "has no nothing"}.items():
+        assert main([*words, "--model", name, "--out", "other"]) == 2
+        assert expected in capsys.readouterr().err
+    assert main([*words, "--model", "somebody:Model", "--lm", "paper-v2", "--out", "other"]) == 2
+    assert "leave it out" in capsys.readouterr().err and not (tmp_path / "other").exists()

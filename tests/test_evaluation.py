@@ -1,29 +1,45 @@
+import importlib
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 import rdc.evaluation
+from rdc.attacks import ATTACKS
+from rdc.cli import main
 from rdc.data import Dataset
+from rdc.defences import Defence
 from rdc.errors import ConfigError, DataError, RdcError
 from rdc.evaluation import EvaluationSettings, accuracy_per_class, accuracy_per_step, evaluate, parse_attacks
 from rdc.evaluation import batch as batch_module
+from rdc.evaluation.summary import Curve
 from rdc.statistics import wilson_interval
-from tests.evaluation_models import CLASSES, NAMES, gaussian_classifier, images, labelled_by
+from tests.evaluation_models import CLASSES, NAMES, gaussian_classifier, images, labelled_by, save_tiny
 from tests.oracles import wilson
 
 KEYS = [
-    "schema", "model", "dataset", "n", "seed", "classifier", "clean", "robust", "attacks", "flags",
-    "network_evaluations", "seconds", "command", "commit", "versions",
+    "schema", "model", "dataset", "n", "seed", "classifier", "clean", "robust", "scores", "attacks", "sanity",
+    "flags", "network_evaluations", "seconds", "command", "commit", "versions",
 ]  # fmt: skip
 ATTACK_KEYS = {"name", "norm", "eps", "steps", "restarts", "gradient", "noise", "eot", "accuracy", "ci95", "seconds"}
 
 
 def settings(**changes):
     return EvaluationSettings(
-        **{"model": "gaussian", "dataset": "blobs", "n": 40, "eps": "4/255", "steps": 10, "batch": 16, **changes}
+        **{
+            "model": "gaussian",
+            "dataset": "blobs",
+            "n": 40,
+            "eps": "4/255",
+            "steps": 10,
+            "batch": 16,
+            "sanity": 0,
+            **changes,
+        }
     )
 
 
@@ -53,34 +69,16 @@ def same(one: dict, other: dict) -> bool:
     return plain(one) == plain(other)
 
 
-class Stub(torch.nn.Module):
-    """A classifier made of any function pixels -> logits."""
-
-    num_classes, image_shape, class_names, device = CLASSES, (1, 8, 8), NAMES, torch.device("cpu")
+class Stub(Defence):
+    """A defence made of any function pixels -> logits."""
 
     def __init__(self, function, lm=None):
-        super().__init__()
-        self.function, self.lm, self.network_evaluations = function, lm, 0
+        super().__init__((1, 8, 8), CLASSES, NAMES)
+        self.function, self.lm = function, lm
 
     def forward(self, pixels):
         self.network_evaluations += len(pixels)
         return self.function(pixels)
-
-    def with_(self, **changes):
-        return Stub(self.function, self.lm)
-
-    def redraw(self):
-        pass
-
-    def describe(self):
-        return {
-            "levels": {"sigma": [1.0], "weight": [1.0]},
-            "weighting": "flat",
-            "lm": self.lm,
-            "noise": "fixed",
-            "head": "none",
-            "gradient": "exact",
-        }
 
 
 WEIGHT = torch.randn(64, CLASSES, generator=torch.Generator().manual_seed(0))
@@ -157,17 +155,14 @@ def labelled_by_linear(n):
 
 def test_next_attack_sees_survivors_only(classifier, dataset, tmp_path, monkeypatch):
     calls = []
-    real = batch_module.attack_named
+    real = batch_module.run_attack
 
-    def spy(name):
-        def attack(model, x, y, threat, **options):
-            result = real(name)(model, x, y, threat, **options)
-            calls.append((name, options["image_ids"].tolist(), result.correct.tolist()))
-            return result
+    def spy(bench, spec, pixels, labels, ids, *rest):
+        result = real(bench, spec, pixels, labels, ids, *rest)
+        calls.append((spec.text, ids.tolist(), result.correct.tolist()))
+        return result
 
-        return attack
-
-    monkeypatch.setattr(batch_module, "attack_named", spy)
+    monkeypatch.setattr(batch_module, "run_attack", spy)
     run(classifier, dataset, tmp_path / "run", batch=40, attacks=("apgd-ce", "apgd-dlr", "pgd-ce"))
     assert [call[0] for call in calls] == ["apgd-ce", "apgd-dlr", "pgd-ce"]
     assert calls[0][1] == list(range(36))  # the four misclassified ones are not attacked
@@ -233,12 +228,12 @@ def test_fresh_draws_differ_between_batches_and_seeds(classifier, dataset, tmp_p
     monkeypatch.setattr(type(classifier), "with_", spy)
     for seed in (0, 1):
         run(classifier, dataset, tmp_path / str(seed), noise="fresh", attacks=(), seed=seed)
-    assert None not in seeds and len(set(seeds)) == len(seeds) == 6
+    assert None not in seeds and len(set(seeds)) == len(seeds) == 8  # a judge's for each batch, one for the checks
 
 
 def test_fresh_defaults_to_averaging():
     assert settings(noise="fresh").eot == 20 and settings().eot == 1
-    assert settings(noise="fresh").resubmissions == 10 and settings().resubmissions == 1
+    assert settings(noise="fresh").resubmissions == 10 and settings(attacks=()).resubmissions == 1
 
 
 # --- flags --------------------------------------------------------------------------------------------------------
@@ -246,9 +241,9 @@ def test_fresh_defaults_to_averaging():
 
 def test_nothing_to_flag(tmp_path):
     report = run(
-        Stub(linear), labelled_by_linear(512), tmp_path / "run", n=512, batch=256, eps="1/255", steps=40
+        Stub(linear), labelled_by_linear(512), tmp_path / "run", n=512, batch=256, eps="1/255", steps=40, sanity=8
     ).report
-    assert names_of(report) <= {"still-falling"}
+    assert names_of(report) <= {"still-falling", "constant-gradient"}  # it is linear
 
 
 def test_flags_carry_their_reasons(tmp_path):
@@ -273,9 +268,13 @@ def test_hidden_randomness_is_flagged(tmp_path, size):
     assert "randomised-output" in names_of(report)
 
 
-def test_outputs_that_are_no_log_probabilities_are_flagged(tmp_path):
-    report = run(Stub(lambda x: linear(x) + 1), labelled_by_linear(12), tmp_path / "run", n=12).report
-    assert "not-log-probabilities" in names_of(report)
+def test_a_diffusion_classifier_whose_outputs_are_no_log_probabilities_is_flagged(dataset, tmp_path, monkeypatch):
+    shifted = gaussian_classifier()
+    real = type(shifted).forward
+    monkeypatch.setattr(type(shifted), "forward", lambda self, x: real(self, x) + 1)
+    assert "not-log-probabilities" in names_of(run(shifted, dataset, tmp_path / "run", n=12).report)
+    plain = run(Stub(lambda x: linear(x) + 1), labelled_by_linear(12), tmp_path / "plain", n=12).report
+    assert "not-log-probabilities" not in names_of(plain)  # logits are all that others promise
 
 
 def test_nan_counts_as_wrong_and_is_flagged(tmp_path):
@@ -442,7 +441,8 @@ def test_disk_full_loses_nothing(classifier, dataset, tmp_path, monkeypatch):
         {"n": 0}, {"n": True}, {"start": -1}, {"seed": -1}, {"seed": 2**64}, {"batch": 0}, {"steps": 0},
         {"restarts": 0}, {"eot": 0}, {"norm": "l7"}, {"eps": "8"}, {"eps": "x"}, {"eps": "-1/255"},
         {"gradient": "approximate"}, {"noise": "loud"}, {"split": "validation"},
-        {"attacks": ("fab",)}, {"attacks": ("apgd-ce", "apgd-ce")},
+        {"attacks": ("fub",)}, {"attacks": ("apgd-ce", "apgd-ce")}, {"attacks": ("apgd-ce:eot=x",)}, {"sanity": -1},
+        {"attacks": ("apgd-ce:targets=2",)}, {"attacks": ("apgd-ce:gradient=none",)}, {"attacks": ("square:queries=0",)},
         {"eot": 5, "noise": "known"},
     ],
 )  # fmt: skip
@@ -472,14 +472,14 @@ def test_images_the_model_does_not_know(classifier, tmp_path):
 def test_parse_attacks():
     assert parse_attacks("apgd-ce, APGD-DLR") == ("apgd-ce", "apgd-dlr")
     assert parse_attacks("none") == () and parse_attacks("pgd,apgd") == ("pgd-ce", "apgd-ce")
-    for text in ("", ",", "none,pgd", "fab"):
+    for text in ("", ",", "none,pgd", "fub", "pgd,pgd-ce"):
         with pytest.raises(ConfigError):
             parse_attacks(text)
 
 
 def record(image, clean, *attacks, robust=False):
     named = [
-        {"name": name, "right": float(right), "step": step, "restart": restart, "blind_steps": 0}
+        {"name": name, "noise": "known", "right": float(right), "step": step, "restart": restart, "blind_steps": 0}
         for name, right, step, restart in attacks
     ]
     return {
@@ -499,9 +499,10 @@ def test_accuracy_per_step_and_class():
         record(3, 1.0, ("a", 1, -1, -1), ("b", 0, 1, 0)),
         record(4, 1.0, ("a", 1, -1, -1), ("b", 1, -1, -1), robust=True),
     ]
-    curves = accuracy_per_step({"steps": 2, "restarts": 2, "attacks": ["a", "b"]}, records)
-    assert curves[0] == ("a", pytest.approx([0.6, 0.6, 0.6, 0.6, 0.6, 0.4]))
-    assert curves[1] == ("b", pytest.approx([0.4, 0.2, 0.2, 0.2, 0.2, 0.2]))
+    shape = {"noise": "known", "steps": 2, "restarts": 2}
+    curves = accuracy_per_step([{"name": "a", **shape}, {"name": "b", **shape}], records)
+    assert curves[0] == Curve("a", "known", 2, 2, [0.0, 5 / 6, 1.0], pytest.approx([0.6, 0.4, 0.4]))
+    assert curves[1] == Curve("b", "known", 2, 2, [0.0, 1 / 6, 1.0], pytest.approx([0.4, 0.2, 0.2]))
     assert accuracy_per_class(records, 3) == [
         {"label": 0, "n": 3, "clean": 2, "robust": 1},
         {"label": 1, "n": 2, "clean": 2, "robust": 0},
@@ -517,3 +518,138 @@ def test_every_source_tree_that_made_figures_is_named(classifier, dataset, tmp_p
     assert run(classifier, dataset, out).report["commit"] == "one, two"
     monkeypatch.setattr(rdc.evaluation, "commit", lambda: "three")  # finished: nothing comes from this one
     assert run(classifier, dataset, out).report["commit"] == "one, two"
+
+
+# --- several processes, several interruptions ---------------------------------------------------------------------
+
+
+def plain(report):
+    """A report without times and without what names the start."""
+    report = json.loads(json.dumps(report))
+    for part in (report, *report["attacks"]):
+        part["seconds"] = None
+    return {**report, "commit": None, "command": None, "versions": None}
+
+
+def test_interrupted_five_times_is_uninterrupted(classifier, dataset, tmp_path):
+    options = {
+        "batch": 6,
+        "sanity": 4,
+        "attacks": ("apgd-ce", "square:queries=30"),
+        "noise": "all",
+        "eot": 2,
+        "steps": 4,
+    }
+    whole = run(classifier, dataset, tmp_path / "whole", **options)
+    out = tmp_path / "run"
+    for stop in (6, 12, 18, 24, 36):
+        interrupted(classifier, dataset, out, after=stop, **options)
+    again = run(classifier, dataset, out, **options)
+    assert json.dumps(plain(again.report)) == json.dumps(plain(whole.report))
+    assert again.images == whole.images and np.array_equal(again.x_adv, whole.x_adv)
+
+
+def test_two_processes_give_the_report_of_one(tmp_path):
+    """Batches shared out by torchrun; one of the processes' files is cut short and the run continued by one process."""
+    model, data = save_tiny(tmp_path)
+    words = ["evaluate", "--model", model, "--data", data, "--n", "40", "--batch", "7", "--steps", "3", "--quiet"]
+    words += ["--attacks", "apgd-ce,apgd-dlr", "--threads", "1", "--sanity", "4"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    two = [*launch, "-m", "--", "rdc", *words, "--out", str(tmp_path / "two")]
+    done = subprocess.run(two, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert main([*words, "--out", str(tmp_path / "one")]) == 0
+    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
+    assert json.dumps(plain(one)) == json.dumps(plain(two))
+    lines = [
+        [json.loads(line) for line in (tmp_path / name / "results.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert [record for record in lines[0] if "image" in record] == [record for record in lines[1] if "image" in record]
+    assert not list((tmp_path / "two").glob("results.*-of-*"))
+    # as if process 1 of 2 had been killed in its last batch
+    (tmp_path / "two" / "results.jsonl").rename(tmp_path / "all.jsonl")
+    content = (tmp_path / "all.jsonl").read_text().splitlines(keepends=True)
+    ends = [place + 1 for place, line in enumerate(content) if "end_of_batch" in line]
+    parts = [content[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    (tmp_path / "two" / "results.0-of-2.jsonl").write_text("".join(line for part in parts[0::2] for line in part))
+    (tmp_path / "two" / "results.1-of-2.jsonl").write_text("".join(parts[1] + parts[3]) + parts[5][0][:20])
+    (tmp_path / "two" / "report.json").unlink()
+    assert main([*words, "--out", str(tmp_path / "two")]) == 0
+    again = json.loads((tmp_path / "two" / "report.json").read_text())
+    assert json.dumps(plain(again)) == json.dumps(plain(one))
+
+
+def test_known_and_fresh_noise_together(dataset, tmp_path):
+    classifier = gaussian_classifier(levels="log:1:2:4:flat")
+    options = {"n": 24, "steps": 5, "eot": 3, "resubmissions": 6, "eps": "6/255"}
+    both = run(classifier, dataset, tmp_path / "all", noise="all", **options).report
+    known = run(classifier, dataset, tmp_path / "known", **{**options, "eot": 1}).report
+    assert both["scores"]["known"] == known["scores"]["known"]
+    assert {attack["noise"] for attack in both["attacks"]} == {"known", "fresh"}
+    lowest = min(both["scores"][name]["accuracy"] for name in ("known", "average", "majority", "worst"))
+    assert both["robust"]["accuracy"] <= lowest
+    assert known["robust"]["accuracy"] == known["scores"]["known"]["accuracy"]
+    scores = both["scores"]
+    assert scores["worst"]["accuracy"] <= scores["majority"]["accuracy"]
+    assert scores["worst"]["accuracy"] <= scores["average"]["accuracy"]
+
+
+def test_suites_leave_out_what_a_model_does_not_offer():
+    dc, lm = gaussian_classifier(), gaussian_classifier(lm="paper-v2")
+    chosen = settings(attacks=("autoattack", "adaptive"))
+    kept = chosen.for_defence(dc, ("autoattack", "adaptive")).attacks
+    assert "lagrange" not in kept and "transfer:surrogate=fresh" in kept and "square:queries=5000" in kept
+    assert {"lagrange", "objective", "transfer:surrogate=plain", "apgd-ce:gradient=bpda"} <= set(
+        chosen.for_defence(lm, ("autoattack", "adaptive")).attacks
+    )
+    with pytest.raises(ConfigError, match="objective of its own"):
+        settings(attacks=("lagrange",)).for_defence(dc, ("lagrange",))
+    with pytest.raises(ConfigError, match="not in linf"):
+        settings(attacks=("stadv",)).for_defence(dc, ("stadv",))
+
+
+ALL = {
+    "linf": [name for name, kind in ATTACKS.items() if "linf" in kind.norms],
+    "l2": ["apgd-ce", "apgd-t", "fab-t", "square", "pgd-ce", "low-frequency", "lagrange", "transfer", "endpoints-ce"],
+    "l1": ["apgd-ce", "apgd-t", "fab-t", "square"],
+    "flow": ["stadv"],
+}
+EPS = {"linf": "4/255", "l2": "0.3", "l1": "1", "flow": "0.1"}
+
+
+@pytest.mark.parametrize("norm", list(ALL))
+def test_every_attack_runs_in_an_evaluation(dataset, tmp_path, norm):
+    """Each once, a few steps, on a classifier that maximises likelihood: budgets hold, figures fall from one to the next."""
+    classifier = gaussian_classifier(lm="paper-v2,steps=2", levels="log:2:1:3:flat")
+    names = tuple(f"{name}:queries=5" if name == "square" else name for name in ALL[norm])
+    noise = "all" if norm == "linf" else "known"
+    options = {"norm": norm, "eps": EPS[norm], "steps": 2, "n": 6, "noise": noise, "resubmissions": 2}
+    if noise == "all":
+        options["eot"] = 2
+    report = run(classifier, dataset, tmp_path / "run", attacks=names, **options).report
+    known = [attack for attack in report["attacks"] if attack["noise"] == "known"]
+    assert [attack["name"] for attack in known] == [name for name in names if name != "selective"]
+    if norm == "linf":
+        assert "selective" in {attack["name"] for attack in report["attacks"] if attack["noise"] == "fresh"}
+    left = [attack["accuracy"] for attack in known]
+    assert left == sorted(left, reverse=True) and report["scores"]["known"]["accuracy"] <= left[-1]
+    assert all(attack["network_evaluations"] > 0 for attack in known if attack["attacked"])
+    json.dumps(report, allow_nan=False)
+
+
+def test_endpoints_go_on_from_every_attack_before(dataset, tmp_path, monkeypatch):
+    starts = []
+    kind = ATTACKS["endpoints-ce"]
+    real = kind.function()
+
+    def spy(*arguments, start=None, **options):
+        starts.append(start)
+        return real(*arguments, start=start, **options)
+
+    monkeypatch.setattr(type(kind), "function", lambda self: spy if self is kind else getattr(
+        importlib.import_module(self.home.split(":")[0]), self.home.split(":")[1]))  # fmt: skip
+    attacks = ("pgd-ce", "pgd-margin", "endpoints-ce")
+    result = run(gaussian_classifier(), dataset, tmp_path / "run", attacks=attacks, n=16, steps=3)
+    assert len(starts) == 2 and not torch.equal(starts[0], starts[1])
+    assert result.report["attacks"][-1]["restarts"] == 2

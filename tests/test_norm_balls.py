@@ -12,7 +12,16 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from rdc.errors import ConfigError, RdcError
-from rdc.norm_balls import check_budget, distance, linf_bounds, project, random_start, steepest_direction
+from rdc.norm_balls import (
+    NORMS,
+    check_budget,
+    crossing,
+    distance,
+    linf_bounds,
+    project,
+    random_start,
+    steepest_direction,
+)
 
 PIXEL = st.floats(0, 1, width=32) | st.sampled_from([0.0, 1.0, 0.5, 1e-45, 1e-38, 1e-9])
 ANYWHERE = st.floats(-3, 4, width=32) | PIXEL
@@ -35,13 +44,15 @@ def assert_inside(x_adv: torch.Tensor, x: torch.Tensor, eps: float, norm: str) -
         assert image.min() >= 0 and image.max() <= 1
         if norm == "linf":
             assert np.abs(row).max() <= eps
+        elif norm == "l1":
+            assert np.abs(row).sum() <= eps and math.fsum(abs(v) for v in row.tolist()) <= eps
         else:
             assert np.linalg.norm(row) <= eps
             assert math.sqrt(math.fsum(v * v for v in row.tolist())) <= eps
 
 
 @settings(max_examples=400, deadline=None)
-@given(two_images(), EPS, st.sampled_from(["linf", "l2"]), st.booleans())
+@given(two_images(), EPS, st.sampled_from(NORMS), st.booleans())
 @example((torch.full((1, 1, 1, 1), 0.1), torch.ones(1, 1, 1, 1)), 0.2, "linf", False)
 def test_projection_holds_the_budget_to_the_last_bit(images, eps, norm, double) -> None:
     x, point = images
@@ -51,7 +62,7 @@ def test_projection_holds_the_budget_to_the_last_bit(images, eps, norm, double) 
     assert torch.equal(project(projected, x, eps, norm), projected)  # idempotent: points inside stay
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("eps", [8 / 255, 2 / 255, 0.5, 1.0, 1e-6, 0.1])
 def test_budget_holds_on_many_pixels(norm: str, eps: float) -> None:
     generator = torch.Generator().manual_seed(3)
@@ -59,7 +70,7 @@ def test_budget_holds_on_many_pixels(norm: str, eps: float) -> None:
     x[:4] = (x[:4] * 255).round() / 255
     far = project(x + 4 * torch.randn(x.shape, generator=generator), x, eps, norm)
     assert_inside(far, x, eps, norm)
-    if 0.01 <= eps <= 0.5:  # and the budget is used: the projection is not just timid
+    if 0.01 <= eps <= 0.5 or norm == "l1" and eps == 1.0:  # and the budget is used: the projection is not just timid
         assert float(distance(far, x, norm).min()) >= eps * (1 - 1e-4)
 
 
@@ -99,8 +110,47 @@ def test_l2_projection_is_the_nearest_point_of_ball_and_box(images, eps: float) 
     np.testing.assert_allclose(project(point, x, eps, "l2").double().flatten().numpy(), oracle, atol=3e-7)
 
 
+@settings(max_examples=200, deadline=None)
+@given(two_images(), st.floats(1e-3, 3))
+def test_l1_projection_is_the_nearest_point_of_ball_and_box(images, eps: float) -> None:
+    """Oracle: bisection in float64 for the shrinkage u of the KKT conditions."""
+    x, point = images
+    centre, target = x.double().flatten().numpy(), point.double().flatten().numpy()
+    wanted = target - centre
+    room = np.where(wanted > 0, 1 - centre, centre)
+
+    def moved(u: float) -> np.ndarray:
+        return np.minimum(np.maximum(np.abs(wanted) - u, 0), room)
+
+    low, high = 0.0, float(np.abs(wanted).max())
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (low, middle) if moved(middle).sum() <= eps else (middle, high)
+    shrunk = moved(0.0) if moved(0.0).sum() <= eps else moved(high)
+    oracle = centre + np.sign(wanted) * shrunk
+    np.testing.assert_allclose(project(point, x, eps, "l1").double().flatten().numpy(), oracle, atol=3e-7)
+
+
+def test_crossing_of_a_broken_line() -> None:
+    breaks = torch.tensor([[0.0, 1.0, 1.0, 4.0]], dtype=torch.float64).expand(6, -1)
+
+    def value(t: torch.Tensor) -> torch.Tensor:
+        return torch.minimum(t, torch.ones_like(t)) + torch.clamp(t - 1, min=0) * 2  # 0 -> 0, 1 -> 1, 4 -> 7
+
+    at = crossing(breaks, value, torch.tensor([-1.0, 0.0, 0.5, 1.0, 3.0, 99.0], dtype=torch.float64))
+    assert at.tolist() == [0.0, 0.0, 0.5, 1.0, 2.0, 4.0]
+
+
+def test_l1_direction_spreads_over_the_largest_entries() -> None:
+    gradient = torch.tensor([[3.0, -5.0, 0.0, 5.0], [0.0, 2.0, 0.0, 0.0]]).view(2, 1, 1, 4)
+    one = steepest_direction(gradient, "l1").view(2, 4).tolist()
+    assert one == [[0.0, -1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]  # of equals, the first
+    spread = steepest_direction(gradient, "l1", torch.tensor([2, 3])).view(2, 4).tolist()
+    assert spread == [[0.0, -0.5, 0.0, 0.5], [0.0, 1.0, 0.0, 0.0]]  # where the gradient is zero nothing moves
+
+
 @settings(max_examples=100, deadline=None)
-@given(two_images(), st.floats(0.01, 1), st.sampled_from(["linf", "l2"]))
+@given(two_images(), st.floats(0.01, 1), st.sampled_from(NORMS))
 def test_no_feasible_point_is_nearer(images, eps: float, norm: str) -> None:
     x, point = images
     projected = project(point, x, eps, norm)
@@ -109,7 +159,7 @@ def test_no_feasible_point_is_nearer(images, eps: float, norm: str) -> None:
     assert nearest <= float(distance(others, point.expand_as(others), "l2").min()) + 1e-6
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_random_start_depends_on_its_key_alone(norm: str) -> None:
     x = torch.full((4, 1, 5, 5), 0.5)
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -132,6 +182,10 @@ def test_random_start_is_uniform() -> None:
     assert cube.mean().abs() < 0.03 and abs(float(cube.square().mean()) - 1 / 3) < 0.02
     ball = distance(random_start(x, 0.2, "l2", seed=0, image_ids=range(4000), restart=0), x, "l2") / 0.2
     assert abs(float(ball.mean()) - 2 / 3) < 0.02  # E r = d / (d + 1) in d = 2 dimensions
+    diamond = (random_start(x, 0.2, "l1", seed=0, image_ids=range(4000), restart=0) - x).flatten(1).double() / 0.2
+    assert abs(float(diamond.abs().sum(1).mean()) - 2 / 3) < 0.02 and diamond.mean().abs() < 0.02
+    turned = diamond @ torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)  # the diamond as a square
+    assert abs(float(turned.square().mean()) - 1 / 3) < 0.02
 
 
 @settings(max_examples=100, deadline=None)
@@ -139,7 +193,7 @@ def test_random_start_is_uniform() -> None:
 def test_steepest_direction_ignores_the_gradients_size(values: list[float], power: int) -> None:
     gradient = torch.tensor(values, dtype=torch.float64).view(1, 1, 1, -1)
     assume(float(gradient.abs().max()) > 1e-6)
-    for norm in ("linf", "l2"):
+    for norm in ("linf", "l1", "l2"):
         unit = steepest_direction(gradient, norm)
         torch.testing.assert_close(steepest_direction(gradient * 2.0**power, norm), unit, rtol=1e-12, atol=0)
     assert abs(float(torch.linalg.vector_norm(unit)) - 1) < 1e-12
@@ -148,7 +202,7 @@ def test_steepest_direction_ignores_the_gradients_size(values: list[float], powe
     assert not steepest_direction(torch.zeros(1, 1, 2, 2), "l2").any()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_rows_do_not_know_their_batch(norm: str) -> None:
     generator = torch.Generator().manual_seed(5)
     x = torch.rand(9, 3, 13, 11, generator=generator)
@@ -177,6 +231,6 @@ def test_check_budget_catches_every_breach() -> None:
 
 def test_unknown_norm() -> None:
     x = torch.zeros(1, 1, 1, 1)
-    for call in (lambda: project(x, x, 0.1, "l1"), lambda: distance(x, x, "Linf"), lambda: steepest_direction(x, "")):
-        with pytest.raises(ConfigError, match="linf, l2"):
+    for call in (lambda: project(x, x, 0.1, "l0"), lambda: distance(x, x, "Linf"), lambda: steepest_direction(x, "")):
+        with pytest.raises(ConfigError, match="linf, l2, l1"):
             call()

@@ -14,6 +14,17 @@ for itself:
     condition 2   eta did not change at w_(j-1), and the best loss has not risen since
 
 Either one: eta is halved and x^(k) becomes the best point so far (its gradient is kept: no extra evaluation).
+
+For l_1, Croce & Hein 2021 (arXiv 2103.01208, Algorithm 1), no momentum: x^(k+1) = P(x^(k) + eta d^(k)), d^(k) of equal
+steps in the n largest entries of the gradient. Every ceil(0.04 N) steps, with x_max the best point,
+
+    n = max(1, ||x_max - x||_0 / 1.5)
+    n <= 0.95 n before:  eta = eps, and x^(k) = x_max            else  eta = max(eta / 1.5, eps / 10)
+
+at first n = 0.2 pixels, eta = eps. It is run with radius 3 eps for 30 % of the steps, 2 eps for 30 % and eps for the
+rest, each from the projected best point of the one before (their section 3.4); iterates outside eps do not count.
+Entries that the box holds back (at 1 and to rise, at 0 and to fall) are passed over when the largest are chosen; that
+is ours.
 """
 
 from __future__ import annotations
@@ -25,11 +36,12 @@ import torch
 from torch import Tensor
 
 from rdc.attacks.losses import Evaluation, Model, Objective
-from rdc.attacks.pgd import Progress, Schedule, run_attack
+from rdc.attacks.pgd import Progress, Rule, Schedule, run_attack
+from rdc.attacks.targeted import TargetedObjective
 from rdc.attacks.threat_model import AttackResult, ThreatModel
-from rdc.norm_balls import project, steepest_direction
+from rdc.norm_balls import distance, project, steepest_direction
 
-__all__ = ["apgd", "checkpoints"]
+__all__ = ["apgd", "apgd_targeted", "checkpoints"]
 
 MOMENTUM = 0.75  # alpha
 RHO = 0.75
@@ -83,7 +95,53 @@ def apgd(
     """
     objective = Objective(model, loss, eot=eot, redraw=redraw, logit_scale=logit_scale)
     schedule = Schedule(seed, image_ids, steps, restarts, True, verify, progress, start)
-    return run_attack("apgd", objective, x, y, threat, lambda clean: _ApgdRule(clean, threat, steps), schedule)
+    return run_attack("apgd", objective, x, y, threat, lambda clean: _rule(clean, threat, steps), schedule)
+
+
+def apgd_targeted(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    seed: int,
+    image_ids: Sequence[int] | Tensor,
+    steps: int = 100,
+    restarts: int = 1,
+    targets: int = 9,
+    loss: str = "dlr",
+    eot: int = 1,
+    redraw: Callable[[], object] | None = None,
+    logit_scale: float | str = "auto",
+    verify: bool = True,
+    start: Tensor | None = None,
+    progress: Progress | None = None,
+) -> AttackResult:
+    """Targeted Auto-PGD: in every restart one run for each of the highest wrong classes of the clean image.
+
+    A run attacks only what is still robust and starts from its own random point. The result says which class an image
+    was broken for (``broken_target``); an image counts as broken when *any* other class wins.
+
+    Args:
+        model, x, y, threat, seed, image_ids, steps, eot, redraw, logit_scale, verify, progress: as for ``apgd``.
+        restarts: >= 1; each of ``min(targets, K - 1)`` runs.
+        targets: classes to aim at, >= 1.
+        loss: ``"dlr"`` (with three classes ``"dlr3"``, with two ``"margin"``), ``"ce"`` or ``"margin"``, all targeted
+            (rdc.attacks.targeted).
+        start: [N, C, H, W], where the first run begins (projected into the budget) in place of a random point.
+
+    Returns:
+        AttackResult; its ``name`` is ``"apgd-t"`` for DLR, else ``"apgd-ce-t"`` or ``"apgd-margin-t"``.
+
+    Raises:
+        InputError: an argument is not as above. ConfigError: unknown norm, loss or scale. RdcError: a budget was
+        broken.
+
+    Source: Croce & Hein 2020 (arXiv 2003.01690), Algorithm 1 and eq. (7).
+    """
+    objective = TargetedObjective(model, loss, targets=targets, eot=eot, redraw=redraw, logit_scale=logit_scale)
+    schedule = Schedule(seed, image_ids, steps, restarts, True, verify, progress, start)
+    return run_attack("apgd", objective, x, y, threat, lambda clean: _rule(clean, threat, steps), schedule)
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -100,6 +158,10 @@ def checkpoints(steps: int) -> list[int]:
         found.append(-(-now * steps // 100))
         before, now = now, now + max(now - before - 3, 6)
     return sorted({step for step in found if step < steps})
+
+
+def _rule(clean: Tensor, threat: ThreatModel, steps: int) -> Rule:
+    return (_SparseRule if threat.norm == "l1" else _ApgdRule)(clean, threat, steps)
 
 
 class _ApgdRule:
@@ -180,3 +242,65 @@ class _ApgdRule:
 
     def _project(self, x: Tensor) -> Tensor:
         return project(x, self.clean, self.threat.eps, self.threat.norm)
+
+
+class _SparseRule:
+    """l_1: state of n images, one row each; ``step`` counts the iterates seen."""
+
+    def __init__(self, clean: Tensor, threat: ThreatModel, steps: int) -> None:
+        self.clean, self.threat, self.step = clean, threat, 0
+        early = int(0.3 * steps)
+        self.phases = {0: (3.0, early), early: (2.0, early), 2 * early: (1.0, steps - 2 * early)}  # first step: ..
+        if early == 0:
+            self.phases = {0: (1.0, steps)}
+        self._begin(torch.full((len(clean),), max(1, int(0.2 * clean[0].numel())), device=clean.device))
+
+    def counts(self, x: Tensor) -> Tensor:
+        """Which of x [n, C, H, W] lie within the budget, [n] bool."""
+        return distance(x, self.clean, "l1") <= self.threat.eps
+
+    def next(self, x: Tensor, evaluation: Evaluation) -> Tensor:
+        assert evaluation.gradient is not None
+        gradient = evaluation.gradient
+        better = evaluation.loss > self.best_loss
+        where = better.view(-1, 1, 1, 1)
+        self.best, self.best_gradient = (
+            torch.where(where, x, self.best),
+            torch.where(where, gradient, self.best_gradient),
+        )
+        self.best_loss = torch.where(better, evaluation.loss, self.best_loss)
+        self.step += 1
+        if self.step in self.phases:
+            following = project(self.best, self.clean, self.phases[self.step][0] * self.threat.eps, "l1")
+            self._begin(self._changed(following))
+            return following
+        if (self.step - self.since) % self.every == 0:
+            where = self._adapt().view(-1, 1, 1, 1)
+            x, gradient = torch.where(where, self.best, x), torch.where(where, self.best_gradient, gradient)
+        held = ((x >= 1.0) & (gradient > 0)) | ((x <= 0.0) & (gradient < 0))
+        unit = steepest_direction(torch.where(held, 0.0, gradient), "l1", self.moving)
+        return project(x.double() + self.eta.view(-1, 1, 1, 1) * unit, self.clean, self.eps, "l1")
+
+    def keep(self, rows: Tensor) -> None:
+        for name in ("clean", "best", "best_gradient", "best_loss", "eta", "moving"):
+            setattr(self, name, getattr(self, name)[rows])
+
+    def _begin(self, moving: Tensor) -> None:
+        """Start a phase with so many moving entries, [n] int64."""
+        factor, length = self.phases[self.step]
+        self.eps, self.since, self.every = factor * self.threat.eps, self.step, max(1, -(-4 * length // 100))
+        self.moving = moving
+        self.eta = torch.full((len(self.clean),), self.eps, dtype=torch.float64, device=self.clean.device)
+        self.best, self.best_gradient = self.clean, torch.zeros_like(self.clean, dtype=torch.float64)
+        self.best_loss = torch.full_like(self.eta, -math.inf)
+
+    def _adapt(self) -> Tensor:
+        """New number of moving entries and step size; returns where to go on from the best point, [n] bool."""
+        moving = self._changed(self.best)
+        sparser = moving <= 0.95 * self.moving
+        self.eta = torch.where(sparser, self.eps, (self.eta / 1.5).clamp(min=self.eps / 10.0))
+        self.moving = moving
+        return sparser
+
+    def _changed(self, x: Tensor) -> Tensor:
+        return ((x != self.clean).flatten(1).sum(dim=1) / 1.5).long().clamp(min=1)

@@ -154,6 +154,9 @@ class Objective:
         InputError: eot < 1.
     """
 
+    runs = 1  # how often each restart is run, ``run`` counts them: once for each class aimed at
+    run = 0
+
     def __init__(
         self,
         model: Model,
@@ -193,12 +196,15 @@ class Objective:
         """
         logits = torch.stack([self._draw(x, grad=False).double() for _ in range(self.eot)]).mean(dim=0)
         check_labels(y, logits.shape[1])
-        if self.loss == "dlr" and logits.shape[1] < 3:
-            self.loss = "margin"
-        correct, non_finite = _correctness(logits, y)
-        if self.logit_scale == "auto":
-            return correct, non_finite, auto_logit_scale(logits)
-        return correct, non_finite, torch.full_like(logits[:, 0], self.logit_scale)
+        return *_correctness(logits, y), self._fix(logits, y)
+
+    def title(self, attack: str) -> str:
+        """Full name of an attack that maximises this."""
+        return f"{attack}-{self.loss}"
+
+    def aimed_at(self, scale: Tensor) -> Tensor | None:
+        """Class each image's current run aims at, [n] int64, from ``start``'s third answer; None: untargeted."""
+        return None
 
     def evaluate(self, x: Tensor, y: Tensor, scale: Tensor, *, gradient: bool) -> Evaluation:
         """Loss, correctness and gradient at x.
@@ -235,6 +241,14 @@ class Objective:
             unusable = ~finite.flatten(1).all(dim=1) | (slope == 0).flatten(1).all(dim=1)
             slope = torch.where(finite, slope, 0.0)
         return Evaluation(loss, correct, slope, unusable, non_finite)
+
+    def _fix(self, logits: Tensor, y: Tensor) -> Tensor:
+        """What later calls need of the clean logits [N, K], one row for each image: the scale."""
+        if self.loss == "dlr" and logits.shape[1] < 3:
+            self.loss = "margin"
+        if self.logit_scale == "auto":
+            return auto_logit_scale(logits)
+        return torch.full_like(logits[:, 0], self.logit_scale)
 
     def _value(self, logits: Tensor, y: Tensor, scale: Tensor) -> Tensor:
         if self.loss == "ce":

@@ -19,7 +19,11 @@ Progress = Callable[[dict[str, object]], None]
 
 
 class Rule(Protocol):
-    """How an attack chooses the next iterate. All state is one row per image, so rows may leave at any time."""
+    """How an attack chooses the next iterate. All state is one row per image, so rows may leave at any time.
+
+    A rule whose iterates may lie outside the budget also has ``counts(x)``, [n] bool: those that lie within. The others
+    are evaluated for their gradient and forgotten.
+    """
 
     def next(self, x: Tensor, evaluation: Evaluation) -> Tensor:
         """The iterate after x [n, C, H, W] float32, within the budget."""
@@ -49,6 +53,8 @@ def pgd(
     progress: Progress | None = None,
 ) -> AttackResult:
     """PGD: x <- project(x + step_size * direction), the gradient's sign (l_inf) or the unit gradient (l_2).
+
+    For l_1 the direction is the sign in the 5 % of entries of largest gradient; use APGD for numbers there.
 
     Args:
         model: pixels [n, C, H, W] in [0, 1] -> logits [n, K]; each row depends on its own image only; in eval mode.
@@ -127,7 +133,9 @@ def run_attack(
     """Run an attack's rule over restarts and steps, and record every iterate it makes.
 
     One pass through the model yields an iterate's loss, whether it is still classified right, and the gradient for the
-    next. An image leaves with its first misclassified iterate, but stays to the end if the model is random.
+    next. An image leaves with its first misclassified iterate, but stays to the end if the model is random. A targeted
+    objective has one run for each target in every restart; each run has its own random start, and to ``progress`` each
+    counts as a restart.
 
     Args:
         name: attack's name without the loss.
@@ -149,28 +157,29 @@ def run_attack(
     *clean, scale = objective.start(x, y)  # clean: right, NaN logits
     record = AttackRecord(x, *clean)
     steps, restarts, progress = schedule.steps, schedule.restarts, schedule.progress
-    for restart in range(restarts):
+    for run in range(restarts * objective.runs):
+        restart, objective.run = divmod(run, objective.runs)
         rows = (record.clean_correct if objective.is_random else record.correct).nonzero()[:, 0]
         if rows.numel() == 0:
             break
         start = x[rows]
-        if schedule.start is not None and restart == 0:
+        if schedule.start is not None and run == 0:
             start = project(schedule.start[rows], start, threat.eps, threat.norm)
         elif schedule.random_start:
             of = [ids[row] for row in rows.tolist()]
-            start = random_start(start, threat.eps, threat.norm, seed=schedule.seed, image_ids=of, restart=restart)
+            start = random_start(start, threat.eps, threat.norm, seed=schedule.seed, image_ids=of, restart=run)
         for step, active in _restart(objective, record, make_rule(x[rows]), start, rows, y, scale, steps, restart):
             if progress is not None:
-                where = {"step": step, "steps": steps, "restart": restart, "restarts": restarts}
+                where = {"step": step, "steps": steps, "restart": run, "restarts": restarts * objective.runs}
                 count = {"active": active, "robust": int(record.correct.sum()), "total": len(ids)}
-                progress({"attack": f"{name}-{objective.loss}", **where, **count})
+                progress({"attack": objective.title(name), **where, **count})
     mismatches = None
     if schedule.verify and not objective.is_random:
         mismatches = record.verify(objective.evaluate(record.x_adv, y, scale, gradient=False).correct, steps, restarts)
     return record.result(
         x,
         threat,
-        name=f"{name}-{objective.loss}",
+        name=objective.title(name),
         loss=objective.loss,
         steps=steps,
         restarts=restarts,
@@ -195,11 +204,11 @@ def _restart(
     """One restart from x [n, C, H, W], images rows [n] of all N (y, scale: [N]); yields (step, images left)."""
     for step in range(steps + 1):
         evaluation = objective.evaluate(x, y[rows], scale[rows], gradient=step < steps)
-        record.add(rows, x, evaluation.loss, evaluation.correct, step=step, restart=restart)
+        correct = _record(record, rule, rows, x, evaluation, objective.aimed_at(scale[rows]), step, restart)
         record.non_finite_logits[rows] |= evaluation.non_finite
         record.zero_gradient_steps[rows] += evaluation.unusable & evaluation.correct
-        if not objective.is_random and not bool(evaluation.correct.all()):
-            left = evaluation.correct.nonzero()[:, 0]
+        if not objective.is_random and not bool(correct.all()):
+            left = correct.nonzero()[:, 0]
             rows, x, evaluation = rows[left], x[left], evaluation.rows(left)
             rule.keep(left)
         yield step, rows.numel()
@@ -208,12 +217,33 @@ def _restart(
         x = rule.next(x, evaluation)
 
 
+def _record(
+    record: AttackRecord,
+    rule: Rule,
+    rows: Tensor,
+    x: Tensor,
+    evaluation: Evaluation,
+    aim: Tensor | None,
+    step: int,
+    restart: int,
+) -> Tensor:
+    """Take in what of an iterate lies within the budget; returns where nothing within it was misclassified, [n] bool."""
+    loss, correct, counts = evaluation.loss, evaluation.correct, getattr(rule, "counts", None)
+    if counts is None:
+        record.add(rows, x, loss, correct, step=step, restart=restart, target=aim)
+        return correct
+    inside = counts(x)
+    aim = None if aim is None else aim[inside]
+    record.add(rows[inside], x[inside], loss[inside], correct[inside], step=step, restart=restart, target=aim)
+    return correct | ~inside
+
+
 class _PgdRule:
     def __init__(self, clean: Tensor, threat: ThreatModel, step_size: float) -> None:
         self.clean, self.threat, self.step_size = clean, threat, step_size
 
     def next(self, x: Tensor, evaluation: Evaluation) -> Tensor:
-        direction = steepest_direction(evaluation.gradient, self.threat.norm)
+        direction = steepest_direction(evaluation.gradient, self.threat.norm, max(1, x[0].numel() // 20))
         return project(x.double() + self.step_size * direction, self.clean, self.threat.eps, self.threat.norm)
 
     def keep(self, rows: Tensor) -> None:

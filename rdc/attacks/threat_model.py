@@ -103,6 +103,11 @@ class AttackResult:
         verify_mismatches: images broken in the attack but right on the final check, or the reverse (both count as
             broken): more than a few mean that the model is random or that its results depend on the batch. None: not
             verified.
+        broken_target: [N] int64, class the attack aimed at when it first broke the image; -1 never broken,
+            misclassified when clean, or found by an untargeted attack or the final check.
+        minimal_distance: [N] float64, FAB: distance of the nearest misclassified image found, 0 where the clean image
+            is one, inf if none was found. An upper bound: a search that stops at eps does not minimise further.
+        queries: [N] int64, Square: how often this image was sent to the model, the clean image not counted.
     """
 
     name: str
@@ -123,6 +128,9 @@ class AttackResult:
     forward_evaluations: int
     gradient_evaluations: int
     verify_mismatches: int | None
+    broken_target: Tensor | None = None
+    minimal_distance: Tensor | None = None
+    queries: Tensor | None = None
 
     @property
     def accuracy(self) -> float:
@@ -146,11 +154,22 @@ class AttackRecord:
         self.correct = clean_correct.clone()
         self.broken_at = torch.where(clean_correct, -1, 0)
         self.broken_restart = torch.full_like(self.broken_at, -1)
+        self.broken_target = torch.full_like(self.broken_at, -1)
         self.best_loss = torch.full((count,), -math.inf, dtype=torch.float64, device=x.device)
         self.zero_gradient_steps = torch.zeros_like(self.broken_at)
         self.non_finite_logits = clean_non_finite.clone()
 
-    def add(self, rows: Tensor, x: Tensor, loss: Tensor, correct: Tensor, *, step: int, restart: int) -> None:
+    def add(
+        self,
+        rows: Tensor,
+        x: Tensor,
+        loss: Tensor,
+        correct: Tensor,
+        *,
+        step: int,
+        restart: int,
+        target: Tensor | None = None,
+    ) -> None:
         """Take in one iterate.
 
         Args:
@@ -160,6 +179,7 @@ class AttackRecord:
             correct: [n] bool, classified right at x.
             step: 0 is the starting point.
             restart: number of the restart.
+            target: [n] int64, the class aimed at, if one was.
         """
         was_robust = self.correct[rows]
         first = was_robust & ~correct
@@ -169,6 +189,8 @@ class AttackRecord:
         self.best_loss[rows[better]] = loss[better]
         self.broken_at[rows[first]] = step
         self.broken_restart[rows[first]] = restart
+        if target is not None:
+            self.broken_target[rows[first]] = target[first]
         self.correct[rows[first]] = False
 
     def verify(self, correct_at_x_adv: Tensor, steps: int, restarts: int) -> int:
@@ -184,8 +206,9 @@ class AttackRecord:
         """Check every budget and close the record; ``about`` holds the remaining fields of AttackResult."""
         check_budget(self.x_adv, x, threat.eps, threat.norm)
         steps = int(about["steps"])  # type: ignore[call-overload]
-        broken_at = self.broken_at.tolist()
-        history = [sum(not 0 <= at <= step for at in broken_at) / len(broken_at) for step in range(steps + 1)]
+        count = len(self.broken_at)
+        broken = torch.bincount(self.broken_at[self.broken_at >= 0].cpu(), minlength=steps + 1).cumsum(0)
+        history = [(count - gone) / count for gone in broken.tolist()]
         return AttackResult(
             threat=threat,
             x_adv=self.x_adv,
@@ -197,6 +220,7 @@ class AttackRecord:
             accuracy_per_step=history,
             zero_gradient_steps=self.zero_gradient_steps,
             non_finite_logits=self.non_finite_logits,
+            broken_target=self.broken_target,
             **about,  # type: ignore[arg-type]
         )
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rdc.cli.options import add_model_options, load_classifier
+from rdc.cli.options import add_model_options, join_processes, load_classifier
 
 _HERE = {"--overwrite", "--quiet"}  # options that do not belong in the recorded command
 _DEFAULT_BATCH = {"cpu": 32, "cuda": 256}
@@ -20,7 +20,16 @@ stopped."""
 EXAMPLES = """examples:
   rdc evaluate --model fashion-mnist --data fashion-mnist-sample --n 64 --out runs/first
   rdc evaluate --attacks none --n 10000 --out runs/clean
-  rdc evaluate --lm released --gradient bpda --out runs/released-bpda
+  rdc evaluate --attacks autoattack,adaptive --lm paper-v2 --n 128 --out runs/everything
+  rdc evaluate --norm flow --eps 0.05 --attacks stadv --steps 100 --out runs/stadv
+  rdc evaluate --noise all --eot 20 --n 64 --out runs/stochastic
+  rdc evaluate --model my_package.models:make --attacks autoattack --out runs/mine
+  torchrun --nproc-per-node 2 -m -- rdc evaluate --n 512 --threads 1 --out runs/sharded   # mind the --
+
+attacks: apgd-ce, apgd-dlr, apgd-margin, apgd-t, apgd-ce-t, fab, fab-t, square, pgd-ce, pgd-dlr, pgd-margin, stadv, low-frequency,
+lagrange, objective, transfer, selective, endpoints-ce, endpoints-dlr (docs/threat_models.md, docs/adaptive_attacks.md), with options
+as in apgd-ce:gradient=bpda:steps=20, transfer:surrogate=one-step, square:queries=1000; autoattack, autoattack-plus,
+autoattack-rand and adaptive stand for several.
 """
 
 
@@ -42,14 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--split", default="test", metavar="SPLIT", help="test or train (default: %(default)s)")
     data.add_argument("--data-root", metavar="DIR", help="the only folder to look for the data in")
     threat = parser.add_argument_group("attack")
-    threat.add_argument("--norm", default="linf", metavar="NORM", help="linf or l2 (default: %(default)s)")
+    threat.add_argument("--norm", default="linf", metavar="NORM", help="linf, l2, l1 or flow (default: %(default)s)")
     threat.add_argument("--eps", default="8/255", help="radius in [0, 1] pixel units (default: %(default)s)")
     threat.add_argument(
         "--attacks",
         default="apgd-ce,apgd-dlr",
         metavar="LIST",
-        help="pgd-ce, pgd-dlr, pgd-margin, apgd-ce, apgd-dlr, apgd-margin, separated by commas; each attacks what is "
-        "still robust; none: clean accuracy alone (default: %(default)s)",
+        help="names separated by commas, see below; each attacks what is still robust; none: clean accuracy alone "
+        "(default: %(default)s)",
     )
     threat.add_argument("--steps", type=int, default=50, help="of each restart (default: %(default)s)")
     threat.add_argument("--restarts", type=int, default=1, help="(default: %(default)s)")
@@ -63,7 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--noise",
         default="known",
         metavar="POLICY",
-        help="known: fixed noise that the attacker has; fresh: another draw in every call (default: %(default)s)",
+        help="known: fixed noise that the attacker has; fresh: another draw in every call; all: both, the lowest score "
+        "counts (default: %(default)s)",
     )
     threat.add_argument(
         "--eot", type=int, metavar="N", help="draws averaged per gradient against fresh noise (default: 20)"
@@ -74,6 +84,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=10,
         metavar="N",
         help="fresh noise: how often each image is scored (default: %(default)s)",
+    )
+    threat.add_argument(
+        "--sanity",
+        type=int,
+        default=8,
+        metavar="N",
+        help="images on which short extra attacks look for masked gradients; 0: none (default: %(default)s)",
     )
     threat.add_argument("--seed", type=int, default=0, help="of random starts and fresh draws (default: %(default)s)")
     run = parser.add_argument_group("run")
@@ -116,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
             "noise",
             "eot",
             "resubmissions",
+            "sanity",
             "seed",
             "levels",
             "lm",
@@ -127,10 +145,12 @@ def run(args: argparse.Namespace) -> int:
         **fields,
         **({} if args.batch is None else {"batch": args.batch}),
     )
-    classifier = load_classifier(args)
+    dataset = load_dataset(args.data, args.split, args.data_root, progress=not args.quiet)
+    first = join_processes(args)
+    classifier = load_classifier(args, dataset)
     if args.batch is None:
         settings = EvaluationSettings(**{**settings.to_json(), "batch": _DEFAULT_BATCH[classifier.device.type]})
-    dataset = load_dataset(args.data, args.split, args.data_root, progress=not args.quiet)
+    settings = settings.for_defence(classifier, tuple(args.attacks.split(",")))
     out = Path(args.out or _default_folder(settings))
     words = shlex.join(["rdc", *args.argv])
     done = [0]
@@ -149,6 +169,8 @@ def run(args: argparse.Namespace) -> int:
             progress=not args.quiet,
             on_batch=count,
         )
+        if not first:
+            return 0
         files = write_reports(evaluation, classifier)
     except KeyboardInterrupt:
         again = shlex.join(["rdc", *(word for word in args.argv if word != "--overwrite")])
@@ -218,12 +240,21 @@ def _table(evaluation: Any) -> str:
     rows += [(f"after {attack['name']}", attack, seconds_words(attack["seconds"])) for attack in report["attacks"]]
     if settings["attacks"]:
         rows.append(("robust to all", report["robust"], ""))
-    lines += ["", f"  {'':<18}{'accuracy':>10}   95 % interval"]
+    scores = report["scores"]
+    if scores and settings["noise"] != "known":
+        submissions = scores["submissions"]
+        words = {
+            "known": "known noise",
+            "average": "average of draws",
+            "majority": f"majority of {submissions}",
+            "worst": f"worst of {submissions}",
+        }
+        rows += [(text, scores[key], "") for key, text in words.items() if key in scores]
+    wide = max(18, *(len(name) + 2 for name, _, _ in rows))
+    lines += ["", f"  {'':<{wide}}{'accuracy':>10}   95 % interval"]
     for name, value, time in rows:
-        lines.append(f"  {name:<18}{percent(value['accuracy']):>10}   {interval(value['ci95']):<15}{time:>12}".rstrip())
-    if "average" in report["robust"]:
-        average = report["robust"]["average"]
-        lines.append(f"  {'average of draws':<18}{percent(average['accuracy']):>10}   {interval(average['ci95'])}")
+        share, ends = percent(value["accuracy"]), interval(value["ci95"])
+        lines.append(f"  {name:<{wide}}{share:>10}   {ends:<15}{time:>12}".rstrip())
     lines += ["", *(f"  {flag['severity']}: {flag['name']} ({flag['evidence']})" for flag in report["flags"])]
     if not settings["attacks"]:
         lines = [line for line in lines if "no-attack" not in line]

@@ -7,14 +7,19 @@ from typing import Any
 
 from rdc.errors import ConfigError
 
-__all__ = ["add_model_options", "load_classifier", "positive_int"]
+__all__ = ["add_model_options", "join_processes", "load_classifier", "positive_int"]
 
 
 def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
     """--model, --levels, --lm, --device, --threads."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", default=default, metavar="NAME", help="preset or checkpoint path (default: %(default)s)"
+        "--model",
+        default=default,
+        metavar="NAME",
+        help="preset, checkpoint path, or package.module:factory, a function without arguments that returns any callable "
+        "pixels [N, C, H, W] in [0, 1] -> logits [N, K], or an object with purify(x) and classify(x) "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--levels",
@@ -45,17 +50,51 @@ def positive_int(text: str) -> int:
     return value
 
 
-def load_classifier(args: argparse.Namespace, **settings: Any) -> Any:
-    """The classifier these options name, on its device, in eval mode."""
+def load_classifier(args: argparse.Namespace, data: Any = None, **settings: Any) -> Any:
+    """The classifier these options name, on its device, in eval mode.
+
+    Args:
+        args: parsed options.
+        data: data set; a model given as ``package.module:factory`` is called on its first images to learn what it is.
+        settings: further settings of a diffusion classifier.
+
+    Raises:
+        ConfigError, InputError: no such model, or it is none; options that do not go with it.
+    """
     import torch
 
+    from rdc.defences.factory import is_factory, load_factory
     from rdc.presets import load
 
     if args.threads:
         torch.set_num_threads(args.threads)
     device = _device(args.device)
     chosen = {name: getattr(args, name) for name in ("levels", "lm") if getattr(args, name) is not None}
-    return load(args.model, device=device, **chosen, **settings)
+    if not is_factory(args.model):
+        return load(args.model, device=device, **chosen, **settings)
+    if chosen or settings:
+        raise ConfigError(
+            f"--{' and --'.join([*chosen, *settings])}: a model given as a function sets that itself; leave it out"
+        )
+    if data is None:
+        raise ConfigError(f"--model {args.model}: this command takes presets and checkpoint paths only")
+    count = min(2, len(data))
+    return load_factory(args.model, data.pixels(range(count)), data.class_names, device)
+
+
+def join_processes(args: argparse.Namespace) -> bool:
+    """Join the other processes under ``torchrun``; returns whether this is the first (or only) one."""
+    import os
+
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return True
+    import torch.distributed as dist
+
+    from rdc.training import start_processes
+
+    week = 7 * 24 * 3600.0  # the others wait for the slowest share
+    args.device = str(start_processes(_device(args.device).type, timeout=week))
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def _device(name: str | None) -> Any:

@@ -37,8 +37,13 @@ __all__ = [
 INTERRUPTED = 128  # exit status: this plus the signal's number
 
 
-def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: float) -> None:
-    """Options of every training command."""
+def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: float | str) -> None:
+    """Options of every training command.
+
+    Args:
+        learning_rate: default of ``--lr``; or, where the command finds it itself, text that says what it is: ``args.lr`` is
+            then None when it was not given.
+    """
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder; a run in it is continued")
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -51,7 +56,8 @@ def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: float) -> 
     length = parser.add_argument_group("training")
     length.add_argument("--images", type=int, default=360_000, metavar="N", help="images to process (360000)")
     length.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a step, all processes (64)")
-    length.add_argument("--lr", type=float, default=learning_rate, metavar="X", help="peak of Adam's (%(default)s)")
+    default = None if isinstance(learning_rate, str) else learning_rate
+    length.add_argument("--lr", type=float, default=default, metavar="X", help=f"peak of Adam's ({learning_rate})")
     length.add_argument("--warmup-images", type=int, default=10_000, metavar="N", help="until the peak (10000)")
     length.add_argument("--ema-images", type=int, default=15_000, metavar="N", help="half-life of the average (15000)")
     length.add_argument("--clip", type=float, default=1.0, metavar="X", help="largest gradient norm (1.0)")
@@ -171,12 +177,14 @@ def run_training(
     objective: Objective,
     data: Dataset,
     settings: dict[str, Any],
+    samples: bool = True,
 ) -> int:
     """Train ``network``, exporting it at every checkpoint; then draw samples.
 
     Args:
         config: description of the network, for ``model.json``.
         settings: what identifies the run besides network, data and training settings.
+        samples: draw them; a classifier has none.
 
     Returns:
         Exit status: 0, or 128 + the signal that stopped the run.
@@ -212,9 +220,10 @@ def run_training(
         if dist.is_initialized():
             dist.destroy_process_group()
     if trainer.rank == 0:
-        exporter.samples(trainer.averaged_network(), not args.quiet)
+        if samples:
+            exporter.samples(trainer.averaged_network(), not args.quiet)
         print(f"{args.out}: {trainer.step * train.batch_size:,} images in {trainer.seconds / 60:.1f} minutes;", end=" ")
-        print("model.safetensors, model.json, loss.png, samples.png")
+        print(f"model.safetensors, model.json, loss.png{', samples.png' if samples else ''}")
     return 0
 
 
@@ -230,7 +239,8 @@ class Exporter:
 
     def __init__(self, out: Path, config: dict[str, Any], data: Dataset, settings: dict[str, Any]) -> None:
         self.out, self.config, self.data, self.settings = out, config, data, settings
-        self.title = f"rdc {settings['command']}, {data.name}"
+        method = f" --method {settings['method']}" if "method" in settings else ""
+        self.title = f"rdc {settings['command']}{method}, {data.name}"
 
     def __call__(self, network: nn.Module, info: dict[str, Any]) -> None:
         """After every checkpoint: the averaged weights, and the loss curve so far."""

@@ -20,6 +20,7 @@ from rdc.errors import ConfigError
 from rdc.evaluation.batch import evaluate_batch
 from rdc.evaluation.folder import RunFolder
 from rdc.evaluation.progress import ProgressBars
+from rdc.evaluation.sanity import run_sanity
 from rdc.evaluation.settings import EvaluationSettings, parse_attacks
 from rdc.evaluation.summary import accuracy_per_class, accuracy_per_step, summarize
 from rdc.ops._native import describe
@@ -79,9 +80,10 @@ def evaluate(
 ) -> Evaluation:
     """Run, or continue, an evaluation; results go to ``out`` batch by batch.
 
+    Under ``torchrun`` every process works on its share of the batches and gets the same finished run.
+
     Args:
-        classifier: a DiffusionClassifier, or an ``nn.Module`` with its ``with_``, ``describe``, ``redraw``,
-            ``network_evaluations``, ``num_classes``, ``image_shape`` and ``device``.
+        classifier: a DiffusionClassifier or a ``rdc.defences.Defence`` (``rdc.defences.as_defence`` makes one of anything).
         dataset: images settings.start .. settings.start + settings.n - 1 of it are used.
         settings: what to do.
         out: folder of the run, see RunFolder. A killed run goes on where it stopped.
@@ -108,38 +110,100 @@ def evaluate(
         "torch": torch.__version__,
     }
     about = {"command": command or "python", "commit": commit(), "versions": versions(classifier.device)}
-    with RunFolder(out, identity, about, overwrite=overwrite) as folder:
-        _run(classifier, images, settings, folder, progress, on_batch)
+    shard = _processes()
+    options = {"overwrite": overwrite and shard[0] == 0, "shard": shard}
+    with _opened(out, identity, about, options) as folder:
+        if shard[0] == 0 and settings.attacks and folder.sanity is None:
+            folder.keep_sanity(_sanity(classifier, images, settings))
+        _run(classifier, images, settings, folder, progress and shard[0] == 0, on_batch, shard)
+        _finish(folder, shard)
         arrays = [folder.arrays(index) for index in range(len(folder.batches))]
         joined = {
             name: np.concatenate([part[name] for part in arrays])
             for name in ("x_adv", "clean_logits", "adversarial_logits")
         }
         records = [record for batch in folder.batches for record in batch["images"]]
-        report = summarize(folder.run, folder.batches)
+        report = summarize(folder.run, folder.batches, folder.sanity or {})
         return Evaluation(report, folder.run, records, **joined, dataset=images, out=folder.path)
 
 
-def _run(
-    classifier: Any, images: Dataset, settings: EvaluationSettings, folder: RunFolder, progress: bool, on_batch: Any
-) -> None:
-    done = sum(len(batch["images"]) for batch in folder.batches)
-    if done == settings.n:
+def _processes() -> tuple[int, int]:
+    """(number of this process, number of processes) under torchrun, else (0, 1)."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _opened(out: Any, identity: dict[str, Any], about: dict[str, Any], options: dict[str, Any]) -> RunFolder:
+    """The folder; process 0 opens it first, and the others only if it could."""
+    number, count = options["shard"]
+    if count == 1:
+        return RunFolder(out, identity, about, **options)
+    problem: list[Any] = [None]
+    folder = None
+    if number == 0:
+        try:
+            folder = RunFolder(out, identity, about, **options)
+        except Exception as error:
+            problem = [error]
+    torch.distributed.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise problem[0]
+    return folder or RunFolder(out, identity, about, **options)
+
+
+def _finish(folder: RunFolder, shard: tuple[int, int]) -> None:
+    """Wait for all processes, then merge what they found."""
+    if shard[1] == 1:
+        folder.merge()
         return
-    standing = sum(_standing(batch["images"]) for batch in folder.batches)
-    bars = ProgressBars(settings.n, done, standing, settings.attacks, enabled=progress)
+    torch.distributed.barrier()
+    if shard[0] == 0:
+        folder.merge()
+    torch.distributed.barrier()
+    folder.reread()
+
+
+def _sanity(classifier: Any, images: Dataset, settings: EvaluationSettings) -> dict[str, Any]:
+    part = slice(0, min(settings.sanity or 0, settings.n))
+    if part.stop == 0:
+        return {}
+    return run_sanity(classifier, images.pixels(part), images.labels[part], images.indices[part], settings)
+
+
+def _run(
+    classifier: Any,
+    images: Dataset,
+    settings: EvaluationSettings,
+    folder: RunFolder,
+    progress: bool,
+    on_batch: Any,
+    shard: tuple[int, int],
+) -> None:
+    number, count = shard
+    mine = [i for i in range(-(-settings.n // settings.batch)) if i % count == number]
+    parts = {i: slice(i * settings.batch, min((i + 1) * settings.batch, settings.n)) for i in mine}
+    total = sum(part.stop - part.start for part in parts.values())
+    left = [i for i in mine if not folder.has(i)]
+    if not left:
+        return
+    finished = total - sum(parts[i].stop - parts[i].start for i in left)
+    standing = sum(_standing(folder.closed(i)["images"]) for i in mine if folder.has(i))
+    names = [spec for _ in settings.policies for spec in settings.attacks]
+    bars = ProgressBars(total, finished, standing, names, enabled=progress)
     try:
-        for begin in range(done, settings.n, settings.batch):
-            part = slice(begin, min(begin + settings.batch, settings.n))
-            bars.begin(part.stop - part.start)
-            index = begin // settings.batch
+        for index in left:
+            part = parts[index]
+            size = part.stop - part.start
+            bars.begin(size)
             result = evaluate_batch(
                 classifier, images.pixels(part), images.labels[part], images.indices[part], settings, index, bars.step
             )
-            folder.append(result)
-            bars.end(part.stop - part.start, _standing(result.images))
+            folder.append(index, result)
+            bars.end(size, _standing(result.images))
+            finished += size
             if on_batch is not None:
-                on_batch(part.stop, settings.n)
+                on_batch(finished, total)
     finally:
         bars.close()
 

@@ -1,18 +1,20 @@
-"""One batch: clean decisions, then attacks one after another, each on what is still robust, then the final score.
+"""One batch: clean decisions, then attacks one after another, each on what is still robust, then the final scores.
 
-Against known noise an image is robust if it is right when clean and right on every image that any attack tried.
+Under policy "known" the defence keeps one draw of noise, which the attacker has: an image is robust if it is right when
+clean and right on every image that any attack tried.
 
-Against fresh noise an image is *submitted* R times, each time under another draw, when clean and after each attack.
-Two figures come of it: the average share of right answers, and worst of R: right all R times. Later attacks go on with
-images that were right at least once; each attack gives one adversarial image, and that with the fewest right answers is
-kept.
+Under policy "fresh" the defence draws anew in every call and an image is *submitted* R times to a judge whose draws no
+attack has seen, when clean and after each attack. Three figures come of it: the average share of right answers; majority:
+the class most often answered is right; worst of R: right all R times. Later attacks go on with images that were right
+at least once; the adversarial image with the fewest right answers is kept.
+
+Noise "all" runs both, one after the other; adversarial images of either are submitted to fresh noise too.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,12 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdc.attacks import AttackResult, attack_named
+from rdc.attacks import AttackResult
+from rdc.attacks.registry import AttackSpec, applies
+from rdc.evaluation.attacking import Bench, run_attack
+from rdc.evaluation.sanity import check_output
 from rdc.evaluation.settings import EvaluationSettings
 
 __all__ = ["BatchResult", "evaluate_batch"]
-
-_PROBED = 8  # images that are classified twice more, to see whether the classifier is what it says
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -58,7 +61,7 @@ def evaluate_batch(
     """Evaluate one batch. The result depends on the arguments only, never on batches done before.
 
     Args:
-        classifier: a DiffusionClassifier.
+        classifier: a DiffusionClassifier or a ``rdc.defences.Defence``.
         pixels: [n, C, H, W] float32 in [0, 1].
         labels: [n] int64.
         ids: [n] int64, positions in the data set.
@@ -67,149 +70,226 @@ def evaluate_batch(
         progress: called with attack, step, steps, restart, restarts, active, robust, total.
     """
     begun = time.monotonic()
-    model = _player(classifier, settings, index)
-    pixels, labels = pixels.to(model.device), labels.to(model.device)
-    clean = _submit(model, pixels, labels, settings.resubmissions)
-    checks = _check_output(model, pixels) if index == 0 else {}
-    share, x_adv = clean.share.clone(), pixels.clone()
-    histories: list[list[dict[str, Any]]] = [[] for _ in labels]
-    attacks = []
-    for name in settings.attacks:
-        at = time.monotonic()
-        rows = (share > 0).nonzero()[:, 0]
-        result = None
-        if len(rows):
-            result = _attack(model, pixels[rows], labels[rows], ids[rows.cpu()], settings, name, progress)
-            found = _share_after(model, result, labels[rows], settings)
-            keep = rows[found <= share[rows]]
-            x_adv[keep] = result.x_adv[found <= share[rows]]
-            share[rows] = torch.minimum(share[rows], found)
-            for place, row in enumerate(rows.tolist()):
-                histories[row].append(_history(name, result, place, float(found[place]), settings))
-        attacks.append(_attack_totals(name, result, share, time.monotonic() - at))
-    final, mismatches = clean, 0
-    if settings.attacks:
-        final = _submit(model, x_adv, labels, settings.resubmissions)
-        if settings.noise == "known":
-            mismatches = int(((final.share > 0) != (share > 0)).sum())
-        share = torch.minimum(share, final.share)
-    images = [
-        {
-            "image": int(ids[row]),
-            "label": int(labels[row]),
-            "clean": {"predicted": int(clean.predicted[row]), "right": float(clean.share[row])},
-            "attacks": histories[row],
-            "adversarial": {"predicted": int(final.predicted[row]), "right": float(share[row])}
-            if settings.attacks
-            else None,
-            "robust": bool(share[row] == 1) if settings.attacks else None,
-        }
-        for row in range(len(labels))
-    ]
+    pixels, labels = pixels.to(classifier.device), labels.to(classifier.device)
+    judge = _judge(classifier, settings, index)
+    rounds = [_Round(classifier, pixels, labels, ids, settings, index, policy, judge) for policy in settings.policies]
+    checks = check_output(rounds[0].bench.model(), pixels) if index == 0 else {}
+    for around in rounds:
+        for spec in settings.specs:
+            around.attack(spec, progress)
+        if settings.attacks:
+            around.close()
+    fresh = _fresh_scores(rounds, classifier, judge, labels, settings)
+    images = _records(rounds, fresh, settings)
+    first = rounds[0]
+    logits = [around.clean.logits for around in rounds] + [around.final.logits for around in rounds]
     totals = {
-        "attacks": attacks,
+        "attacks": [total for around in rounds for total in around.totals],
         "checks": checks,
-        "mismatches": mismatches,
-        "non_finite": int((~torch.isfinite(clean.logits)).any(1).sum() + (~torch.isfinite(final.logits)).any(1).sum()),
-        "network_evaluations": int(model.network_evaluations),
+        "mismatches": sum(around.mismatches for around in rounds),
+        "non_finite": sum(int((~torch.isfinite(found)).any(1).sum()) for found in logits),
+        "network_evaluations": sum(around.bench.evaluations for around in rounds) + int(judge.network_evaluations),
         "seconds": time.monotonic() - begun,
     }
-    arrays = {"x_adv": x_adv, "clean_logits": clean.logits, "adversarial_logits": final.logits}
+    shown = [_worse(rounds, row) for row in range(len(labels))]
+    arrays = {
+        "x_adv": torch.stack([rounds[which].x_adv[row] for row, which in enumerate(shown)]),
+        "clean_logits": first.clean.logits,
+        "adversarial_logits": torch.stack([rounds[which].final.logits[row] for row, which in enumerate(shown)]),
+    }
     return BatchResult(images, totals, {name: value.float().cpu().numpy() for name, value in arrays.items()})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Score:
     share: Tensor  # [n] float64, fraction of submissions that were right
+    majority: Tensor  # [n] bool, the label has more votes than any other class
     logits: Tensor  # [n, K], mean over submissions
     predicted: Tensor  # [n] int64, of the mean logits
 
+    @property
+    def worst(self) -> Tensor:
+        """[n] bool, right in every submission."""
+        return self.share == 1
 
-def _player(classifier: Any, settings: EvaluationSettings, index: int) -> Any:
-    """A copy of the classifier whose draws start anew, so that a batch does not depend on the ones before."""
-    changes: dict[str, Any] = {"noise": "fixed"}
-    if settings.noise == "fresh":
-        word = hashlib.sha256(f"rdc evaluation {settings.seed} {index}".encode()).digest()[:8]
-        changes = {"noise": "fresh", "noise_seed": int.from_bytes(word, "little")}
-    if settings.gradient is not None:
-        changes["gradient"] = settings.gradient
-    player = classifier.with_(**changes)
-    player.network_evaluations = 0
-    return player.eval()
+
+class _Round:
+    """Everything under one noise policy: what each attack left of the n images."""
+
+    def __init__(
+        self,
+        classifier: Any,
+        pixels: Tensor,
+        labels: Tensor,
+        ids: Tensor,
+        settings: EvaluationSettings,
+        index: int,
+        policy: str,
+        judge: Any,
+    ) -> None:
+        self.pixels, self.labels, self.ids, self.settings, self.policy = pixels, labels, ids, settings, policy
+        self.bench = Bench(classifier, settings, index, policy)
+        self.scorer, self.times = (self.bench.model(), 1) if policy == "known" else (judge, settings.resubmissions)
+        self.clean = self.final = _submit(self.scorer, pixels, labels, self.times)
+        self.share, self.majority = self.clean.share.clone(), self.clean.majority.clone()
+        self.x_adv = pixels.clone()
+        self.endpoints: list[Tensor] = []
+        self.histories: list[list[dict[str, Any]]] = [[] for _ in labels]
+        self.totals: list[dict[str, Any]] = []
+        self.mismatches = 0
+
+    def attack(self, spec: AttackSpec, progress: Progress | None) -> None:
+        """Run one attack on the images that are right at least once, and keep what is worse than before."""
+        if applies(spec, self.bench.classifier, self.settings.norm, self.policy) is not None:
+            return
+        at = time.monotonic()
+        before = self.bench.evaluations
+        rows = (self.share > 0).nonzero()[:, 0]
+        result, size = None, (0, 0)
+        if len(rows):
+            ends = [end[rows] for end in self.endpoints]
+            chosen = (self.pixels[rows], self.labels[rows], self.ids[rows.cpu()])
+            result = run_attack(self.bench, spec, *chosen, self.settings, ends, progress)
+            size = (result.steps, result.restarts)
+            self._keep(spec, result, rows)
+            endpoint = self.x_adv.clone()
+            endpoint[rows] = result.x_adv
+            self.endpoints.append(endpoint)
+        self.totals.append(
+            {
+                "name": spec.text,
+                "policy": self.policy,
+                "steps": size[0],
+                "restarts": size[1],
+                "gradient": self.bench.gradient_of(spec),
+                "loss": None if result is None else result.loss,
+                "attacked": len(rows),
+                "survivors": int((self.share == 1).sum()),
+                "right": float(self.share.sum()),
+                "blind_images": 0 if result is None else result.zero_gradient_images,
+                "non_finite_images": 0 if result is None else int(result.non_finite_logits.sum()),
+                "verify_mismatches": 0 if result is None else int(result.verify_mismatches or 0),
+                "evaluations": self.bench.evaluations - before,
+                "seconds": time.monotonic() - at,
+            }
+        )
+
+    def _keep(self, spec: AttackSpec, result: AttackResult, rows: Tensor) -> None:
+        labels = self.labels[rows]
+        if self.policy == "known":
+            found, majority = result.correct.double(), result.correct
+        else:
+            score = _submit(self.scorer, result.x_adv, labels, self.times)
+            found, majority = score.share, score.majority
+        better = found <= self.share[rows]
+        self.x_adv[rows[better]] = result.x_adv[better]
+        self.share[rows] = torch.minimum(self.share[rows], found)
+        self.majority[rows] = self.majority[rows] & majority
+        for place, row in enumerate(rows.tolist()):
+            self.histories[row].append(_history(spec.text, result, place, float(found[place]), self.policy))
+
+    def close(self) -> None:
+        """Score the adversarial images once more; what was right before and is wrong now counts as wrong."""
+        self.final = _submit(self.scorer, self.x_adv, self.labels, self.times)
+        if self.policy == "known":
+            self.mismatches = int(((self.final.share > 0) != (self.share > 0)).sum())
+        self.share = torch.minimum(self.share, self.final.share)
+        self.majority = self.majority & self.final.majority
+
+
+def _judge(classifier: Any, settings: EvaluationSettings, index: int) -> Any:
+    """A copy that draws fresh noise, other than any attack sees."""
+    word = hashlib.sha256(f"rdc evaluation judge {settings.seed} {index}".encode()).digest()[:8]
+    judge = classifier.with_(noise="fresh", noise_seed=int.from_bytes(word, "little"))
+    judge.network_evaluations = 0
+    return judge.eval()
 
 
 def _submit(model: Any, pixels: Tensor, labels: Tensor, times: int) -> _Score:
     with torch.no_grad():
         draws = torch.stack([model(pixels) for _ in range(times)])
-    right = (draws.argmax(2) == labels) & ~draws.isnan().any(2)
+    nan = draws.isnan().any(2)
+    decided = draws.argmax(2)
+    right = (decided == labels) & ~nan
+    votes = torch.nn.functional.one_hot(decided, draws.shape[2]).masked_fill(nan[:, :, None], 0).sum(0)
+    others = votes.scatter(1, labels[:, None], -1).amax(1)
     mean = draws.mean(0)
-    return _Score(right.double().mean(0), mean, mean.argmax(1))
+    majority = votes.gather(1, labels[:, None])[:, 0] > others
+    return _Score(right.double().mean(0), majority & right.any(0), mean, mean.argmax(1))
 
 
-def _attack(
-    model: Any,
-    pixels: Tensor,
-    labels: Tensor,
-    ids: Tensor,
-    settings: EvaluationSettings,
-    name: str,
-    progress: Progress | None,
-) -> AttackResult:
-    return attack_named(name)(
-        model,
-        pixels,
-        labels,
-        settings.threat,
-        seed=settings.seed,
-        image_ids=ids,
-        steps=settings.steps,
-        restarts=settings.restarts,
-        eot=settings.eot,
-        redraw=model.redraw if settings.noise == "fresh" else None,
-        progress=progress,
-    )
+def _fresh_scores(
+    rounds: list[_Round], classifier: Any, judge: Any, labels: Tensor, settings: EvaluationSettings
+) -> dict[str, Tensor] | None:
+    """Adversarial images under fresh noise, the lowest over all rounds: average, majority, worst of R; [n] each."""
+    shares, majorities = [], []
+    for around in rounds:
+        if around.policy == "fresh":
+            shares.append(around.share)
+            majorities.append(around.majority)
+        elif settings.attacks and classifier.stochastic:
+            score = _submit(judge, around.x_adv, labels, settings.resubmissions)
+            shares.append(score.share)
+            majorities.append(score.majority)
+    if not shares:
+        return None
+    share = torch.stack(shares).amin(0)
+    return {"average": share, "majority": torch.stack(majorities).all(0), "worst": share == 1}
 
 
-def _share_after(model: Any, result: AttackResult, labels: Tensor, settings: EvaluationSettings) -> Tensor:
-    if settings.noise == "known":
-        return result.correct.double()
-    return _submit(model, result.x_adv, labels, settings.resubmissions).share
+def _worse(rounds: list[_Round], row: int) -> int:
+    """Which round's adversarial image of this row is kept: the one with the fewest right answers."""
+    return min(range(len(rounds)), key=lambda which: float(rounds[which].share[row]))
 
 
-def _history(name: str, result: AttackResult, place: int, share: float, settings: EvaluationSettings) -> dict[str, Any]:
+def _records(
+    rounds: list[_Round], fresh: dict[str, Tensor] | None, settings: EvaluationSettings
+) -> list[dict[str, Any]]:
+    first, records = rounds[0], []
+    for row in range(len(first.labels)):
+        kept = rounds[_worse(rounds, row)]
+        record: dict[str, Any] = {
+            "image": int(first.ids[row]),
+            "label": int(first.labels[row]),
+            "clean": {"predicted": int(first.clean.predicted[row]), "right": float(first.clean.share[row])},
+            "attacks": [entry for around in rounds for entry in around.histories[row]],
+            "adversarial": None,
+            "robust": None,
+        }
+        if settings.attacks:
+            record["adversarial"] = {
+                "predicted": int(kept.final.predicted[row]),
+                "right": float(kept.share[row]),
+            }
+            record["robust"] = all(bool(around.share[row] == 1) for around in rounds)
+            record["scores"] = _scores(rounds, fresh, row)
+            if fresh is not None and "fresh" in settings.policies:
+                record["robust"] = record["robust"] and bool(fresh["worst"][row])
+        records.append(record)
+    return records
+
+
+def _scores(rounds: list[_Round], fresh: dict[str, Tensor] | None, row: int) -> dict[str, Any]:
+    """How one adversarial image fares: known noise (bool), fresh noise (share of right answers, and majority)."""
+    found: dict[str, Any] = {}
+    for around in rounds:
+        if around.policy == "known":
+            found["known"] = bool(around.share[row] == 1)
+    if fresh is not None:
+        found["fresh"] = {"right": float(fresh["average"][row]), "majority": bool(fresh["majority"][row])}
+    return found
+
+
+def _history(name: str, result: AttackResult, place: int, share: float, policy: str) -> dict[str, Any]:
     """One image in one attack; ``step`` and ``restart`` say when it was first misclassified (-1: never)."""
-    return {
+    found = {
         "name": name,
+        "noise": policy,
         "right": share,
         "step": int(result.broken_at[place]),
         "restart": int(result.broken_restart[place]),
         "blind_steps": int(result.zero_gradient_steps[place]),
     }
-
-
-def _attack_totals(name: str, result: AttackResult | None, share: Tensor, seconds: float) -> dict[str, Any]:
-    return {
-        "name": name,
-        "loss": None if result is None else result.loss,
-        "attacked": 0 if result is None else len(result.correct),
-        "survivors": int((share == 1).sum()),
-        "right": float(share.sum()),
-        "blind_images": 0 if result is None else result.zero_gradient_images,
-        "non_finite_images": 0 if result is None else int(result.non_finite_logits.sum()),
-        "verify_mismatches": 0 if result is None else int(result.verify_mismatches or 0),
-        "seconds": seconds,
-    }
-
-
-def _check_output(model: Any, pixels: Tensor) -> dict[str, float | None]:
-    """Call it twice: does an image get the same answer, are the answers log-probabilities? None: not finite."""
-    with torch.no_grad():
-        first, second = (model(pixels[:_PROBED]) for _ in range(2))
-    centred = first - first.mean(1, keepdim=True)
-    found = {
-        "repeat_difference": float((second - first).abs().max()),
-        "logit_spread": float(centred.square().mean().sqrt()),
-        "repeat_decisions_changed": int((first.argmax(1) != second.argmax(1)).sum()),
-        "log_sum_exp": float(torch.logsumexp(first.double(), 1).abs().max()),
-    }
-    return {name: value if math.isfinite(value) else None for name, value in found.items()}
+    if getattr(result, "flow_penalty", None) is not None:
+        found["flow_penalty"] = round(float(result.flow_penalty[place]), 6)
+    return found

@@ -1,7 +1,8 @@
-"""Reasons to doubt a robustness figure, each with what raised it, what it means and what to do.
+"""Reasons to doubt a robustness figure, each with what raised it, what it means and what to do (docs/evaluation_flags.md).
 
-After the checks of AutoAttack (Croce & Hein 2020, arXiv 2003.01690) and of "Indicators of Attack Failure"
-(Pintor et al. 2022, arXiv 2106.09947).
+After the checks of AutoAttack (Croce & Hein 2020, arXiv 2003.01690), the checklist of Carlini et al. 2019 (arXiv
+1902.06705) and "Indicators of Attack Failure" (Pintor et al. 2022, arXiv 2106.09947). What is found by whom:
+``sanity.check_output`` on the first batch, ``sanity.run_sanity`` on a few images, the run's own attacks.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from typing import Any
+
+from rdc.evaluation import flag_checks as checks
 
 __all__ = ["FLAGS", "Flag", "raise_flags"]
 
@@ -47,117 +50,6 @@ def raise_flags(identity: dict[str, Any], totals: dict[str, Any]) -> list[dict[s
     return found
 
 
-def _has_lm(identity: dict[str, Any]) -> bool:
-    lm = identity["classifier"]["lm"]
-    return bool(lm) and lm != "none" and not (isinstance(lm, dict) and lm.get("steps") == 0)
-
-
-def _no_attack(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
-    return None if identity["settings"]["attacks"] else "attacks: none"
-
-
-def _training(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
-    return "split: train" if identity["settings"]["split"] == "train" else None
-
-
-def _zero_gradients(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
-    blind = [
-        f"{attack['name']}: {attack['blind_images']} of {attack['attacked']} images"
-        for attack in totals["attacks"]
-        if attack["blind_images"]
-    ]
-    return "; ".join(blind) or None
-
-
-def _randomised(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
-    checks = totals["checks"]
-    moved, spread = checks["repeat_difference"], checks["logit_spread"]
-    if identity["settings"]["noise"] == "fresh" or moved is None or spread is None:
-        return None
-    if checks["repeat_decisions_changed"] or moved > 1e-4 * spread:
-        changed = checks["repeat_decisions_changed"]
-        return f"logits moved by up to {moved:.3g} (their spread is {spread:.3g}); {changed} decisions changed"
-    return None
-
-
-def _not_random(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
-    if identity["settings"]["noise"] == "known":
-        return None
-    return "two calls gave the same logits" if totals["checks"]["repeat_difference"] == 0 else None
-
-
-def _not_log_probabilities(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
-    value = totals["checks"]["log_sum_exp"]
-    if value is None:
-        return "some log-sum-exp is not finite"
-    return f"the largest |log-sum-exp| is {value:.3g}; it should be 0" if value > 1e-3 else None
-
-
-def _unstable(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
-    count = totals["mismatches"] + sum(attack["verify_mismatches"] for attack in totals["attacks"])
-    return f"{count} decisions" if count else None
-
-
-def _non_finite(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
-    count = totals["non_finite"] + sum(attack["non_finite_images"] for attack in totals["attacks"])
-    return f"{count} images" if count else None
-
-
-def _bpda(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
-    return (
-        "gradient: bpda, with likelihood maximisation"
-        if identity["settings"]["gradient"] == "bpda" and _has_lm(identity)
-        else None
-    )
-
-
-def _straight_through(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
-    lm = identity["classifier"]["lm"]
-    through_sign = (
-        _has_lm(identity) and isinstance(lm, dict) and lm.get("sign") and lm.get("optimizer", "momentum") == "momentum"
-    )
-    return (
-        "LM steps take the sign of a gradient" if identity["settings"]["gradient"] == "exact" and through_sign else None
-    )
-
-
-def _wide(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
-    parts = []
-    for what in ("clean", "robust"):
-        interval = totals[what]["ci95"]
-        if interval and interval[1] - interval[0] > 0.1:
-            parts.append(f"{what} {100 * interval[0]:.1f} to {100 * interval[1]:.1f} %")
-    return f"n = {totals['n']}: {', '.join(parts)}" if parts else None
-
-
-def _few_steps(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
-    steps = identity["settings"]["steps"]
-    return f"steps: {steps}" if steps is not None and steps < 20 else None
-
-
-def _few_draws(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
-    settings = identity["settings"]
-    return (
-        f"eot: {settings['eot']}"
-        if settings["attacks"] and settings["noise"] == "fresh" and settings["eot"] < 20
-        else None
-    )
-
-
-def _still_falling(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
-    late = [f"{name} broke {count} in its last tenth of steps" for name, count in totals["late"].items() if count]
-    return "; ".join(late) or None
-
-
-def _few_classes(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
-    swapped = [
-        f"{a['name']} maximised {a['loss']}"
-        for a in totals["attacks"]
-        if a["loss"] and not a["name"].endswith(f"-{a['loss']}")
-    ]
-    return "; ".join(swapped) or None
-
-
 FLAGS = (
     Flag(
         name="no-attack",
@@ -165,7 +57,7 @@ FLAGS = (
         raised_if="the run has no attack",
         explanation="Only clean accuracy was measured; nothing here speaks about robustness.",
         what_to_do="Run with --attacks apgd-ce,apgd-dlr.",
-        check=_no_attack,
+        check=checks.no_attack,
     ),
     Flag(
         name="training-images",
@@ -173,7 +65,7 @@ FLAGS = (
         raised_if="the images are from the training split",
         explanation="The model has seen these images; accuracy on new ones is lower.",
         what_to_do="Quote figures on the test split only.",
-        check=_training,
+        check=checks.training,
     ),
     Flag(
         name="zero-gradients",
@@ -187,7 +79,29 @@ FLAGS = (
             "Attack with another loss (dlr and margin need no scale), check saturated logits, and add a "
             "black-box attack."
         ),
-        check=_zero_gradients,
+        check=checks.zero_gradients,
+    ),
+    Flag(
+        name="vanishing-gradient",
+        severity="warning",
+        raised_if="more than half of the entries of the clean images' gradients are exactly zero",
+        explanation=(
+            "Something on the way is flat (rounding, thresholds, saturation, a detached branch). The attack sees only "
+            "part of the model."
+        ),
+        what_to_do="Attack a smooth surrogate (transfer), give the flat part a differentiable stand-in, add square.",
+        check=checks.vanishing,
+    ),
+    Flag(
+        name="constant-gradient",
+        severity="note",
+        raised_if="the gradient does not change along an attack path (mean cosine similarity above 0.9999)",
+        explanation=(
+            "The model is linear, or its gradient is not its own: a stand-in that ignores where the image is. A "
+            "stand-in's direction is right in one place at most."
+        ),
+        what_to_do="If the model is not linear, find what replaces its gradient; add square, which needs none.",
+        check=checks.constant,
     ),
     Flag(
         name="randomised-output",
@@ -197,7 +111,7 @@ FLAGS = (
             "The attack works on one function and is scored on another; single-draw gradients underrate the attacker."
         ),
         what_to_do="Evaluate with --noise fresh --eot 20, or find what is not deterministic.",
-        check=_randomised,
+        check=checks.randomised,
     ),
     Flag(
         name="not-random",
@@ -205,7 +119,7 @@ FLAGS = (
         raised_if="noise is said to be fresh, yet two calls agree to the last bit",
         explanation="Averaging gradients over draws cost time and changed nothing.",
         what_to_do="Evaluate with --noise known.",
-        check=_not_random,
+        check=checks.not_random,
     ),
     Flag(
         name="not-log-probabilities",
@@ -216,7 +130,74 @@ FLAGS = (
             " and attacks that need a scale may stall."
         ),
         what_to_do="Normalise the model's output with log_softmax.",
-        check=_not_log_probabilities,
+        check=checks.not_log_probabilities,
+    ),
+    Flag(
+        name="softmax-output",
+        severity="warning",
+        raised_if="the outputs are probabilities: not negative, each row sums to one",
+        explanation=("Where a probability rounds to 0 or 1 its gradient vanishes, and losses made for logits stall."),
+        what_to_do="Return logits, or log-probabilities computed by log_softmax.",
+        check=checks.softmax,
+    ),
+    Flag(
+        name="test-time-optimisation",
+        severity="note",
+        raised_if="the model asks autograd for gradients while it classifies",
+        explanation=(
+            "It optimises its input (or itself) first. Attacks that do not go through that, or stop at detached "
+            "gradients, overrate it."
+        ),
+        what_to_do="Use exact gradients, and the adaptive attacks: --attacks autoattack,adaptive.",
+        check=checks.optimises,
+    ),
+    Flag(
+        name="square-beats-white-box",
+        severity="warning",
+        raised_if="Square, which sees no gradient, broke at least 0.2 % of the images (one at least) after white-box attacks",
+        explanation="A black-box attack knows less and should find less: the gradients were masked or the attacks too short.",
+        what_to_do="More steps and restarts, other losses, adaptive attacks; do not quote the white-box figure.",
+        check=checks.square,
+    ),
+    Flag(
+        name="budget-without-effect",
+        severity="warning",
+        raised_if="twice the radius neither lowers accuracy nor raises the loss of a short attack",
+        explanation="More freedom must help an attacker that works. This one does not follow the model.",
+        what_to_do="Look for masked gradients: constant, zero or random ones. Add square and adaptive attacks.",
+        check=checks.no_effect,
+    ),
+    Flag(
+        name="large-eps-not-zero",
+        severity="warning",
+        raised_if="with a radius that allows any image (l_inf 0.5) a short attack leaves some images right",
+        explanation="At that radius every image can be turned into grey, so accuracy must fall to 0. The attack fails.",
+        what_to_do="Look for masked gradients; attack with more steps, other losses, square, adaptive attacks.",
+        check=checks.large_eps,
+    ),
+    Flag(
+        name="loss-not-monotone",
+        severity="warning",
+        raised_if="small steps along the gradient lower the attack's loss in more than 30 % of the cases",
+        explanation="The gradient does not predict what the model does next to the image: noise, or shattered gradients.",
+        what_to_do="Average over draws (eot), use a smooth surrogate, add square.",
+        check=checks.not_monotone,
+    ),
+    Flag(
+        name="budget-not-used",
+        severity="warning",
+        raised_if="twelve steps of eps/8 along the gradient move images by less than 80 % of eps",
+        explanation="The attack walks in circles or stands still: its gradients vanish or turn at every step.",
+        what_to_do="Larger steps, random starts, another loss; look for flat or oscillating parts of the model.",
+        check=checks.unused,
+    ),
+    Flag(
+        name="sanity-not-checked",
+        severity="note",
+        raised_if="attacks were run, but the sanity checks were not",
+        explanation="Signs of masked gradients were not looked for, beyond what the attacks themselves show.",
+        what_to_do="Run with --sanity 8 (l_inf or l_2).",
+        check=checks.not_checked,
     ),
     Flag(
         name="unstable-decisions",
@@ -226,7 +207,7 @@ FLAGS = (
             "Results depend on the batch or on rounding at the decision boundary. Such images count as not robust."
         ),
         what_to_do=("A few among thousands are rounding. More: the model mixes images of a batch, or is random."),
-        check=_unstable,
+        check=checks.unstable,
     ),
     Flag(
         name="non-finite-logits",
@@ -234,7 +215,7 @@ FLAGS = (
         raised_if="the model returned NaN or infinity",
         explanation="These images count as misclassified; the model is broken on them.",
         what_to_do="Check the weights and the precision (bfloat16 or float16 overflow).",
-        check=_non_finite,
+        check=checks.non_finite,
     ),
     Flag(
         name="bpda-gradient",
@@ -245,7 +226,26 @@ FLAGS = (
             " does by far."
         ),
         what_to_do="Quote the figure of --gradient exact.",
-        check=_bpda,
+        check=checks.bpda,
+    ),
+    Flag(
+        name="bpda-above-exact",
+        severity="warning",
+        raised_if="a short attack with BPDA leaves more than 10 points more than the same with exact gradients",
+        explanation="Taking the purifier's Jacobian as the identity misleads the attacker here: BPDA figures are far too high.",
+        what_to_do="Quote exact gradients only, here and wherever this defence is compared.",
+        check=checks.bpda_above,
+    ),
+    Flag(
+        name="known-below-fresh",
+        severity="warning",
+        raised_if="accuracy against known noise is more than 10 points below the average against fresh noise",
+        explanation=(
+            "Much of the robustness against fresh noise is the attacker's noisy gradient. Who fixes or learns the "
+            "noise, or submits often, gets the lower figure."
+        ),
+        what_to_do="Quote the known-noise figure (--noise all reports every scoring); raise eot.",
+        check=checks.known_below,
     ),
     Flag(
         name="straight-through",
@@ -256,7 +256,7 @@ FLAGS = (
             "steps 'exact' is an approximation."
         ),
         what_to_do="Compare with an LM preset without sign steps and with a black-box attack.",
-        check=_straight_through,
+        check=checks.straight_through,
     ),
     Flag(
         name="wide-interval",
@@ -264,15 +264,15 @@ FLAGS = (
         raised_if="a 95 % interval is wider than 10 points (±5)",
         explanation="So few images cannot tell classifiers apart that differ by less than the interval.",
         what_to_do="Evaluate more images: 512 give ±4 points, 1000 give ±3.",
-        check=_wide,
+        check=checks.wide,
     ),
     Flag(
         name="few-steps",
         severity="warning",
-        raised_if="an attack had fewer than 20 steps",
-        explanation="The attack had little time; robustness is overrated.",
+        raised_if="no gradient attack had 20 steps or more",
+        explanation="The attacks had little time; robustness is overrated.",
         what_to_do="Use --steps 50 or more.",
-        check=_few_steps,
+        check=checks.few_steps,
     ),
     Flag(
         name="few-draws",
@@ -280,7 +280,7 @@ FLAGS = (
         raised_if="noise is fresh and gradients average fewer than 20 draws",
         explanation="The attacker's gradient is noisy, which overrates robustness.",
         what_to_do="Use --eot 20 or more, or --noise known.",
-        check=_few_draws,
+        check=checks.few_draws,
     ),
     Flag(
         name="still-falling",
@@ -288,7 +288,7 @@ FLAGS = (
         raised_if="an attack still broke images in the last tenth of its steps",
         explanation="The attack had not converged: more steps would break more.",
         what_to_do="Double --steps until the figure stays.",
-        check=_still_falling,
+        check=checks.still_falling,
     ),
     Flag(
         name="loss-replaced",
@@ -296,6 +296,6 @@ FLAGS = (
         raised_if="an attack could not use its loss and took another",
         explanation="DLR needs three classes; below that the margin was used.",
         what_to_do="Nothing; the attack's name says more than it did.",
-        check=_few_classes,
+        check=checks.few_classes,
     ),
 )

@@ -1,10 +1,13 @@
 """The folder of one run: its identity, per-image results as they come, adversarial images; survives kill -9.
 
     run.json              what decides the figures (settings, weights, images), and command, commits, versions
+    sanity.json           what the sanity checks found
     results.jsonl         n lines for each finished batch, then one line that closes it; appended at once and fsynced
+    results.1-of-2.jsonl  the same of process 1 of 2 while they run; merged into results.jsonl, in order, at the end
     batches/00000.npz     adversarial images and logits of a batch, written before its lines
 
-A run that was killed goes on after the last closed batch. Lines after it, whole or cut short, are dropped.
+A run that was killed goes on with the batches that are not closed, by any number of processes. Lines after the last closed
+batch of a file, whole or cut short, are dropped.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from rdc.files import atomic_write, read_json, write_json
 
 __all__ = ["SCHEMA", "RunFolder"]
 
-SCHEMA = 1
+SCHEMA = 2
 _REPORTS = ("report.json", "report.html", "report.md", "model_info.json")
 
 
@@ -36,6 +39,7 @@ class RunFolder:
         identity: JSON values that must be equal for a run to be continued.
         about: ``command``, ``commit``, ``versions`` of this start; kept from the first one.
         overwrite: throw away the results of another (or the same) run in it.
+        shard: (number of this process, number of processes); number 0 opens the folder first and merges at the end.
 
     Raises:
         ConfigError: it holds another command's results (the message names the settings), something else, or is in use.
@@ -43,8 +47,15 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], identity: dict[str, Any], about: dict[str, Any], *, overwrite: bool = False
+        self,
+        path: str | os.PathLike[str],
+        identity: dict[str, Any],
+        about: dict[str, Any],
+        *,
+        overwrite: bool = False,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
+        self._shard = shard
         self.path = Path(path)
         identity = json.loads(json.dumps({"schema": SCHEMA, **identity}))
         if self.path.exists() and not self.path.is_dir():
@@ -61,7 +72,7 @@ class RunFolder:
         if run_file.exists() and not overwrite:
             _compare(self.path, self._read_run(run_file)["identity"], identity)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.path)
+        self._lock = _lock(self.path) if shard[0] == 0 else None
         if run_file.exists() and overwrite:
             self._clear()
         if run_file.exists():
@@ -71,8 +82,11 @@ class RunFolder:
             self.run = {"identity": identity, **first}
             write_json(run_file, self.run)
         self._commit = about["commit"]
-        self.batches: list[dict[str, Any]] = []  # {"images": [...], "totals": {...}} in order
-        self._load()
+        self._closed: dict[int, dict[str, Any]] = {}  # {"images": [...], "totals": {...}} by number
+        if shard[0] == 0:
+            self.merge()
+        else:
+            self._read(self.path / "results.jsonl", cut=False)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -83,8 +97,37 @@ class RunFolder:
 
     @property
     def results(self) -> Path:
-        """The per-image results."""
-        return self.path / "results.jsonl"
+        """The per-image results of this process."""
+        number, count = self._shard
+        return self.path / ("results.jsonl" if count == 1 else f"results.{number}-of-{count}.jsonl")
+
+    @property
+    def batches(self) -> list[dict[str, Any]]:
+        """The finished batches that this process knows of, in order: ``images`` and ``totals``."""
+        return [self._closed[index] for index in sorted(self._closed)]
+
+    def closed(self, index: int) -> dict[str, Any]:
+        """A finished batch: ``images`` and ``totals``."""
+        return self._closed[index]
+
+    def reread(self) -> None:
+        """Read the merged results again."""
+        self._closed = {}
+        self._read(self.path / "results.jsonl", cut=False)
+
+    def has(self, index: int) -> bool:
+        """Whether a batch is finished."""
+        return index in self._closed
+
+    @property
+    def sanity(self) -> dict[str, Any] | None:
+        """What the sanity checks found; None if they were not made yet."""
+        file = self.path / "sanity.json"
+        return read_json(file) if file.exists() else None
+
+    def keep_sanity(self, found: dict[str, Any]) -> None:
+        """Write down what the sanity checks found."""
+        write_json(self.path / "sanity.json", found)
 
     def arrays_path(self, index: int) -> Path:
         """Where the arrays of a batch are."""
@@ -95,29 +138,47 @@ class RunFolder:
         with np.load(self.arrays_path(index), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
 
-    def append(self, result: BatchResult) -> None:
-        """Keep a batch: its arrays first, then its lines in one write. Both are on disk when this returns.
+    def append(self, index: int, result: BatchResult) -> None:
+        """Keep batch ``index``: its arrays first, then its lines in one write. Both are on disk when this returns.
 
         Raises:
             OSError: the disk is full, say; the batch then does not count as finished.
         """
-        index = len(self.batches)
-        if self._commit not in self.run["commits"]:  # this part of the figures comes from another source tree
+        if (
+            self._shard[0] == 0 and self._commit not in self.run["commits"]
+        ):  # this part of the figures comes from another source tree
             self.run["commits"].append(self._commit)
             write_json(self.path / "run.json", self.run)
         with atomic_write(self.arrays_path(index)) as file:
             np.savez_compressed(file, **result.arrays)
         close = {"end_of_batch": index, "images": len(result.images), **result.totals}
-        text = "".join(json.dumps(record, allow_nan=False) + "\n" for record in (*result.images, close))
+        batch = {"images": result.images, "totals": close}
         with open(self.results, "ab") as file:
-            file.write(text.encode())
+            file.write(_lines(batch))
             file.flush()
             os.fsync(file.fileno())
-        self.batches.append({"images": result.images, "totals": close})
+        self._closed[index] = batch
+
+    def merge(self) -> None:
+        """Read what all processes have finished; leave one file, in order (only the process that holds the folder)."""
+        files = sorted(self.path.glob("results*.jsonl"))
+        self._closed, in_order = {}, True
+        for file in files:
+            order = self._read(file, cut=True)
+            in_order = in_order and order == sorted(order)
+        if files and (len(files) > 1 or files[0].name != "results.jsonl" or not in_order):
+            with atomic_write(self.path / "results.jsonl") as out:
+                for batch in self.batches:
+                    out.write(_lines(batch))
+            for file in files:
+                if file.name != "results.jsonl":
+                    file.unlink()
 
     def _clear(self) -> None:
-        for name in ("run.json", "results.jsonl", *_REPORTS):  # run.json first: without it nothing here is continued
+        for name in ("run.json", "sanity.json", *_REPORTS):  # run.json first: without it nothing here is continued
             (self.path / name).unlink(missing_ok=True)
+        for file in self.path.glob("results*.jsonl"):
+            file.unlink()
         for file in (self.path / "batches").glob("[0-9]*.npz"):
             file.unlink()
 
@@ -132,38 +193,40 @@ class RunFolder:
             ) from error
         return run
 
-    def _load(self) -> None:
-        """Read closed batches; cut off what follows the last one."""
-        if not self.results.exists():
-            return
-        content = self.results.read_bytes()
-        kept, at, images = 0, 0, []
+    def _read(self, path: Path, *, cut: bool) -> list[int]:
+        """Read the closed batches of a file; ``cut`` off what follows the last one. Returns their numbers in its order."""
+        if not path.exists():
+            return []
+        content = path.read_bytes()
+        kept, at, images, order = 0, 0, [], []
         lines = content.split(b"\n")
         for number, line in enumerate(lines[:-1], 1):  # what follows the last line break was cut short
             at += len(line) + 1
             try:
                 record = json.loads(line)
                 closing = "end_of_batch" in record
-                good = not closing or (record["end_of_batch"] == len(self.batches) and record["images"] == len(images))
+                good = not closing or (isinstance(record["end_of_batch"], int) and record["images"] == len(images))
             except (ValueError, KeyError, TypeError):
                 good = False
             if not good:
                 raise DataError(
-                    f"{self.results}: line {number} is damaged, and not by being cut short at the end. Restore the "
+                    f"{path}: line {number} is damaged, and not by being cut short at the end. Restore the "
                     "file, delete everything from that line on, or use --overwrite to start afresh"
                 )
             if not closing:
                 images.append(record)
                 continue
-            if not self._arrays_are_whole(len(self.batches)):
+            if not self._arrays_are_whole(record["end_of_batch"]):
                 break
-            self.batches.append({"images": images, "totals": record})
+            self._closed[record["end_of_batch"]] = {"images": images, "totals": record}
+            order.append(record["end_of_batch"])
             kept, images = at, []
-        if kept < len(content):
-            with open(self.results, "r+b") as file:
+        if cut and kept < len(content):
+            with open(path, "r+b") as file:
                 file.truncate(kept)
                 file.flush()
                 os.fsync(file.fileno())
+        return order
 
     def _arrays_are_whole(self, index: int) -> bool:
         try:
@@ -171,6 +234,12 @@ class RunFolder:
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
             return False
         return True
+
+
+def _lines(batch: dict[str, Any]) -> bytes:
+    """The lines of a batch: its images, then the record that closes it."""
+    records = (*batch["images"], batch["totals"])
+    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
 
 
 def _compare(path: Path, there: dict[str, Any], now: dict[str, Any]) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from rdc.attacks import ATTACKS, ThreatModel, parse_eps
+from rdc.attacks import ThreatModel, parse_attack, parse_attacks, parse_eps
+from rdc.attacks.registry import AttackSpec, applies, expand_attacks
 from rdc.errors import ConfigError
 
-__all__ = ["DEFAULT_EOT", "EvaluationSettings", "parse_attacks"]
+__all__ = ["DEFAULT_EOT", "NORMS", "EvaluationSettings", "parse_attacks"]
 
 DEFAULT_EOT = 20  # model calls averaged per gradient against fresh noise
-_SHORT = {"pgd": "pgd-ce", "apgd": "apgd-ce"}
-_ATTACK_FIELDS = ("norm", "eps", "steps", "restarts", "gradient", "eot")
+NORMS = ("linf", "l2", "l1", "flow")
+_POLICIES = {"known": ("known",), "fresh": ("fresh",), "all": ("known", "fresh")}
+_ATTACK_FIELDS = ("norm", "eps", "steps", "restarts", "gradient", "eot", "sanity")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,21 +22,24 @@ class EvaluationSettings:
     """Settings of an evaluation. Two runs with equal settings, weights and images give equal figures.
 
     Args:
-        model: preset name or path, as given.
+        model: preset name, path or ``package.module:factory``, as given.
         dataset: data-set name or path, as given.
         n: images, >= 1.
         split: "train" or "test".
         start: position of the first image.
-        attacks: names, run one after another, each on the images still robust; () for clean accuracy alone.
-        norm: "linf" or "l2".
+        attacks: texts such as ``"apgd-ce:gradient=bpda:steps=20"`` (``rdc.attacks.registry``), run one after another, each
+            on the images still robust; suites are written out; () for clean accuracy alone.
+        norm: "linf", "l2", "l1", or "flow": spatial transformations, eps bounds the flow (``rdc.attacks.stadv``).
         eps: radius in [0, 1] pixel units: a number or text such as "8/255".
         steps: of each restart.
         restarts: random starts of each attack.
         gradient: "exact", or "bpda": the attacker takes the Jacobian of likelihood maximisation as the identity.
         noise: "known": the classifier keeps one fixed draw and the attacker has that very draw; "fresh": it draws anew
-            in every call, the attacker averages over draws, and each adversarial image is submitted several times.
-        eot: model calls averaged for each gradient; None: 1 for known noise, 20 for fresh.
-        resubmissions: with fresh noise, how often each image is scored.
+            in every call, the attacker averages over draws, and each adversarial image is submitted several times;
+            "all": both, one after the other, the lowest score counts.
+        eot: model calls averaged for each gradient against fresh noise (default 20).
+        resubmissions: how often an image is submitted to fresh noise.
+        sanity: images on which short extra attacks look for signs of a failing evaluation (``evaluation.sanity``).
         seed: of random starts, and of the draws when noise is fresh.
         batch: images worked on together; also what is lost at most when the process is killed.
         levels: noise levels in place of the model's own: preset name or scheme:count:min:max:weighting.
@@ -58,6 +63,7 @@ class EvaluationSettings:
     noise: str = "known"
     eot: int | None = None
     resubmissions: int = 10
+    sanity: int | None = 8
     seed: int = 0
     batch: int = 32
     levels: str | None = None
@@ -65,34 +71,28 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         _choice("split", self.split, ("test", "train"))
-        _choice("noise", self.noise, ("known", "fresh"))
+        _choice("noise", self.noise, tuple(_POLICIES))
         for name, least in (("n", 1), ("start", 0), ("seed", 0), ("batch", 1), ("resubmissions", 1)):
             _count(name, getattr(self, name), least)
         if self.seed >= 2**64:
             raise ConfigError(f"seed: expected less than 2^64; got {self.seed}")
-        if self.noise == "known":
-            object.__setattr__(self, "resubmissions", 1)
-        object.__setattr__(self, "attacks", tuple(self.attacks))
+        object.__setattr__(self, "attacks", expand_attacks(tuple(self.attacks)))
         if not self.attacks:
+            if self.noise == "known":
+                object.__setattr__(self, "resubmissions", 1)
             for name in _ATTACK_FIELDS:
                 object.__setattr__(self, name, None)
             return
         self._check_attacks()
 
     def _check_attacks(self) -> None:
-        for name in self.attacks:
-            _choice("attacks", name, tuple(sorted(ATTACKS)))
-        if len(set(self.attacks)) < len(self.attacks):
-            raise ConfigError(
-                f"attacks: expected each name once; got {', '.join(self.attacks)}. For more tries use restarts"
-            )
-        _choice("norm", self.norm, ("linf", "l2"))
+        _choice("norm", self.norm, NORMS)
         _choice("gradient", self.gradient, ("exact", "bpda"))
         if isinstance(self.eps, (int, float)):
             object.__setattr__(self, "eps", repr(float(self.eps)))
-        ThreatModel(self.norm, self.radius)
-        _count("steps", self.steps, 1)
-        _count("restarts", self.restarts, 1)
+        self.threat  # noqa: B018
+        for name, least in (("steps", 1), ("restarts", 1), ("sanity", 0)):
+            _count(name, getattr(self, name), least)
         if self.eot is None:
             object.__setattr__(self, "eot", 1 if self.noise == "known" else DEFAULT_EOT)
         _count("eot", self.eot, 1)
@@ -108,32 +108,58 @@ class EvaluationSettings:
         return parse_eps(self.eps)
 
     @property
-    def threat(self) -> ThreatModel:
-        """Norm and radius."""
+    def threat(self) -> Any:
+        """Norm and radius, as attacks take them."""
+        if self.norm == "flow":
+            from rdc.attacks.stadv import FlowThreat
+
+            return FlowThreat(self.radius)
         return ThreatModel(self.norm, self.radius)
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """The noise policies under which attacks are run: "known", "fresh" or both."""
+        return _POLICIES[self.noise]
+
+    @property
+    def specs(self) -> tuple[AttackSpec, ...]:
+        """The attacks, parsed."""
+        return tuple(parse_attack(text) for text in self.attacks)
+
+    def for_defence(self, defence: Any, named: tuple[str, ...] | None = None) -> EvaluationSettings:
+        """Leave out attacks of a suite that this defence does not offer; refuse those that were named themselves.
+
+        Args:
+            defence: what will be attacked.
+            named: texts of the attacks as the user gave them (suites unexpanded); None: every attack counts as named.
+
+        Raises:
+            ConfigError: a named attack cannot be run under any noise policy, with the reason.
+        """
+        if not self.attacks:
+            return self
+        if named is not None:
+            named = tuple(parse_attack(name).text for name in named if _is_attack(name))
+        kept = []
+        for spec in self.specs:
+            reasons = [applies(spec, defence, self.norm, policy) for policy in self.policies]
+            if None in reasons:
+                kept.append(spec.text)
+            elif named is None or spec.text in named:
+                raise ConfigError(f"attacks: {reasons[0]}. Leave it out")
+        if not kept:
+            raise ConfigError(f"attacks: none of {', '.join(self.attacks)} can be run on this model in {self.norm}")
+        return dataclasses.replace(self, attacks=tuple(kept))
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {**dataclasses.asdict(self), "attacks": list(self.attacks)}
 
 
-def parse_attacks(text: str) -> tuple[str, ...]:
-    """``"apgd-ce,apgd-dlr"`` -> names; ``"none"`` -> (); ``"pgd"`` and ``"apgd"`` mean their ``-ce`` version.
+def _is_attack(name: str) -> bool:
+    from rdc.attacks.registry import SUITES
 
-    Raises:
-        ConfigError: an empty list or an unknown name.
-    """
-    names = [name.strip().lower() for name in text.split(",") if name.strip()]
-    if names == ["none"]:
-        return ()
-    if not names:
-        raise ConfigError(f"attacks: expected names separated by commas, or none; got {text!r}")
-    names = [_SHORT.get(name, name) for name in names]
-    for name in names:
-        _choice("attacks", name, (*sorted(ATTACKS), "none"))
-    if "none" in names:
-        raise ConfigError(f'attacks: "none" stands alone; got {text!r}')
-    return tuple(names)
+    return name.strip().lower() not in SUITES
 
 
 def _choice(what: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -2,50 +2,56 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from rdc.evaluation.flags import raise_flags
 from rdc.statistics import wilson_interval
 
-__all__ = ["REPORT_SCHEMA", "accuracy_per_class", "accuracy_per_step", "summarize"]
+__all__ = ["REPORT_SCHEMA", "Curve", "accuracy_per_class", "accuracy_per_step", "summarize"]
 
-REPORT_SCHEMA = "rdc-report-1"
+REPORT_SCHEMA = "rdc-report-2"
 _DIGITS = 6
 
 
-def summarize(run: dict[str, Any], batches: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(run: dict[str, Any], batches: list[dict[str, Any]], sanity: dict[str, Any]) -> dict[str, Any]:
     """report.json.
 
     Args:
         run: run.json.
         batches: all batches of the folder.
+        sanity: what ``evaluation.sanity`` found.
 
     Returns:
-        schema, model, dataset, n, seed, classifier, clean, robust, attacks, flags, network_evaluations, seconds,
-        command, commit, versions. An attack's accuracy is that of the cascade: right when clean and under every
-        attack up to and including this one.
+        schema, model, dataset, n, seed, classifier, clean, robust, scores, attacks, sanity, flags, network_evaluations,
+        seconds, command, commit, versions. An attack's accuracy is that of the cascade under its noise policy: right
+        when clean and under every attack up to and including this one. ``scores`` has every way of scoring, ``robust`` the
+        lowest of those that the noise policy asks for: ``known``, or of fresh noise ``average``, ``majority``, ``worst``.
     """
     identity = run["identity"]
     settings = identity["settings"]
     totals = _totals(identity, batches)
-    n, fresh = totals["n"], settings["noise"] == "fresh"
+    totals["sanity"] = sanity
+    n = totals["n"]
     attacks = []
     for total in totals["attacks"]:
         attack = {
             "name": total["name"],
             "norm": settings["norm"],
             "eps": totals["eps"],
-            "steps": settings["steps"],
-            "restarts": settings["restarts"],
-            "gradient": settings["gradient"],
-            "noise": settings["noise"],
-            "eot": settings["eot"],
+            "steps": total["steps"],
+            "restarts": total["restarts"],
+            "gradient": total["gradient"],
+            "noise": total["policy"],
+            "eot": settings["eot"] if total["policy"] == "fresh" else 1,
             **_rate(total["survivors"], n),
             "seconds": round(total["seconds"], 3),
             "attacked": total["attacked"],
+            "broken": total["broken"],
             "survivors": total["survivors"],
+            "network_evaluations": total["evaluations"],
         }
-        if fresh:
+        if total["policy"] == "fresh":
             attack["average"] = _rate(total["right"], n)
         attacks.append(attack)
     classifier = identity["classifier"]
@@ -58,9 +64,11 @@ def summarize(run: dict[str, Any], batches: list[dict[str, Any]]) -> dict[str, A
         "classifier": {key: classifier.get(key) for key in ("levels", "weighting", "lm", "noise", "head")},
         "clean": totals["clean"],
         "robust": totals["robust"],
+        "scores": totals["scores"],
         "attacks": attacks,
+        "sanity": sanity,
         "flags": raise_flags(identity, totals),
-        "network_evaluations": totals["network_evaluations"],
+        "network_evaluations": totals["network_evaluations"] + sanity.get("network_evaluations", 0),
         "seconds": round(totals["seconds"], 3),
         "command": run["command"],
         "commit": ", ".join(str(commit) for commit in run["commits"]) if run["commits"] != [None] else None,
@@ -68,34 +76,63 @@ def summarize(run: dict[str, Any], batches: list[dict[str, Any]]) -> dict[str, A
     }
 
 
-def accuracy_per_step(settings: dict[str, Any], images: list[dict[str, Any]]) -> list[tuple[str, list[float]]]:
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Accuracy while one attack goes on.
+
+    Args:
+        name: of the attack.
+        noise: policy.
+        steps, restarts: of the attack.
+        at: m places in [0, 1], the attack's steps over all restarts; 0 and 1 are among them.
+        accuracy: m fractions of all images that are not misclassified up to there, by this attack, those before it under
+            the same policy, or when clean.
+    """
+
+    name: str
+    noise: str
+    steps: int
+    restarts: int
+    at: list[float]
+    accuracy: list[float]
+
+
+def accuracy_per_step(attacks: list[dict[str, Any]], images: list[dict[str, Any]]) -> list[Curve]:
     """Robust accuracy while the attacks go on.
 
     Args:
-        settings: of run.json.
+        attacks: of report.json (name, noise, steps, restarts).
         images: all image records.
 
     Returns:
-        For each attack its name and restarts * (steps + 1) fractions of all images: not misclassified when clean, by an
-        attack before, nor by this attack up to that step.
+        One curve for each attack, in order.
     """
-    right = {record["image"]: record["clean"]["right"] > 0 for record in images}
-    steps, restarts = settings["steps"], settings["restarts"]
     curves = []
-    for name in settings["attacks"]:
-        broken = [0] * (restarts * (steps + 1))
-        standing = sum(right.values())
+    right: dict[str, dict[int, bool]] = {}
+    for attack in attacks:
+        policy = attack["noise"]
+        state = right.setdefault(policy, {record["image"]: record["clean"]["right"] > 0 for record in images})
+        standing = sum(state.values())
+        length = max(1, attack["restarts"]) * (attack["steps"] + 1)
+        falls: dict[float, int] = {}
         for record in images:
-            for attack in record["attacks"]:
-                if attack["name"] == name and right[record["image"]] and (attack["step"] >= 0 or attack["right"] == 0):
-                    place = max(attack["restart"], 0) * (steps + 1) + attack["step"] if attack["step"] >= 0 else -1
-                    broken[place] += 1
-                    right[record["image"]] = False
-        curve = []
-        for count in broken:
-            standing -= count
-            curve.append(standing / len(images))
-        curves.append((name, curve))
+            for entry in record["attacks"]:
+                if (entry["name"], entry["noise"]) != (attack["name"], policy) or not state[record["image"]]:
+                    continue
+                if entry["step"] >= 0 or entry["right"] == 0:
+                    place = 1.0
+                    if entry["step"] >= 0:
+                        place = min(1.0, (max(entry["restart"], 0) * (attack["steps"] + 1) + entry["step"]) / length)
+                    falls[place] = falls.get(place, 0) + 1
+                    state[record["image"]] = False
+        at, accuracy = [0.0], [(standing - falls.pop(0.0, 0)) / len(images)]
+        for place in sorted(falls):
+            at.append(place)
+            accuracy.append(accuracy[-1] - falls[place] / len(images))
+        if at[-1] < 1:
+            at.append(1.0)
+            accuracy.append(accuracy[-1])
+        curves.append(Curve(attack["name"], policy, attack["steps"], attack["restarts"], at, accuracy))
     return curves
 
 
@@ -128,32 +165,16 @@ def _totals(identity: dict[str, Any], batches: list[dict[str, Any]]) -> dict[str
     images = [record for batch in batches for record in batch["images"]]
     closing = [batch["totals"] for batch in batches]
     n = len(images)
-    summed = ("attacked", "survivors", "right", "blind_images", "non_finite_images", "verify_mismatches", "seconds")
-    attacks = []
-    for place, name in enumerate(settings["attacks"]):
-        parts = [total["attacks"][place] for total in closing]
-        losses = {part["loss"] for part in parts} - {None}
-        attacks.append(
-            {
-                "name": name,
-                "loss": min(losses, default=None),
-                **{key: sum(part[key] for part in parts) for key in summed},
-            }
-        )
     clean = _rate(sum(record["clean"]["right"] for record in images), n)
-    robust: dict[str, Any] = {"accuracy": None, "ci95": None}
-    if settings["attacks"]:
-        robust = _rate(sum(record["robust"] for record in images), n)
-        if settings["noise"] == "fresh":
-            robust["average"] = _rate(sum(record["adversarial"]["right"] for record in images), n)
-            robust["worst_of"] = settings["resubmissions"]
+    scores, robust = _scores(settings, images, n)
     return {
         "n": n,
         "eps": identity.get("radius"),
         "clean": clean,
         "robust": robust,
-        "attacks": attacks,
-        "late": _broken_late(settings, images),
+        "scores": scores,
+        "attacks": _attacks(images, closing),
+        "late": _broken_late(images, closing),
         "checks": closing[0]["checks"],
         **{
             key: sum(total[key] for total in closing)
@@ -162,10 +183,62 @@ def _totals(identity: dict[str, Any], batches: list[dict[str, Any]]) -> dict[str
     }
 
 
-def _broken_late(settings: dict[str, Any], images: list[dict[str, Any]]) -> dict[str, int]:
-    late = dict.fromkeys(settings["attacks"], 0)
+def _attacks(images: list[dict[str, Any]], closing: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every attack under every policy, summed over batches."""
+    summed = (
+        "attacked", "survivors", "right", "blind_images", "non_finite_images", "verify_mismatches", "evaluations", "seconds",
+    )  # fmt: skip
+    attacks = []
+    for place in range(len(closing[0]["attacks"])):
+        parts = [total["attacks"][place] for total in closing]
+        name, policy = parts[0]["name"], parts[0]["policy"]
+        entries = [e for r in images for e in r["attacks"] if (e["name"], e["noise"]) == (name, policy)]
+        losses = {part["loss"] for part in parts} - {None}
+        attacks.append(
+            {
+                "name": name,
+                "policy": policy,
+                "gradient": parts[0]["gradient"],
+                "loss": min(losses, default=None),
+                "steps": max(part["steps"] for part in parts),
+                "restarts": max(part["restarts"] for part in parts),
+                "broken": sum(entry["right"] < 1 for entry in entries),
+                **{key: sum(part[key] for part in parts) for key in summed},
+            }
+        )
+    return attacks
+
+
+def _scores(settings: dict[str, Any], images: list[dict[str, Any]], n: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every scoring, and the headline: the lowest of those that the noise policy asks for."""
+    if not settings["attacks"]:
+        return {}, {"accuracy": None, "ci95": None}
+    found: dict[str, Any] = {}
+    if "known" in images[0]["scores"]:
+        found["known"] = _rate(sum(record["scores"]["known"] for record in images), n)
+    if "fresh" in images[0]["scores"]:
+        fresh = [record["scores"]["fresh"] for record in images]
+        found["average"] = _rate(sum(score["right"] for score in fresh), n)
+        found["majority"] = _rate(sum(score["majority"] for score in fresh), n)
+        found["worst"] = _rate(sum(score["right"] == 1 for score in fresh), n)
+        found["submissions"] = settings["resubmissions"]
+    robust = _rate(sum(record["robust"] for record in images), n)
+    if settings["noise"] != "known":
+        robust["average"] = found["average"]
+        robust["worst_of"] = settings["resubmissions"]
+    return found, robust
+
+
+def _broken_late(images: list[dict[str, Any]], closing: list[dict[str, Any]]) -> dict[str, int]:
+    """How many images each attack broke in the last tenth of its steps."""
+    steps: dict[tuple[str, str], int] = {}
+    for total in closing:
+        for part in total["attacks"]:
+            key = (part["name"], part["policy"])
+            steps[key] = max(steps.get(key, 0), part["steps"])
+    late: dict[str, int] = {}
     for record in images:
-        for attack in record["attacks"]:
-            if attack["step"] > 0.9 * settings["steps"]:
-                late[attack["name"]] += 1
+        for entry in record["attacks"]:
+            if entry["step"] > 0.9 * steps[entry["name"], entry["noise"]]:
+                late[entry["name"]] = late.get(entry["name"], 0) + 1
     return late

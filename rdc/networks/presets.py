@@ -10,6 +10,7 @@ from torch import nn
 from rdc.errors import ConfigError
 from rdc.networks.diffusers_unet import DiffusersUNet
 from rdc.networks.heads import MultiHeadUNet, PatchUNet
+from rdc.networks.resnet import ResNet
 from rdc.networks.unet import DhariwalUNet, SongUNet
 from rdc.networks.vp import VPNetwork, vp_sigmas
 
@@ -25,7 +26,8 @@ _SMALL_UNET = {
     "dropout": 0.0,
 }
 
-#: Descriptions of networks that train well on two cores (28 x 28, 32 x 32) and the EDM CIFAR-10 architectures.
+#: Descriptions of networks that train well on two cores (28 x 28, 32 x 32), the EDM CIFAR-10 architectures, and
+#: classifiers for the baselines (resnet-*).
 NETWORK_PRESETS: dict[str, dict[str, Any]] = {
     "small-28": {
         "kind": "conditional",
@@ -63,6 +65,20 @@ NETWORK_PRESETS: dict[str, dict[str, Any]] = {
         "image_shape": [3, 32, 32],
         "unet": {"architecture": "DhariwalUNet", "augment_dim": 9, "attn_resolutions": [16, 8]},
     },
+    "resnet-small-28": {
+        "kind": "resnet",
+        "image_shape": [1, 28, 28],
+        "patch_size": 2,
+        "width": 24,
+        "blocks": [1, 1, 1, 1],
+    },
+    "resnet-small-32": {
+        "kind": "resnet",
+        "image_shape": [3, 32, 32],
+        "patch_size": 2,
+        "width": 64,
+        "blocks": [1, 1, 1],
+    },
 }
 
 
@@ -74,25 +90,30 @@ def network_preset(name: str, num_classes: int) -> dict[str, Any]:
     """
     if name not in NETWORK_PRESETS:
         raise ConfigError(f"network preset: expected one of {', '.join(NETWORK_PRESETS)}; got {name!r}")
-    return {**copy.deepcopy(NETWORK_PRESETS[name]), "num_classes": num_classes, "sigma_data": 0.5}
+    config = {**copy.deepcopy(NETWORK_PRESETS[name]), "num_classes": num_classes}
+    return config if config["kind"] == "resnet" else {**config, "sigma_data": 0.5}
 
 
 def build_network(config: dict[str, Any]) -> nn.Module:
     """Make the network that ``config`` describes, with freshly drawn weights.
 
     Args:
-        config: ``kind`` ("conditional" or "multihead"), ``image_shape`` [C, H, W] with H = W, ``num_classes`` K,
-            ``patch_size`` (default 1), ``unet`` (``architecture`` and its arguments), for "multihead" also
+        config: ``kind`` ("conditional", "multihead" or "resnet"), ``image_shape`` [C, H, W] with H = W, ``num_classes``
+            K, ``patch_size`` (default 1), ``unet`` (``architecture`` and its arguments), for "multihead" also
             ``wide_channels``; for architecture "UNet2DModel" also ``vp``: ``schedule`` (see
-            ``networks.vp.vp_sigmas``), ``prediction``, ``null_label``.
+            ``networks.vp.vp_sigmas``), ``prediction``, ``null_label``. "resnet" has no ``unet`` but ``width`` and
+            ``blocks`` (see ``networks.resnet.ResNet``).
 
     Returns:
         An ``nn.Module``: conditional networks map (x, noise_labels, one-hot labels) to F [B, C, H, W];
-        multi-head networks (x, noise_labels) to F [B, K + 1, C, H, W].
+        multi-head networks (x, noise_labels) to F [B, K + 1, C, H, W]; resnets map pixels [B, C, H, W] in [0, 1] to
+        logits [B, K].
 
     Raises:
         ConfigError: the description is incomplete or inconsistent.
     """
+    if isinstance(config, dict) and config.get("kind") == "resnet":
+        return _build_resnet(config)
     try:
         channels, height, width = config["image_shape"]
         kind, unet = config["kind"], dict(config["unet"])
@@ -129,7 +150,36 @@ def build_network(config: dict[str, Any]) -> nn.Module:
             )
         width = {"wide_channels": config["wide_channels"]} if "wide_channels" in config else {}
         return MultiHeadUNet(net, patch, channels, num_classes, **width)
-    raise ConfigError(f'kind: expected "conditional" or "multihead"; got {kind!r}')
+    raise ConfigError(f'kind: expected "conditional", "multihead" or "resnet"; got {kind!r}')
+
+
+def _build_resnet(config: dict[str, Any]) -> ResNet:
+    """A classifier: pixels to logits."""
+    required = ("image_shape", "num_classes", "width", "blocks")
+    missing = [name for name in required if name not in config]
+    unknown = sorted(set(config) - {"kind", "patch_size", *required})
+    if missing or unknown:
+        raise ConfigError(
+            f'kind "resnet": expected kind, {", ".join(required)} and perhaps patch_size; missing '
+            f"{', '.join(missing) or 'none'}, unknown {', '.join(unknown) or 'none'}"
+        )
+    numbers = {name: config.get(name, 1) for name in ("num_classes", "width", "patch_size")}
+    lists = {name: config[name] for name in ("image_shape", "blocks")}
+    wrong = [name for name, value in numbers.items() if not _is_count(value)]
+    for name, value in lists.items():
+        if not isinstance(value, (list, tuple)) or not all(map(_is_count, value)):
+            wrong.append(name)
+    if wrong or len(lists["image_shape"]) != 3:
+        values = ", ".join(f"{name} {config.get(name)!r}" for name in wrong or ["image_shape"])
+        raise ConfigError(
+            f'kind "resnet": expected whole numbers >= 1 for num_classes, width and patch_size, lists of them for '
+            f"image_shape [C, H, W] and blocks; got {values}"
+        )
+    return ResNet(tuple(lists["image_shape"]), blocks=tuple(lists["blocks"]), **numbers)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
 
 
 def _build_vp(config: dict[str, Any], unet: dict[str, Any]) -> VPNetwork:

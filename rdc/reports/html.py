@@ -96,8 +96,8 @@ def _head(evaluation: Evaluation) -> str:
     lead = f"{clean} of {n} images are classified correctly. "
     if settings["attacks"]:
         robust = sum(bool(record["robust"]) for record in evaluation.images)
-        known = "and the very noise it uses" if settings["noise"] == "known" else "but not the noise it draws"
-        exact = "exact gradients" if settings["gradient"] == "exact" else "gradients that skip likelihood maximisation"
+        known = "but not the noise it draws" if settings["noise"] == "fresh" else "and the very noise it uses"
+        exact = "exact gradients" if settings["gradient"] == "exact" else "gradients that skip the purification"
         lead += (
             f"{robust} still are under every attack of this run, each free to change an image by "
             f"{_e(budget(settings))} in [0, 1] pixel units. The attacker knows the classifier {known}, and has {exact}."
@@ -171,7 +171,7 @@ def _attacks(evaluation: Evaluation) -> str:
     report, settings = evaluation.report, evaluation.settings
     if not settings["attacks"]:
         return ""
-    fresh = settings["noise"] == "fresh"
+    fresh = settings["noise"] != "known"
 
     def row(name: str, attacked: object, left: object, rate: dict, bar: str, time: str = "", kind: str = "") -> str:
         cells = [(name, ""), (attacked, "n"), (left, "n"), (percent(rate["accuracy"]), "n")]
@@ -180,9 +180,10 @@ def _attacks(evaluation: Evaluation) -> str:
             cells.append((percent(rate["average"]["accuracy"]) if "average" in rate else "", "n"))
         return _row(*cells, (_scale(rate, bar), ""), (time, "n"), kind=kind)
 
+    both = settings["noise"] == "all"
     rows = [row("no attack", "–", "–", report["clean"], "clean")]
     for place, attack in enumerate(report["attacks"]):
-        name = ("then " if place else "") + _e(attack["name"])
+        name = ("then " if place else "") + _e(attack["name"]) + (f" · {attack['noise']} noise" if both else "")
         rows.append(row(name, attack["attacked"], attack["survivors"], attack, "robust", _time(attack["seconds"])))
     standing = sum(bool(record["robust"]) for record in evaluation.images)
     rows.append(row("all attacks", "", standing, report["robust"], "robust", kind="total"))
@@ -192,21 +193,47 @@ def _attacks(evaluation: Evaluation) -> str:
     head = _row(*names, ("", ""), ("time", "n"), name="th")
     restarts = f"{settings['restarts']} restart{'s' if settings['restarts'] > 1 else ''}"
     about = (
-        f"{_e(budget(settings))}, {settings['steps']} steps, {restarts}, {settings['gradient']} gradient, "
-        f"{_e(noise_words(settings))}. One attack after another: each attacks only images that are still right, and "
-        "its accuracy counts images that were right when clean and survived it and all before it."
+        f"{_e(budget(settings))}, {settings['steps']} steps and {restarts} where the name does not say otherwise, "
+        f"{settings['gradient']} gradient, {_e(noise_words(settings))}. One attack after another: each attacks only images "
+        "that are still right, and its accuracy counts images that were right when clean and survived it and all "
+        "before it."
     )
-    return _section("Attacks", about, _tag("table", head + "\n" + "\n".join(rows)))
+    return _section("Attacks", about, _tag("table", head + "\n" + "\n".join(rows)) + _scores(report))
+
+
+def _scores(report: dict[str, Any]) -> str:
+    """Every way of scoring the adversarial images; the headline is said in the card."""
+    scores = report["scores"]
+    if "average" not in scores:
+        return ""
+    words = {
+        "known": "against the known, fixed noise",
+        "average": "average over fresh draws",
+        "majority": f"majority of {scores['submissions']} fresh draws",
+        "worst": f"worst of {scores['submissions']} fresh draws",
+    }
+    rows = [
+        _row(("scoring of the adversarial images", ""), ("accuracy", "n"), ("95 % interval", ""), ("", ""), name="th")
+    ]
+    for key, text in words.items():
+        if key in scores:
+            value = scores[key]
+            cells = ((text, ""), (percent(value["accuracy"]), "n"), (interval(value["ci95"]), "muted"))
+            rows.append(_row(*cells, (_scale(value, "robust"), "")))
+    return _tag("table", "\n".join(rows))
 
 
 def _steps(evaluation: Evaluation) -> str:
     report, settings = evaluation.report, evaluation.settings
     if not settings["attacks"]:
         return ""
-    curves = accuracy_per_step(settings, evaluation.images)
-    plot = steps_plot(curves, report["clean"], report["robust"], settings["restarts"])
-    note = "A curve that is still falling at its right end asks for more steps."
-    if settings["noise"] == "fresh":
+    curves = accuracy_per_step(report["attacks"], evaluation.images)
+    plot = steps_plot(curves, report["clean"], report["robust"])
+    note = (
+        "Each attack has the same width, however many steps and restarts (thin lines) it has. A curve that is still "
+        "falling at its right end asks for more steps."
+    )
+    if settings["noise"] != "known":
         note += (
             " The curve shows what the attacker saw (images right by the mean of its draws); the point at the right is "
             f"worst of {settings['resubmissions']} fresh draws."
@@ -265,6 +292,8 @@ def _pictures(evaluation: Evaluation, gallery: Gallery) -> str:
 
 
 def _losses(evaluation: Evaluation, gallery: Gallery) -> str:
+    if not gallery.losses:
+        return ""
     names = evaluation.dataset.class_names
     blocks = []
     for row, (clean, adversarial) in gallery.losses.items():

@@ -23,10 +23,11 @@ class Gallery:
     Args:
         rows: m positions in the evaluation.
         clean, adversarial: [m, C, H, W] pixels.
-        maximized: [m, C, H, W] pixels after likelihood maximisation of the adversarial (or, unattacked, the clean)
-            image; None without LM.
+        maximized: [m, C, H, W] the adversarial (or, unattacked, the clean) image after likelihood maximisation or
+            another purifier; None without.
         gain: factor by which the difference is amplified; what it maps to full colour is 1 / gain.
-        losses: {position: (clean [T, K], adversarial [T, K] or None)}, weighted class losses per level of some rows.
+        losses: {position: (clean [T, K], adversarial [T, K] or None)}, weighted class losses per level of some rows;
+            empty if the model is no diffusion classifier.
         sigma: T noise levels.
     """
 
@@ -50,28 +51,37 @@ def gallery(evaluation: Evaluation, classifier: Any) -> Gallery:
     adversarial = evaluation.x_adv[rows]
     model = (
         classifier.with_(noise="fixed")
-        if settings["noise"] == "known"
+        if settings["noise"] != "fresh"
         else classifier.with_(noise="fresh", noise_seed=settings["seed"])
     )
-    described = classifier.describe()
     maximized = None
-    if described["lm"]:
+    if classifier.purifies:
         with torch.no_grad():
-            maximized = model.maximize_likelihood(torch.from_numpy(adversarial).to(model.device)).float().cpu().numpy()
-    levels = described["levels"]
-    plotted = (*range(min(_PLOTTED - 1, len(rows))), *([len(rows) - 1] if len(rows) >= _PLOTTED else []))
-    losses = {}
-    for place in plotted:
-        pair = torch.from_numpy(np.stack([clean[place], adversarial[place]])).to(model.device)
-        with torch.no_grad():
-            per_level = model.losses_per_level(pair).double().cpu().numpy() * np.asarray(levels["weight"])[:, None]
-        losses[rows[place]] = (per_level[0], per_level[1] if settings["attacks"] else None)
+            maximized = model.purify(torch.from_numpy(adversarial).to(model.device)).float().cpu().numpy()
+    losses, sigma = {}, np.zeros(0)
+    if hasattr(model, "losses_per_level"):
+        losses, sigma = _losses(model, rows, clean, adversarial, bool(settings["attacks"]))
     gain = (
         1 / evaluation.run["identity"]["radius"]
         if settings["norm"] == "linf" and evaluation.run["identity"]["radius"]
         else _l2_gain(adversarial - clean)
     )
-    return Gallery(rows, clean, adversarial, maximized, gain, losses, np.asarray(levels["sigma"]))
+    return Gallery(rows, clean, adversarial, maximized, gain, losses, sigma)
+
+
+def _losses(
+    model: Any, rows: list[int], clean: np.ndarray, adversarial: np.ndarray, attacked: bool
+) -> tuple[dict[int, tuple[np.ndarray, np.ndarray | None]], np.ndarray]:
+    """Weighted class losses per level of three images, and the levels."""
+    levels = model.describe()["levels"]
+    plotted = (*range(min(_PLOTTED - 1, len(rows))), *([len(rows) - 1] if len(rows) >= _PLOTTED else []))
+    found = {}
+    for place in plotted:
+        pair = torch.from_numpy(np.stack([clean[place], adversarial[place]])).to(model.device)
+        with torch.no_grad():
+            per_level = model.losses_per_level(pair).double().cpu().numpy() * np.asarray(levels["weight"])[:, None]
+        found[rows[place]] = (per_level[0], per_level[1] if attacked else None)
+    return found, np.asarray(levels["sigma"])
 
 
 def _l2_gain(difference: np.ndarray) -> float:

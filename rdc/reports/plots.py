@@ -14,74 +14,59 @@ INK, MUTED, LINE, BLUE, GREEN, RED = "#1b2330", "#667085", "#e4e7ec", "#2456c8",
 _NEAR = 2  # classes whose losses set the frame of a losses plot
 
 
-def steps_plot(
-    curves: Sequence[tuple[str, list[float]]], clean: dict[str, Any], robust: dict[str, Any], restarts: int
-) -> bytes:
-    """Accuracy (%) against attack steps, attacks side by side.
+def steps_plot(curves: Sequence[Any], clean: dict[str, Any], robust: dict[str, Any]) -> bytes:
+    """Accuracy (%) while attacks go on, attacks side by side, each as wide as any other.
 
     Args:
         curves: see ``rdc.evaluation.accuracy_per_step``.
         clean, robust: accuracy and ci95; drawn as a line and as an interval at the right.
-        restarts: of each attack, marked by thin lines.
     """
-    figure, (axes,) = _figure(9.2, 3.1, 1)
-    at, length = 0, len(curves[0][1]) - restarts  # steps of an attack; a restart has one point more than steps
-    for place, (name, curve) in enumerate(curves):
-        steps = np.arange(len(curve))
-        x = at + np.concatenate([[0], steps - steps // (length // restarts + 1)])
-        values = [100 * (curves[place - 1][1][-1] if place else clean["accuracy"]), *(100 * value for value in curve)]
+    figure, (axes,) = _figure(9.2, 3.4 if len(curves) > 3 else 3.1, 1)
+    for place, curve in enumerate(curves):
+        x = [place + at for at in curve.at]
+        values = [100 * value for value in curve.accuracy]
         axes.fill_between(x, values, step="post", color=BLUE, alpha=0.10 if place % 2 == 0 else 0.18, linewidth=0)
         axes.step(x, values, where="post", color=BLUE, linewidth=1.8)
-        axes.annotate(
-            name, (at + length / 2, 103), ha="center", va="bottom", fontsize=9, color=INK, annotation_clip=False
-        )
-        for restart in range(1, restarts):
-            axes.axvline(at + restart * length / restarts, color=LINE, linewidth=0.8)
-        at += length
-        axes.axvline(at, color=MUTED, linewidth=0.8)
+        for restart in range(1, min(curve.restarts, 20)):
+            axes.axvline(place + restart / curve.restarts, color=LINE, linewidth=0.6)
+        axes.axvline(place + 1, color=MUTED, linewidth=0.8)
+    labels = [_attack_label(curve, len(curves)) for curve in curves]
+    axes.set_xticks([place + 0.5 for place in range(len(curves))], labels, fontsize=9 if len(curves) <= 4 else 7)
+    axes.tick_params(axis="x", length=0)
+    if len(curves) > 4:
+        axes.tick_params(axis="x", rotation=30)
+        for label in axes.get_xticklabels():
+            label.set_horizontalalignment("right")
     axes.axhline(100 * clean["accuracy"], color=GREEN, linewidth=1.2, linestyle=(0, (4, 3)))
     above = clean["accuracy"] < 0.93
-    place = {
-        "xytext": (-4, 3 if above else -3),
-        "textcoords": "offset points",
-        "va": "bottom" if above else "top",
-        "ha": "right",
-    }
+    style = {"xytext": (-4, 3 if above else -3), "textcoords": "offset points", "ha": "right"}
+    style["va"] = "bottom" if above else "top"
+    last = len(curves)
     axes.annotate(
-        f"clean {100 * clean['accuracy']:.1f} %", (at, 100 * clean["accuracy"]), color=GREEN, fontsize=9, **place
+        f"clean {100 * clean['accuracy']:.1f} %", (last, 100 * clean["accuracy"]), color=GREEN, fontsize=9, **style
     )
     low, high = (100 * end for end in robust["ci95"])
-    value = 100 * robust["accuracy"]
-    end = at * 1.02
-    axes.errorbar(
-        [end],
-        [value],
-        [[max(0.0, value - low)], [max(0.0, high - value)]],
-        color=INK,
-        marker="o",
-        markersize=4,
-        capsize=4,
-        linewidth=1.4,
-    )
+    value, end = 100 * robust["accuracy"], last * 1.02
+    spread = [[max(0.0, value - low)], [max(0.0, high - value)]]
+    axes.errorbar([end], [value], spread, color=INK, marker="o", markersize=4, capsize=4, linewidth=1.4)
     axes.annotate(
-        f"{value:.1f} %",
-        (end, value),
-        (7, 0),
-        textcoords="offset points",
-        color=INK,
-        fontsize=10,
-        fontweight="bold",
+        f"{value:.1f} %", (end, value), (7, 0), textcoords="offset points", color=INK, fontsize=10, fontweight="bold",
         va="center",
-    )
-    axes.set(
-        xlim=(0, at * 1.10),
-        ylim=(0, 102),
-        xlabel="attack steps, one attack after another",
-        ylabel="images still right (%)",
-    )
-    every = next(step for step in (1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000, 10**9) if at / step <= 12)
-    axes.set_xticks(range(0, at + 1, every))
+    )  # fmt: skip
+    axes.set(xlim=(0, last * 1.10), ylim=(0, 102), ylabel="images still right (%)")
     return _png(figure)
+
+
+def _attack_label(curve: Any, attacks: int) -> str:
+    name = (
+        curve.name.replace(":", "\n", 1)
+        if attacks <= 4
+        else curve.name.replace("gradient=", "").replace("surrogate=", "")
+    )
+    if attacks > 4:
+        return name
+    restarts = f" × {curve.restarts}" if curve.restarts > 1 else ""
+    return f"{name}\n{curve.steps}{restarts} step{'s' if curve.steps != 1 or restarts else ''}"
 
 
 def losses_plot(

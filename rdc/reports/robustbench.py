@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rdc.attacks.registry import SUITES
 from rdc.evaluation import Evaluation
 from rdc.reports.words import interval, level_words, lm_words, threat_words
 
@@ -14,12 +15,14 @@ KEYS = (
     "clean_acc", "reported", "autoattack_acc", "external", "footnote", "unreliable",
 )  # fmt: skip
 
+_AUTHORS = "rdc, after Huanran Chen, Yinpeng Dong, Zhengyi Wang, Xiao Yang, Chengqi Duan, Hang Su, Jun Zhu"
+
 
 def model_info(evaluation: Evaluation, evaluations_per_image: int | None = None) -> dict[str, Any]:
     """The keys RobustBench's leaderboard reads.
 
-    ``autoattack_acc`` and ``external`` stay null: neither AutoAttack nor another group measured this. Our own figure is
-    ``reported``; it is null when nothing attacked.
+    Our figure is ``reported``; it is null when nothing attacked. ``autoattack_acc`` is the same if the run had all parts of the
+    standard AutoAttack (this package's own) with its 100 steps and full query budget, else null. ``external`` stays null.
 
     Args:
         evaluation: a finished run.
@@ -28,26 +31,29 @@ def model_info(evaluation: Evaluation, evaluations_per_image: int | None = None)
     report, settings = evaluation.report, evaluation.settings
     robust = report["robust"]["accuracy"]
     footnote = f"{report['n']} images of the {settings['split']} split; clean {interval(report['clean']['ci95'])}"
+    complete = set(SUITES["autoattack"]) <= set(settings["attacks"]) and settings["steps"] >= 100
     if settings["attacks"]:
         attacks = ", ".join(settings["attacks"])
         how = f"{attacks}, {settings['steps']} steps, {settings['restarts']} restart(s), {threat_words(settings)}"
-        footnote += f", robust {interval(report['robust']['ci95'])} (95 % Wilson). Attacks: {how}. Not AutoAttack"
+        footnote += f", robust {interval(report['robust']['ci95'])} (95 % Wilson). Attacks: {how}"
+        footnote += "" if complete else ". Not AutoAttack"
     footnote += (
         f". Levels: {level_words(report['classifier'])}. Likelihood maximisation: {lm_words(report['classifier'])}."
     )
+    ours = report["classifier"]["weighting"] is not None
     values = {
-        "link": "https://arxiv.org/abs/2305.15241",
-        "name": "Robust Classification via a Single Diffusion Model",
-        "authors": "rdc, after Huanran Chen, Yinpeng Dong, Zhengyi Wang, Xiao Yang, Chengqi Duan, Hang Su, Jun Zhu",
+        "link": "https://arxiv.org/abs/2305.15241" if ours else None,
+        "name": "Robust Classification via a Single Diffusion Model" if ours else settings["model"],
+        "authors": _AUTHORS if ours else None,
         "additional_data": False,
         "number_forward_passes": evaluations_per_image,
         "dataset": report["dataset"],
-        "venue": "ICML 2024",
-        "architecture": f"{report['model']} ({report['classifier']['head']} diffusion classifier)",
+        "venue": "ICML 2024" if ours else None,
+        "architecture": f"{report['model']} ({report['classifier']['head']}{' diffusion classifier' if ours else ''})",
         "eps": settings["eps"],
         "clean_acc": f"{100 * report['clean']['accuracy']:.2f}",
         "reported": None if robust is None else f"{100 * robust:.2f}",
-        "autoattack_acc": None,
+        "autoattack_acc": f"{100 * robust:.2f}" if complete and robust is not None else None,
         "external": None,
         "footnote": footnote,
         "unreliable": any(flag["severity"] == "warning" for flag in report["flags"]),

@@ -16,7 +16,7 @@ __all__ = [
     "threat_words",
 ]
 
-NORMS = {"linf": "l∞", "l2": "l2"}
+NORMS = {"linf": "l∞", "l2": "l2", "l1": "l1", "flow": "flow"}
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -49,12 +49,16 @@ def noise_words(settings: dict[str, Any]) -> str:
     if settings["noise"] == "known":
         return "known noise"
     eot = f", EOT {settings['eot']}" if settings["eot"] else ""
+    if settings["noise"] == "all":
+        return f"known noise, then fresh noise{eot}, worst of {settings['resubmissions']}"
     return f"fresh noise{eot}, worst of {settings['resubmissions']}"
 
 
 def level_words(classifier: dict[str, Any]) -> str:
     """ "8 levels, sigma 0.8 to 4, log, weighting flat" as far as it is known."""
     levels = classifier.get("levels")
+    if levels is None:
+        return "no noise levels"
     if not isinstance(levels, dict):
         return str(levels)
     sigma = levels.get("sigma") or []
@@ -75,6 +79,8 @@ def lm_words(classifier: dict[str, Any]) -> str:
         return "none"
     if not isinstance(lm, dict):
         return str(lm)
+    if lm.get("name") == "diffpure":
+        return f"DiffPure, sigma {lm['sigma']:.3g}, {lm['steps']} steps, {lm['sampler']}"
     parts = [str(lm.get("name", "custom")), f"{lm.get('steps')} steps of {lm.get('optimizer')}"]
     if lm.get("eta") is not None:
         parts.append(f"within {255 * lm['eta']:.3g}/255")

@@ -182,3 +182,47 @@ def test_restarts_only_help() -> None:
     y, kept = torch.zeros(10, dtype=torch.int64), {"seed": 0, "image_ids": range(10), "steps": 10, "loss": "margin"}
     one, five = (apgd(Bumpy(), x, y, ThreatModel("linf", 0.2), restarts=r, **kept).best_loss for r in (1, 5))
     assert (five >= one).all() and (five > one).any()
+
+
+def test_l1_finds_the_greedy_optimum(models) -> None:
+    """On w . x the best l_1 point spends the budget on the pixels of largest |w|, each to the end of the box."""
+    weight = torch.randn(36, generator=torch.Generator().manual_seed(2))
+    model, x = models.two_class(weight, bias=100.0), models.random_images(5)
+    threat, eps = ThreatModel("l1", 1.5), 1.5
+    result = apgd(model, x, torch.zeros(5, dtype=torch.int64), threat, seed=0, image_ids=range(5), loss="margin")
+    for image, loss in zip(x.double().flatten(1).tolist(), result.best_loss.tolist(), strict=True):
+        left, gain = eps, 0.0
+        for w, pixel in sorted(zip(weight.double().tolist(), image, strict=True), key=lambda pair: -abs(pair[0])):
+            step = min(left, pixel if w > 0 else 1 - pixel)
+            left, gain = left - step, gain + abs(w) * step
+        clean = -(sum(w * (p - 0.5) for w, p in zip(weight.double().tolist(), image, strict=True)) + 100.0)
+        assert 0.995 < (loss - clean) / gain < 1 + 1e-5
+    moved = (result.x_adv.double() - x.double()).flatten(1).abs().numpy()
+    assert (moved.sum(1) <= eps).all() and result.x_adv.min() >= 0 and result.x_adv.max() <= 1
+
+
+def test_l1_breaks_more_than_pgd_and_forgets_what_lies_outside(cnn) -> None:
+    net, x, y = cnn
+    kept = {"seed": 0, "image_ids": range(24), "steps": 40}
+    plain, adaptive = (attack(net, x, y, ThreatModel("l1", 1.0), **kept) for attack in (pgd, apgd))
+    assert adaptive.accuracy < plain.accuracy
+    assert int((adaptive.broken_at[~adaptive.correct] < 24).sum()) == 0  # radii 3 eps and 2 eps: 24 of 40 steps
+    assert torch.equal(net(adaptive.x_adv).argmax(1) == y, adaptive.correct)
+
+
+def test_l1_image_does_not_know_its_batch(models) -> None:
+    x, model = models.random_images(5), models.random_linear(5, 36)
+    y, kept = model(x).argmax(1), {"seed": 3, "steps": 12, "restarts": 2}
+    threat = ThreatModel("l1", 0.25)
+    whole = apgd(model, x, y, threat, image_ids=range(20, 25), **kept)
+    assert 0 < whole.accuracy < 1
+    for row in range(5):
+        alone = apgd(model, x[row : row + 1], y[row : row + 1], threat, image_ids=[20 + row], **kept)
+        assert torch.equal(alone.x_adv[0], whole.x_adv[row]) and alone.broken_at[0] == whole.broken_at[row]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_l1_short_runs(cnn, steps: int) -> None:
+    net, x, y = cnn
+    result = apgd(net, x, y, ThreatModel("l1", 0.5), seed=0, image_ids=range(24), steps=steps)
+    assert result.correct.any() and len(result.accuracy_per_step) == steps + 1

@@ -68,7 +68,8 @@ def test_parse_eps_refuses(text: object) -> None:
 @pytest.mark.parametrize(
     ("norm", "eps"),
     [
-        ("l1", 0.1),
+        ("l0", 0.1),
+        ("l1", -1.0),
         ("linf", -0.1),
         ("linf", 8),
         ("l2", float("nan")),

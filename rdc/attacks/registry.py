@@ -1,0 +1,261 @@
+"""Attacks by name: what each is, which options it takes, what it needs of a defence; and lists of attacks as text.
+
+An attack in a list is ``name`` or ``name:option=value:option=value``, for example ``apgd-ce:gradient=bpda:steps=20``.
+``autoattack``, ``autoattack-plus``, ``autoattack-rand`` and ``adaptive`` stand for several.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from rdc.errors import ConfigError
+
+__all__ = [
+    "ATTACKS",
+    "SUITES",
+    "AttackKind",
+    "AttackSpec",
+    "applies",
+    "expand_attacks",
+    "parse_attack",
+    "parse_attacks",
+]
+
+_BALLS = ("linf", "l2", "l1")
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackKind:
+    """One attack.
+
+    Args:
+        home: ``module:function`` that runs it, imported when first used.
+        about: one line for ``--help`` and reports.
+        fixed: arguments that the name stands for.
+        options: arguments that ``:option=value`` may set, beside gradient, eot, steps and restarts where they apply.
+        norms: threat models it can attack in.
+        needs: what it asks of the defence: None, "penalty" (an objective of its own), "surrogates", "draws" (fresh
+            noise), "endpoints" (an attack before it).
+        white_box: it uses gradients.
+    """
+
+    home: str
+    about: str
+    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    norms: tuple[str, ...] = _BALLS
+    needs: str | None = None
+    white_box: bool = True
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """Every option that may be set."""
+        common = ("steps", "restarts", "eot", "gradient") if self.white_box else ("restarts",)
+        return (*common, *self.options)
+
+    def function(self) -> Callable[..., Any]:
+        """The function."""
+        module, _, name = self.home.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+_A = "rdc.attacks"
+ATTACKS: dict[str, AttackKind] = {
+    **{
+        f"{name}-{loss}": AttackKind(f"{_A}.{name}:{name}", f"{words}, {loss} loss", {"loss": loss}, norms=norms)
+        for name, words, norms in (("pgd", "projected gradient descent", ("linf", "l2")), ("apgd", "Auto-PGD", _BALLS))
+        for loss in ("ce", "dlr", "margin")
+    },
+    "apgd-t": AttackKind(f"{_A}.apgd:apgd_targeted", "Auto-PGD, targeted DLR", {"loss": "dlr"}, ("targets",)),
+    "apgd-ce-t": AttackKind(f"{_A}.apgd:apgd_targeted", "Auto-PGD, targeted CE", {"loss": "ce"}, ("targets",)),
+    "fab": AttackKind(f"{_A}.fab:fab", "FAB, smallest perturbation", {"targets": None}),
+    "fab-t": AttackKind(f"{_A}.fab:fab", "FAB, targeted", {}, ("targets",)),
+    "square": AttackKind(f"{_A}.square:square", "Square, black box", {}, ("queries", "p_init"), white_box=False),
+    "stadv": AttackKind(f"{_A}.stadv:stadv", "spatial transformation", {}, ("tau",), ("flow",)),
+    "low-frequency": AttackKind(f"{_A}.low_frequency:low_frequency", "Auto-PGD in low frequencies", {}, ("cutoff",), ("linf", "l2")),
+    "lagrange": AttackKind(
+        f"{_A}.lagrange:lagrange", "class loss minus c times the defence's objective, c searched", needs="penalty",
+        options=("searches", "surrogate"),
+    ),
+    "objective": AttackKind(f"{_A}.lagrange:objective_attack", "attack on the defence's own objective", needs="penalty"),
+    "transfer": AttackKind(
+        f"{_A}.transfer:transfer", "gradients of a surrogate, decisions of the defence", {}, ("surrogate", "check_every"),
+        needs="surrogates",
+    ),
+    "selective": AttackKind(
+        f"{_A}.selective:selective", "gradients on the draws that still hold", {}, ("draws",), needs="draws"
+    ),
+    "endpoints-ce": AttackKind(f"{_A}.apgd:apgd", "Auto-PGD from every earlier endpoint", {"loss": "ce"}, needs="endpoints"),
+    "endpoints-dlr": AttackKind(f"{_A}.apgd:apgd", "the same, dlr loss", {"loss": "dlr"}, needs="endpoints"),
+}  # fmt: skip
+
+#: What a name in a list stands for. Parts of "adaptive" that a defence does not offer are left out.
+SUITES: dict[str, tuple[str, ...]] = {
+    "autoattack": ("apgd-ce", "apgd-t:targets=9", "fab-t:targets=9", "square:queries=5000"),
+    "autoattack-plus": (
+        "apgd-ce:restarts=5", "apgd-dlr:restarts=5", "fab:restarts=5", "square:queries=5000", "apgd-t:targets=9",
+        "fab-t:targets=9",
+    ),
+    "autoattack-rand": ("apgd-ce:eot=20", "apgd-dlr:eot=20"),
+    "adaptive": (
+        "apgd-ce:gradient=bpda", "transfer:surrogate=plain", "transfer:surrogate=one-step", "transfer:surrogate=fresh",
+        "lagrange", "lagrange:surrogate=plain", "objective", "low-frequency", "selective", "endpoints-dlr",
+    ),
+}  # fmt: skip
+
+_SHORT = {"pgd": "pgd-ce", "apgd": "apgd-ce", "apgd-dlr-t": "apgd-t"}
+
+
+def _integer(text: str) -> int:
+    return int(text)
+
+
+_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "steps": _integer,
+    "restarts": _integer,
+    "eot": _integer,
+    "targets": _integer,
+    "queries": _integer,
+    "searches": _integer,
+    "draws": _integer,
+    "check_every": _integer,
+    "p_init": float,
+    "cutoff": float,
+    "tau": float,
+    "gradient": str,
+    "surrogate": str,
+}
+_CHOICES = {"gradient": ("exact", "bpda"), "surrogate": ("plain", "one-step", "fresh")}
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackSpec:
+    """One attack of a list.
+
+    Args:
+        name: key of :data:`ATTACKS`.
+        options: what the text set, in the order of the text.
+    """
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def kind(self) -> AttackKind:
+        """What the name stands for."""
+        return ATTACKS[self.name]
+
+    @property
+    def text(self) -> str:
+        """``name:option=value...``, as in a list."""
+        return ":".join([self.name, *(f"{key}={value}" for key, value in self.options)])
+
+    def get(self, option: str, default: Any) -> Any:
+        """An option's value, or the default."""
+        return dict(self.options).get(option, default)
+
+
+def parse_attack(text: str) -> AttackSpec:
+    """``"apgd-ce:gradient=bpda:steps=20"`` -> AttackSpec.
+
+    Raises:
+        ConfigError: unknown name or option, a value that does not fit.
+    """
+    name, *changes = (part.strip() for part in text.strip().split(":"))
+    name = _SHORT.get(name.lower(), name.lower())
+    if name not in ATTACKS:
+        raise ConfigError(f"attacks: expected {', '.join((*ATTACKS, *SUITES, 'none'))}; got {text!r}")
+    kind, options = ATTACKS[name], []
+    for change in changes:
+        option, _, value = (part.strip() for part in change.partition("="))
+        if option not in kind.takes:
+            raise ConfigError(f"attacks, {name}: expected options of {', '.join(kind.takes)}; got {change!r}")
+        options.append((option, _value(name, option, value)))
+    if len({option for option, _ in options}) < len(options):
+        raise ConfigError(f"attacks, {text!r}: an option is given twice")
+    return AttackSpec(name, tuple(options))
+
+
+def _value(name: str, option: str, text: str) -> Any:
+    choices = _CHOICES.get(option)
+    if choices is not None and text not in choices:
+        raise ConfigError(f"attacks, {name}: {option} is one of {', '.join(choices)}; got {text!r}")
+    try:
+        value = _OPTIONS[option](text)
+    except ValueError as error:
+        raise ConfigError(f"attacks, {name}: {option} is a number; got {text!r}") from error
+    if isinstance(value, (int, float)) and not value > 0:
+        raise ConfigError(f"attacks, {name}: {option} is a number > 0; got {text!r}")
+    return value
+
+
+def parse_attacks(text: str) -> tuple[str, ...]:
+    """``"apgd-ce,square:queries=1000"`` -> texts of attacks, suites written out; ``"none"`` -> ().
+
+    ``"pgd"`` and ``"apgd"`` mean their ``-ce`` version.
+
+    Raises:
+        ConfigError: an empty list, an unknown name or option, an attack twice.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if [name.lower() for name in names] == ["none"]:
+        return ()
+    if not names:
+        raise ConfigError(f"attacks: expected names separated by commas, or none; got {text!r}")
+    if any(name.lower() == "none" for name in names):
+        raise ConfigError(f'attacks: "none" stands alone; got {text!r}')
+    return expand_attacks(names)
+
+
+def expand_attacks(names: list[str] | tuple[str, ...]) -> tuple[str, ...]:
+    """Write suites out and put every attack in its full form; repeated ones of different suites count once.
+
+    Raises:
+        ConfigError: an unknown name or option; an attack named twice.
+    """
+    found: list[str] = []
+    for name in names:
+        suite = SUITES.get(name.strip().lower())
+        if suite is None:
+            text = parse_attack(name).text
+            if text in found:
+                raise ConfigError(
+                    f"attacks: expected each once; got {text} twice. For more tries use restarts, as in {text}:restarts=5"
+                )
+            found.append(text)
+        else:
+            found += [text for text in suite if text not in found]
+    return tuple(found)
+
+
+def applies(spec: AttackSpec, defence: Any, norm: str, noise: str) -> str | None:
+    """None where the attack can be run, else the reason why not.
+
+    Args:
+        spec: the attack.
+        defence: what is attacked.
+        norm: of the threat model.
+        noise: "known" or "fresh".
+    """
+    kind, name = spec.kind, spec.name
+    if norm not in kind.norms:
+        return f"{name} attacks in {', '.join(kind.norms)}, not in {norm}"
+    if kind.needs == "penalty" and not defence.has_penalty:
+        return f"{name} needs a defence with an objective of its own (likelihood maximisation)"
+    if kind.needs == "draws" and not (noise == "fresh" and defence.stochastic):
+        return f"{name} needs fresh noise"
+    surrogate = spec.get("surrogate", "plain" if kind.needs == "surrogates" else None)
+    if surrogate is not None:
+        offered = defence.surrogates()
+        if surrogate not in offered:
+            return f"{spec.text} needs a surrogate that this defence lacks (it has {', '.join(offered) or 'none'})"
+        if surrogate == "fresh" and noise == "fresh":
+            return f"{spec.text}: the defence itself draws fresh noise"
+    if spec.get("gradient", None) == "bpda" and not defence.purifies:
+        return f"{spec.text}: the defence purifies nothing, its gradient is the same in both modes"
+    if spec.get("eot", 1) > 1 and noise != "fresh":
+        return f"{spec.text}: known noise gives the same answer in every call; averaging needs fresh noise"
+    return None

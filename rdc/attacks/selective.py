@@ -1,0 +1,247 @@
+"""Selective EOT: gradients are spent on the noise draws that can be broken and are not broken yet.
+
+Averaging gradients over all draws (EOT) fails where draws disagree: one group pulls one way, another the other, and the
+sum helps against neither. Yet a random defence is lost as soon as *some* draws are: resubmission finds them.
+
+Let v_i(x) be the loss of draw i (> 0: misclassified, log-odds for ``"ce"``), p_i = sigmoid(v_i / temperature) the soft
+indicator of a failure, i = 1 .. M. Each step
+
+    select     v_i of all M draws, without gradient; weights w_i; the ``eot`` draws of largest weight
+    ascend     along sum_i w_i grad v_i over those, by APGD
+
+    objective  maximised                               w_i (normalised)      may be selected
+    average    log (1/M) sum_i p_i                     p_i (1 - p_i)         draws still classified right
+    worst      log -log prod_i (1 - p_i)               p_i                   all draws
+
+``average`` is expectation-maximisation for the hidden draw that fails: responsibilities r_i = p_i / sum_j p_j given the
+image, then ascent of sum_i r_i log p_i, whose gradient is sum_i r_i (1 - p_i) grad v_i. Draws out of reach weigh nothing
+and block nothing; broken ones need nothing more. ``worst`` is the chance that at least one of these very M draws fails.
+
+Which: against draws that nobody can foresee use ``average``, for the worst-of-N figure too (an image whose draws fail
+with frequency p survives N resubmissions with (1 - p)^N, and p is what ``average`` raises). ``worst`` is for a known,
+finite set of draws, of which the attacker needs one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, softplus
+
+from rdc.attacks.apgd import _ApgdRule
+from rdc.attacks.losses import AUTO_SPREAD, Evaluation, Model
+from rdc.attacks.per_image import AscentRule, LocatedEvaluation, PerImageObjective, extend_result
+from rdc.attacks.pgd import Progress, Schedule, run_attack
+from rdc.attacks.threat_model import AttackResult, ThreatModel
+from rdc.errors import ConfigError, InputError
+
+__all__ = ["SelectiveResult", "selective"]
+
+OBJECTIVES = ("average", "worst")
+FIRST_DRAW = 2**20
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class SelectiveResult(AttackResult):
+    """AttackResult over M noise draws.
+
+    Args:
+        draws: M, the draws each iterate is classified under.
+        failures: [N] int64, how many of them misclassified x_adv.
+        objective: ``"average"`` or ``"worst"``.
+    """
+
+    draws: int
+    failures: Tensor
+    objective: str
+
+
+def selective(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    seed: int,
+    image_ids: Sequence[int] | Tensor,
+    set_draw: Callable[[int], object] | None = None,
+    redraw: Callable[[], object] | None = None,
+    draws: int | Sequence[int] = 20,
+    eot: int = 5,
+    objective: str = "average",
+    temperature: float = 1.0,
+    steps: int = 100,
+    restarts: int = 1,
+    loss: str = "ce",
+    logit_scale: float | str = "auto",
+    verify: bool = True,
+    start: Tensor | None = None,
+    progress: Progress | None = None,
+) -> SelectiveResult:
+    """APGD over a set of noise draws that spends gradients on the draws worth it (module docstring).
+
+    Args:
+        model: random: pixels [n, C, H, W] -> logits [n, K] under its current draw.
+        x, y, threat, seed, image_ids, steps, restarts, logit_scale, start, progress: as for ``apgd``.
+        set_draw: ``set_draw(i)`` makes the next model call use draw i: same i, same function of the pixels. The pool
+            stays fixed during the attack; then the model is left at the draw after its highest, so that calls which
+            go on from there do not meet the pool again.
+        redraw: used where there is no ``set_draw``: called before each model call, fresh noise. Each step then takes
+            gradients of ``eot`` fresh draws, weighted as above; no draw is left out.
+        draws: M: draws 2^20 .. 2^20 + M - 1, far from those of a counter that began at 0; or their numbers. With
+            ``redraw`` only the clean image sees M draws.
+        eot: gradients taken for each image and step, >= 1; at most M count.
+        objective: ``"average"`` or ``"worst"`` (needs ``set_draw``).
+        temperature: > 0, in units of the loss scaled to a clean spread of 10; large values weigh all draws alike.
+        loss: ``"ce"``, ``"dlr"`` or ``"margin"``.
+        verify: evaluate x_adv once more under all draws (``"worst"`` only).
+
+    Returns:
+        SelectiveResult. ``average``: an image counts as misclassified where at least half of the draws say so, none
+        leaves early, x_adv is the iterate of most failures. ``worst``: misclassified where any draw says so; leaves
+        then. ``best_loss`` = failures + mean p / 2 at x_adv.
+
+    Raises:
+        InputError, ConfigError, RdcError: as for ``apgd``; neither set_draw nor redraw; numbers out of range.
+
+    Source: the idea of a selective attack on resolvable draws is DiffHammer's (NeurIPS 2024); weights derived above.
+    """
+    pool = _check_pool(set_draw, redraw, draws)
+    if objective not in OBJECTIVES:
+        raise ConfigError(f"unknown objective {objective!r}; expected one of {', '.join(OBJECTIVES)}")
+    if objective == "worst" and set_draw is None:
+        raise ConfigError('objective "worst" needs set_draw: with fresh noise no draw can be asked for twice')
+    if isinstance(eot, bool) or not isinstance(eot, int) or eot < 1:
+        raise InputError(f"eot must be an integer >= 1, got {eot!r}")
+    if not isinstance(temperature, (int, float)) or not temperature > 0 or math.isinf(temperature):
+        raise ConfigError(f"temperature must be a finite number > 0, got {temperature!r}")
+    schedule = Schedule(seed, image_ids, steps, restarts, True, verify, progress, start)
+    of_draws = _Selection(
+        model, loss, logit_scale, set_draw, redraw, pool, min(eot, len(pool)), objective, float(temperature)
+    )
+    result = run_attack(
+        "selective", of_draws, x, y, threat, lambda clean: AscentRule(_ApgdRule(clean, threat, steps)), schedule
+    )
+    if set_draw is not None:
+        set_draw(max(pool) + 1)
+    failures = torch.where(result.best_loss.isinf(), of_draws.clean_failures, result.best_loss.floor().long())
+    return extend_result(
+        SelectiveResult, result, draws=of_draws.count, failures=failures, objective=objective, eot=of_draws.selected
+    )
+
+
+class _Selection(PerImageObjective):
+    def __init__(
+        self,
+        model: Model,
+        loss: str,
+        logit_scale: float | str,
+        set_draw: Callable[[int], object] | None,
+        redraw: Callable[[], object] | None,
+        pool: list[int],
+        selected: int,
+        objective: str,
+        temperature: float,
+    ) -> None:
+        self.now = pool[0]
+        place = redraw if set_draw is None else (lambda: set_draw(self.now))
+        super().__init__(model, loss, redraw=place, logit_scale=logit_scale)
+        self.pool, self.fixed, self.selected = pool, set_draw is not None, selected
+        self.objective, self.temperature = objective, temperature
+        self.count = len(pool) if self.fixed else selected
+        self.is_random = objective == "average"
+
+    def start(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Clean images under every draw: failures, NaN, mean scale."""
+        found = []
+        for draw in self.pool:
+            self.now = draw
+            found.append(super().start(x, y))
+        right = torch.stack([correct for correct, _, _ in found])
+        self.clean_failures = (~right).sum(dim=0)
+        scale = torch.stack([place for _, _, place in found]).mean(dim=0)
+        non_finite = torch.stack([bad for _, bad, _ in found]).any(dim=0)
+        return self._right(self.clean_failures, len(self.pool)), non_finite, scale
+
+    def evaluate(self, x: Tensor, y: Tensor, scale: Tensor, *, gradient: bool) -> LocatedEvaluation:
+        gradient_now = gradient and not self.fixed
+        each = []
+        for draw in self.pool if self.fixed else self.pool[: self.selected]:
+            self.now = draw
+            each.append(self.plain(x, y, scale, gradient=gradient_now))
+        values = torch.stack([found.loss * self._sharpness(scale[:, 0]) for found in each])  # [M, n]
+        wrong = torch.stack([~found.correct for found in each])
+        failures = wrong.sum(dim=0)
+        log_p, log_q = logsigmoid(values), logsigmoid(-values)
+        if self.objective == "average":
+            ascent = torch.logsumexp(log_p, dim=0) - math.log(len(each))
+            log_weight = log_p + log_q
+            if self.fixed:
+                log_weight = torch.where(wrong, -math.inf, log_weight)
+        else:
+            ascent, log_weight = softplus(values).sum(dim=0).log(), log_p
+        slope, unusable = None, torch.zeros_like(wrong[0])
+        if gradient:
+            weight = self._weights(log_weight)
+            slope = self._slope(x, y, scale, weight, each)
+            unusable = (slope == 0).flatten(1).all(dim=1)
+        return LocatedEvaluation(
+            loss=failures + log_p.exp().mean(dim=0) / 2.0,
+            correct=self._right(failures, len(each)),
+            gradient=slope,
+            unusable=unusable,
+            non_finite=torch.stack([found.non_finite for found in each]).any(dim=0),
+            ids=each[0].ids,
+            ascent=ascent,
+        )
+
+    def _right(self, failures: Tensor, count: int) -> Tensor:
+        return 2 * failures < count if self.objective == "average" else failures == 0
+
+    def _sharpness(self, scale: Tensor) -> Tensor:
+        """Factor from the loss to units in which the clean spread of logits is 10 (dlr: its largest value is 10)."""
+        factor = {"ce": torch.ones_like(scale), "margin": scale, "dlr": torch.full_like(scale, AUTO_SPREAD)}[self.loss]
+        return factor / self.temperature
+
+    def _weights(self, log_weight: Tensor) -> Tensor:
+        """[M, n]: the largest ``selected`` of each column, summing to 1; zero where nothing may be selected."""
+        kept, which = log_weight.topk(min(self.selected, log_weight.shape[0]), dim=0)
+        top = kept[:1]
+        share = torch.where(top.isinf(), 0.0, (kept - torch.where(top.isinf(), 0.0, top)).exp())
+        total = share.sum(dim=0, keepdim=True)
+        share = share / torch.where(total > 0, total, 1.0)
+        return torch.zeros_like(log_weight).scatter(0, which, share)
+
+    def _slope(self, x: Tensor, y: Tensor, scale: Tensor, weight: Tensor, each: Sequence[Evaluation]) -> Tensor:
+        slope = torch.zeros_like(x, dtype=torch.float64)
+        for place in range(weight.shape[0]):
+            self.now = self.pool[place]
+            rows = (weight[place] > 0).nonzero()[:, 0]
+            if rows.numel() == 0:
+                continue
+            if self.fixed:
+                found = self.plain(x[rows], y[rows], scale[rows], gradient=True).gradient
+            else:
+                found = each[place].gradient[rows]  # type: ignore[index]
+            slope[rows] += weight[place, rows].view(-1, 1, 1, 1) * found
+        return slope
+
+
+def _check_pool(
+    set_draw: Callable[[int], object] | None, redraw: Callable[[], object] | None, draws: int | Sequence[int]
+) -> list[int]:
+    if set_draw is None and redraw is None:
+        raise InputError(
+            "selective needs set_draw(i) or redraw(), to move a random model from draw to draw; got neither"
+        )
+    if isinstance(draws, int) and not isinstance(draws, bool):
+        draws = range(FIRST_DRAW, FIRST_DRAW + draws)
+    pool = [] if isinstance(draws, bool) else list(draws)
+    fine = all(isinstance(draw, int) and not isinstance(draw, bool) and draw >= 0 for draw in pool)
+    if not pool or not fine or len(set(pool)) < len(pool):
+        raise InputError(f"draws: expected an integer >= 1 or different numbers >= 0, got {draws!r}")
+    return pool

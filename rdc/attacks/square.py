@@ -1,0 +1,313 @@
+"""Square: random search with square-shaped changes; needs logits only, so no masked gradient can stop it.
+
+Andriushchenko et al. 2020 (arXiv 1912.00049) for l_inf (Algorithm 2) and l_2 (Algorithm 3); l_1 is l_2's scheme with
+l_1 lengths and the exact projection (Croce & Hein 2021, arXiv 2103.01208, section 4). A proposal is kept where it does
+not lower the margin max_{j != y} z_j - z_y (the papers ask it to rise; with rounded logits that would stand still on
+every plateau). For query i of N, a share p(i) of the pixels changes, in a square of side
+round(sqrt(p H W)): p_init, halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of 10,000 queries, these
+numbers scaled to N.
+
+    l_inf      start: vertical stripes of +-eps. Proposal: the square is set to +-eps, a sign for each channel; signs that
+               would change nothing are drawn again.
+    l_2, l_1   start: 5 x 5 tiles of the bump pattern, a sign for each tile and channel, scaled to eps. Proposal: one
+               square's share of the budget, another's, and what is unused go into the first, as (pattern + what was
+               there, both of unit length); the second becomes zero. The pattern is a bump of each sign, side by side or
+               one above the other:  bump(r, s) = sum_{k=0}^{M} 1 / (n + 1 - k)^2,  n = floor(max(h1, h2) / 2),
+               M = n - max(|r - floor(h1 / 2) - 1|, |s - floor(h2 / 2) - 1|),  r = 1..h1, s = 1..h2.
+
+Query q of an image draws numbers that depend on (seed, image id, restart, q) only, by Philox's counter.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rdc.attacks.losses import Model, Objective
+from rdc.attacks.pgd import Progress, Schedule
+from rdc.attacks.threat_model import AttackRecord, AttackResult, ThreatModel, check_images
+from rdc.errors import InputError
+from rdc.norm_balls import linf_bounds, project, row_sum
+
+__all__ = ["changed_share", "square"]
+
+_HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
+_TILES = 5
+_BLOCK = 128  # queries whose numbers are drawn at once
+_STREAM, _START_STREAM = 0x5157_A2E0, 0x5157_A2E1  # words of the Philox counter: proposals, starting points
+
+
+def square(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    seed: int,
+    image_ids: Sequence[int] | Tensor,
+    queries: int = 5000,
+    p_init: float = 0.8,
+    restarts: int = 1,
+    eot: int = 1,
+    redraw: Callable[[], object] | None = None,
+    verify: bool = True,
+    progress: Progress | None = None,
+) -> AttackResult:
+    """Square attack with the margin loss; black box.
+
+    Args:
+        model: pixels [n, C, H, W] in [0, 1] -> logits [n, K]; each row depends on its own image only; in eval mode.
+        x: [N, C, H, W] float32 in [0, 1].
+        y: [N] int64 true labels.
+        threat: norm and radius.
+        seed: 0 <= seed < 2^64.
+        image_ids: N integers >= 0, e.g. positions in the data set.
+        queries: model calls for each image and restart, >= 1, the starting point included, the clean image not.
+        p_init: share of the pixels that the first proposals change, in (0, 1].
+        restarts: >= 1; later ones attack only what is still robust.
+        eot: model calls averaged for each query; above 1, or with ``redraw``, the model counts as random.
+        redraw: called before each model call, makes a random model draw fresh noise.
+        verify: evaluate x_adv once more at the end (not for random models).
+        progress: called after each query with attack, step, steps, restart, restarts, active, robust, total.
+
+    Returns:
+        AttackResult: step k is the k-th query, ``steps`` is ``queries``; ``queries`` [N] counts them for each image.
+
+    Raises:
+        InputError: an argument is not as above. RdcError: a budget was broken.
+
+    Source: module docstring.
+    """
+    if isinstance(queries, bool) or not isinstance(queries, int) or queries < 1:
+        raise InputError(f"queries must be an integer >= 1, got {queries!r}")
+    if not 0 < p_init <= 1:
+        raise InputError(f"p_init must be in (0, 1], got {p_init!r}")
+    schedule = Schedule(seed, image_ids, queries, restarts, True, verify, progress)
+    ids = check_images(x, y, image_ids)
+    objective = Objective(model, "margin", eot=eot, redraw=redraw)
+    x, y = x.detach(), y.to(x.device)
+    *clean, scale = objective.start(x, y)
+    record = AttackRecord(x, *clean)
+    asked = torch.zeros_like(record.broken_at)
+    for restart in range(restarts):
+        rows = (record.clean_correct if objective.is_random else record.correct).nonzero()[:, 0]
+        if rows.numel() == 0:
+            break
+        proposals = _Proposals(x[rows], threat, seed, [ids[row] for row in rows.tolist()], restart)
+        for query, active in _restart(objective, record, proposals, rows, y, scale, asked, queries, p_init, restart):
+            if progress is not None:
+                where = {"step": query, "steps": queries, "restart": restart, "restarts": restarts}
+                count = {"active": active, "robust": int(record.correct.sum()), "total": len(ids)}
+                progress({"attack": "square", **where, **count})
+    mismatches = None
+    if verify and not objective.is_random:
+        seen = objective.evaluate(record.x_adv, y, scale, gradient=False)
+        mismatches = record.verify(seen.correct, queries, restarts)
+    spent = {"forward_evaluations": objective.forward_evaluations, "gradient_evaluations": 0, "queries": asked}
+    about = {"name": "square", "loss": "margin", "steps": schedule.steps, "restarts": restarts, "eot": eot}
+    return record.result(x, threat, verify_mismatches=mismatches, **about, **spent)
+
+
+def _restart(
+    objective: Objective,
+    record: AttackRecord,
+    proposals: _Proposals,
+    rows: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    asked: Tensor,
+    queries: int,
+    p_init: float,
+    restart: int,
+) -> Iterator[tuple[int, int]]:
+    """One restart on images rows [n] of all N (y, scale, asked: [N]); yields (query, images left)."""
+    point, loss = proposals.start(), torch.full_like(scale[rows], -math.inf)
+    best = point
+    for query in range(1, queries + 1):
+        seen = objective.evaluate(point, y[rows], scale[rows], gradient=False)
+        asked[rows] += objective.eot
+        record.add(rows, point, seen.loss, seen.correct, step=query, restart=restart)
+        record.non_finite_logits[rows] |= seen.non_finite
+        better = seen.loss >= loss
+        best = torch.where(better.view(-1, 1, 1, 1), point, best)
+        loss = torch.where(better, seen.loss, loss)
+        if not objective.is_random and not bool(seen.correct.all()):
+            left = seen.correct.nonzero()[:, 0]
+            rows, best, loss = rows[left], best[left], loss[left]
+            proposals.keep(left)
+        yield query, rows.numel()
+        if rows.numel() == 0 or query == queries:
+            return
+        point = proposals.next(best, changed_share(query, queries, p_init), query)
+
+
+def changed_share(query: int, queries: int, p_init: float) -> float:
+    """Share of the pixels that the proposal after ``query`` changes.
+
+    Args:
+        query: 1 .. queries.
+        queries: N.
+        p_init: share at the start.
+
+    Returns:
+        p_init / 2^j, j the number of 10, 50, 200, .. below query * 10,000 / N.
+    """
+    at = query * 10_000 // queries
+    return p_init / 2 ** sum(at > after for after in _HALVED_AFTER)
+
+
+class _Proposals:
+    """Random proposals for n images, one row each."""
+
+    def __init__(self, clean: Tensor, threat: ThreatModel, seed: int, ids: list[int], restart: int) -> None:
+        self.clean, self.norm, self.eps = clean, threat.norm, threat.eps
+        self.seed, self.ids, self.restart = seed, ids, restart
+        self.bounds = linf_bounds(clean, threat.eps)
+        self.drawn: np.ndarray | None = None  # [n, _BLOCK, numbers] of the current block
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        self.clean, self.bounds = self.clean[rows], (self.bounds[0][rows], self.bounds[1][rows])
+        left = rows.tolist()
+        self.ids = [self.ids[row] for row in left]
+        self.drawn = None if self.drawn is None else self.drawn[left]
+
+    def start(self) -> Tensor:
+        """Stripes (l_inf) or tiles (l_2, l_1), [n, C, H, W] within the budget."""
+        _, channels, height, width = self.clean.shape
+        if self.norm == "linf":
+            stripes = _signs(self._numbers(_START_STREAM, 0, (channels, 1, width)))
+            return self._extreme(stripes.to(self.clean.device).expand(self.clean.shape))
+        tiles = (min(_TILES, height), min(_TILES, width))
+        signs = _signs(self._numbers(_START_STREAM, 0, (channels, *tiles)))
+        offset = torch.zeros(self.clean.shape, dtype=torch.float64)
+        rows, columns = (
+            np.linspace(0, size, parts + 1).astype(int) for size, parts in zip((height, width), tiles, strict=True)
+        )
+        for i in range(tiles[0]):
+            for j in range(tiles[1]):
+                bump = _bump(rows[i + 1] - rows[i], columns[j + 1] - columns[j])
+                tile = signs[:, :, i, j, None, None] * bump
+                offset[:, :, rows[i] : rows[i + 1], columns[j] : columns[j + 1]] = tile
+        length = _length(offset.flatten(1), self.norm)
+        offset = (offset * (self.eps / length)[:, None, None, None]).to(self.clean.device)
+        return project(self.clean.double() + offset, self.clean, self.eps, self.norm)
+
+    def next(self, best: Tensor, share: float, query: int) -> Tensor:
+        """Proposal number ``query`` from the best points [n, C, H, W] so far."""
+        channels, height, width = self.clean.shape[1:]
+        block, place = divmod(query, _BLOCK)
+        if self.drawn is None or place == 0:
+            self.drawn = self._numbers(_STREAM, block, (_BLOCK, 6 + channels))
+        numbers = self.drawn[:, place]
+        side = max(1, round(math.sqrt(share * height * width)))
+        if self.norm == "linf":
+            return self._linf(best, numbers, min(side, height), min(side, width))
+        return self._round(best, numbers, max(3, side + (side + 1) % 2))
+
+    def _linf(self, best: Tensor, numbers: np.ndarray, rows: int, columns: int) -> Tensor:
+        window = self._window(numbers[:, 0], numbers[:, 1], rows, columns)
+        signs = torch.from_numpy(np.where(numbers[:, 6:] < 0.5, -1.0, 1.0)).to(best.device)
+        point = torch.where(window, self._extreme(signs[:, :, None, None].expand(best.shape)), best)
+        same = (point == best).flatten(1).all(dim=1)
+        if bool(same.any()):  # any other choice of signs is as likely as the next
+            other = 1 + (numbers[:, 2] * (2.0 ** signs.shape[1] - 1.0)).astype(np.int64)
+            flipped = (other[:, None] >> np.arange(signs.shape[1])) & 1
+            signs = torch.where(same[:, None], signs * torch.from_numpy(1.0 - 2.0 * flipped).to(best.device), signs)
+            point = torch.where(window, self._extreme(signs[:, :, None, None].expand(best.shape)), best)
+        return point
+
+    def _round(self, best: Tensor, numbers: np.ndarray, side: int) -> Tensor:
+        """The l_2 and l_1 proposal."""
+        count, channels, height, width = best.shape
+        rows, columns = min(side, height), min(side, width)
+        first = self._window(numbers[:, 0], numbers[:, 1], rows, columns)
+        second = self._window(numbers[:, 2], numbers[:, 3], rows, columns)
+        moved = best.double() - self.clean.double()
+        pattern = self._pattern(numbers, rows, columns)
+        signs = torch.from_numpy(np.where(numbers[:, 6:] < 0.5, -1.0, 1.0)).to(best.device)[:, :, None, None]
+        there = torch.where(first, moved, 0.0)
+        mixed = signs * pattern + there / self._by_channel(there)
+        mixed = torch.where(first, mixed, 0.0)
+        power = 2 if self.norm == "l2" else 1
+        budget = self._by_channel(torch.where(first | second, moved, 0.0), least=0.0) ** power
+        unused = self.eps**power - _length(moved.flatten(1), self.norm) ** power
+        available = (budget + unused.clamp(min=0.0).view(-1, 1, 1, 1) / channels) ** (1.0 / power)
+        filled = mixed / self._by_channel(mixed) * available
+        moved = torch.where(first, filled, torch.where(second, 0.0, moved))
+        return project(self.clean.double() + moved, self.clean, self.eps, self.norm)
+
+    def _by_channel(self, values: Tensor, least: float = 1e-300) -> Tensor:
+        """[n, C, H, W] -> lengths [n, C, 1, 1]."""
+        count, channels = values.shape[:2]
+        length = _length(values.reshape(count * channels, -1), self.norm).clamp(min=least)
+        return length.view(count, channels, 1, 1)
+
+    def _pattern(self, numbers: np.ndarray, rows: int, columns: int) -> Tensor:
+        """Two bumps of opposite sign, together of unit length, where the first window is: [n, 1, H, W]."""
+        down, across = self._into_window(numbers[:, 0], numbers[:, 1], rows, columns)
+        which = (numbers[:, 4] < 0.5).astype(int)[:, None, None]
+        pair = _bump_pairs(rows, columns, self.norm)
+        there = pair[which, down.clip(0, rows - 1)[:, :, None], across.clip(0, columns - 1)[:, None, :]]
+        inside = ((down >= 0) & (down < rows))[:, :, None] & ((across >= 0) & (across < columns))[:, None, :]
+        return torch.from_numpy(np.where(inside, there, 0.0))[:, None].to(self.clean.device)
+
+    def _into_window(self, top: np.ndarray, left: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [n, H] and columns [n, W] counted from each window's corner; top and left are uniform in [0, 1)."""
+        height, width = self.clean.shape[2:]
+        down = np.arange(height) - (top * (height - rows + 1)).astype(np.int64)[:, None]
+        return down, np.arange(width) - (left * (width - columns + 1)).astype(np.int64)[:, None]
+
+    def _window(self, top: np.ndarray, left: np.ndarray, rows: int, columns: int) -> Tensor:
+        """Where each image's window is, [n, 1, H, W] bool."""
+        down, across = self._into_window(top, left, rows, columns)
+        inside = ((down >= 0) & (down < rows))[:, :, None] & ((across >= 0) & (across < columns))[:, None, :]
+        return torch.from_numpy(inside)[:, None].to(self.clean.device)
+
+    def _extreme(self, signs: Tensor) -> Tensor:
+        lower, upper = self.bounds
+        return torch.where(signs > 0, upper, lower)
+
+    def _numbers(self, stream: int, block: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Uniform numbers [n, *shape] that depend on (seed, image id, restart, stream, block) only."""
+        out = np.empty((len(self.ids), *shape))
+        for row, image_id in enumerate(self.ids):
+            key = np.array([self.seed, image_id], dtype=np.uint64)
+            counter = np.array([0, block, stream, self.restart], dtype=np.uint64)
+            out[row] = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(shape)
+        return out
+
+
+def _signs(numbers: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.where(numbers < 0.5, -1.0, 1.0))
+
+
+def _length(values: Tensor, norm: str) -> Tensor:
+    """[n, D] float64 -> [n], l_2 or l_1."""
+    return row_sum(values.square()).sqrt() if norm == "l2" else row_sum(values.abs())
+
+
+def _bump(rows: int, columns: int) -> Tensor:
+    """The pattern of the module docstring, n from the longer side, [rows, columns] float64."""
+    half = max(rows, columns) // 2
+    down = np.abs(np.arange(1, rows + 1) - rows // 2 - 1)
+    across = np.abs(np.arange(1, columns + 1) - columns // 2 - 1)
+    terms = np.cumsum([1.0 / (half + 1 - k) ** 2 for k in range(half + 1)])
+    return torch.from_numpy(terms[half - np.maximum(down[:, None], across[None, :])])
+
+
+@functools.lru_cache(maxsize=256)
+def _bump_pairs(rows: int, columns: int, norm: str) -> np.ndarray:
+    """A bump above another of opposite sign, and two side by side, each pair of unit length: [2, rows, columns]."""
+
+    def stacked(height: int, width: int) -> Tensor:
+        upper = height // 2
+        return torch.cat([_bump(upper, width), -_bump(height - upper, width)]) if upper else _bump(height, width)
+
+    pair = torch.stack([stacked(rows, columns), stacked(columns, rows).T])
+    return (pair / _length(pair.flatten(1), norm)[:, None, None]).numpy()

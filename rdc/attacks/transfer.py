@@ -1,0 +1,150 @@
+"""Transfer: gradients from a surrogate, correctness from the real model.
+
+Where a defence's own gradient is useless (shattered, detached, too long a chain) or dear, the gradient of a close relative
+often is not: the same classifier without purification, with one step of it, without quantisation, with fresh noise.
+
+    x^(k+1) = APGD step on L(surrogate(x))            every ``check_every``-th iterate is classified by the real model
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from rdc.attacks.apgd import _rule
+from rdc.attacks.losses import Evaluation, Model, Objective
+from rdc.attacks.per_image import LocatedEvaluation, PerImageObjective
+from rdc.attacks.pgd import Progress, Rule, Schedule, run_attack
+from rdc.attacks.threat_model import AttackResult, ThreatModel
+from rdc.errors import InputError
+
+__all__ = ["transfer"]
+
+
+def transfer(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    *,
+    surrogate: Model,
+    seed: int,
+    image_ids: Sequence[int] | Tensor,
+    check_every: int = 1,
+    surrogate_eot: int = 1,
+    surrogate_redraw: Callable[[], object] | None = None,
+    steps: int = 100,
+    restarts: int = 1,
+    loss: str = "ce",
+    eot: int = 1,
+    redraw: Callable[[], object] | None = None,
+    logit_scale: float | str = "auto",
+    verify: bool = True,
+    start: Tensor | None = None,
+    progress: Progress | None = None,
+) -> AttackResult:
+    """APGD on a surrogate, classified by the real model; the last of the steps returns to the surrogate's best point.
+
+    Args:
+        model: the real model; asked for logits only, so it need not be differentiable.
+        x, y, threat, seed, image_ids, restarts, logit_scale, start, progress: as for ``apgd``.
+        surrogate: pixels [n, C, H, W] -> logits [n, K], differentiable.
+        check_every: the real model sees iterates 0, check_every, 2 check_every, .., the last iterate of APGD and the
+            surrogate's best point.
+        surrogate_eot: surrogate calls averaged for each gradient.
+        surrogate_redraw: called before each surrogate call; makes a random surrogate draw fresh noise.
+        steps: of each restart, >= 2: steps - 1 of APGD, then the best point.
+        loss: maximised on the surrogate.
+        eot, redraw: of the real model; with either it counts as random.
+        verify: evaluate x_adv once more on the real model.
+
+    Returns:
+        AttackResult. ``correct``: right on every image the real model was asked about. ``best_loss``: on the surrogate.
+        ``forward_evaluations``: images through either model without gradient; ``gradient_evaluations``: through the
+        surrogate with gradient. ``zero_gradient_steps`` are the surrogate's.
+
+    Raises:
+        InputError, ConfigError, RdcError: as for ``apgd``; check_every < 1 or steps < 2.
+
+    Source: Papernot et al. 2016 (arXiv 1605.07277); Athalye et al. 2018 (arXiv 1802.00420) for surrogates of parts.
+    """
+    if isinstance(check_every, bool) or not isinstance(check_every, int) or check_every < 1:
+        raise InputError(f"check_every must be an integer >= 1, got {check_every!r}")
+    schedule = Schedule(seed, image_ids, steps, restarts, True, verify, progress, start)
+    if steps < 2:
+        raise InputError(f"transfer needs steps >= 2 (the last one returns to the best point), got {steps}")
+    gradients = Objective(surrogate, loss, eot=surrogate_eot, redraw=surrogate_redraw, logit_scale=logit_scale)
+    objective = _TransferObjective(model, gradients, steps, check_every, eot, redraw)
+    return run_attack(
+        "transfer",
+        objective,
+        x,
+        y,
+        threat,
+        lambda clean: _ReturnToBest(_rule(clean, threat, steps - 1), clean, steps),
+        schedule,
+    )
+
+
+class _TransferObjective(PerImageObjective):
+    def __init__(
+        self,
+        model: Model,
+        surrogate: Objective,
+        steps: int,
+        check_every: int,
+        eot: int,
+        redraw: Callable[[], object] | None,
+    ) -> None:
+        super().__init__(model, surrogate.loss, eot=eot, redraw=redraw)
+        self.surrogate, self.steps, self.check_every = surrogate, steps, check_every
+
+    def begin(self, x: Tensor, y: Tensor) -> None:
+        self.surrogate_scale = self.surrogate.start(x, y)[2]
+        self.forward_evaluations += self.surrogate.forward_evaluations
+        self.loss = self.surrogate.loss
+        self.seen = torch.zeros_like(y)  # evaluations of each image: a surviving one has steps + 1 in each restart
+
+    def evaluate(self, x: Tensor, y: Tensor, scale: Tensor, *, gradient: bool) -> LocatedEvaluation:
+        before, ids = self.surrogate.forward_evaluations, scale[:, 1].long()
+        step = self.seen[ids] % (self.steps + 1)
+        self.seen[ids] += 1
+        moves = gradient and not bool((step == self.steps - 1).all())  # after that iterate the best point follows
+        found = self.surrogate.evaluate(x, y, self.surrogate_scale[ids], gradient=moves)
+        self.forward_evaluations += self.surrogate.forward_evaluations - before
+        self.gradient_evaluations = self.surrogate.gradient_evaluations
+        correct, non_finite = torch.ones_like(found.correct), torch.zeros_like(found.correct)
+        ask = (step % self.check_every == 0) | (step == self.steps - 1)
+        rows = (ask if gradient else torch.ones_like(ask)).nonzero()[:, 0]
+        if rows.numel():
+            real = self.plain(x[rows], y[rows], scale[rows], gradient=False)
+            correct[rows], non_finite[rows] = real.correct, real.non_finite
+        return LocatedEvaluation(
+            found.loss, correct, found.gradient, found.unusable, non_finite, ids=ids, ascent=found.loss
+        )
+
+
+class _ReturnToBest:
+    """A rule whose last iterate is the best one so far that lies within the budget."""
+
+    def __init__(self, rule: Rule, clean: Tensor, steps: int) -> None:
+        self.rule, self.left, self.best = rule, steps, clean
+        self.best_loss = torch.full_like(clean[:, 0, 0, 0], -math.inf, dtype=torch.float64)
+        if hasattr(rule, "counts"):
+            self.counts = rule.counts
+
+    def next(self, x: Tensor, evaluation: Evaluation) -> Tensor:
+        better = evaluation.loss > self.best_loss
+        if hasattr(self, "counts"):
+            better = better & self.counts(x)
+        self.best = torch.where(better.view(-1, 1, 1, 1), x, self.best)
+        self.best_loss = torch.where(better, evaluation.loss, self.best_loss)
+        self.left -= 1
+        return self.best if self.left == 0 else self.rule.next(x, evaluation)
+
+    def keep(self, rows: Tensor) -> None:
+        self.rule.keep(rows)
+        self.best, self.best_loss = self.best[rows], self.best_loss[rows]

@@ -1,0 +1,149 @@
+"""``rdc gradients``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from rdc.cli.options import add_model_options, load_classifier
+
+_HERE = {"--overwrite", "--quiet"}  # options that do not belong in the recorded command
+_PARTS = ("levels", "lm")  # settings of one model, after @, that stand for a command's option
+
+ABOUT = """Are a model's input gradients usable, and how rough is what an attack climbs? Models beside each other: agreement of
+gradients over redraws of the noise and over images, local Lipschitz constants, slices of the margin, smoothness along an
+attack, exact gradients against BPDA. DIR gets gradients.json and plots. Killed or interrupted, the same command goes on
+after the last finished model; with another --model added, only that one is measured. docs/gradients.md says what each
+measure means."""
+EXAMPLES = """a model: NAME[@setting=value]...
+  NAME is a preset, a checkpoint path or package.module:factory; settings are levels, lm, gradient (exact or bpda) and label
+  (its name in tables and plots). Values may hold colons and commas.
+
+examples:
+  rdc gradients --model fashion-mnist --data fashion-mnist-sample --n 16 --out runs/gradients
+  rdc gradients --model fashion-mnist@label=DC --model fashion-mnist@lm=paper-v2@label=RDC \\
+      --model "fashion-mnist@lm=paper-v2@gradient=bpda@label=RDC, BPDA" --data fashion-mnist-sample --n 8 --draws 5
+  rdc gradients --model fashion-mnist@levels=log:8:0.8:4:flat --model my_models:adversarially_trained --eps 8/255
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``rdc gradients``."""
+    parser.description, parser.epilog = ABOUT, EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_model_options(parser, "fashion-mnist")
+    several = parser.add_argument_group("models to compare", conflict_handler="resolve")  # in place of one --model
+    several.add_argument(
+        "--model",
+        action="append",
+        metavar="MODEL",
+        help="NAME[@setting=value]..., see below; may be given several times; the options of the group above are for models "
+        "that set nothing else (default: fashion-mnist)",
+    )
+    data = parser.add_argument_group("images")
+    data.add_argument(
+        "--data",
+        default="fashion-mnist",
+        metavar="NAME",
+        help="fashion-mnist, fashion-mnist-sample (comes with rdc), cifar10, or a .npz file or folder "
+        "(default: %(default)s)",
+    )
+    data.add_argument("--n", type=int, default=16, help="images (default: %(default)s)")
+    data.add_argument("--start", type=int, default=0, metavar="I", help="position of the first (default: %(default)s)")
+    data.add_argument("--split", default="test", metavar="SPLIT", help="test or train (default: %(default)s)")
+    data.add_argument("--data-root", metavar="DIR", help="the only folder to look for the data in")
+    _add_measures(parser.add_argument_group("measures"))
+    run = parser.add_argument_group("run")
+    run.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/gradients-DATA-N)")
+    run.add_argument("--overwrite", action="store_true", help="start afresh in a folder that holds results")
+    run.add_argument(
+        "--batch", type=int, default=16, metavar="N", help="images worked on together (default: %(default)s)"
+    )
+    run.add_argument(
+        "--format", default="text", choices=("text", "json"), help="what is printed at the end (default: %(default)s)"
+    )
+    run.add_argument("--quiet", action="store_true", help="no progress bar, no closing words")
+
+
+def _add_measures(group: Any) -> None:
+    numbers = {
+        "--draws": (10, "redraws of a stochastic model's noise; 0: none"),
+        "--samples": (16, "random points of each ball, for the sampled Lipschitz constants; 0: none"),
+        "--ascent-steps": (5, "gradient steps of the refined Lipschitz constants; 0: none"),
+        "--steps": (10, "of the attack path; 0: no path"),
+        "--slices": (4, "images whose slices are drawn; 0: none"),
+        "--grid": (11, "points of a slice along each direction, odd"),
+        "--seed": (0, "of draws, points, directions and intervals"),
+    }
+    group.add_argument("--eps", default="8/255", help="l_inf radius in [0, 1] pixel units (default: %(default)s)")
+    group.add_argument("--eps-l2", default="0.5", help="l_2 radius in [0, 1] pixel units (default: %(default)s)")
+    group.add_argument(
+        "--norm", default="linf", metavar="NORM", help="linf or l2, of slices and attack paths (default: %(default)s)"
+    )
+    for name, (default, text) in numbers.items():
+        group.add_argument(name, type=int, default=default, metavar="N", help=f"{text} (default: %(default)s)")
+    group.add_argument(
+        "--logit-scale",
+        default="auto",
+        metavar="S",
+        help="auto: logits of each image scaled to an ordinary spread, so that models are comparable; or a number that "
+        "multiplies all logits, 1 for raw ones (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Analyse; returns the exit status."""
+    from rdc.data import load_dataset
+    from rdc.gradient_analysis import GradientSettings, compare_models, comparison_table, parse_model
+    from rdc.gradient_analysis.plots import write_plots
+
+    names = ("n", "split", "start", "draws", "norm", "eps", "eps_l2", "samples", "ascent_steps", "steps", "slices")
+    names += ("grid", "logit_scale", "seed", "batch")
+    settings = GradientSettings(dataset=args.data, **{name: getattr(args, name) for name in names})
+    texts = [parse_model(text) for text in args.model or ["fashion-mnist"]]
+    dataset = load_dataset(args.data, args.split, args.data_root, progress=not args.quiet)
+    models = [_named(args, text, dataset) for text in texts]
+    out = Path(args.out or Path("runs") / f"gradients-{Path(args.data).name}-{args.n}")
+    done = [0]
+
+    def count(finished: int, total: int) -> None:
+        done[0] = finished
+
+    try:
+        report = compare_models(
+            models,
+            dataset,
+            settings,
+            out,
+            command=shlex.join(["rdc", *(word for word in args.argv if word not in _HERE)]),
+            overwrite=args.overwrite,
+            progress=not args.quiet,
+            on_model=count,
+        )
+        files = write_plots(report, out)
+    except KeyboardInterrupt:
+        again = shlex.join(["rdc", *(word for word in args.argv if word != "--overwrite")])
+        kept = f"{done[0]} of {len(models)} models are finished and kept in {out}"
+        raise KeyboardInterrupt(f"{kept}; to continue, run the same command again:\n  {again}") from None
+    print(json.dumps(report, indent=2) if args.format == "json" else comparison_table(report))
+    if not args.quiet:
+        print(
+            f"Report: {out / 'gradients.json'}, plots: {', '.join(files)}",
+            file=sys.stderr if args.format == "json" else sys.stdout,
+        )
+    return 0
+
+
+def _named(args: argparse.Namespace, text: Any, dataset: Any) -> Any:
+    """Load one model: the command's model options, with the model's own settings in their place."""
+    from rdc.gradient_analysis import NamedModel
+
+    own = {name: getattr(text, name) for name in _PARTS if getattr(text, name) is not None}
+    model = load_classifier(argparse.Namespace(**{**vars(args), "model": text.name, **own}), dataset)
+    if text.gradient is not None:
+        model = model.with_(gradient=text.gradient).eval()
+    return NamedModel(label=text.label, text=text.text, model=model)

@@ -1,0 +1,121 @@
+"""From somebody's object or ``package.module:factory`` to what an evaluation takes."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rdc.classifier import DiffusionClassifier
+from rdc.defences.base import Defence, PlainClassifier, call_model, checked_logits
+from rdc.defences.purified import ForeignDefence
+from rdc.errors import ConfigError, InputError
+
+__all__ = ["as_defence", "is_factory", "load_factory"]
+
+
+def is_factory(name: str) -> bool:
+    """Whether a model's name is ``package.module:factory``: two dotted identifiers around a colon."""
+    module, colon, attribute = str(name).partition(":")
+    return bool(colon) and all(part.isidentifier() for text in (module, attribute) for part in text.split("."))
+
+
+def load_factory(name: str, example: Tensor, class_names: Sequence[str] | None, device: Any = "cpu") -> Defence | Any:
+    """Import a module, call the factory in it without arguments, and make a defence of what it returns.
+
+    Args:
+        name: ``package.module:factory``; the current folder is searched too.
+        example: [n, C, H, W] pixels, called once to learn the number of classes.
+        class_names: of the data set.
+        device: where a returned ``nn.Module`` is put.
+
+    Raises:
+        ConfigError: no such module or factory, the factory needs arguments or raises, or returns nothing callable.
+        InputError: the model's answer to the example is not logits, see ``rdc.defences.as_defence``.
+    """
+    module_name, _, attribute = name.partition(":")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        factory: Any = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigError(
+            f"model: {name!r}: module {module_name} cannot be imported ({type(error).__name__}: {error}). Expected "
+            "package.module:factory, found from the current folder or installed"
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(factory, part):
+            public = [found for found in vars(factory) if not found.startswith("_")]
+            raise ConfigError(
+                f"model: {name!r}: {module_name} has no {attribute}; it has {', '.join(public[:12]) or '-'}"
+            )
+        factory = getattr(factory, part)
+    if not callable(factory):
+        raise ConfigError(f"model: {name!r}: expected a function that returns the model; got {type(factory).__name__}")
+    _needs_no_arguments(factory, name)
+    try:
+        made = factory()
+    except Exception as error:
+        raise ConfigError(f"model: {name!r}: the factory raised {type(error).__name__}: {error}") from error
+    if isinstance(made, nn.Module):
+        made = made.to(device)
+    return as_defence(made, example.to(device), class_names=class_names, name=name)
+
+
+def as_defence(model: Any, example: Tensor, *, class_names: Sequence[str] | None = None, name: str = "model") -> Any:
+    """What an evaluation takes, from a DiffusionClassifier, a Defence, an object with purify and classify, or a callable.
+
+    Args:
+        model: any of these; callables take pixels [N, C, H, W] float32 in [0, 1] and return logits [N, K].
+        example: [n, C, H, W] pixels; the model is called on it once.
+        class_names: used where their number is K.
+        name: for reports and errors.
+
+    Raises:
+        ConfigError: the model is none of these.
+        InputError: it does not answer with finite floating logits [n, K], K >= 2.
+    """
+    if isinstance(model, (DiffusionClassifier, Defence)):
+        return model
+    shape = tuple(example.shape[1:])
+    if hasattr(model, "purify") and hasattr(model, "classify"):
+        with torch.no_grad():
+            moved = call_model(model.purify, example, f"{name}.purify")
+            logits = call_model(model.classify, moved, f"{name}.classify")
+        kind: Callable[..., Any] = ForeignDefence
+    elif callable(model):
+        if isinstance(model, nn.Module):
+            model.eval()
+        with torch.no_grad():
+            logits = call_model(model, example, name)
+        kind = PlainClassifier
+    else:
+        raise ConfigError(
+            f"model {name}: expected a callable pixels -> logits, or an object with purify(x) and classify(x); got "
+            f"{type(model).__name__}"
+        )
+    logits = checked_logits(logits, example, None, name)
+    if not bool(torch.isfinite(logits).any()):
+        raise InputError(f"model {name}: every logit of the first {len(example)} images is NaN or infinite")
+    count = logits.shape[1]
+    names = class_names if class_names is not None and len(class_names) == count else None
+    return kind(model, image_shape=shape, num_classes=count, class_names=names, name=name)
+
+
+def _needs_no_arguments(factory: Callable[..., Any], name: str) -> None:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return
+    needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if needed:
+        raise ConfigError(
+            f"model: {name!r}: the factory is called without arguments, but needs {', '.join(needed)}. Write a function "
+            "without arguments that makes the model"
+        )

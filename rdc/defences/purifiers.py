@@ -1,0 +1,193 @@
+"""Purifiers: pixels -> pixels by a diffusion model. Likelihood maximisation, and DiffPure's forward-backward diffusion.
+
+Both are deterministic functions of (pixels, draw), differentiable in the pixels, and keep memory bounded: rows are cut
+into pieces that fit, and each step is rebuilt in the backward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rdc.classifier import graph_bytes
+from rdc.denoiser import Denoiser
+from rdc.errors import ConfigError
+from rdc.likelihood_maximization import (
+    LikelihoodMaximization,
+    lm_evaluations,
+    lm_penalty,
+    maximize_likelihood,
+    resolve_lm,
+)
+from rdc.noise import NoisePlan
+
+__all__ = ["DiffusionPurifier", "LikelihoodPurifier", "Purifier"]
+
+_STEP_GRAPHS = 3  # a step differentiated twice keeps about three times the graph of a forward pass
+
+
+class Purifier(nn.Module):
+    """Common part.
+
+    Args:
+        denoiser: its label-free prediction is used; weights are frozen.
+        memory_budget_mb: working memory of a call.
+
+    Call: ``(pixels [N, C, H, W] in [0, 1], draw) -> pixels``.
+    """
+
+    def __init__(self, denoiser: Denoiser, memory_budget_mb: float = 2048) -> None:
+        super().__init__()
+        if memory_budget_mb <= 0:
+            raise ConfigError(f"memory_budget_mb: expected a number > 0; got {memory_budget_mb}")
+        self.denoiser = denoiser.eval().requires_grad_(False)
+        self.memory_budget_mb = memory_budget_mb
+        self._row_bytes: int | None = None
+
+    @property
+    def evaluations(self) -> int:
+        """Network passes for one image."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """Settings as plain JSON values."""
+        raise NotImplementedError
+
+    def penalty(self, pixels: Tensor, draw: int) -> Tensor | None:
+        """What the purifier makes small, [N], differentiable; None if it minimises nothing."""
+        return None
+
+    def forward(self, pixels: Tensor, draw: int = 0) -> Tensor:
+        x0 = 2 * pixels - 1
+        rows = max(1, int(self._rows(x0) / self._graphs))
+        return (torch.cat([self._purify(part, draw) for part in x0.split(rows)]) + 1) / 2
+
+    _graphs = 1.0  # graphs of a network pass that one image's step keeps
+
+    def _rows(self, like: Tensor) -> int:
+        """Network rows whose graph fits the memory budget."""
+        if self._row_bytes is None:
+            self._row_bytes = graph_bytes(self.denoiser, like)
+        return max(1, int(self.memory_budget_mb * 2**20 / self._row_bytes))
+
+    def _purify(self, x0: Tensor, draw: int) -> Tensor:
+        raise NotImplementedError
+
+
+class LikelihoodPurifier(Purifier):
+    """Likelihood maximisation as a purifier for any classifier (arXiv 2305.15241, section 3.3).
+
+    Args:
+        denoiser, memory_budget_mb: as of :class:`Purifier`.
+        lm: settings or the name of a preset, see ``rdc.likelihood_maximization``.
+
+    Raises:
+        ConfigError: ``lm`` is none or unknown.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, lm: LikelihoodMaximization | str = "paper-v2", memory_budget_mb: float = 2048
+    ) -> None:
+        super().__init__(denoiser, memory_budget_mb)
+        resolved = resolve_lm(lm)
+        if resolved is None:
+            raise ConfigError(f"lm: expected likelihood maximisation with at least one step; got {lm!r}")
+        self.lm = resolved
+        self._graphs = _STEP_GRAPHS * (
+            len(resolved.levels) if resolved.levels is not None else resolved.levels_per_step
+        )
+
+    @property
+    def evaluations(self) -> int:
+        return lm_evaluations(self.lm)
+
+    def describe(self) -> dict[str, Any]:
+        return self.lm.describe()
+
+    def penalty(self, pixels: Tensor, draw: int) -> Tensor:
+        return lm_penalty(self.denoiser, 2 * pixels - 1, self.lm, draw, self._rows(pixels))
+
+    def _purify(self, x0: Tensor, draw: int) -> Tensor:
+        return maximize_likelihood(self.denoiser, x0, self.lm, draw)
+
+
+class DiffusionPurifier(Purifier):
+    """DiffPure: noise the image to sigma*, then run the reverse diffusion to a clean image.
+
+    The reverse process is discretised in EDM's variables. ``sde``: the posterior of each step (ancestral sampling, what
+    Euler-Maruyama on the VP-SDE tends to); ``ode``: Euler steps of the probability-flow ODE. From s_i to s_{i+1}, with D the
+    label-free denoiser and n standard normal noise:
+
+        sde   x <- D + (s_{i+1} / s_i)^2 (x - D) + s_{i+1} sqrt(1 - (s_{i+1} / s_i)^2) n
+        ode   x <- D + (s_{i+1} / s_i) (x - D)
+
+    Args:
+        denoiser, memory_budget_mb: as of :class:`Purifier`.
+        sigma: sigma* in EDM units. DiffPure's t* = 0.1 of the VP-SDE (l_inf 8/255 on CIFAR-10) is sigma 0.34.
+        steps: of the reverse process, spaced evenly in ln sigma down to ``sigma_min``, the last one to 0.
+        sigma_min: last level above 0.
+        sampler: "sde" or "ode".
+        seed: of its noise.
+
+    Raises:
+        ConfigError: a setting out of range.
+
+    Source: Nie et al. 2022 (arXiv 2205.07460); Karras et al. 2022 (arXiv 2206.00364) for the variables.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        sigma: float = 0.34,
+        steps: int = 20,
+        sigma_min: float = 0.02,
+        sampler: str = "sde",
+        seed: int = 2,
+        memory_budget_mb: float = 2048,
+    ) -> None:
+        super().__init__(denoiser, memory_budget_mb)
+        if not (math.isfinite(sigma) and 0 < sigma_min < sigma):
+            raise ConfigError(f"sigma: expected 0 < sigma_min < sigma; got sigma_min {sigma_min}, sigma {sigma}")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ConfigError(f"steps: expected an integer >= 1; got {steps!r}")
+        if sampler not in ("sde", "ode"):
+            raise ConfigError(f"sampler: expected sde or ode; got {sampler!r}")
+        self.sigma, self.steps, self.sigma_min, self.sampler, self.seed = sigma, steps, sigma_min, sampler, seed
+        between = [sigma * (sigma_min / sigma) ** (i / max(1, steps - 1)) for i in range(steps)]
+        self.schedule = (*between, 0.0)
+
+    @property
+    def evaluations(self) -> int:
+        return self.steps
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "name": "diffpure", "sigma": self.sigma, "steps": self.steps, "sigma_min": self.sigma_min,
+            "sampler": self.sampler, "seed": self.seed,
+        }  # fmt: skip
+
+    def _purify(self, x0: Tensor, draw: int) -> Tensor:
+        plan = NoisePlan(self.seed, "fresh", stream=2)
+        noise = plan.normal(draw, self.steps + 1, self.denoiser.image_shape).to(x0.device, x0.dtype)
+        x = x0 + self.sigma * noise[0]
+
+        def step(x: Tensor, i: int) -> Tensor:
+            now, after = self.schedule[i], self.schedule[i + 1]
+            rows = x.new_full((len(x),), now)
+            clean = self.denoiser.precondition.denoised(self.denoiser.f_null(x, rows), x, rows.reshape(-1, 1, 1, 1))
+            ratio = after / now
+            if self.sampler == "ode":
+                return clean + ratio * (x - clean)
+            return clean + ratio**2 * (x - clean) + after * math.sqrt(1 - ratio**2) * noise[i + 1]
+
+        for i in range(self.steps):
+            if x.requires_grad and torch.is_grad_enabled():
+                x = checkpoint(step, x, i, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = step(x, i)
+        return x

@@ -1,0 +1,219 @@
+"""How an evaluation calls an attack: which copy of the defence, with which arguments."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rdc.attacks import AttackResult
+from rdc.attacks.registry import AttackSpec
+from rdc.evaluation.settings import EvaluationSettings
+
+__all__ = ["Bench", "run_attack"]
+
+_SURROGATE_EOT = 5  # draws averaged for a gradient of a surrogate with fresh noise: each costs as much as the defence
+
+
+class Bench:
+    """Copies of a defence for one batch under one noise policy; their draws start anew, so that no batch depends on another.
+
+    Args:
+        classifier: the defence.
+        settings: of the evaluation.
+        index: number of the batch.
+        policy: "known" or "fresh".
+    """
+
+    def __init__(self, classifier: Any, settings: EvaluationSettings, index: int, policy: str) -> None:
+        self.classifier, self.policy = classifier, policy
+        self._gradient = settings.gradient or "exact"
+        self._changes: dict[str, Any] = {"noise": "fixed"}
+        if policy == "fresh":
+            word = hashlib.sha256(f"rdc evaluation {settings.seed} {index}".encode()).digest()[:8]
+            self._changes = {"noise": "fresh", "noise_seed": int.from_bytes(word, "little")}
+        self._models: dict[str, Any] = {}
+        self._helpers: list[Any] = []
+
+    def gradient_of(self, spec: AttackSpec) -> str | None:
+        """The gradient mode of an attack; None if it uses no gradients."""
+        return spec.get("gradient", self._gradient) if spec.kind.white_box else None
+
+    def model(self, gradient: str | None = None) -> Any:
+        """The copy with this gradient mode (None: that of the settings)."""
+        gradient = gradient or self._gradient
+        if gradient not in self._models:
+            model = self.classifier.with_(**self._changes, gradient=gradient)
+            model.network_evaluations = 0
+            self._models[gradient] = model.eval()
+        return self._models[gradient]
+
+    def surrogate(self, name: str, gradient: str | None) -> Any:
+        """A stand-in for the defence, its evaluations counted here."""
+        found = self.model(gradient).surrogates()[name]
+        if hasattr(found, "network_evaluations"):
+            found.network_evaluations = 0
+            self._helpers.append(found)
+        return found
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of all copies."""
+        return sum(int(model.network_evaluations) for model in (*self._models.values(), *self._helpers))
+
+
+def run_attack(
+    bench: Bench,
+    spec: AttackSpec,
+    pixels: Tensor,
+    labels: Tensor,
+    ids: Tensor,
+    settings: EvaluationSettings,
+    endpoints: list[Tensor],
+    progress: Callable[[dict[str, Any]], None] | None,
+) -> AttackResult:
+    """Run one attack on [n, C, H, W] pixels.
+
+    Args:
+        bench: copies of the defence.
+        spec: which attack, and what its text sets.
+        pixels, labels, ids: images [n, C, H, W], labels [n], positions in the data set [n].
+        settings: for what the text leaves open.
+        endpoints: adversarial images [n, C, H, W] of each attack before, for ``endpoints-ce`` and ``-dlr``.
+        progress: see ``evaluate_batch``.
+    """
+    kind, fresh = spec.kind, bench.policy == "fresh"
+    gradient = bench.gradient_of(spec)
+    model = bench.model(gradient)
+    arguments: dict[str, Any] = {**kind.fixed, "restarts": settings.restarts, **dict(spec.options)}
+    arguments.pop("gradient", None)
+    if kind.white_box:
+        arguments.setdefault("steps", settings.steps)
+        arguments.setdefault("eot", settings.eot if fresh else 1)
+    if fresh:
+        arguments["redraw"] = model.redraw
+    arguments |= _needs(bench, spec, model, gradient, arguments, fresh)
+    common = {"seed": settings.seed, "image_ids": ids, "progress": named(progress, spec.text)}
+    attack = kind.function()
+    if kind.needs != "endpoints":
+        return attack(model, pixels, labels, settings.threat, **common, **arguments)
+    return _from_endpoints(attack, model, pixels, labels, settings, endpoints, common, arguments)
+
+
+def _needs(
+    bench: Bench, spec: AttackSpec, model: Any, gradient: str | None, arguments: dict[str, Any], fresh: bool
+) -> dict[str, Any]:
+    """Arguments that stand for what the attack asks of the defence; ``surrogate`` in ``arguments`` is a name."""
+    needs = spec.kind.needs
+    if needs == "penalty":
+        name = arguments.pop("surrogate", None)
+        aid = {} if name is None else {"surrogate": bench.surrogate(name, gradient)}
+        return {"penalty": model.penalty, **aid}
+    if needs == "draws":
+        chosen: dict[str, Any] = {"set_draw": model.set_draw}
+        if not dict(spec.options).get("eot"):
+            chosen["eot"] = max(
+                1, arguments["eot"] // 4
+            )  # draws that a step's gradient is taken on, of all it looks at
+        return chosen
+    if needs == "surrogates":
+        name = arguments.pop("surrogate", "plain")
+        surrogate = bench.surrogate(name, gradient)
+        found: dict[str, Any] = {"surrogate": surrogate}
+        if name == "fresh" or fresh:
+            found |= {"surrogate_redraw": getattr(surrogate, "redraw", None), "surrogate_eot": _SURROGATE_EOT}
+        return found
+    return {}
+
+
+def _from_endpoints(
+    attack: Callable[..., AttackResult],
+    model: Any,
+    pixels: Tensor,
+    labels: Tensor,
+    settings: EvaluationSettings,
+    endpoints: list[Tensor],
+    common: dict[str, Any],
+    arguments: dict[str, Any],
+) -> AttackResult:
+    """One run from each endpoint (a random point if there is none), merged as restarts of one attack."""
+    arguments = {**arguments, "restarts": 1}
+    runs = []
+    for start in endpoints or [None]:
+        left = torch.ones(len(labels), dtype=torch.bool, device=pixels.device)
+        if runs and not arguments.get("redraw"):
+            left = torch.stack([run.correct for run in runs]).all(0)
+        if not bool(left.any()):
+            break
+        runs.append(_spread(attack, model, pixels, labels, settings, start, left, common, arguments))
+    return _merge(runs)
+
+
+def _spread(attack, model, pixels, labels, settings, start, left, common, arguments):  # type: ignore[no-untyped-def]
+    """Run on the images ``left`` only and put the result into the places of all."""
+    from rdc.attacks.threat_model import AttackRecord
+
+    rows = left.nonzero()[:, 0]
+    ids = common["image_ids"][rows.cpu()]
+    begin = None if start is None else start[rows]
+    part = attack(
+        model, pixels[rows], labels[rows], settings.threat, **{**common, "image_ids": ids}, **arguments, start=begin
+    )
+    if len(rows) == len(labels):
+        return part
+    whole = AttackRecord(pixels, torch.ones_like(left), torch.zeros_like(left))
+    for name in ("x_adv", "correct", "broken_at", "broken_restart", "best_loss", "zero_gradient_steps",
+                 "non_finite_logits", "clean_correct"):  # fmt: skip
+        getattr(whole, name)[rows] = getattr(part, name)
+    about = {
+        name: getattr(part, name)
+        for name in (
+            "name",
+            "loss",
+            "steps",
+            "restarts",
+            "eot",
+            "forward_evaluations",
+            "gradient_evaluations",
+            "verify_mismatches",
+        )  # fmt: skip
+    }
+    return whole.result(pixels, settings.threat, **about)
+
+
+def _merge(runs: list[AttackResult]) -> AttackResult:
+    """Several runs on the same images as one attack with as many restarts: first success wins, else the highest loss."""
+    import dataclasses
+
+    merged = runs[0]
+    for number, run in enumerate(runs[1:], 1):
+        first = merged.correct & ~run.correct
+        take = first | (merged.correct & run.correct & (run.best_loss > merged.best_loss))
+        where = take.view(-1, 1, 1, 1)
+        restart = torch.where(run.broken_restart >= 0, run.broken_restart + number, run.broken_restart)
+        mismatches = [m for m in (merged.verify_mismatches, run.verify_mismatches) if m is not None]
+        merged = dataclasses.replace(
+            merged,
+            restarts=number + 1,
+            x_adv=torch.where(where, run.x_adv, merged.x_adv),
+            correct=merged.correct & run.correct,
+            broken_at=torch.where(first, run.broken_at, merged.broken_at),
+            broken_restart=torch.where(first, restart, merged.broken_restart),
+            best_loss=torch.where(take, run.best_loss, merged.best_loss),
+            zero_gradient_steps=merged.zero_gradient_steps + run.zero_gradient_steps,
+            non_finite_logits=merged.non_finite_logits | run.non_finite_logits,
+            forward_evaluations=merged.forward_evaluations + run.forward_evaluations,
+            gradient_evaluations=merged.gradient_evaluations + run.gradient_evaluations,
+            verify_mismatches=sum(mismatches) if mismatches else None,
+        )
+    return merged
+
+
+def named(progress: Callable[[dict[str, Any]], None] | None, text: str) -> Callable[[dict[str, Any]], None] | None:
+    """The same callback, told the attack's full text in place of its short name."""
+    if progress is None:
+        return None
+    return lambda about: progress({**about, "attack": text})

@@ -1,0 +1,334 @@
+"""All measures of one model on some images, in chunks of bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rdc.attacks.losses import Objective
+from rdc.attacks.threat_model import check_images
+from rdc.errors import RdcError
+from rdc.gradient_analysis.landscape import attack_path, margin_slice, slice_directions
+from rdc.gradient_analysis.measures import (
+    gradient_agreement,
+    image_cosines,
+    redraw_measures,
+    size_measures,
+    summarize_images,
+)
+from rdc.gradient_analysis.settings import GradientSettings
+from rdc.gradient_analysis.slopes import Probe, dual_norm, jacobian_norms, local_lipschitz
+
+__all__ = ["STAGES", "analyze_model"]
+
+#: parts of the work on a chunk of images, in order
+STAGES = ("gradients", "redraws", "jacobian", "lipschitz linf", "lipschitz l2", "slices", "path", "bpda")
+MAX_COMPARED = 256  # images whose gradients are compared with one another
+
+Progress = Callable[[str, int], None]
+
+
+def analyze_model(
+    model: Any,
+    pixels: Tensor,
+    labels: Tensor,
+    ids: Sequence[int],
+    settings: GradientSettings,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Every measure of one model. What is not said otherwise is measured with fixed noise.
+
+    Args:
+        model: pixels [n, C, H, W] in [0, 1] -> logits [n, K], each row depending on its own image only, in eval mode. With
+            the interface of DiffusionClassifier (``with_(noise=..., noise_seed=..., gradient=...)``) its noise is fixed or
+            redrawn as a measure needs it; other models are called as they are.
+        pixels: [N, C, H, W] float32 in [0, 1], on any device.
+        labels: [N] int64 true labels.
+        ids: N integers >= 0, positions in the data set; they fix random points and directions, with the seed.
+        settings: what to measure; n, start, split and dataset are not looked at.
+        progress: called after each stage of a chunk with its name and the number of images.
+
+    Returns:
+        JSON values: ``classes``; ``stochastic``, ``fixed_noise`` (bools) and ``note``; ``jacobian_method``; ``accuracy``;
+        ``images`` (position, label, predicted, logit_scale, margin); ``per_image`` (measure -> N values, None where
+        undefined) and ``summary`` (measure -> ``summarize_images``), with the measures of docs/gradients.md; ``slices``;
+        ``path`` (mean curves); ``forward_evaluations``, ``gradient_evaluations`` (images), ``seconds``.
+
+    Raises:
+        InputError: images, labels or the model's answers are not as above, or there is no gradient.
+    """
+    begun = time.monotonic()
+    ids = check_images(pixels, labels, ids)
+    work = _Work(model, settings, _device(model, pixels), progress or (lambda stage, images: None))
+    work.look(pixels)
+    for begin in range(0, len(pixels), settings.batch):
+        part = slice(begin, begin + settings.batch)
+        work.chunk(pixels[part], labels[part], ids[part])
+    return {**work.result(), "seconds": time.monotonic() - begun}
+
+
+class _Work:
+    """The measures of the chunks so far."""
+
+    def __init__(self, model: Any, settings: GradientSettings, device: torch.device, progress: Progress) -> None:
+        self.settings, self.device, self.progress = settings, device, progress
+        self.model = model
+        self.fixed = _with(model, noise="fixed") or model
+        word = hashlib.sha256(f"rdc gradients {settings.seed}".encode()).digest()[:8]
+        self.draw_seed = int.from_bytes(word, "little")
+        self.other_gradient = _other_gradient(model)
+        self.stochastic, self.fixed_noise = False, True
+        self.note, self.method, self.classes = "", "", 0
+        self.count = [0, 0]
+        self.images: list[dict[str, Any]] = []
+        self.columns: dict[str, list[float]] = {}
+        self.kept: list[np.ndarray] = []
+        self.slices: list[dict[str, Any]] = []
+        self.curves: dict[str, list[np.ndarray]] = {"loss": [], "gain": [], "cosine": []}
+
+    def _fresh(self) -> Any:
+        """The model whose draws start anew: every chunk meets the same ones."""
+        return _with(self.model, noise="fresh", noise_seed=self.draw_seed) or self.model
+
+    def look(self, pixels: Tensor) -> None:
+        """Does the model draw? Two draws of the same images tell."""
+        few = pixels[:2].to(self.device)
+        with torch.no_grad():
+            fresh = self._fresh()
+            self.fixed_noise = _same(_drawn(self.fixed, few, redraw=False), _drawn(self.fixed, few, redraw=False))
+            self.stochastic = not (self.fixed_noise and _same(_drawn(fresh, few), _drawn(fresh, few)))
+        if not self.stochastic:
+            self.note = "deterministic: two draws gave the same logits, so there is nothing to compare over redraws"
+        elif not self.fixed_noise:
+            self.note = (
+                "its noise cannot be fixed: every measure includes it, and differences of calls are partly noise"
+            )
+
+    def chunk(self, pixels: Tensor, labels: Tensor, ids: list[int]) -> None:
+        """Measure n images."""
+        x, y = pixels.to(self.device), labels.to(self.device)
+        scale = self._begin(x, y, ids)
+        redraw = None if self.fixed_noise else getattr(self.fixed, "redraw", None)
+        probe = Probe(self.fixed, y, scale, redraw, self.count)
+        _, gradient, _ = probe.gradient(x)
+        flat = gradient.flatten(1).cpu().numpy()
+        if sum(map(len, self.kept)) < MAX_COMPARED:
+            self.kept.append(flat.astype(np.float32))
+        self._add("gradient", size_measures(flat[None]))
+        self.progress("gradients", len(x))
+        self._redraws(x, y, scale, flat)
+        jacobian = jacobian_norms(probe, x, self.classes)
+        self.method = jacobian.pop("method")
+        self._add("jacobian", {name: value.cpu().numpy() for name, value in jacobian.items()})
+        self.progress("jacobian", len(x))
+        self._lipschitz(probe, x, ids)
+        self._slices(probe, x, gradient, ids)
+        self._path(probe, x)
+        self._bpda(x, y, scale, flat)
+
+    def _begin(self, x: Tensor, y: Tensor, ids: list[int]) -> Tensor:
+        """Classify; returns the logit scale [n]."""
+        seen: list[Tensor] = []
+
+        def watched(pixels: Tensor) -> Tensor:
+            seen.append(self.fixed(pixels))
+            return seen[-1]
+
+        objective = Objective(watched, "margin", logit_scale=self.settings.logit_scale)
+        correct, _, scale = objective.start(x, y)  # also checks the answer's type and shape
+        logits = seen[0].detach().double()
+        self.count[0] += len(x)
+        self.classes = logits.shape[1]
+        margins = Probe(lambda _: logits, y, scale).margin(x)
+        for row, image in enumerate(ids):
+            self.images.append(
+                {
+                    "image": image,
+                    "label": int(y[row]),
+                    "predicted": int(logits[row].argmax()),
+                    "right": bool(correct[row]),
+                    "logit_scale": float(scale[row]),
+                    "margin": _number(margins[row]),
+                }
+            )
+        return scale
+
+    def _redraws(self, x: Tensor, y: Tensor, scale: Tensor, fixed: np.ndarray) -> None:
+        draws = self.settings.draws
+        if self.stochastic and draws:
+            fresh = self._fresh()
+            probe = Probe(fresh, y, scale, getattr(fresh, "redraw", None), self.count)
+            stack = np.stack([probe.gradient(x)[1].flatten(1).cpu().numpy() for _ in range(draws)])
+            found = redraw_measures(stack)
+            if self.fixed_noise:
+                found["cosine_fixed_to_mean"] = gradient_agreement(fixed, stack.mean(0))["cosine"]
+            self._add("redraws", found)
+        self.progress("redraws", len(x))
+
+    def _lipschitz(self, probe: Probe, x: Tensor, ids: list[int]) -> None:
+        settings = self.settings
+        _, slope, logits = probe.gradient(x, "margin")
+        clean = np.abs([record["margin"] or math.nan for record in self.images[-len(x) :]])
+        for norm in ("linf", "l2"):
+            eps = settings.radius(norm)
+            found = local_lipschitz(
+                probe,
+                x,
+                ids,
+                norm,
+                eps,
+                samples=settings.samples,
+                ascent_steps=settings.ascent_steps,
+                seed=settings.seed,
+            )
+            columns = {name: value.cpu().numpy() for name, value in found.items()}
+            columns["margin_at_image"] = dual_norm(slope, norm).cpu().numpy()
+            best = np.fmax(columns["margin_sampled"], columns["margin_ascent"])
+            columns["reach"] = eps * best / clean
+            self._add(f"lipschitz_{norm}", columns)
+            self.progress(f"lipschitz {norm}", len(x))
+
+    def _slices(self, probe: Probe, x: Tensor, gradient: Tensor, ids: list[int]) -> None:
+        settings, eps = self.settings, self.settings.radius(self.settings.norm)
+        fits = np.full(len(x), np.nan)
+        for row in range(min(len(x), settings.slices - len(self.slices))):
+            finite = torch.where(gradient[row].isfinite(), gradient[row], 0.0)
+            directions = slice_directions(finite, settings.norm, seed=settings.seed, image_id=ids[row])
+            one = slice(row, row + 1)
+            found = margin_slice(probe.rows(one), x[one], directions, eps, grid=settings.grid, batch=settings.batch)
+            fits[row] = found["plane_fit"]
+            found["margin"] = [[_number(value) for value in line] for line in found["margin"]]
+            self.slices.append({"image": ids[row], **found, "plane_fit": _number(fits[row])})
+        if settings.slices:
+            self._add("slice", {"plane_fit": fits})
+        self.progress("slices", len(x))
+
+    def _path(self, probe: Probe, x: Tensor) -> None:
+        settings = self.settings
+        if settings.steps:
+            measures, curves = attack_path(probe, x, settings.norm, settings.radius(settings.norm), settings.steps)
+            self._add("path", measures)
+            for name, values in curves.items():
+                self.curves[name].append(values)
+        self.progress("path", len(x))
+
+    def _bpda(self, x: Tensor, y: Tensor, scale: Tensor, flat: np.ndarray) -> None:
+        """Exact gradient through the purification (LM, say) against BPDA, whichever of them the model is set to."""
+        if self.other_gradient is not None:
+            mode, other = self.other_gradient
+            other = _with(other, noise="fixed") or other
+            value = Probe(other, y, scale, None, self.count).gradient(x)[1].flatten(1).cpu().numpy()
+            exact, bpda = (flat, value) if mode == "bpda" else (value, flat)
+            self._add("bpda", gradient_agreement(exact, bpda))
+        self.progress("bpda", len(x))
+
+    def _add(self, group: str, columns: dict[str, np.ndarray]) -> None:
+        for name, values in columns.items():
+            self.columns.setdefault(f"{group}.{name}", []).extend(float(value) for value in values)
+
+    def result(self) -> dict[str, Any]:
+        """Close: compare images, summarise."""
+        gradients = np.concatenate(self.kept)[:MAX_COMPARED]
+        missing = [np.nan] * (len(self.images) - len(gradients))
+        for name, values in image_cosines(gradients).items():
+            self.columns[f"images.{name}"] = [*map(float, values), *missing]
+        order = sorted(self.columns, key=lambda name: _GROUPS.index(name.split(".")[0]))
+        columns = {name: self.columns[name] for name in order if _measured(name, self.settings, self.method)}
+        measured = {"slice": self.settings.slices, "images": MAX_COMPARED}  # of the first ones only
+        summary = {
+            name: summarize_images(
+                np.array(values[: measured.get(name.split(".")[0], len(values))]), seed=self.settings.seed, name=name
+            )
+            for name, values in columns.items()
+        }
+        return {
+            "classes": self.classes,
+            "stochastic": self.stochastic,
+            "fixed_noise": self.fixed_noise,
+            "note": self.note,
+            "jacobian_method": self.method,
+            "accuracy": sum(record["right"] for record in self.images) / len(self.images),
+            "images": self.images,
+            "summary": summary,
+            "per_image": {name: [_number(value) for value in values] for name, values in columns.items()},
+            "slices": self.slices,
+            "path": {name: _mean_curve(parts) for name, parts in self.curves.items() if parts},
+            "forward_evaluations": self.count[0],
+            "gradient_evaluations": self.count[1],
+        }
+
+
+_GROUPS = ("gradient", "redraws", "images", "jacobian", "lipschitz_linf", "lipschitz_l2", "slice", "path", "bpda")
+
+
+def _measured(name: str, settings: GradientSettings, method: str) -> bool:
+    """Whether settings and method measure this at all; what they do stays, also if undefined on every image."""
+    group, _, measure = name.partition(".")
+    if group == "jacobian":
+        return measure == "l2" or method == "rows"
+    if group.startswith("lipschitz"):
+        needs = {"margin_at_image": 1, "reach": settings.samples + settings.ascent_steps}
+        return bool(needs.get(measure, settings.samples if measure.endswith("_sampled") else settings.ascent_steps))
+    return True
+
+
+def _device(model: Any, pixels: Tensor) -> torch.device:
+    device = getattr(model, "device", None)
+    return torch.device(device) if isinstance(device, (str, torch.device)) else pixels.device
+
+
+def _with(model: Any, **changes: Any) -> Any | None:
+    """The model with other settings, or None if it knows no such settings."""
+    if not hasattr(model, "with_"):
+        return None
+    try:
+        made = model.with_(**changes)
+    except (RdcError, TypeError):
+        return None
+    return made.eval() if hasattr(made, "eval") else made
+
+
+def _other_gradient(model: Any) -> tuple[str, Any] | None:
+    """For a model that purifies its input: ("bpda", its twin) if it is exact, ("exact", its twin) if it is BPDA."""
+    purifies = getattr(model, "purifies", getattr(model, "lm", None) is not None)
+    if not purifies or getattr(model, "gradient", None) not in ("exact", "bpda"):
+        return None
+    mode = "bpda" if model.gradient == "exact" else "exact"
+    twin = _with(model, gradient=mode)
+    return None if twin is None else (mode, twin)
+
+
+def _drawn(model: Any, x: Tensor, redraw: bool = True) -> Any:
+    if redraw and hasattr(model, "redraw"):
+        model.redraw()
+    return model(x)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Equal answers; what is no tensor is refused elsewhere."""
+    return not (isinstance(a, Tensor) and isinstance(b, Tensor)) or torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def _number(value: Any) -> float | None:
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def _mean_curve(parts: list[np.ndarray]) -> dict[str, list[float | None]]:
+    """Mean and quartiles over images at each step, of [n, S] parts."""
+    table = np.concatenate(parts)
+    table = np.where(np.isfinite(table), table, np.nan)
+    found: dict[str, list[float | None]] = {"mean": [], "q25": [], "q75": []}
+    for column in table.T:
+        known = column[~np.isnan(column)]
+        found["mean"].append(float(known.mean()) if len(known) else None)
+        for key, place in (("q25", 25), ("q75", 75)):
+            found[key].append(float(np.percentile(known, place)) if len(known) else None)
+    return found

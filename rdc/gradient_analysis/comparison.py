@@ -1,0 +1,308 @@
+"""Several models beside each other: one folder, one part for each finished model, so that a killed run goes on.
+
+    run.json            what decides the figures of every model: settings, images
+    models/<name>.json  all measures of one finished model, with what identifies it; written atomically
+    gradients.json      the report; gradients.png, gradients-paths.png, gradients-slices.png  the plots
+
+A part is used again when the model's text, settings, weights, device and PyTorch are the same, and refused when they are not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rdc.data import Dataset
+from rdc.errors import ConfigError, DataError, InputError
+from rdc.evaluation import commit, versions, weights_digest
+from rdc.files import read_json, write_json
+from rdc.gradient_analysis.analysis import STAGES, analyze_model
+from rdc.gradient_analysis.settings import GradientSettings
+
+__all__ = ["SCHEMA", "NamedModel", "compare_models"]
+
+SCHEMA = "rdc.gradients/1"
+_OURS = ("run.json", "gradients.json", "gradients.png", "gradients-paths.png", "gradients-slices.png")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NamedModel:
+    """A model of the comparison.
+
+    Args:
+        label: what tables and plots call it; unique.
+        text: what names it on the command line; decides, with its settings and weights, whether a part is used again.
+        model: see ``analyze_model``.
+    """
+
+    label: str
+    text: str
+    model: Any
+
+
+def compare_models(
+    models: Sequence[NamedModel],
+    dataset: Dataset,
+    settings: GradientSettings,
+    out: str | os.PathLike[str],
+    *,
+    command: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    on_model: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Analyse, or go on analysing, models one after another; a model's measures are kept as soon as they are there.
+
+    Args:
+        models: at least one.
+        dataset: images settings.start .. settings.start + settings.n - 1 of it are used.
+        settings: what to measure.
+        out: folder of the run; made if missing.
+        command: the command line, for the report.
+        overwrite: start afresh in a folder that holds results.
+        progress: draw a bar on stderr.
+        on_model: called after each model with finished models and all models.
+
+    Returns:
+        The report, gradients.json's content, which has been written: ``schema``, ``command``, ``commit``, ``versions``,
+        ``settings``, ``dataset``, and ``models``: for each ``label``, ``text``, ``classifier`` (its settings),
+        ``commit`` (of its measures) and what ``analyze_model`` returns.
+
+    Raises:
+        ConfigError: settings that do not fit the data or a model, two equal labels, or a folder of another command.
+        DataError: a part is damaged.
+    """
+    _check_names(models)
+    images = _chosen(models, dataset, settings)
+    content = images.images.numpy().tobytes() + images.labels.numpy().tobytes()
+    shared = {"schema": SCHEMA, "settings": settings.to_json(), "images": hashlib.sha256(content).hexdigest()[:16]}
+    folder = _Folder(out, shared, overwrite)
+    source, bar = commit(), _bar(len(models), settings, progress)
+    parts = []
+    try:
+        for number, named in enumerate(models, 1):
+            bar.begin(named.label)
+            part = folder.load(named)
+            if part is None:
+                found = _analyze(named, images, settings, bar)
+                part = {"identity": _identity(named), "label": named.label, "commit": source, **found}
+                folder.save(named, part)
+            parts.append(part)
+            bar.end(number)
+            if on_model is not None:
+                on_model(number, len(models))
+    finally:
+        bar.close()
+    report = {
+        "schema": SCHEMA,
+        "command": command or "python",
+        "commit": source,
+        "versions": versions(_device(models[0].model)),
+        "settings": settings.to_json(),
+        "dataset": images.name,
+        "class_names": list(images.class_names),
+        "models": [_entry(named, part) for named, part in zip(models, parts, strict=True)],
+    }
+    write_json(folder.path / "gradients.json", report)
+    return report
+
+
+def _check_names(models: Sequence[NamedModel]) -> None:
+    if not models:
+        raise ConfigError("models: expected at least one")
+    labels = [named.label for named in models]
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise ConfigError(f"models: two are called {twice!r}; name them apart with @label=...")
+
+
+def _entry(named: NamedModel, part: dict[str, Any]) -> dict[str, Any]:
+    identity = part["identity"]
+    rest = {key: value for key, value in part.items() if key not in ("identity", "label")}
+    return {"label": named.label, "text": named.text, "classifier": identity["classifier"], **rest}
+
+
+def _analyze(named: NamedModel, images: Dataset, settings: GradientSettings, bar: _Bar) -> dict[str, Any]:
+    pixels, labels = images.pixels(slice(0, len(images))), images.labels.long()
+    try:
+        return analyze_model(named.model, pixels, labels, images.indices.tolist(), settings, bar.step)
+    except InputError as error:
+        raise InputError(f"model {named.text}: {error}") from error
+
+
+def _chosen(models: Sequence[NamedModel], dataset: Dataset, settings: GradientSettings) -> Dataset:
+    if settings.start + settings.n > len(dataset):
+        most = max(0, len(dataset) - settings.start)
+        raise ConfigError(
+            f"n: {settings.dataset}, {settings.split} split, has {len(dataset)} images; expected n <= {most} from image "
+            f"{settings.start} on, got {settings.n}"
+        )
+    chosen = dataset.subset(slice(settings.start, settings.start + settings.n))
+    for named in models:
+        shape = getattr(named.model, "image_shape", None)
+        if shape is not None and tuple(shape) != tuple(dataset.image_shape):
+            raise ConfigError(
+                f"model {named.text} takes images {list(shape)} (channels, height, width), data set {settings.dataset} "
+                f"has {list(dataset.image_shape)}; choose a model trained on such images"
+            )
+        classes = getattr(named.model, "num_classes", None)
+        if classes is not None and int(chosen.labels.max()) >= classes:
+            raise ConfigError(
+                f"data set {settings.dataset} has label {int(chosen.labels.max())}, model {named.text} knows {classes} "
+                f"classes (0..{classes - 1})"
+            )
+    return chosen
+
+
+def _identity(named: NamedModel) -> dict[str, Any]:
+    """What decides the figures of one model, apart from the shared settings."""
+    model = named.model
+    found = {
+        "text": named.text,
+        "classifier": model.describe() if hasattr(model, "describe") else None,
+        "weights": weights_digest(model) if isinstance(model, torch.nn.Module) else None,
+        "device": _device(model).type,
+        "torch": torch.__version__,
+    }
+    return json.loads(json.dumps(found))
+
+
+def _device(model: Any) -> torch.device:
+    device = getattr(model, "device", None)
+    return torch.device(device) if isinstance(device, (str, torch.device)) else torch.device("cpu")
+
+
+class _Folder:
+    """The run's folder: refuses another command's results, keeps a part for each model."""
+
+    def __init__(self, path: str | os.PathLike[str], shared: dict[str, Any], overwrite: bool) -> None:
+        self.path = Path(path)
+        shared = json.loads(json.dumps(shared))
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path}: expected a folder for the results, this is a file. Choose another")
+        file = self.path / "run.json"
+        if not file.exists() and self.path.is_dir() and any(self.path.iterdir()):
+            raise ConfigError(
+                f"{self.path}: not empty, and no results of rdc gradients (no run.json). Choose a new or empty folder"
+            )
+        if file.exists():
+            there = _read(file)
+            if there.get("schema") != SCHEMA:
+                raise ConfigError(
+                    f"{self.path}: holds results that are none of rdc gradients ({SCHEMA}); choose another folder"
+                )
+            if overwrite:
+                self._clear()
+            else:
+                _compare(self.path, there, shared)
+        write_json(file, shared)
+
+    def _clear(self) -> None:
+        for name in _OURS:
+            (self.path / name).unlink(missing_ok=True)
+        for file in (self.path / "models").glob("*.json"):
+            file.unlink()
+
+    def _file(self, named: NamedModel) -> Path:
+        word = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in named.label)[:60].strip("-.")
+        return self.path / "models" / f"{word}-{hashlib.sha256(named.text.encode()).hexdigest()[:8]}.json"
+
+    def load(self, named: NamedModel) -> dict[str, Any] | None:
+        """The part of a finished model; None if there is none."""
+        file = self._file(named)
+        if not file.exists():
+            return None
+        part = _read(file)
+        if not isinstance(part.get("identity"), dict) or "summary" not in part:
+            raise DataError(f"{file}: damaged. Delete it, or use --overwrite to start afresh")
+        _compare(file, part["identity"], _identity(named))
+        return part
+
+    def save(self, named: NamedModel, part: dict[str, Any]) -> None:
+        """Keep a finished model; on disk when this returns."""
+        write_json(self._file(named), part)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        value = read_json(file)
+    except ValueError as error:
+        raise DataError(f"{file}: damaged ({error}). Delete it, or use --overwrite to start afresh") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{file}: damaged (no JSON object). Delete it, or use --overwrite to start afresh")
+    return value
+
+
+def _compare(path: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
+    differences = list(_differences(there, now, ""))
+    if differences:
+        lines = "\n".join(f"  {name}: {_short(old)} there, {_short(new)} now" for name, old, new in differences)
+        raise ConfigError(
+            f"{path} holds results of another command; nothing was changed. These differ:\n{lines}\n"
+            "Give the same settings to go on, name another --out, or use --overwrite to throw it away"
+        )
+
+
+def _differences(there: Any, now: Any, name: str) -> Any:
+    if isinstance(there, dict) and isinstance(now, dict):
+        for key in dict.fromkeys((*there, *now)):
+            inner = key if name in ("", "settings") else f"{name}.{key}"
+            yield from _differences(there.get(key), now.get(key), inner)
+    elif there != now:
+        yield name, there, now
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+class _Bar:
+    """One bar on stderr; a unit is one stage of one image."""
+
+    def __init__(self, models: int, per_model: int, enabled: bool) -> None:
+        from tqdm import tqdm
+
+        interval = 0.2 if sys.stderr.isatty() else 15.0
+        self._models, self._per_model, self._label = models, per_model, ""
+        self.bar = tqdm(
+            total=models * per_model,
+            disable=not enabled,
+            file=sys.stderr,
+            mininterval=interval,
+            dynamic_ncols=True,
+            bar_format="gradients {percentage:3.0f}%|{bar:20}| {desc}[{elapsed}, {remaining} left]",
+        )
+        self._number = 0
+
+    def begin(self, label: str) -> None:
+        self._label, self._number = label, self._number + 1
+        self._show("")
+
+    def step(self, stage: str, images: int) -> None:
+        following = STAGES[(STAGES.index(stage) + 1) % len(STAGES)]
+        self._show(following)
+        self.bar.update(images)
+
+    def end(self, number: int) -> None:
+        self.bar.update(max(0, number * self._per_model - self.bar.n))
+
+    def close(self) -> None:
+        self.bar.set_description_str("", refresh=False)
+        self.bar.close()
+
+    def _show(self, stage: str) -> None:
+        text = f"model {self._number} of {self._models}, {self._label}{f': {stage}' if stage else ''} "
+        self.bar.set_description_str(text, refresh=False)
+
+
+def _bar(models: int, settings: GradientSettings, enabled: bool) -> _Bar:
+    return _Bar(models, settings.n * len(STAGES), enabled)

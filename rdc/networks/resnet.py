@@ -1,0 +1,107 @@
+"""Small pre-activation ResNet: pixels to logits. The classifier of the adversarial-training baselines.
+
+    x [B, C, H, W] in [0, 1] -> 2 x - 1 -> blocks of P x P pixels -> 3 x 3 convolution -> stages -> mean -> logits [B, K]
+
+Stage k (from 0) has ``width * 2**k`` channels; every stage but the first halves height and width. A block is
+
+    h = relu(norm(x));   y = skip(x, h) + conv(relu(norm(conv(h))))
+
+with skip = x, or a 1 x 1 convolution of h where the shape changes (He et al., arXiv 1603.05027, figure 4e). Group instead of
+batch normalisation: an image's logits do not depend on its batch, training and evaluation compute the same function, and
+there are no running statistics to average.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rdc.errors import ConfigError
+from rdc.networks.blocks import GroupNorm
+
+__all__ = ["ResNet"]
+
+_GROUPS = 8
+
+
+class ResNet(nn.Module):
+    """A pre-activation ResNet with group normalisation on space-to-depth images.
+
+    Args:
+        image_shape: (C, H, W), H = W, divisible by ``patch_size``.
+        num_classes: K >= 2.
+        width: channels of the first stage, >= 1.
+        blocks: residual blocks of each stage, at least one stage of at least one block.
+        patch_size: side P of the pixel blocks that the first convolution sees as channels.
+
+    Forward:
+        pixels [B, C, H, W] in [0, 1] -> logits [B, K]. Under autocast the first convolution and the last layer stay in the
+        weights' precision: bfloat16 cannot tell grey levels near 1 apart, nor logits that differ by less than 1 %.
+
+    Raises:
+        ConfigError: an argument is out of range.
+
+    Source: He et al. 2016, arXiv 1603.05027; group normalisation: Wu and He 2018, arXiv 1803.08494.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        width: int,
+        blocks: tuple[int, ...],
+        patch_size: int = 1,
+    ) -> None:
+        super().__init__()
+        channels, height, side = image_shape
+        if height != side or height % patch_size:
+            raise ConfigError(
+                f"image_shape: expected square images divisible by patch_size {patch_size}; got {height} x {side}"
+            )
+        if num_classes < 2:
+            raise ConfigError(f"num_classes: expected at least 2 for a resnet; got {num_classes}")
+        if width < 1 or not blocks or min(blocks) < 1:
+            raise ConfigError(
+                f"resnet: expected width >= 1 and blocks a list of numbers >= 1; got width {width}, blocks {list(blocks)}"
+            )
+        self.image_shape, self.num_classes, self.patch_size = tuple(image_shape), num_classes, patch_size
+        self.stem = nn.Conv2d(channels * patch_size**2, width, 3, padding=1)
+        widths = [width * 2**stage for stage, count in enumerate(blocks) for _ in range(count)]
+        self.blocks = nn.ModuleList(
+            _Block(before, after, 1 if after == before else 2)
+            for before, after in zip([width, *widths], widths, strict=False)
+        )
+        self.norm = GroupNorm(widths[-1], _GROUPS)
+        self.head = nn.Linear(widths[-1], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, K] of pixels [B, C, H, W] in [0, 1]."""
+        with torch.autocast(x.device.type, enabled=False):
+            x = self.stem(F.pixel_unshuffle(2 * x - 1, self.patch_size))
+        for block in self.blocks:
+            x = block(x)
+        with torch.autocast(x.device.type, enabled=False):
+            features = F.relu(self.norm(x.to(self.head.weight.dtype))).mean((2, 3))
+            return self.head(features)
+
+
+class _Block(nn.Module):
+    """Pre-activation residual block [B, in, H, W] -> [B, out, H / stride, W / stride]."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.norm0 = GroupNorm(in_channels, _GROUPS)
+        self.conv0 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.norm1 = GroupNorm(out_channels, _GROUPS)
+        self.conv1 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        changes = stride > 1 or in_channels != out_channels
+        self.skip = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.norm0(x))
+        residual = x if self.skip is None else self.skip(h)
+        return residual + self.conv1(F.relu(self.norm1(self.conv0(h))))
