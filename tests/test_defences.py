@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from rdc.data import Dataset
 from rdc.defences import (
     DiffusionPurifier,
     ForeignDefence,
@@ -16,6 +17,7 @@ from rdc.defences import (
     is_factory,
     load_factory,
 )
+from rdc.defences.examples import diffpure_in_front, lm_in_front
 from rdc.denoiser import ConditionalDenoiser
 from rdc.errors import ConfigError, InputError
 from rdc.evaluation import EvaluationSettings, evaluate
@@ -253,3 +255,30 @@ def test_settings_that_do_not_exist():
         as_defence(Net(), pixels(2)).with_(gradient="none")
     with pytest.raises(ConfigError, match="at least one step"):
         LikelihoodPurifier(denoiser(), "none")
+
+
+def test_examples_are_evaluated_with_all_adaptive_attacks(tmp_path):
+    """LM + network and DiffPure + network: every attack of the suite that applies runs; exact gradients do no worse."""
+    plain = as_defence(Net(), pixels(2), class_names=NAMES)
+    shown = images(8, seed=5)
+    data = Dataset(shown, plain(shown.float() / 255).argmax(1), NAMES, "blobs", "test")
+    made = {
+        "lm": lm_in_front(plain, gaussian_classifier(), lm="paper-v2,steps=2"),
+        "diffpure": diffpure_in_front(plain, gaussian_classifier(), steps=3),
+    }
+    for name, defence in made.items():
+        settings = EvaluationSettings("m", "d", n=8, steps=2, attacks=("apgd-ce", "adaptive"), sanity=2)
+        settings = settings.for_defence(defence, ("apgd-ce", "adaptive"))
+        report = evaluate(defence, data, settings, tmp_path / name, progress=False).report
+        ran = {attack["name"] for attack in report["attacks"]}
+        assert {"apgd-ce:gradient=bpda", "transfer:surrogate=plain"} <= ran and ("lagrange" in ran) is (name == "lm")
+        assert report["classifier"]["head"].endswith("+ model") and "bpda" in report["sanity"]
+        assert defence.purify(data.pixels(range(2))).shape == (2, *SHAPE)
+
+
+def test_examples_refuse():
+    wide = PlainClassifier(Net(), image_shape=(1, 9, 9), num_classes=4)
+    with pytest.raises(ConfigError, match="same images"):
+        lm_in_front(wide, gaussian_classifier())
+    with pytest.raises(ConfigError, match="expected a diffusion model"):
+        diffpure_in_front(wide, wide)

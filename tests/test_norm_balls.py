@@ -74,6 +74,16 @@ def test_budget_holds_on_many_pixels(norm: str, eps: float) -> None:
         assert float(distance(far, x, norm).min()) >= eps * (1 - 1e-4)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("eps", [1e-15, 4e-10, 2e-9, 1e-7, 1e-3])
+def test_tiny_budgets_at_the_edge_of_the_box(norm: str, eps: float) -> None:
+    """Pixels at 0 keep every bit of a tiny step, and what is to be projected is 1e9 times as far away."""
+    generator = torch.Generator().manual_seed(4)
+    x = torch.where(torch.rand(50, 1, 1, 12, generator=generator) < 0.5, 0.0, 1e-7)
+    projected = project(3 * torch.randn(x.shape, generator=generator).double(), x, eps, norm)
+    assert_inside(projected, x, eps, norm)
+
+
 def test_naive_float32_clamp_would_break_the_budget() -> None:
     """The reason for the module: x + eps in float32 leaves the ball for a good part of all pixels."""
     x = torch.rand(1, 1, 100, 100, generator=torch.Generator().manual_seed(0)) * 0.9

@@ -184,6 +184,56 @@ def test_restarts_only_help() -> None:
     assert (five >= one).all() and (five > one).any()
 
 
+def sparse_algorithm(model: Bumpy, x: torch.Tensor, eps: float, steps: int, start: torch.Tensor) -> list[torch.Tensor]:
+    """Croce & Hein 2021, Algorithm 1 with radii 3 eps, 2 eps, eps, for one image, margin loss for class 0."""
+
+    def f(point: torch.Tensor) -> tuple[float, torch.Tensor]:
+        point = point.clone().requires_grad_()
+        logits = model(point)[0].double()
+        value = torch.maximum(logits[1], logits[2]) - logits[0]
+        return value.item(), torch.autograd.grad(value, point)[0].double()
+
+    early, current, found = int(0.3 * steps), start, []
+    number = int(0.2 * x.numel())
+    for factor, length in ((3, early), (2, early), (1, steps - 2 * early)):
+        radius = eta = factor * eps
+        best, best_value, best_slope, every = current, -math.inf, None, math.ceil(round(0.04 * length, 9))
+        for k in range(length):
+            found.append(current)
+            value, slope = f(current)
+            if value > best_value:
+                best, best_value, best_slope = current, value, slope
+            if k + 1 == length:
+                break
+            if (k + 1) % every == 0:
+                before, number = number, max(1, int((best != x).sum() / 1.5))
+                if number <= 0.95 * before:
+                    eta, current, slope = radius, best, best_slope
+                else:
+                    eta = max(eta / 1.5, radius / 10)
+            held = ((current == 1) & (slope > 0)) | ((current == 0) & (slope < 0))
+            slope = torch.where(held, 0.0, slope)
+            move = torch.zeros(x.numel(), dtype=torch.float64)
+            for place in sorted(range(x.numel()), key=lambda i: -abs(float(slope.flatten()[i])))[:number]:
+                move[place] = math.copysign(1.0, float(slope.flatten()[place])) if slope.flatten()[place] != 0 else 0.0
+            current = project(current.double() + eta * (move / move.abs().sum()).view_as(x), x, radius, "l1")
+        current = project(best, x, max(factor - 1, 1) * eps, "l1")
+        number = max(1, int((current != x).sum() / 1.5))
+    return found
+
+
+@pytest.mark.parametrize("image_id", [0, 1, 2])
+def test_every_l1_iterate_is_that_of_the_algorithm(image_id: int) -> None:
+    x = 0.2 + 0.6 * torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(image_id))
+    start = random_start(x, 0.4, "l1", seed=5, image_ids=[image_id], restart=0)
+    expected, model = sparse_algorithm(Bumpy(), x, 0.4, 60, start), Bumpy()
+    threat = ThreatModel("l1", 0.4)
+    apgd(model, x, torch.tensor([0]), threat, seed=5, image_ids=[image_id], steps=60, loss="margin", verify=False)
+    assert len(model.seen) == 62
+    for mine, other in zip(model.seen[1:61], expected, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-6, rtol=0)
+
+
 def test_l1_finds_the_greedy_optimum(models) -> None:
     """On w . x the best l_1 point spends the budget on the pixels of largest |w|, each to the end of the box."""
     weight = torch.randn(36, generator=torch.Generator().manual_seed(2))

@@ -93,6 +93,22 @@ def test_reads_like_one_attack(cnn) -> None:
     assert [k for k in dict.fromkeys(about["component"] for about in seen)] == [0, 1, 2, 3]
 
 
+def test_square_breaks_what_hides_its_gradient() -> None:
+    """Rounded logits: the white-box attacks see no slope, and the numbers say who succeeded and when."""
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        value = (x - 0.5).flatten(1).mean(1)
+        return (torch.stack([value + 0.03, value * 0], dim=1) * 200).round()
+
+    x, y = torch.full((3, 1, 6, 6), 0.5), torch.zeros(3, dtype=torch.int64)
+    result = autoattack(model, x, y, ThreatModel("linf", 0.05), seed=0, image_ids=range(3), steps=4, queries=300)
+    assert result.broken_by.tolist() == [3, 3, 3] and not result.correct.any()
+    assert result.accuracy_after == {"apgd-ce": 1.0, "apgd-t": 1.0, "fab-t": 1.0, "square": 0.0}
+    assert torch.equal(result.broken_at, 12 + result.components[3].result.queries)
+    assert result.accuracy_per_step[12] == 1.0 and result.accuracy_per_step[-1] == 0.0
+    assert result.zero_gradient_images == 3 and (result.zero_gradient_steps == 12).all()
+
+
 def test_broken_images_leave_and_nothing_is_left_to_do(models) -> None:
     model, x = models.two_class(torch.ones(36), bias=0.0), models.random_images(6)
     y = ((x.flatten(1) - 0.5).sum(1) < 0).long()

@@ -118,24 +118,101 @@ def test_an_image_does_not_know_its_batch(models, norm: str) -> None:
             assert torch.equal(getattr(alone, name)[0], getattr(whole, name)[row])
 
 
-def test_seed_moves_later_restarts_only() -> None:
-    """Wavy boundary: from other starting points other crossings are found."""
-    generator = torch.Generator().manual_seed(0)
-    weight, fast = torch.randn(3, 16, generator=generator), torch.randn(3, 16, generator=generator) * 12
-    x = 0.2 + 0.6 * torch.rand(12, 1, 4, 4, generator=generator)
+class Wavy:
+    """Three classes with a wavy boundary, image by image; remembers what it was asked."""
 
-    def model(pixels: torch.Tensor) -> torch.Tensor:
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.weight = torch.randn(3, 16, generator=generator)
+        self.fast = torch.randn(3, 16, generator=generator) * 12
+        self.x = 0.2 + 0.6 * torch.rand(12, 1, 4, 4, generator=generator)
+        self.y = self(self.x).argmax(1)
+        self.seen: list[torch.Tensor] = []
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        self.__dict__.setdefault("seen", []).append(pixels.detach().clone())
         flat = pixels.flatten(1)[:, None, :]
-        return (weight * flat).sum(-1) + 0.6 * torch.sin((fast * flat).sum(-1))
+        return (self.weight * flat).sum(-1) + 0.6 * torch.sin((self.fast * flat).sum(-1))
 
-    y = model(x).argmax(1)
-    kept = {"image_ids": range(12), "steps": 5, "minimize": True}
-    threat = ThreatModel("l2", 0.3)
-    one, other = (fab(model, x, y, threat, seed=seed, **kept).minimal_distance for seed in (0, 1))
+
+def paper_run(model: Wavy, x: torch.Tensor, y: int, target: int, norm: str, steps: int) -> list[torch.Tensor]:
+    """Algorithm 1 of the paper for one image and target: every point at which the model is asked, until the last search."""
+    asked, best, best_far, best_f = [], None, math.inf, 0.0
+
+    def size(v: torch.Tensor) -> float:
+        v = v.flatten().abs()
+        return float({"linf": v.max, "l2": v.norm, "l1": v.sum}[norm]())
+
+    def margin(point: torch.Tensor) -> float:
+        z = model(point)[0].double()
+        return max(float(z[k]) for k in range(3) if k != y) - float(z[y])
+
+    def step_from(v: torch.Tensor, w: torch.Tensor, gain: float) -> torch.Tensor:
+        return step_to_hyperplane(v.double().flatten(1), w[None], torch.tensor([gain]).double(), norm).view_as(x)
+
+    def remember(point: torch.Tensor, value: float, wrong: bool) -> None:
+        nonlocal best, best_far, best_f
+        far = size(point.double() - x.double())
+        if wrong and far < best_far:
+            best, best_far, best_f = point, far, value
+
+    point = x
+    for _ in range(steps):
+        leaf = point.clone().requires_grad_()
+        z = model(leaf)[0].double()
+        f = z[target] - z[y]
+        w, f = torch.autograd.grad(f, leaf)[0].double().flatten(), f.detach()
+        asked.append(point)
+        remember(point, float(f), int(z.argmax()) != y)
+        s_i = step_from(point, w, -float(f))
+        s_o = step_from(x, w, -float(f) - float(w @ (x.double() - point.double()).flatten()))
+        alpha = min(size(s_i) / (size(s_i) + size(s_o)), 0.1)
+        point = ((1 - alpha) * (point.double() + 1.05 * s_i) + alpha * (x.double() + 1.05 * s_o)).clamp(0, 1).float()
+        asked.append(point)
+        value = margin(point)
+        remember(point, value, value > 0)
+        if value > 0:
+            point = (0.1 * x.double() + 0.9 * point.double()).float()
+    asked.append(x)
+    low, high, f_low, f_high, way = 0.0, 1.0, margin(x), best_f, best.double() - x.double()
+    for _ in range(3):
+        share = f_low / (f_low - f_high) if f_high > 0 else 0.5
+        at = low + (share + 0.1 * (1 - share)) * (high - low)
+        asked.append((x.double() + at * way).float())
+        value = margin(asked[-1])
+        low, high, f_low, f_high = (low, at, f_low, value) if value > 0 else (at, high, value, f_high)
+    return asked
+
+
+@NORMS
+@pytest.mark.parametrize("row", [0, 1, 3])
+def test_every_point_is_that_of_the_paper(norm: str, row: int) -> None:
+    model, oracle = Wavy(), Wavy()
+    x, y = model.x[[row]], model.y[[row]]
+    target = int(model(x)[0].argsort(descending=True)[1])
+    expected = paper_run(oracle, x, int(y), target, norm, 7)
+    model.seen.clear()
+    fab(model, x, y, ThreatModel(norm, 1e-6), seed=0, image_ids=[0], steps=7, targets=1)
+    assert len(expected) == 7 * 2 + 4
+    for mine, other in zip(model.seen[1:], expected, strict=False):  # after these: P(x), the budget, the final check
+        torch.testing.assert_close(mine, other, atol=2e-6, rtol=0)
+    assert len(model.seen) == 1 + 18 + 4
+
+
+def test_seed_moves_later_restarts_only() -> None:
+    """From other starting points other crossings are found; which, depends on (seed, image, run) only."""
+    model = Wavy()
+    x, y, threat = model.x, model.y, ThreatModel("l2", 0.3)
+    kept = {"steps": 5, "minimize": True}
+    one, other = (fab(model, x, y, threat, seed=s, image_ids=range(12), **kept).minimal_distance for s in (0, 1))
     assert torch.equal(one, other)
-    more = [fab(model, x, y, threat, seed=seed, restarts=3, **kept).minimal_distance for seed in (0, 0, 1)]
+    kept["restarts"] = 3
+    more = [fab(model, x, y, threat, seed=s, image_ids=range(12), **kept).minimal_distance for s in (0, 0, 1)]
     assert torch.equal(more[0], more[1]) and not torch.equal(more[0], more[2])
     assert (more[0] <= one).all() and (more[0] < one).any()
+    for row in range(12):
+        alone = fab(model, x[[row]], y[[row]], threat, seed=0, image_ids=[row], **kept)
+        torch.testing.assert_close(alone.minimal_distance[0], more[0][row], rtol=1e-5, atol=0)
 
 
 def test_misclassified_and_broken_images_leave(models) -> None:

@@ -121,9 +121,23 @@ def test_runs_counts_and_progress(models) -> None:
     assert result.gradient_evaluations == 3 * 4 * 6 and result.forward_evaluations == 3 * (6 + 2)
     assert [(s["restart"], s["step"]) for s in seen] == [(run, k) for run in range(6) for k in range(5)]
     assert {(s["restarts"], s["attack"]) for s in seen} == {(6, "apgd-t")}
-    starts = {tuple(result.best_loss.tolist())}
-    one = apgd_targeted(model, x, y, ThreatModel("linf", 0.05), seed=0, image_ids=range(3), steps=4, start=x, targets=1)
-    assert tuple(one.best_loss.tolist()) not in starts and one.gradient_evaluations == 12
+
+
+def test_every_run_has_its_own_random_start(models) -> None:
+    x, inner, seen = models.random_images(3), models.random_linear(4, 36), []
+    inner.bias[0] = 1000.0
+
+    def model(pixels: torch.Tensor) -> torch.Tensor:
+        seen.append(pixels.detach().clone())
+        return inner(pixels)
+
+    y, kept = torch.zeros(3, dtype=torch.int64), {"seed": 0, "image_ids": range(3), "steps": 2, "restarts": 2}
+    apgd_targeted(model, x, y, ThreatModel("l2", 0.05), **kept)
+    starts = seen[1:-1:3]  # clean, six runs of three iterates, the final check
+    assert len(starts) == 6 and all(not torch.equal(a, b) for i, a in enumerate(starts) for b in starts[:i])
+    seen.clear()
+    apgd_targeted(model, x, y, ThreatModel("l2", 0.05), start=x, **kept)
+    assert torch.equal(seen[1], x) and all(torch.equal(a, b) for a, b in zip(seen[4:-1:3], starts[1:], strict=True))
 
 
 def test_an_image_does_not_know_its_batch(models) -> None:
