@@ -239,7 +239,7 @@ class ClassifierObjective:
         if self.shift:
             x = shifted(x, self.shift, generator)
         if self.method == "pgd-at":
-            with torch.no_grad(), _frozen(net):
+            with torch.no_grad(), _frozen(net):  # frozen: autocast must not keep weights that were cast without graph
                 clean = net(x).float()
         else:
             clean = net(x).float()

@@ -99,7 +99,12 @@ def test_the_inner_attack_keeps_its_budget_and_raises_the_loss(norm: str, eps: f
     attack = InnerAttack(eps, norm, 5)
     start = uniform_start(x, attack, torch.Generator().manual_seed(0))
     check_budget(start, x, eps, norm)
-    x_adv = attack(net, x, start, lambda out: F.cross_entropy(out, labels, reduction="sum"))
+
+    def loss(out: Tensor) -> Tensor:
+        assert not any(p.requires_grad for p in net.parameters())
+        return F.cross_entropy(out, labels, reduction="sum")
+
+    x_adv = attack(net, x, start, loss)
     check_budget(x_adv, x, eps, norm)
     assert float(distance(x_adv, x, norm).min()) > 0.9 * eps and not x_adv.requires_grad
     with torch.no_grad():
@@ -233,7 +238,7 @@ def test_the_objective_minimises_its_loss_at_its_attack(method: str, trained: nn
         }[method]
         assert float(values["robust"]) == float((adversarial.argmax(1) == labels).float().mean())
         assert float(values["robust"]) < float(values["clean"])
-    assert float(loss) == pytest.approx(float(expected), rel=1e-4) and values.keys() == names
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-4) and values.keys() == names
     loss.backward()
     assert all(bool(p.grad.abs().sum() > 0) for p in net.parameters())
 
@@ -321,6 +326,19 @@ def test_a_compiled_network_trains_alike(tmp_path: Path, monkeypatch: pytest.Mon
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
     for name, p in runs[0].parameters.items():
         torch.testing.assert_close(p, runs[1].parameters[name], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bfloat16_trains_every_weight(method: str, tmp_path: Path) -> None:
+    """Autocast keeps cast weights; those cast without a graph must not be met again in the pass that trains."""
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        config = TrainConfig(**{**vars(CONFIG), "precision": precision})
+        run = trainer(tmp_path / precision, method, config)
+        losses[precision] = run.train_step()["loss"]
+        assert all(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in run.net.parameters())
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
+    assert losses["bfloat16"] != losses["float32"]
 
 
 def test_the_global_generator_is_left_alone(tmp_path: Path) -> None:

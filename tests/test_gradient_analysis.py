@@ -492,7 +492,7 @@ def test_finished_models_are_not_measured_again(finished, tiny, monkeypatch, cap
 
 
 def without_times(report):
-    return {**report, "models": [{k: v for k, v in model.items() if k != "seconds"} for model in report["models"]]}
+    return {**report, "models": [{k: v for k, v in model.items() if k not in ("seconds", "commit")} for model in report["models"]]}
 
 
 def test_interrupted_and_continued_is_uninterrupted(finished, tiny, tmp_path, monkeypatch, capsys):
@@ -514,7 +514,7 @@ def test_interrupted_and_continued_is_uninterrupted(finished, tiny, tmp_path, mo
     assert main(command(tiny, finished, "@label=DC", LM, BPDA, more=["--quiet"])) == 0
     reports = [without_times(json.loads((folder / "gradients.json").read_text())) for folder in (out, finished)]
     for report in reports:
-        report.pop("command")
+        report.pop("command"), report.pop("commit", None)
     assert reports[0] == reports[1]
 
 

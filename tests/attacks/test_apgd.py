@@ -225,6 +225,8 @@ def sparse_algorithm(model: Bumpy, x: torch.Tensor, eps: float, steps: int, star
 @pytest.mark.parametrize("image_id", [0, 1, 2])
 def test_every_l1_iterate_is_that_of_the_algorithm(image_id: int) -> None:
     x = 0.2 + 0.6 * torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(image_id))
+    if image_id == 2:
+        x = x.round()  # half of all directions are blocked by the box
     start = random_start(x, 0.4, "l1", seed=5, image_ids=[image_id], restart=0)
     expected, model = sparse_algorithm(Bumpy(), x, 0.4, 60, start), Bumpy()
     threat = ThreatModel("l1", 0.4)

@@ -7,6 +7,8 @@ reason is known and measured (images of 200 standing):
              to it). On the recipe network, l_inf, 1000 queries, it leaves 81; ours 37 and 35 (two seeds); ours with that
              restriction 89 and 91. l_2, 800 queries: 184; ours 177 and 177; restricted 185 and 187.
              (b) l_inf: proposals that would change nothing are drawn again here, not asked: without that 40 and 37.
+    fab-t    the two points added at the end (rdc/attacks/fab.py): recipe network, l_inf, 30 standing; without the
+             original's projection 31, without the nearest point drawn into the budget as well 32, as torchattacks.
 
 apgd-ce runs with logit_scale=1, the cross-entropy of torchattacks. With rdc's own "auto" scale it leaves the same numbers
 standing here; on the same CNN at 20 x 20 pixels one more under l_inf and two more under l_2 (113 and 114 for 112).

@@ -81,10 +81,10 @@ def test_an_image_does_not_depend_on_its_batch_nor_on_training() -> None:
 
 
 def test_autocast_keeps_pixels_and_logits_in_float32() -> None:
-    net, x = tiny(), pixels()
+    net = tiny()
+    x = (1 + (64 + 63 * pixels()).round() / 128) / 2  # 2 x - 1 is a bfloat16 number between 1/2 and 1
     with torch.autocast("cpu", torch.bfloat16):
-        half = net(x)
-        moved = net((x + 1 / 1024).clamp(0, 1))  # lost by bfloat16 for pixels above 1/2
+        half, moved = net(x), net(x + 2.0**-11)  # a quarter of bfloat16's distance between neighbours
     assert half.dtype == torch.float32 and not torch.equal(half, moved)
     assert not torch.equal(half, net(x)) and torch.allclose(half, net(x), atol=0.1)
 
