@@ -492,7 +492,10 @@ def test_finished_models_are_not_measured_again(finished, tiny, monkeypatch, cap
 
 
 def without_times(report):
-    return {**report, "models": [{k: v for k, v in model.items() if k not in ("seconds", "commit")} for model in report["models"]]}
+    return {
+        **report,
+        "models": [{k: v for k, v in model.items() if k not in ("seconds", "commit")} for model in report["models"]],
+    }
 
 
 def test_interrupted_and_continued_is_uninterrupted(finished, tiny, tmp_path, monkeypatch, capsys):
