@@ -19,7 +19,7 @@ from rdc.data import Dataset
 from rdc.errors import ConfigError
 from rdc.evaluation.batch import evaluate_batch
 from rdc.evaluation.folder import RunFolder
-from rdc.evaluation.progress import ProgressBars
+from rdc.evaluation.progress import ProgressBars, sanity_line
 from rdc.evaluation.sanity import run_sanity
 from rdc.evaluation.settings import EvaluationSettings, parse_attacks
 from rdc.evaluation.summary import accuracy_per_class, accuracy_per_step, summarize
@@ -114,7 +114,7 @@ def evaluate(
     options = {"overwrite": overwrite and shard[0] == 0, "shard": shard}
     with _opened(out, identity, about, options) as folder:
         if shard[0] == 0 and settings.attacks and folder.sanity is None:
-            folder.keep_sanity(_sanity(classifier, images, settings))
+            folder.keep_sanity(_sanity(classifier, images, settings, progress))
         _run(classifier, images, settings, folder, progress and shard[0] == 0, on_batch, shard)
         _finish(folder, shard)
         arrays = [folder.arrays(index) for index in range(len(folder.batches))]
@@ -164,11 +164,13 @@ def _finish(folder: RunFolder, shard: tuple[int, int]) -> None:
     folder.reread()
 
 
-def _sanity(classifier: Any, images: Dataset, settings: EvaluationSettings) -> dict[str, Any]:
+def _sanity(classifier: Any, images: Dataset, settings: EvaluationSettings, progress: bool) -> dict[str, Any]:
     part = slice(0, min(settings.sanity or 0, settings.n))
     if part.stop == 0:
         return {}
-    return run_sanity(classifier, images.pixels(part), images.labels[part], images.indices[part], settings)
+    chosen = (images.pixels(part), images.labels[part], images.indices[part])
+    with sanity_line(part.stop, enabled=progress) as step:
+        return run_sanity(classifier, *chosen, settings, step)
 
 
 def _run(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["ProgressBars"]
+__all__ = ["ProgressBars", "sanity_line"]
 
 _FORMAT = "{desc} {percentage:3.0f}%|{bar:24}| {n:.0f}/{total} images [{elapsed}, {remaining} left{postfix}]"
 
@@ -69,3 +71,20 @@ class ProgressBars:
     def _show(self, done: int, standing: int) -> None:
         if done:
             self.images.set_postfix_str(f"{self._what} {100 * standing / done:.1f} %")
+
+
+@contextlib.contextmanager
+def sanity_line(images: int, *, enabled: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A line on stderr while the sanity checks run: a callback for their attacks' progress."""
+    from tqdm import tqdm
+
+    interval = 0.2 if sys.stderr.isatty() else 15.0
+    with tqdm(total=1, leave=False, bar_format="{desc} [{elapsed}]", disable=not enabled, mininterval=interval) as line:
+        line.set_description_str(f"sanity checks on {images} images")
+
+        def step(about: dict[str, Any]) -> None:
+            text = f"{about['attack']}, step {about['step']}/{about['steps']}"
+            line.set_description_str(f"sanity checks on {images} images: {text}", refresh=False)
+            line.update(0)
+
+        yield step
