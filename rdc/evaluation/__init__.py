@@ -104,6 +104,7 @@ def evaluate(
         "settings": settings.to_json(),
         "radius": radius,
         "classifier": {key: value for key, value in classifier.describe().items() if key != "gradient"},
+        "purifies": bool(classifier.purifies),
         "weights": weights_digest(classifier),
         "images": _digest(images.images.numpy().tobytes() + images.labels.numpy().tobytes()),
         "device": classifier.device.type,

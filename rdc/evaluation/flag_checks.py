@@ -85,7 +85,9 @@ def non_finite(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
 def bpda(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
     modes = {attack["gradient"] for attack in totals["attacks"] if attack["attacked"]} - {None}
     return (
-        "no attack had exact gradients, and the input is purified" if modes == {"bpda"} and _has_lm(identity) else None
+        "no attack had exact gradients, and the input is purified first"
+        if modes == {"bpda"} and identity.get("purifies")
+        else None
     )
 
 
