@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rdc.errors import ConfigError
 from rdc.networks.heads import MultiHeadUNet
 from rdc.ops.multihead_loss import multihead_loss
 from rdc.preconditioning import Preconditioning
@@ -144,6 +145,12 @@ class MultiHeadDenoiser(Denoiser):
 
 
 def make_denoiser(network: nn.Module, config: dict) -> Denoiser:
-    """Wrap a network made from ``config`` (see ``networks.presets.build_network``)."""
+    """Wrap a network made from ``config`` (see ``networks.presets.build_network``).
+
+    Raises:
+        ConfigError: the network is a classifier, no denoiser.
+    """
+    if config["kind"] == "resnet":
+        raise ConfigError("expected a diffusion model; this is a discriminative classifier (kind resnet)")
     kind = MultiHeadDenoiser if config["kind"] == "multihead" else ConditionalDenoiser
     return kind(network, config["num_classes"], tuple(config["image_shape"]), config.get("sigma_data", 0.5))

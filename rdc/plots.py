@@ -24,11 +24,14 @@ _PLACES = ("step", "images", "lr", "grad_norm", "images_per_s", "seconds")
 _TITLES = {
     "loss": "training loss",
     "hits": "classified right at one noise level",
+    "clean": "right on clean images",
+    "robust": "right under the training attack",
     "posterior": "cross-entropy of the posterior",
     "distilled": "distance to the teacher",
     "differences": "distance to the teacher's differences between classes",
     "denoising": "denoising loss of the true class",
 }
+_SHARES = ("hits", "clean", "robust")  # linear axes
 
 
 def read_log(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -111,7 +114,7 @@ def _draw_loss(axis: Any, images: np.ndarray, values: np.ndarray, name: str, col
         va="center", fontsize=9, color=colour, annotation_clip=False,
     )  # fmt: skip
     positive = values[np.isfinite(values) & (values > 0)]
-    if name != "hits" and len(positive) and positive.max() / positive.min() > 3:
+    if name not in _SHARES and len(positive) and positive.max() / positive.min() > 3:
         axis.set_yscale("log")
         narrow = positive.max() / positive.min() < 20
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8) if narrow else (1, 2, 5)))

@@ -23,7 +23,7 @@ COMMANDS: dict[str, str] = {
     "classify": "classify PNG or JPEG files, with probabilities",
     "evaluate": "clean and robust accuracy on a data set; writes a report; resumable",
     "gradients": "are input gradients usable: redraws, Lipschitz constants, slices, attack paths; compares models",
-    "train": "train a class-conditional diffusion model",
+    "train": "train a class-conditional diffusion model, or a classifier to stand beside it (--method)",
     "distill": "distil a class-conditional teacher into a multi-head student",
     "sample": "draw sample images from a model",
     "convert": "convert EDM, authors' or diffusers checkpoints to safetensors + JSON",

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdc.checkpoints import load_model, save_model
+from rdc.denoiser import make_denoiser
 from rdc.errors import CheckpointError, ConfigError
 from rdc.networks.presets import NETWORK_PRESETS, build_network, network_preset
 from rdc.networks.resnet import ResNet
@@ -141,3 +142,9 @@ def test_checkpoints_hold_resnets(tmp_path: Path) -> None:
         (tmp_path / "model.json").write_text(json.dumps({**described, "config": {**CONFIG, **change}}))
         with pytest.raises(CheckpointError, match=expected):
             load_model(tmp_path)
+
+
+def test_is_no_denoiser():
+    config = network_preset("resnet-small-28", 10)
+    with pytest.raises(ConfigError, match="diffusion model"):
+        make_denoiser(build_network(config), config)
