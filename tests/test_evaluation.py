@@ -603,6 +603,9 @@ def test_suites_leave_out_what_a_model_does_not_offer():
     assert {"lagrange", "objective", "transfer:surrogate=plain", "apgd-ce:gradient=bpda"} <= set(
         chosen.for_defence(lm, ("autoattack", "adaptive")).attacks
     )
+    assert settings(norm="l1", attacks=("autoattack",)).attacks[:2] == ("apgd-ce:restarts=5", "apgd-t:targets=5")
+    assert settings(attacks=("autoattack",)).attacks[:2] == ("apgd-ce", "apgd-t:targets=9")
+    assert settings(attacks=("autoattack", "apgd-ce")).attacks.count("apgd-ce") == 1
     with pytest.raises(ConfigError, match="objective of its own"):
         settings(attacks=("lagrange",)).for_defence(dc, ("lagrange",))
     with pytest.raises(ConfigError, match="not in linf"):
@@ -651,5 +654,6 @@ def test_endpoints_go_on_from_every_attack_before(dataset, tmp_path, monkeypatch
         importlib.import_module(self.home.split(":")[0]), self.home.split(":")[1]))  # fmt: skip
     attacks = ("pgd-ce", "pgd-margin", "endpoints-ce")
     result = run(gaussian_classifier(), dataset, tmp_path / "run", attacks=attacks, n=16, steps=3)
-    assert len(starts) == 2 and not torch.equal(starts[0], starts[1])
+    ((first, second),) = starts
+    assert first.shape == second.shape and not torch.equal(first, second)
     assert result.report["attacks"][-1]["restarts"] == 2

@@ -62,7 +62,7 @@ def apgd(
     redraw: Callable[[], object] | None = None,
     logit_scale: float | str = "auto",
     verify: bool = True,
-    start: Tensor | None = None,
+    start: Tensor | Sequence[Tensor] | None = None,
     progress: Progress | None = None,
 ) -> AttackResult:
     """Auto-PGD with the cross-entropy, DLR or margin loss; every restart starts at random, unless ``start`` is given.
@@ -81,7 +81,8 @@ def apgd(
         redraw: called before each model call, makes a random model draw fresh noise.
         logit_scale: ``"auto"`` or a number > 0, for ``ce``.
         verify: evaluate x_adv once more at the end (not for random models).
-        start: [N, C, H, W], where restart 0 begins (projected into the budget) in place of a random point.
+        start: [N, C, H, W], where restart 0 begins (projected into the budget) in place of a random point, or a list: one
+            for each of the first restarts.
         progress: called after each step with attack, step, steps, restart, restarts, active, robust, total.
 
     Returns:

@@ -49,7 +49,7 @@ def pgd(
     redraw: Callable[[], object] | None = None,
     logit_scale: float | str = "auto",
     verify: bool = True,
-    start: Tensor | None = None,
+    start: Tensor | Sequence[Tensor] | None = None,
     progress: Progress | None = None,
 ) -> AttackResult:
     """PGD: x <- project(x + step_size * direction), the gradient's sign (l_inf) or the unit gradient (l_2).
@@ -72,7 +72,8 @@ def pgd(
         redraw: called before each model call, makes a random model draw fresh noise.
         logit_scale: ``"auto"`` or a number > 0, for ``ce``.
         verify: evaluate x_adv once more at the end (not for random models).
-        start: [N, C, H, W], where restart 0 begins (projected into the budget) in place of its own start.
+        start: [N, C, H, W], where restart 0 begins (projected into the budget) in place of its own start, or a list: one
+            for each of the first restarts.
         progress: called after each step with attack, step, steps, restart, restarts, active, robust, total.
 
     Returns:
@@ -112,7 +113,12 @@ class Schedule:
     random_start: bool
     verify: bool
     progress: Progress | None
-    start: Tensor | None = None
+    start: Tensor | Sequence[Tensor] | None = None
+
+    @property
+    def starts(self) -> list[Tensor]:
+        """Where the first runs begin, [N, C, H, W] each; the runs after them begin as ``random_start`` says."""
+        return [self.start] if isinstance(self.start, Tensor) else list(self.start or ())
 
     def __post_init__(self) -> None:
         for what, least in (("seed", 0), ("steps", 1), ("restarts", 1)):
@@ -151,8 +157,9 @@ def run_attack(
         InputError: see ``pgd``. RdcError: a budget was broken.
     """
     ids = check_images(x, y, schedule.image_ids)
-    if schedule.start is not None and schedule.start.shape != x.shape:
-        raise InputError(f"start: expected images {list(x.shape)}, got {list(schedule.start.shape)}")
+    starts = schedule.starts
+    if wrong := [list(given.shape) for given in starts if given.shape != x.shape]:
+        raise InputError(f"start: expected images {list(x.shape)}, got {wrong[0]}")
     x, y = x.detach(), y.to(x.device)
     *clean, scale = objective.start(x, y)  # clean: right, NaN logits
     record = AttackRecord(x, *clean)
@@ -163,8 +170,8 @@ def run_attack(
         if rows.numel() == 0:
             break
         start = x[rows]
-        if schedule.start is not None and run == 0:
-            start = project(schedule.start[rows], start, threat.eps, threat.norm)
+        if run < len(starts):
+            start = project(starts[run][rows], start, threat.eps, threat.norm)
         elif schedule.random_start:
             of = [ids[row] for row in rows.tolist()]
             start = random_start(start, threat.eps, threat.norm, seed=schedule.seed, image_ids=of, restart=run)

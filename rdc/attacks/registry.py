@@ -92,19 +92,35 @@ ATTACKS: dict[str, AttackKind] = {
     "endpoints-dlr": AttackKind(f"{_A}.apgd:apgd", "the same, dlr loss", {"loss": "dlr"}, needs="endpoints"),
 }  # fmt: skip
 
-#: What a name in a list stands for. Parts of "adaptive" that a defence does not offer are left out.
-SUITES: dict[str, tuple[str, ...]] = {
-    "autoattack": ("apgd-ce", "apgd-t:targets=9", "fab-t:targets=9", "square:queries=5000"),
-    "autoattack-plus": (
-        "apgd-ce:restarts=5", "apgd-dlr:restarts=5", "fab:restarts=5", "square:queries=5000", "apgd-t:targets=9",
-        "fab-t:targets=9",
-    ),
-    "autoattack-rand": ("apgd-ce:eot=20", "apgd-dlr:eot=20"),
-    "adaptive": (
-        "apgd-ce:gradient=bpda", "transfer:surrogate=plain", "transfer:surrogate=one-step", "transfer:surrogate=fresh",
-        "lagrange", "lagrange:surrogate=plain", "objective", "low-frequency", "selective", "endpoints-dlr",
-    ),
-}  # fmt: skip
+_ADAPTIVE = (
+    "apgd-ce:gradient=bpda", "transfer:surrogate=plain", "transfer:surrogate=one-step", "transfer:surrogate=fresh",
+    "lagrange", "lagrange:surrogate=plain", "objective", "low-frequency", "selective", "endpoints-dlr",
+)  # fmt: skip
+_AUTOATTACK = {"autoattack": "standard", "autoattack-plus": "plus", "autoattack-rand": "rand"}
+
+#: Names that stand for several attacks, see :func:`suite`.
+SUITES = (*_AUTOATTACK, "adaptive")
+
+
+def suite(name: str, norm: str | None) -> tuple[str, ...]:
+    """The attacks that a name of :data:`SUITES` stands for; parts of "adaptive" that a defence does not offer are left out.
+
+    Args:
+        name: one of :data:`SUITES`.
+        norm: of the threat model; AutoAttack's lists differ for l1.
+    """
+    if name == "adaptive":
+        return _ADAPTIVE
+    from rdc.attacks.autoattack import AUTOATTACK
+
+    texts = []
+    for component in AUTOATTACK[_AUTOATTACK[name]]:
+        under = component.under(norm or "")
+        options = {"restarts": under.restarts, "targets": under.targets, "queries": under.queries, "eot": under.eot}
+        given = [f"{key}={value}" for key, value in options.items() if value not in (None, 1)]
+        texts.append(":".join([under.name, *given]))
+    return tuple(texts)
+
 
 _SHORT = {"pgd": "pgd-ce", "apgd": "apgd-ce", "apgd-dlr-t": "apgd-t"}
 
@@ -193,41 +209,45 @@ def _value(name: str, option: str, text: str) -> Any:
 
 
 def parse_attacks(text: str) -> tuple[str, ...]:
-    """``"apgd-ce,square:queries=1000"`` -> texts of attacks, suites written out; ``"none"`` -> ().
+    """``"apgd-ce,square:queries=1000,adaptive"`` -> its names, checked; suites stay names; ``"none"`` -> ().
 
     ``"pgd"`` and ``"apgd"`` mean their ``-ce`` version.
 
     Raises:
         ConfigError: an empty list, an unknown name or option, an attack twice.
     """
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if [name.lower() for name in names] == ["none"]:
+    names = [name.strip().lower() for name in text.split(",") if name.strip()]
+    if names == ["none"]:
         return ()
     if not names:
         raise ConfigError(f"attacks: expected names separated by commas, or none; got {text!r}")
-    if any(name.lower() == "none" for name in names):
+    if "none" in names:
         raise ConfigError(f'attacks: "none" stands alone; got {text!r}')
-    return expand_attacks(names)
+    expand_attacks(names)
+    return tuple(name if name in SUITES else parse_attack(name).text for name in names)
 
 
-def expand_attacks(names: list[str] | tuple[str, ...]) -> tuple[str, ...]:
-    """Write suites out and put every attack in its full form; repeated ones of different suites count once.
+def expand_attacks(names: list[str] | tuple[str, ...], norm: str | None = None) -> tuple[str, ...]:
+    """Write suites out and put every attack in its full form; what a suite has and the list has already counts once.
+
+    Args:
+        names: attacks and suites.
+        norm: of the threat model, for suites that differ.
 
     Raises:
         ConfigError: an unknown name or option; an attack named twice.
     """
     found: list[str] = []
+    named = [parse_attack(name).text for name in names if name.strip().lower() not in SUITES]
+    for text in named:
+        if named.count(text) > 1:
+            raise ConfigError(
+                f"attacks: expected each once; got {text} twice. For more tries use restarts, as in {text}:restarts=5"
+            )
     for name in names:
-        suite = SUITES.get(name.strip().lower())
-        if suite is None:
-            text = parse_attack(name).text
-            if text in found:
-                raise ConfigError(
-                    f"attacks: expected each once; got {text} twice. For more tries use restarts, as in {text}:restarts=5"
-                )
-            found.append(text)
-        else:
-            found += [text for text in suite if text not in found]
+        plain = name.strip().lower()
+        texts = suite(plain, norm) if plain in SUITES else (parse_attack(name).text,)
+        found += [text for text in texts if text not in found]
     return tuple(found)
 
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rdc.cli.options import add_model_options, join_processes, load_classifier
+from rdc.cli.options import (
+    add_image_options,
+    add_model_options,
+    join_processes,
+    leave_processes,
+    load_classifier,
+)
 
 _HERE = {"--overwrite", "--quiet"}  # options that do not belong in the recorded command
 _DEFAULT_BATCH = {"cpu": 32, "cuda": 256}
@@ -38,19 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = ABOUT, EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_model_options(parser, "fashion-mnist")
-    data = parser.add_argument_group("images")
-    data.add_argument(
-        "--data",
-        default="fashion-mnist",
-        metavar="NAME",
-        help="fashion-mnist, fashion-mnist-sample (comes with rdc), cifar10, or a .npz file or folder "
-        "(default: %(default)s)",
-    )
-    data.add_argument("--n", type=int, default=256, help="images (default: %(default)s)")
-    data.add_argument("--start", type=int, default=0, metavar="I", help="position of the first (default: %(default)s)")
-    data.add_argument("--split", default="test", metavar="SPLIT", help="test or train (default: %(default)s)")
-    data.add_argument("--data-root", metavar="DIR", help="the only folder to look for the data in")
-    threat = parser.add_argument_group("attack")
+    add_image_options(parser, 256)
+    _add_attack_options(parser.add_argument_group("attack"))
+    _add_run_options(parser.add_argument_group("run"))
+
+
+def _add_attack_options(threat: Any) -> None:
     threat.add_argument("--norm", default="linf", metavar="NORM", help="linf, l2, l1 or flow (default: %(default)s)")
     threat.add_argument("--eps", default="8/255", help="radius in [0, 1] pixel units (default: %(default)s)")
     threat.add_argument(
@@ -93,7 +95,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images on which short extra attacks look for masked gradients; 0: none (default: %(default)s)",
     )
     threat.add_argument("--seed", type=int, default=0, help="of random starts and fresh draws (default: %(default)s)")
-    run = parser.add_argument_group("run")
+
+
+def _add_run_options(run: Any) -> None:
     run.add_argument(
         "--out",
         metavar="DIR",
@@ -115,63 +119,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate; returns the exit status."""
     from rdc.data import load_dataset
-    from rdc.evaluation import EvaluationSettings, evaluate, parse_attacks
-    from rdc.reports import write_reports
+    from rdc.evaluation import parse_attacks
 
-    fields = {
-        name: getattr(args, name)
-        for name in (
-            "model",
-            "n",
-            "split",
-            "start",
-            "norm",
-            "eps",
-            "steps",
-            "restarts",
-            "gradient",
-            "noise",
-            "eot",
-            "resubmissions",
-            "sanity",
-            "seed",
-            "levels",
-            "lm",
-        )
-    }
-    settings = EvaluationSettings(
-        dataset=args.data,
-        attacks=parse_attacks(args.attacks),
-        **fields,
-        **({} if args.batch is None else {"batch": args.batch}),
-    )
+    settings = _settings(args)
     dataset = load_dataset(args.data, args.split, args.data_root, progress=not args.quiet)
     first = join_processes(args)
     classifier = load_classifier(args, dataset)
     if args.batch is None:
-        settings = EvaluationSettings(**{**settings.to_json(), "batch": _DEFAULT_BATCH[classifier.device.type]})
-    settings = settings.for_defence(classifier, tuple(args.attacks.split(",")))
-    out = Path(args.out or _default_folder(settings))
-    words = shlex.join(["rdc", *args.argv])
-    done = [0]
+        settings = dataclasses.replace(settings, batch=_DEFAULT_BATCH[classifier.device.type])
+    settings = settings.for_defence(classifier, parse_attacks(args.attacks))
+    evaluation = _evaluate(args, classifier, dataset, settings)
+    if first:
+        _finish(args, evaluation, classifier)
+    leave_processes()
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> Any:
+    """EvaluationSettings from the options of the same names."""
+    from rdc.evaluation import EvaluationSettings, parse_attacks
+
+    named = {field.name for field in dataclasses.fields(EvaluationSettings)} - {"dataset", "attacks", "batch"}
+    fields = {name: getattr(args, name) for name in named}
+    batch = {} if args.batch is None else {"batch": args.batch}
+    return EvaluationSettings(dataset=args.data, attacks=parse_attacks(args.attacks), **fields, **batch)
+
+
+def _evaluate(args: argparse.Namespace, classifier: Any, dataset: Any, settings: Any) -> Any:
+    """The run; a KeyboardInterrupt says how to go on."""
+    from rdc.evaluation import evaluate
+
+    out, done = _folder(args, settings), [0]
 
     def count(finished: int, total: int) -> None:
         done[0] = finished
 
+    options = {"command": _command(args.argv), "overwrite": args.overwrite, "progress": not args.quiet}
     try:
-        evaluation = evaluate(
-            classifier,
-            dataset,
-            settings,
-            out,
-            command=_command(args.argv),
-            overwrite=args.overwrite,
-            progress=not args.quiet,
-            on_batch=count,
-        )
-        if not first:
-            return 0
-        files = write_reports(evaluation, classifier)
+        with _what_is_kept(args, out):
+            return evaluate(classifier, dataset, settings, out, on_batch=count, **options)
     except KeyboardInterrupt:
         again = shlex.join(["rdc", *(word for word in args.argv if word != "--overwrite")])
         kept = (
@@ -180,17 +166,35 @@ def run(args: argparse.Namespace) -> int:
             else f"Finished batches are kept in {out}"
         )
         raise KeyboardInterrupt(f"{kept}; to continue, run the same command again:\n  {again}") from None
+
+
+def _finish(args: argparse.Namespace, evaluation: Any, classifier: Any) -> None:
+    """Write the reports and print what was asked for."""
+    from rdc.reports import write_reports
+
+    with _what_is_kept(args, evaluation.out):
+        files = write_reports(evaluation, classifier)
+    _print(evaluation, args, files)
+
+
+@contextlib.contextmanager
+def _what_is_kept(args: argparse.Namespace, out: Path) -> Iterator[None]:
+    """An error of the system (a full disk) says what is kept and how to go on."""
+    try:
+        yield
     except OSError as error:
         if error.errno is None:
             raise
         raise OSError(
             error.errno,
             f"{error.strerror}. Finished batches are kept in {out}; once this is mended, run the same command again:\n"
-            f"  {words}",
+            f"  {shlex.join(['rdc', *args.argv])}",
             error.filename,
         ) from error
-    _print(evaluation, args, files)
-    return 0
+
+
+def _folder(args: argparse.Namespace, settings: Any) -> Path:
+    return Path(args.out or _default_folder(settings))
 
 
 def _command(argv: list[str]) -> str:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rdc.cli.options import add_model_options, load_classifier
+from rdc.cli.options import add_image_options, add_model_options, load_classifier
 
 _HERE = {"--overwrite", "--quiet"}  # options that do not belong in the recorded command
 _PARTS = ("levels", "lm")  # settings of one model, after @, that stand for a command's option
@@ -44,18 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="NAME[@setting=value]..., see below; may be given several times; the options of the group above are for models "
         "that set nothing else (default: fashion-mnist)",
     )
-    data = parser.add_argument_group("images")
-    data.add_argument(
-        "--data",
-        default="fashion-mnist",
-        metavar="NAME",
-        help="fashion-mnist, fashion-mnist-sample (comes with rdc), cifar10, or a .npz file or folder "
-        "(default: %(default)s)",
-    )
-    data.add_argument("--n", type=int, default=16, help="images (default: %(default)s)")
-    data.add_argument("--start", type=int, default=0, metavar="I", help="position of the first (default: %(default)s)")
-    data.add_argument("--split", default="test", metavar="SPLIT", help="test or train (default: %(default)s)")
-    data.add_argument("--data-root", metavar="DIR", help="the only folder to look for the data in")
+    add_image_options(parser, 16)
     _add_measures(parser.add_argument_group("measures"))
     run = parser.add_argument_group("run")
     run.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/gradients-DATA-N)")

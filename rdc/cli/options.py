@@ -7,7 +7,14 @@ from typing import Any
 
 from rdc.errors import ConfigError
 
-__all__ = ["add_model_options", "join_processes", "load_classifier", "positive_int"]
+__all__ = [
+    "add_image_options",
+    "add_model_options",
+    "join_processes",
+    "leave_processes",
+    "load_classifier",
+    "positive_int",
+]
 
 
 def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
@@ -37,6 +44,22 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
         "--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)"
     )
     group.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: as PyTorch chooses)")
+
+
+def add_image_options(parser: argparse.ArgumentParser, n: int) -> None:
+    """--data, --n, --start, --split, --data-root; ``n`` images unless told otherwise."""
+    data = parser.add_argument_group("images")
+    data.add_argument(
+        "--data",
+        default="fashion-mnist",
+        metavar="NAME",
+        help="fashion-mnist, fashion-mnist-sample (comes with rdc), cifar10, or a .npz file or folder "
+        "(default: %(default)s)",
+    )
+    data.add_argument("--n", type=int, default=n, help="images (default: %(default)s)")
+    data.add_argument("--start", type=int, default=0, metavar="I", help="position of the first (default: %(default)s)")
+    data.add_argument("--split", default="test", metavar="SPLIT", help="test or train (default: %(default)s)")
+    data.add_argument("--data-root", metavar="DIR", help="the only folder to look for the data in")
 
 
 def positive_int(text: str) -> int:
@@ -95,6 +118,14 @@ def join_processes(args: argparse.Namespace) -> bool:
     week = 7 * 24 * 3600.0  # the others wait for the slowest share
     args.device = str(start_processes(_device(args.device).type, timeout=week))
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def leave_processes() -> None:
+    """Leave the group of processes that :func:`join_processes` joined, if any."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _device(name: str | None) -> Any:

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rdc.attacks import AttackResult
@@ -96,11 +95,10 @@ def run_attack(
     if fresh:
         arguments["redraw"] = model.redraw
     arguments |= _needs(bench, spec, model, gradient, arguments, fresh)
-    common = {"seed": settings.seed, "image_ids": ids, "progress": named(progress, spec.text)}
-    attack = kind.function()
-    if kind.needs != "endpoints":
-        return attack(model, pixels, labels, settings.threat, **common, **arguments)
-    return _from_endpoints(attack, model, pixels, labels, settings, endpoints, common, arguments)
+    common = {"seed": settings.seed, "image_ids": ids, "progress": _named(progress, spec.text)}
+    if kind.needs == "endpoints" and endpoints:
+        arguments |= {"start": endpoints, "restarts": len(endpoints)}
+    return kind.function()(model, pixels, labels, settings.threat, **common, **arguments)
 
 
 def _needs(
@@ -115,9 +113,7 @@ def _needs(
     if needs == "draws":
         chosen: dict[str, Any] = {"set_draw": model.set_draw}
         if not dict(spec.options).get("eot"):
-            chosen["eot"] = max(
-                1, arguments["eot"] // 4
-            )  # draws that a step's gradient is taken on, of all it looks at
+            chosen["eot"] = max(1, arguments["eot"] // 4)  # draws that get a gradient in a step, of all it looks at
         return chosen
     if needs == "surrogates":
         name = arguments.pop("surrogate", "plain")
@@ -129,90 +125,7 @@ def _needs(
     return {}
 
 
-def _from_endpoints(
-    attack: Callable[..., AttackResult],
-    model: Any,
-    pixels: Tensor,
-    labels: Tensor,
-    settings: EvaluationSettings,
-    endpoints: list[Tensor],
-    common: dict[str, Any],
-    arguments: dict[str, Any],
-) -> AttackResult:
-    """One run from each endpoint (a random point if there is none), merged as restarts of one attack."""
-    arguments = {**arguments, "restarts": 1}
-    runs = []
-    for start in endpoints or [None]:
-        left = torch.ones(len(labels), dtype=torch.bool, device=pixels.device)
-        if runs and not arguments.get("redraw"):
-            left = torch.stack([run.correct for run in runs]).all(0)
-        if not bool(left.any()):
-            break
-        runs.append(_spread(attack, model, pixels, labels, settings, start, left, common, arguments))
-    return _merge(runs)
-
-
-def _spread(attack, model, pixels, labels, settings, start, left, common, arguments):  # type: ignore[no-untyped-def]
-    """Run on the images ``left`` only and put the result into the places of all."""
-    from rdc.attacks.threat_model import AttackRecord
-
-    rows = left.nonzero()[:, 0]
-    ids = common["image_ids"][rows.cpu()]
-    begin = None if start is None else start[rows]
-    part = attack(
-        model, pixels[rows], labels[rows], settings.threat, **{**common, "image_ids": ids}, **arguments, start=begin
-    )
-    if len(rows) == len(labels):
-        return part
-    whole = AttackRecord(pixels, torch.ones_like(left), torch.zeros_like(left))
-    for name in ("x_adv", "correct", "broken_at", "broken_restart", "best_loss", "zero_gradient_steps",
-                 "non_finite_logits", "clean_correct"):  # fmt: skip
-        getattr(whole, name)[rows] = getattr(part, name)
-    about = {
-        name: getattr(part, name)
-        for name in (
-            "name",
-            "loss",
-            "steps",
-            "restarts",
-            "eot",
-            "forward_evaluations",
-            "gradient_evaluations",
-            "verify_mismatches",
-        )  # fmt: skip
-    }
-    return whole.result(pixels, settings.threat, **about)
-
-
-def _merge(runs: list[AttackResult]) -> AttackResult:
-    """Several runs on the same images as one attack with as many restarts: first success wins, else the highest loss."""
-    import dataclasses
-
-    merged = runs[0]
-    for number, run in enumerate(runs[1:], 1):
-        first = merged.correct & ~run.correct
-        take = first | (merged.correct & run.correct & (run.best_loss > merged.best_loss))
-        where = take.view(-1, 1, 1, 1)
-        restart = torch.where(run.broken_restart >= 0, run.broken_restart + number, run.broken_restart)
-        mismatches = [m for m in (merged.verify_mismatches, run.verify_mismatches) if m is not None]
-        merged = dataclasses.replace(
-            merged,
-            restarts=number + 1,
-            x_adv=torch.where(where, run.x_adv, merged.x_adv),
-            correct=merged.correct & run.correct,
-            broken_at=torch.where(first, run.broken_at, merged.broken_at),
-            broken_restart=torch.where(first, restart, merged.broken_restart),
-            best_loss=torch.where(take, run.best_loss, merged.best_loss),
-            zero_gradient_steps=merged.zero_gradient_steps + run.zero_gradient_steps,
-            non_finite_logits=merged.non_finite_logits | run.non_finite_logits,
-            forward_evaluations=merged.forward_evaluations + run.forward_evaluations,
-            gradient_evaluations=merged.gradient_evaluations + run.gradient_evaluations,
-            verify_mismatches=sum(mismatches) if mismatches else None,
-        )
-    return merged
-
-
-def named(progress: Callable[[dict[str, Any]], None] | None, text: str) -> Callable[[dict[str, Any]], None] | None:
+def _named(progress: Callable[[dict[str, Any]], None] | None, text: str) -> Callable[[dict[str, Any]], None] | None:
     """The same callback, told the attack's full text in place of its short name."""
     if progress is None:
         return None

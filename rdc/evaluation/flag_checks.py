@@ -38,6 +38,7 @@ def constant(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
 
 
 def randomised(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
+    """Two calls differ though the noise is said to be fixed: a decision changed, or logits by 1e-4 of their spread."""
     checks = totals["checks"]
     moved, spread = checks["repeat_difference"], checks["logit_spread"]
     if identity["settings"]["noise"] == "fresh" or moved is None or spread is None:
@@ -99,6 +100,7 @@ def bpda_above(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
 
 
 def known_below(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
+    """From the run's own scores where both noises were attacked, else from the short attacks."""
     pair = _found(totals, "fresh")
     scores = totals.get("scores", {})
     if identity["settings"]["noise"] == "all" and {"known", "average"} <= set(scores):
@@ -132,22 +134,19 @@ def square(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
 
 
 def no_effect(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
-    budgets, steps = _found(totals, "budgets"), _found(totals, "steps")
-    if not budgets or not steps or budgets[0]["accuracy"] == 0:
+    """Twice the radius: neither a lower accuracy nor a higher loss. (More steps may well bring nothing: convergence.)"""
+    pair = _found(totals, "budgets")
+    if not pair or pair[0]["accuracy"] == 0:
         return None
-    larger, longer = _lowers(budgets), _lowers(steps)
-    if larger or (longer and larger is not False):
+    first, last = pair
+    if last["accuracy"] < first["accuracy"] or last["loss"] > first["loss"] + 1e-3 * abs(first["loss"]):
         return None
+    short, full = _found(totals, "steps")
     return (
-        f"radius {budgets[0]['eps']:.3g} and {budgets[-1]['eps']:.3g}: accuracy {_share(budgets[0]['accuracy'])} and "
-        f"{_share(budgets[-1]['accuracy'])}, mean loss {budgets[0]['loss']:.3g} and {budgets[-1]['loss']:.3g}"
+        f"radius {first['eps']:.3g} and {last['eps']:.3g}: accuracy {_share(first['accuracy'])} and "
+        f"{_share(last['accuracy'])}, mean loss {first['loss']:.3g} and {last['loss']:.3g}; {short['steps']} and "
+        f"{full['steps']} steps: accuracy {_share(short['accuracy'])} and {_share(full['accuracy'])}"
     )
-
-
-def _lowers(pair: list[dict[str, Any]]) -> bool:
-    """Whether the second is a better attack than the first: lower accuracy or a higher loss."""
-    first, last = pair[0], pair[-1]
-    return bool(last["accuracy"] < first["accuracy"] or last["loss"] > first["loss"] + 1e-3 * abs(first["loss"]))
 
 
 def large_eps(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from rdc.attacks import ThreatModel, parse_attack, parse_attacks, parse_eps
-from rdc.attacks.registry import AttackSpec, applies, expand_attacks
+from rdc.attacks.registry import SUITES, AttackSpec, applies, expand_attacks
 from rdc.errors import ConfigError
 
 __all__ = ["DEFAULT_EOT", "NORMS", "EvaluationSettings", "parse_attacks"]
@@ -76,7 +76,7 @@ class EvaluationSettings:
             _count(name, getattr(self, name), least)
         if self.seed >= 2**64:
             raise ConfigError(f"seed: expected less than 2^64; got {self.seed}")
-        object.__setattr__(self, "attacks", expand_attacks(tuple(self.attacks)))
+        object.__setattr__(self, "attacks", expand_attacks(tuple(self.attacks), self.norm))
         if not self.attacks:
             if self.noise == "known":
                 object.__setattr__(self, "resubmissions", 1)
@@ -131,7 +131,7 @@ class EvaluationSettings:
 
         Args:
             defence: what will be attacked.
-            named: texts of the attacks as the user gave them (suites unexpanded); None: every attack counts as named.
+            named: what ``parse_attacks`` gave, suites not written out; None: every attack counts as named.
 
         Raises:
             ConfigError: a named attack cannot be run under any noise policy, with the reason.
@@ -139,7 +139,7 @@ class EvaluationSettings:
         if not self.attacks:
             return self
         if named is not None:
-            named = tuple(parse_attack(name).text for name in named if _is_attack(name))
+            named = tuple(parse_attack(name).text for name in named if name not in SUITES)
         kept = []
         for spec in self.specs:
             reasons = [applies(spec, defence, self.norm, policy) for policy in self.policies]
@@ -154,12 +154,6 @@ class EvaluationSettings:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {**dataclasses.asdict(self), "attacks": list(self.attacks)}
-
-
-def _is_attack(name: str) -> bool:
-    from rdc.attacks.registry import SUITES
-
-    return name.strip().lower() not in SUITES
 
 
 def _choice(what: str, value: object, allowed: tuple[str, ...]) -> None:

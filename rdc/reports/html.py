@@ -230,8 +230,8 @@ def _steps(evaluation: Evaluation) -> str:
     curves = accuracy_per_step(report["attacks"], evaluation.images)
     plot = steps_plot(curves, report["clean"], report["robust"])
     note = (
-        "Each attack has the same width, however many steps and restarts (thin lines) it has. A curve that is still "
-        "falling at its right end asks for more steps."
+        "Each attack has the same width, however many steps and restarts (thin lines) it has; a targeted attack's runs at "
+        "its classes lie over one another. A curve that is still falling at its right end asks for more steps."
     )
     if settings["noise"] != "known":
         note += (

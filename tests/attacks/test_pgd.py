@@ -408,3 +408,15 @@ def test_pgd_options(models) -> None:
     untouched = pgd(model, x, y, ThreatModel("linf", 0.0), steps=2, **kept)
     assert torch.equal(untouched.x_adv, x)
     assert x.grad is None and not x.requires_grad
+
+
+def test_each_restart_begins_where_it_is_told(models) -> None:
+    x, model = models.random_images(3), models.two_class(torch.ones(36), bias=100.0)
+    kept = {"y": torch.zeros(3, dtype=torch.int64), "threat": LINF, "seed": 0, "image_ids": range(3), "steps": 1}
+    seen, starts = [], [x + 0.02, x - 0.03]
+    pgd(lambda p: (seen.append(p.detach().clone()), model(p))[1], x, restarts=3, start=starts, **kept)
+    torch.testing.assert_close(seen[1], starts[0], rtol=0, atol=0)  # clean, then start and end of each restart
+    torch.testing.assert_close(seen[3], starts[1], rtol=0, atol=0)
+    assert not torch.equal(seen[5], starts[0]) and not torch.equal(seen[5], x)  # the third one is random
+    with pytest.raises(InputError, match="start"):
+        pgd(model, x, start=[x, x[:1]], **kept)
