@@ -12,7 +12,9 @@ decides, the differences between classes. And the labels,
 
 the plain denoising loss and the cross-entropy of the student's own posterior at that noise level, with
 g(s) = g c_out^2 / s^2, the weight that the level has in the ELBO over ln s. It needs no teacher pass and makes the student
-partly discriminative. Either can be switched off; neither uses an adversarial example.
+partly discriminative. Either can be switched off; neither uses an adversarial example. With ``margin_eps`` the
+cross-entropy is taken at the first-order worst logits instead (:mod:`rdc.first_order`): margins have to exceed what their
+input gradient could take away.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 from rdc.batches import uniform
 from rdc.denoiser import ConditionalDenoiser
 from rdc.errors import ConfigError
+from rdc.first_order import check_margin, draw_rivals, worst_logits
 from rdc.networks.heads import MultiHeadUNet, PatchUNet
 from rdc.networks.presets import build_network
 from rdc.objective import NoiseDistribution, noisy
@@ -45,6 +48,12 @@ class DistillationObjective:
         difference_weight: a.
         posterior_weight: b. 0: L_teacher alone.
         posterior_scale: g; one level stands for the whole ELBO when g is the width of the range of ln s, 2 to 4.
+        margin_eps: radius in [0, 1] pixel units whose first-order worst case the posterior has to bear; 0: none. A step
+            then differentiates twice, which ``torch.compile`` cannot.
+        margin_norm: "linf", "l2" or "l1".
+
+    Raises:
+        ConfigError: a setting is out of range, or ``margin_eps`` without ``posterior_weight``.
     """
 
     def __init__(
@@ -55,7 +64,14 @@ class DistillationObjective:
         difference_weight: float = 1.0,
         posterior_weight: float = 0.0,
         posterior_scale: float = 2.0,
+        margin_eps: float = 0.0,
+        margin_norm: str = "linf",
     ) -> None:
+        check_margin(margin_eps, margin_norm)
+        if margin_eps and not posterior_weight:
+            raise ConfigError(
+                "margin_eps: expected posterior_weight > 0 with it, it acts on the posterior's cross-entropy; got 0"
+            )
         if not 0 <= classes_per_image <= teacher.num_classes + 1:
             raise ConfigError(f"classes_per_image: expected 0 to {teacher.num_classes + 1}; got {classes_per_image}")
         if classes_per_image == 0 and posterior_weight == 0:
@@ -66,13 +82,15 @@ class DistillationObjective:
             classes_per_image,
         )
         self.difference_weight, self.posterior_weight = difference_weight, posterior_weight
-        self.posterior_scale = posterior_scale
+        self.posterior_scale, self.margin_eps, self.margin_norm = posterior_scale, margin_eps, margin_norm
         self.precondition, self.num_classes = teacher.precondition, teacher.num_classes
 
     def __call__(
         self, net: nn.Module, x0: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         sigma = self.noise.sample(len(x0), generator).to(x0.device)
+        if self.margin_eps:
+            x0 = x0.detach().requires_grad_()
         x_t, target = noisy(x0, sigma, generator, self.precondition)
         classes = self._choose(labels, generator)
         scaled = self.precondition.c_in(sigma).reshape(-1, 1, 1, 1) * x_t
@@ -88,11 +106,23 @@ class DistillationObjective:
             unlabelled = (predicted[:, self.num_classes] - target).square().mean()
             loss = (predicted[:, : self.num_classes] - target[:, None]).square().flatten(2).sum(2)
             scale = self.posterior_scale * (self.precondition.c_out(sigma) / sigma) ** 2
-            entropy = F.cross_entropy(-scale[:, None] * loss, labels)
+            logits = -scale[:, None] * loss
+            entropy, seen = self._posterior(logits, labels, x0, generator)
             total = total + error + unlabelled + self.posterior_weight * entropy
             values |= {"unlabelled": unlabelled.detach(), "posterior": entropy.detach()}
-            values |= {"hits": (loss.argmin(1) == labels).float().mean()}
+            values |= {"hits": (logits.argmax(1) == labels).float().mean(), **seen}
         return total, {"loss": total.detach(), **values}
+
+    def _posterior(
+        self, logits: Tensor, labels: Tensor, x0: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of the logits [B, K], or of their first-order worst case, and what the log shows of that."""
+        if not self.margin_eps:
+            return F.cross_entropy(logits, labels), {}
+        rivals = draw_rivals(logits, labels, generator)
+        worst, rise = worst_logits(logits, labels, rivals, x0, self.margin_eps, self.margin_norm)
+        robust = (worst.argmax(1) == labels).float().mean()
+        return F.cross_entropy(worst, labels), {"robust_first_order": robust, "rise": rise.mean()}
 
     def _choose(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """[B, m] classes: the true one first, then distinct others, K standing for the null label."""

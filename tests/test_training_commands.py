@@ -162,6 +162,18 @@ def test_distill_can_start_from_another_student(teacher: Path, data: Path, tmp_p
     assert "it differs in wide_channels" in capsys.readouterr().err
 
 
+def test_distill_trains_on_the_first_order_worst_case(teacher: Path, data: Path, tmp_path: Path, capsys) -> None:
+    command = ["distill", "--teacher", str(teacher), "--data", str(data), "--wide-channels", "8", "--lr", "1e-4", *FAST]
+    command += ["--classes-per-image", "0", "--posterior-weight", "1", "--margin-eps", "8/255"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert {"posterior", "hits", "robust_first_order", "rise"} <= set(rows[-1]) and rows[-1]["rise"] > 0
+    terms = load_model(tmp_path / "out")[2]["distillation"]
+    assert terms["margin_eps"] == 8 / 255 and terms["margin_norm"] == "linf"
+    assert main([*command, "--out", str(tmp_path / "no"), "--compile"]) == 2
+    assert "expected no --compile with it" in capsys.readouterr().err
+
+
 def test_sample_draws_the_asked_for_grid(teacher: Path, tmp_path: Path) -> None:
     def grid(name: str, *options: str) -> bytes:
         command = ["sample", str(teacher), "--out", str(tmp_path / name), "--per-class", "2", "--steps", "3", "--quiet"]

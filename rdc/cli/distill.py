@@ -19,6 +19,7 @@ from rdc.cli.training_run import (
 EXAMPLES = """examples:
   rdc distill --teacher runs/teacher --data fashion-mnist --out runs/student --images 500000
   rdc distill --teacher runs/teacher --out runs/student --classes-per-image 4 --noise-mean 0.2 --noise-std 0.8 --compile
+  rdc distill --teacher runs/teacher --init runs/student --out runs/robust --classes-per-image 0 --posterior-weight 1 --margin-eps 8/255
 
 The student starts from the teacher's weights, or from another student's (--init). A run that was stopped or killed is
 continued by the same command.
@@ -35,16 +36,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--difference-weight", type=float, default=1.0, metavar="X", help="of class differences (1.0)")
     model.add_argument("--posterior-weight", type=float, default=0.0, metavar="X", help="of naming the class (0.0)")
     model.add_argument("--posterior-scale", type=float, default=2.0, metavar="X", help="of the same (2.0)")
+    model.add_argument("--margin-eps", default="0", metavar="R", help="first-order radius (0: off)")
+    model.add_argument("--margin-norm", default="linf", choices=("linf", "l2", "l1"), help="of that radius (linf)")
     model.add_argument("--wide-channels", type=int, default=156, metavar="N", help="of the last residual block (156)")
     add_run_arguments(parser, learning_rate=1e-3)
 
 
 def run(args: argparse.Namespace) -> int:
     """Distil; returns the exit status."""
+    from rdc.attacks import parse_eps
     from rdc.denoiser import make_denoiser
     from rdc.distillation import DistillationObjective, student_from_teacher
     from rdc.errors import ConfigError
 
+    margin = parse_eps(args.margin_eps)
+    if margin and args.compile:
+        raise ConfigError(
+            "--margin-eps: expected no --compile with it, a step differentiates twice, which torch.compile cannot; "
+            "leave one of the two out"
+        )
     device = open_device(args)
     data = load_training_data(args)
     teacher, teacher_config, teacher_info = open_model(args.teacher)
@@ -64,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
         "posterior_weight": args.posterior_weight,
         "posterior_scale": args.posterior_scale,
     }
+    if margin:  # absent otherwise: runs of earlier versions continue
+        terms |= {"margin_eps": margin, "margin_norm": args.margin_norm}
     denoiser = make_denoiser(teacher.to(device), teacher_config)
     if args.compile:
         denoiser.network.compile()  # in place: the teacher's passes are most of the work
