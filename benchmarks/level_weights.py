@@ -54,7 +54,7 @@ def main() -> None:
 
     def describe(name: str, weight: Tensor) -> None:
         right = torch.einsum("ntk,t->nk", losses, weight).argmin(1) == labels
-        robust = right & (worst_margins(weight, margins, gradients, args.eps) > 0)
+        robust = right & (worst_margins(weight, margins, gradients, args.eps, data.pixels()) > 0)
         rows[name] = {
             "weight": [round(value, 5) for value in weight.tolist()],
             "clean": right.double().mean().item(),
@@ -65,7 +65,7 @@ def main() -> None:
     for name in ("flat", "eps"):
         describe(name, torch.tensor(WEIGHTINGS[name](sigma) / WEIGHTINGS[name](sigma).sum(), dtype=torch.float32))
     starts = [torch.tensor(WEIGHTINGS[name](sigma), dtype=torch.float32) for name in ("flat", "eps", "edm")]
-    fits = {eps: fit_weights(margins, gradients, eps, starts) for eps in args.fit_eps or [args.eps]}
+    fits = {eps: fit_weights(margins, gradients, eps, data.pixels(), starts) for eps in args.fit_eps or [args.eps]}
     for eps, weight in fits.items():
         describe(f"fitted at {255 * eps:g}/255", weight)
     single = (losses.argmin(2) == labels[:, None]).double().mean(0)

@@ -3,6 +3,8 @@
     python benchmarks/ship.py runs/student rdc/assets/fashion-mnist --levels levels.json
     python benchmarks/ship.py runs/teacher rdc/assets/fashion-mnist-teacher --levels log:12:0.1:1.5:eps
 
+    python benchmarks/ship.py runs/trades rdc/assets/fashion-mnist-trades
+
 The logit scale minimises the cross-entropy of 400 held-out training images; it never changes a decision.
 """
 
@@ -25,12 +27,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="checkpoint of rdc train or rdc distill")
     parser.add_argument("out", help="where to write NAME.safetensors and NAME.json")
-    parser.add_argument("--levels", required=True, help="recommended levels, as for rdc evaluate")
+    parser.add_argument("--levels", help="recommended levels, as for rdc evaluate (a diffusion classifier's)")
     parser.add_argument("--n", type=int, default=400, help="held-out images for the logit scale")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     network, config, info = load_model(args.run)
+    if (config["kind"] == "resnet") != (args.levels is None):
+        parser.error(f"--levels: expected for diffusion classifiers alone; {args.run} is of kind {config['kind']}")
+    if args.levels is None:
+        save_model(args.out, network, config, {**info, "licence": LICENCE}, dtype=torch.float16)
+        data = holdout(2000, None)
+        right = (rdc.load(args.out)(data.pixels()).argmax(1) == data.labels).double().mean()
+        print(f"{args.out}: held-out accuracy {right:.4f} ({len(data)} images)")
+        return
     levels = rdc.parse_levels(args.levels)
     save_model(args.out, network, config, {**info, "licence": LICENCE}, dtype=torch.float16)
     data = holdout(2000, None).subset(slice(1000, 1000 + args.n))

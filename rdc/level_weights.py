@@ -1,11 +1,16 @@
 """How much each noise level should count, so that decisions hold under attack: fitted to first order.
 
 A diffusion classifier decides by margins m_k = sum_t w_t (l_tk - l_ty), y the true class, k any other. To first order the
-worst l_inf perturbation of size eps lowers m_k by eps ||sum_t w_t (grad l_tk - grad l_ty)||_1. Both sums are linear in w, so
+worst l_inf perturbation of size eps within the pixel box lowers m_k by
+
+    sum_p |g_p| min(eps, room_p)        g = sum_t w_t (grad l_tk - grad l_ty)
+
+where room_p is how far pixel p may go against the gradient (x_p where g_p > 0, 1 - x_p where g_p < 0). g is linear in w, so
 losses and exact gradients of every level, computed once, tell for any weights which images would still be right, and the
 best weights follow by gradient descent. No network weight changes and no adversarial example is made.
 
-First order is a model, not an attack: check the result with APGD on images that took no part in the fit.
+First order is a model, not an attack, though a close one where noise makes the margins smooth (docs/levels.md): check the
+result with APGD on images that took no part in the fit.
 """
 
 from __future__ import annotations
@@ -67,20 +72,25 @@ def level_margins(
     return losses, margins, torch.stack(slopes[1:], 2) - slopes[0][:, :, None]
 
 
-def worst_margins(weight: Tensor, margins: Tensor, gradients: Tensor, eps: float) -> Tensor:
+def worst_margins(weight: Tensor, margins: Tensor, gradients: Tensor, eps: float, images: Tensor) -> Tensor:
     """Smallest first-order margin over the rivals under the worst l_inf perturbation: [N].
 
     Args:
         weight: [T].
         margins, gradients: as :func:`level_margins` gives them.
-        eps: radius in [0, 1] pixel units; the pixel box is ignored.
+        eps: radius in [0, 1] pixel units.
+        images: [N, C, H, W] in [0, 1], theirs; no pixel leaves [0, 1].
     """
     value = torch.einsum("ntr,t->nr", margins, weight)
-    drop = torch.einsum("ntrp,t->nrp", gradients, weight).abs().sum(2)
-    return (value - eps * drop).amin(1)
+    slope = torch.einsum("ntrp,t->nrp", gradients, weight)
+    pixels = images.flatten(1)[:, None]
+    down, up = pixels.clamp(max=eps), (1 - pixels).clamp(max=eps)
+    return (value - (slope.clamp_min(0) * down - slope.clamp_max(0) * up).sum(2)).amin(1)
 
 
-def fit_weights(margins: Tensor, gradients: Tensor, eps: float, starts: Sequence[Tensor], steps: int = 200) -> Tensor:
+def fit_weights(
+    margins: Tensor, gradients: Tensor, eps: float, images: Tensor, starts: Sequence[Tensor], steps: int = 200
+) -> Tensor:
     """Weights [T] >= 0, sum one, that keep most worst margins positive.
 
     Adam on the mean of sigmoid(-a margin / median |margin|), a from 2 to 8: a count of wrong images, made smooth. The count
@@ -89,6 +99,7 @@ def fit_weights(margins: Tensor, gradients: Tensor, eps: float, starts: Sequence
     Args:
         margins, gradients: as :func:`level_margins` gives them.
         eps: radius to be robust at; 0 fits clean accuracy among the rivals.
+        images: [N, C, H, W] in [0, 1], theirs.
         starts: weights [T] >= 0 to start from, e.g. those of several named weightings.
         steps: of Adam.
     """
@@ -97,12 +108,12 @@ def fit_weights(margins: Tensor, gradients: Tensor, eps: float, starts: Sequence
         parameter = (start / start.sum()).clamp_min(1e-6).log().requires_grad_()
         optimizer = torch.optim.Adam([parameter], lr=0.1)
         for step in range(steps):
-            margin = worst_margins(parameter.softmax(0), margins, gradients, eps)
+            margin = worst_margins(parameter.softmax(0), margins, gradients, eps, images)
             sharpness = 2 + 6 * step / steps
             loss = torch.sigmoid(-sharpness * margin / margin.detach().abs().median().clamp_min(1e-30)).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         found += [parameter.detach().softmax(0), start / start.sum()]
-    right = [int((worst_margins(weight, margins, gradients, eps) > 0).sum()) for weight in found]
+    right = [int((worst_margins(weight, margins, gradients, eps, images) > 0).sum()) for weight in found]
     return found[max(range(len(found)), key=right.__getitem__)]

@@ -22,6 +22,18 @@ ASSETS = Path(__file__).parent / "assets"
 MODELS: dict[str, str] = {
     "fashion-mnist": "multi-head diffusion classifier, Fashion-MNIST 28 x 28, one network pass a level",
     "fashion-mnist-teacher": "class-conditional diffusion classifier, Fashion-MNIST 28 x 28, ten passes a level",
+    "fashion-mnist-standard": "small ResNet, ordinary training: the undefended baseline",
+    "fashion-mnist-pgd-at": "small ResNet, adversarial training (PGD-AT) at l_inf 8/255: a baseline",
+    "fashion-mnist-trades": "small ResNet, adversarial training (TRADES) at l_inf 8/255: a baseline",
+    "fashion-mnist-mart": "small ResNet, adversarial training (MART) at l_inf 8/255: a baseline",
+    "fashion-mnist-lm-resnet": "likelihood maximisation by fashion-mnist, then fashion-mnist-standard",
+    "fashion-mnist-diffpure": "DiffPure by fashion-mnist, then fashion-mnist-standard",
+}
+
+#: Models made of two others: name -> (function of rdc.defences.examples, classifier, diffusion model, settings it takes)
+_JOINED = {
+    "fashion-mnist-lm-resnet": ("lm_in_front", "fashion-mnist-standard", "fashion-mnist", {"lm"}),
+    "fashion-mnist-diffpure": ("diffpure_in_front", "fashion-mnist-standard", "fashion-mnist", set()),
 }
 
 #: Levels of a checkpoint that recommends none.
@@ -39,12 +51,15 @@ def load(name: str | os.PathLike[str], *, device: str | torch.device = "cpu", **
 
     Returns:
         A classifier in eval mode: pixels [N, C, H, W] in [0, 1] -> log-probabilities [N, K]. For a checkpoint of
-        ``rdc train --method standard`` and the like a ``rdc.defences.PlainClassifier``: logits [N, K].
+        ``rdc train --method standard`` and the like a ``rdc.defences.PlainClassifier``, for a purifier in front of one a
+        ``rdc.defences.PurifiedClassifier``: logits [N, K].
 
     Raises:
         ConfigError: no shipped model or file has that name, or a setting is unknown.
         CheckpointError: the file is damaged or not a checkpoint of rdc.
     """
+    if str(name) in _JOINED:
+        return _joined(str(name), device, settings)
     path = ASSETS / str(name) if str(name) in MODELS else Path(name)
     if str(name) not in MODELS and not _exists(path):
         raise ConfigError(
@@ -79,6 +94,20 @@ def _discriminative(
     return PlainClassifier(
         network, image_shape=shape, num_classes=count, class_names=info.get("class_names"), name=name, **settings
     )
+
+
+def _joined(name: str, device: str | torch.device, settings: dict[str, Any]) -> Any:
+    """A purifier in front of a discriminative network."""
+    from rdc.defences import examples
+
+    function, classifier, diffusion, own = _JOINED[name]
+    if unknown := set(settings) - own - {"gradient", "noise", "noise_seed"}:
+        raise ConfigError(
+            f"{name}: expected no {', '.join(sorted(unknown))}, this model has none; leave it out, or put one together with "
+            f"rdc.defences.examples.{function}"
+        )
+    parts = load(classifier, device=device), load(diffusion, device=device)
+    return getattr(examples, function)(*parts, **settings)
 
 
 def _exists(path: Path) -> bool:

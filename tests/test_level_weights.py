@@ -32,28 +32,31 @@ def test_worst_margin_is_that_of_the_worst_corner():
     margins = torch.randn(5, 3, 2, generator=generator, dtype=torch.float64)
     gradients = torch.randn(5, 3, 2, 4, generator=generator, dtype=torch.float64)
     weight = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
+    images = torch.tensor([0.5, 0.05, 1.0, 0.0], dtype=torch.float64).expand(5, 1, 1, 4)
     corners = torch.tensor(list(itertools.product((-0.1, 0.1), repeat=4)), dtype=torch.float64)
+    corners = (images[0].flatten() + corners).clamp(0, 1) - images[0].flatten()  # the box cuts the ball
     moved = margins[None] + torch.einsum("ntrp,cp->cntr", gradients, corners)
     expected = torch.einsum("cntr,t->cnr", moved, weight).amin((0, 2))
-    torch.testing.assert_close(worst_margins(weight, margins, gradients, 0.1), expected)
+    torch.testing.assert_close(worst_margins(weight, margins, gradients, 0.1, images), expected)
 
 
 def test_fit_finds_the_level_that_holds():
     """Level 0 has the larger margins, level 1 those that survive, level 2 is wrong."""
     margins = torch.tensor([[[2.0], [1.0], [-1.0]]]).repeat(20, 1, 1)
     gradients = torch.tensor([[[[30.0, -30.0]], [[3.0, 3.0]], [[0.0, 0.0]]]]).repeat(20, 1, 1, 1)
-    start = torch.tensor([1.0, 1.0, 1.0])
-    assert worst_margins(start / 3, margins, gradients, 0.1).max() < 0
-    weight = fit_weights(margins, gradients, 0.1, [start])
+    start, images = torch.tensor([1.0, 1.0, 1.0]), torch.full((20, 1, 1, 2), 0.5)
+    assert worst_margins(start / 3, margins, gradients, 0.1, images).max() < 0
+    weight = fit_weights(margins, gradients, 0.1, images, [start])
     torch.testing.assert_close(weight.sum(), torch.tensor(1.0))
-    assert weight[1] > 0.8 and worst_margins(weight, margins, gradients, 0.1).min() > 0
-    assert fit_weights(margins, gradients, 0.0, [start])[0] > 0.8
+    assert weight[1] > 0.8 and worst_margins(weight, margins, gradients, 0.1, images).min() > 0
+    assert fit_weights(margins, gradients, 0.0, images, [start])[0] > 0.8
 
 
 def test_fit_keeps_the_best_start():
     margins, gradients = torch.tensor([[[1.0], [-1.0]]]).repeat(4, 1, 1), torch.zeros(4, 2, 1, 3)
     good, bad = torch.tensor([3.0, 1.0]), torch.tensor([1.0, 3.0])
-    torch.testing.assert_close(fit_weights(margins, gradients, 0.1, [bad, good], steps=0), good / 4)
+    images = torch.full((4, 1, 1, 3), 0.5)
+    torch.testing.assert_close(fit_weights(margins, gradients, 0.1, images, [bad, good], steps=0), good / 4)
 
 
 def test_too_many_rivals_are_refused():

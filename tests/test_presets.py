@@ -8,7 +8,7 @@ import torch
 
 import rdc
 from rdc.errors import ConfigError
-from rdc.presets import ASSETS, MODELS
+from rdc.presets import _JOINED, ASSETS, MODELS
 
 
 @pytest.mark.parametrize(("name", "count", "least"), [("fashion-mnist", 64, 48), ("fashion-mnist-teacher", 16, 12)])
@@ -24,9 +24,45 @@ def test_shipped_model_classifies_shipped_images(name, count, least):
         assert list(classifier.levels.sigma) == recommended["levels"]["sigma"]
 
 
+BASELINES = [
+    ("fashion-mnist-standard", 57),
+    ("fashion-mnist-pgd-at", 52),
+    ("fashion-mnist-trades", 52),
+    ("fashion-mnist-mart", 52),
+]
+
+
+@pytest.mark.parametrize(("name", "least"), BASELINES)
+def test_shipped_baseline_classifies_shipped_images(name, least):
+    classifier, data = rdc.load(name), rdc.load_dataset("fashion-mnist-sample")
+    assert int((classifier(data.pixels(range(64))).argmax(1) == data.labels[:64]).sum()) >= least
+    assert classifier.class_names == tuple(data.class_names)
+
+
+@pytest.mark.parametrize("name", sorted(_JOINED))
+def test_purifier_in_front_of_the_baseline(name):
+    """It decides by the baseline's logits of the purified image, and takes the options of a defence."""
+    classifier, data = rdc.load(name), rdc.load_dataset("fashion-mnist-sample")
+    images, plain = data.pixels(range(8)), rdc.load("fashion-mnist-standard")
+    with torch.no_grad():
+        logits, moved = classifier(images), classifier.purify(images)
+        torch.testing.assert_close(logits, plain(moved))
+    assert not torch.equal(moved, images) and logits.shape == (8, 10)
+    assert rdc.load(name, gradient="bpda", noise="fresh").gradient == "bpda"
+    with pytest.raises(ConfigError, match=f"{name}: expected no levels, this model has none"):
+        rdc.load(name, levels="edm")
+
+
+def test_lm_of_the_joined_model_can_be_chosen():
+    assert rdc.load("fashion-mnist-lm-resnet", lm="paper-v2,steps=2").describe()["lm"]["steps"] == 2
+    with pytest.raises(ConfigError, match="fashion-mnist-diffpure: expected no lm"):
+        rdc.load("fashion-mnist-diffpure", lm="paper-v2")
+
+
 def test_the_weights_stay_small():
-    assert set(MODELS) == {path.stem for path in ASSETS.glob("*.safetensors")}
-    assert sum(path.stat().st_size for path in ASSETS.glob("*.safetensors")) <= 12_000_000
+    files = {path.stem: path.stat().st_size for path in ASSETS.glob("*.safetensors")}
+    assert set(MODELS) == set(files) | set(_JOINED)
+    assert files["fashion-mnist"] + files["fashion-mnist-teacher"] <= 12_000_000 and sum(files.values()) <= 16_000_000
 
 
 def test_recommended_levels_are_checked(tmp_path):

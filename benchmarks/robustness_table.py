@@ -1,0 +1,176 @@
+"""The table of defences and threats: run what is missing, then write it as markdown.
+
+    python benchmarks/robustness_table.py --list
+    python benchmarks/robustness_table.py --rows DC,TRADES --threats linf-8,l2-0.5 --threads 1
+    python benchmarks/robustness_table.py --write docs/robustness.md
+
+A cell is one `rdc evaluate` (its command is in the report), resumable at any moment: the same command goes on. Finished
+reports are kept in benchmarks/results/table/; a cell that is there is not run again. --write runs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rdc.cli import main as rdc_main
+from rdc.files import read_json
+
+RESULTS = Path(__file__).parent / "results" / "table"
+
+THREATS = {
+    "linf-8": ("linf", "8/255", "l_inf 8/255"),
+    "linf-25": ("linf", "0.1", "l_inf 0.1"),
+    "l2-0.5": ("l2", "0.5", "l_2 0.5"),
+    "l2-1.5": ("l2", "1.5", "l_2 1.5"),
+    "stadv": ("flow", "0.05", "StAdv 0.05"),
+}
+
+# All rows bear the same kinds of attack. A gradient of a diffusion classifier costs T' times a network's, and it is so nearly
+# linear in a ball that steps add little (docs/levels.md): its targeted attacks take fewer. Through a purifier a gradient
+# costs five to twenty times more again; there, the attacks made for purifiers replace steps.
+_PLAIN = ("apgd-ce", "apgd-t:targets=4", "fab-t:targets=4", "square:queries=1000")
+_DIFFUSION = ("apgd-ce", "apgd-t:targets=3:steps=25", "fab-t:targets=3:steps=15", "square:queries=500")
+_PURIFIED = (
+    "transfer:surrogate=plain", "apgd-ce:gradient=bpda:steps=30", "apgd-ce:steps=20", "apgd-t:targets=2:steps=10",
+    "lagrange:surrogate=plain:steps=20", "square:queries=100",
+)  # fmt: skip
+_WARP = ("stadv",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A defence: what it is called, its options for rdc evaluate, its attacks in a ball, whether it saw attacks in training."""
+
+    model: str
+    attacks: tuple[str, ...]
+    steps: int
+    trained_on: str
+    options: tuple[str, ...] = ()
+
+
+ROWS = {
+    "DC": Row("fashion-mnist", _DIFFUSION, 50, "noise"),
+    "RDC": Row("fashion-mnist", _PURIFIED, 50, "noise", ("--lm", "paper-v2")),
+    "LM+ResNet": Row("fashion-mnist-lm-resnet", _PURIFIED, 50, "noise; nothing"),
+    "DiffPure": Row("fashion-mnist-diffpure", _PURIFIED, 50, "noise; nothing"),
+    "PGD-AT": Row("fashion-mnist-pgd-at", _PLAIN, 50, "PGD"),
+    "TRADES": Row("fashion-mnist-trades", _PLAIN, 50, "PGD"),
+    "MART": Row("fashion-mnist-mart", _PLAIN, 50, "PGD"),
+    "standard": Row("fashion-mnist-standard", _PLAIN, 50, "nothing"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default=",".join(ROWS), help="defences (default: all)")
+    parser.add_argument("--threats", default=",".join(THREATS), help="threats (default: all)")
+    parser.add_argument("--n", type=int, default=128, help="first images of the test set (default: 128)")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=Path("out/table"), help="folders of the runs")
+    parser.add_argument("--list", action="store_true", help="show what is there and what is missing")
+    parser.add_argument("--write", type=Path, help="markdown file to write; runs nothing")
+    args = parser.parse_args()
+    rows, threats = _chosen(parser, "rows", args.rows, ROWS), _chosen(parser, "threats", args.threats, THREATS)
+    if args.write:
+        args.write.write_text(table())
+        return
+    for threat in threats:
+        for row in rows:
+            kept = _kept(row, threat)
+            print(f"{row:10s} {threat:8s} {_cell(kept) if kept.exists() else 'missing'}", flush=True)
+            if not (kept.exists() or args.list):
+                _run(row, threat, args)
+                print(f"{row:10s} {threat:8s} {_cell(kept)}", flush=True)
+
+
+def _chosen(parser: argparse.ArgumentParser, option: str, text: str, known: dict[str, Any]) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"--{option}: expected names of {', '.join(known)}; got {unknown[0]!r}")
+    return names
+
+
+def _kept(row: str, threat: str) -> Path:
+    return RESULTS / f"{row.lower()}-{threat}.json"
+
+
+def _run(name: str, threat: str, args: argparse.Namespace) -> None:
+    """One cell: rdc evaluate in a folder of its own, its report kept."""
+    row, (norm, eps, _) = ROWS[name], THREATS[threat]
+    attacks = _WARP if norm == "flow" else row.attacks
+    out = args.work / f"{name.lower()}-{threat}"
+    command = ["evaluate", "--model", row.model, "--data", "fashion-mnist-sample", "--n", str(args.n), *row.options]
+    command += ["--norm", norm, "--eps", eps, "--attacks", ",".join(attacks), "--steps", str(row.steps)]
+    command += ["--noise", "known", "--sanity", "8" if threat == "linf-8" else "0", "--batch", str(args.batch)]
+    command += ["--threads", str(args.threads), "--quiet", "--out", str(out)]
+    if status := rdc_main(command):
+        raise SystemExit(status)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(out / "report.json", _kept(name, threat))
+
+
+def _cell(path: Path) -> str:
+    report = read_json(path)
+    low, high = report["robust"]["ci95"]
+    best = _last_to_break(report)
+    return (
+        f"clean {100 * report['clean']['accuracy']:.1f}  robust {100 * report['robust']['accuracy']:.1f} "
+        f"[{100 * low:.1f}, {100 * high:.1f}]  last broken by {best}  {report['seconds'] / report['n']:.1f} s/image"
+    )
+
+
+def _last_to_break(report: dict[str, Any]) -> str:
+    broke = [attack["name"] for attack in report["attacks"] if attack["broken"]]
+    return broke[-1] if broke else "-"
+
+
+def table() -> str:
+    """Markdown: accuracy under each threat, then every attack of every cell."""
+    cells = {
+        (row, threat): read_json(_kept(row, threat))
+        for row in ROWS
+        for threat in THREATS
+        if _kept(row, threat).exists()
+    }
+    lines = ["| defence | trained on | clean | " + " | ".join(words for _, _, words in THREATS.values()) + " |"]
+    lines.append("|" + "---|" * (3 + len(THREATS)))
+    for name, row in ROWS.items():
+        mine = {threat: cells[name, threat] for threat in THREATS if (name, threat) in cells}
+        if not mine:
+            continue
+        clean = next(iter(mine.values()))["clean"]["accuracy"]
+        numbers = [_number(mine[threat]["robust"]) if threat in mine else "-" for threat in THREATS]
+        lines.append(f"| {name} | {row.trained_on} | {100 * clean:.1f} | " + " | ".join(numbers) + " |")
+    for threat, (_, _, words) in THREATS.items():
+        lines += [
+            "",
+            f"### {words}",
+            "",
+            "| defence | standing after each attack, in this order (%) | network passes / image | s / image |",
+        ]
+        lines.append("|---|---|---|---|")
+        for name in ROWS:
+            if (report := cells.get((name, threat))) is None:
+                continue
+            steps = ", ".join(f"{_named(attack)} {100 * attack['accuracy']:.1f}" for attack in report["attacks"])
+            passes, seconds = report["network_evaluations"] / report["n"], report["seconds"] / report["n"]
+            lines.append(f"| {name} | {steps} | {passes:,.0f} | {seconds:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _number(rate: dict[str, Any]) -> str:
+    low, high = rate["ci95"]
+    return f"**{100 * rate['accuracy']:.1f}** [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _named(attack: dict[str, Any]) -> str:
+    return attack["name"] + (" (BPDA)" if attack["gradient"] == "bpda" else "")
+
+
+if __name__ == "__main__":
+    main()
