@@ -29,9 +29,9 @@ THREATS = {
     "stadv": ("flow", "0.05", "StAdv 0.05"),
 }
 
-# A plain network bears the whole of AutoAttack, 100 steps. A gradient of a diffusion classifier costs T' times a network's, and it is so nearly
-# linear in a ball that steps add little (docs/levels.md): its targeted attacks take fewer. Through a purifier a gradient
-# costs five to twenty times more again; there, the attacks made for purifiers replace steps.
+# A plain network bears the whole of AutoAttack, 100 steps. A gradient of a diffusion classifier costs T' times a network's,
+# and it is so nearly linear in a ball that steps add little (docs/levels.md): its targeted attacks take fewer. Through a
+# purifier a gradient costs five to twenty times more again; there, the attacks made for purifiers replace steps.
 _PLAIN = ("autoattack",)
 _DIFFUSION = ("apgd-ce", "apgd-t:targets=3:steps=25", "fab-t:targets=3:steps=15", "square:queries=500")
 _PURIFIED = (
