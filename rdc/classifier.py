@@ -26,10 +26,11 @@ from rdc.likelihood_maximization import (
     maximize_likelihood,
     resolve_lm,
 )
+from rdc.memory import bytes_per_item
 from rdc.noise import NoisePlan
 from rdc.timesteps import NoiseLevels, parse_levels
 
-__all__ = ["DiffusionClassifier", "graph_bytes"]
+__all__ = ["DiffusionClassifier", "gradient_bytes", "lm_bytes"]
 
 
 class DiffusionClassifier(nn.Module):
@@ -44,7 +45,8 @@ class DiffusionClassifier(nn.Module):
         noise_seed: seed of the draws.
         logit_scale: "sum", "mean" or a number; sets how peaked the probabilities are, never the decision.
         class_prior: K probabilities; None: uniform.
-        memory_budget_mb: working memory of a call; larger batches are cut into pieces, recomputed in the backward pass.
+        memory_budget_mb: working memory of a call and its gradient; larger batches are cut into pieces, recomputed in the
+            backward pass. It counts tensors (:mod:`rdc.memory`); one image at one level is the least.
         class_names: K names.
 
     Forward:
@@ -85,7 +87,8 @@ class DiffusionClassifier(nn.Module):
         self.network_evaluations = 0
         self.scale = resolve_scale(logit_scale, self.image_shape)
         self._log_prior = _log_prior(class_prior, self.num_classes)
-        self._draw, self._row_bytes = 0, None
+        self._draw = 0
+        self._bytes: dict[Any, int] = {}  # of one image at one level, or of one image in a step of LM
         self._cache: dict[tuple, tuple[Tensor, ...]] = {}
 
     # --- settings -------------------------------------------------------------------------------------------------
@@ -111,7 +114,7 @@ class DiffusionClassifier(nn.Module):
                 f"settings: expected some of {', '.join(self.settings())}; got {', '.join(sorted(unknown))}"
             )
         made = DiffusionClassifier(self.denoiser, **{**self.settings(), **changes})
-        made._row_bytes = self._row_bytes
+        made._bytes = self._bytes
         return made
 
     def describe(self) -> dict[str, Any]:
@@ -202,7 +205,7 @@ class DiffusionClassifier(nn.Module):
             raise ConfigError('penalty: expected likelihood maximisation, e.g. lm="paper-v2"; this classifier has none')
         x0 = self._prepare(pixels)
         self.network_evaluations += len(x0) * lm_evaluations(self.lm)
-        return lm_penalty(self.denoiser, x0, self.lm, self._draw, self._rows_that_fit(x0))
+        return lm_penalty(self.denoiser, x0, self.lm, self._draw, self._pairs_that_fit(x0))
 
     def surrogates(self) -> dict[str, Callable[[Tensor], Tensor]]:
         """Stand-ins for a transfer attack: "plain" (no LM), "one-step" (LM with N = 1), "fresh" (other noise)."""
@@ -227,10 +230,10 @@ class DiffusionClassifier(nn.Module):
         if self.lm is None:
             return x0
         self.network_evaluations += len(x0) * lm_evaluations(self.lm)
-        levels = len(self.lm.levels) if self.lm.levels is not None else self.lm.levels_per_step
-        size = max(
-            1, self._rows_that_fit(x0) // (3 * levels)
-        )  # a step differentiated twice keeps about three times as much
+        key = (self.lm, x0.dtype, x0.device)
+        if key not in self._bytes:
+            self._bytes[key] = lm_bytes(self.denoiser, self.lm, x0)
+        size = max(1, int(self.memory_budget_mb * 2**20 / self._bytes[key]))
         start = x0.detach() if self.gradient == "bpda" else x0
         moved = torch.cat([maximize_likelihood(self.denoiser, part, self.lm, draw) for part in start.split(size)])
         return x0 + (moved - x0).detach() if self.gradient == "bpda" else moved
@@ -249,10 +252,10 @@ class DiffusionClassifier(nn.Module):
         """Class losses [N, K] in pieces that fit the memory budget; pieces are rebuilt in the backward pass."""
         count, levels = len(x0), len(sigma)
         self.network_evaluations += count * levels * self.denoiser.passes_per_level
-        rows = max(1, self._rows_that_fit(x0) // self.denoiser.passes_per_level)
-        per_piece = min(levels, rows)
-        images = max(1, rows // per_piece)
-        single = count * levels <= rows
+        pairs = self._pairs_that_fit(x0)
+        per_piece = min(levels, pairs)
+        images = max(1, pairs // per_piece)
+        single = count * levels <= pairs
 
         def piece(part: Tensor, begin: int) -> Tensor:
             pick = slice(begin, begin + per_piece)
@@ -271,31 +274,36 @@ class DiffusionClassifier(nn.Module):
             parts.append(total)
         return torch.cat(parts)
 
-    def _rows_that_fit(self, like: Tensor) -> int:
-        """Network rows (one image at one level and class) whose graph fits the budget; measured once, on one row."""
-        if self._row_bytes is None:
-            self._row_bytes = graph_bytes(self.denoiser, like)
-        return max(1, int(self.memory_budget_mb * 2**20 / self._row_bytes))
+    def _pairs_that_fit(self, like: Tensor) -> int:
+        """Pairs of image and level, all classes, whose losses and gradient fit the budget; measured once."""
+        key = (like.dtype, like.device)
+        if key not in self._bytes:
+            self._bytes[key] = gradient_bytes(self.denoiser, like)
+        return max(1, int(self.memory_budget_mb * 2**20 / self._bytes[key]))
 
 
-def graph_bytes(denoiser: Denoiser, like: Tensor) -> int:
-    """Bytes that autograd keeps for one network row."""
-    seen: dict[int, int] = {}
+def gradient_bytes(denoiser: Denoiser, like: Tensor) -> int:
+    """Peak bytes that one more image at one level needs for its class losses and their gradient in pixels."""
 
-    def pack(tensor: Tensor) -> Tensor:
-        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+    def work(count: int) -> Tensor:
+        x, one = like.new_zeros(count, *denoiser.image_shape).requires_grad_(), like.new_ones(1)
+        x_t, target = denoiser.noisy(x, like.new_zeros(1, *denoiser.image_shape), one)
+        return torch.autograd.grad(denoiser.losses_of(x_t, one.repeat(count), target, one).sum(), x)[0]
 
-    weights = {p.untyped_storage().data_ptr() for p in denoiser.parameters()}
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        x = torch.zeros(1, *denoiser.image_shape, device=like.device, dtype=like.dtype, requires_grad=True)
-        sigma, label = (
-            torch.ones(1, device=like.device, dtype=like.dtype),
-            torch.zeros(1, dtype=torch.int64, device=like.device),
-        )
-        output = denoiser.f(x, sigma, label)
-    del output
-    return max(1, sum(size for pointer, size in seen.items() if pointer not in weights))
+    with torch.enable_grad():
+        return bytes_per_item(work)
+
+
+def lm_bytes(denoiser: Denoiser, lm: LikelihoodMaximization, like: Tensor) -> int:
+    """Peak bytes that one more image needs in the exact gradient of LM; they do not grow with the number of steps."""
+    single = dataclasses.replace(lm, steps=1)
+
+    def work(count: int) -> Tensor:
+        x = like.new_zeros(count, *denoiser.image_shape).requires_grad_()
+        return torch.autograd.grad(maximize_likelihood(denoiser, x, single).sum(), x)[0]
+
+    with torch.enable_grad():
+        return bytes_per_item(work)
 
 
 def _log_prior(prior: Sequence[float] | None, num_classes: int) -> Tensor | None:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rdc.classifier import DiffusionClassifier
+from rdc.classifier import DiffusionClassifier, gradient_bytes
 from rdc.denoiser import ConditionalDenoiser
 from rdc.errors import ConfigError, InputError
 from rdc.likelihood_maximization import LM_PRESETS, LikelihoodMaximization
@@ -81,8 +81,7 @@ def test_logits_are_log_probabilities_and_do_not_depend_on_requires_grad(kind, l
 def test_chunks_and_batch_composition_change_nothing(kind, gradient):
     images = pixels(5, dtype=torch.float64)
     whole = tiny_classifier(kind, torch.float64, lm=SMOOTH_LM, gradient=gradient)
-    whole._rows_that_fit(images)
-    per_row = whole._row_bytes / 2**20
+    per_pair = gradient_bytes(whole.denoiser, images) / 2**20
 
     def run(classifier, x):
         x = x.clone().requires_grad_()
@@ -90,9 +89,9 @@ def test_chunks_and_batch_composition_change_nothing(kind, gradient):
         return logits.detach(), torch.autograd.grad(logits[:, 1].sum(), x)[0]
 
     logits, grad = run(whole, images)
-    for rows in (1, 4, 7, 40):
-        small = whole.with_(memory_budget_mb=per_row * rows * 1.01)
-        assert small._rows_that_fit(images) == rows
+    for pairs in (1, 4, 7, 40):
+        small = whole.with_(memory_budget_mb=per_pair * pairs * 1.01)
+        assert small._pairs_that_fit(images) == pairs
         for ours, reference in zip(run(small, images), (logits, grad), strict=True):
             close(ours, reference, FLOAT64_ORDER * 100)
     for index in range(5):
@@ -107,7 +106,7 @@ def test_any_memory_budget_gives_the_same_float32_losses(count, rows, seed):
     classifier = CACHED.setdefault("multihead", tiny_classifier("multihead"))
     images = pixels(count, seed)
     reference = classifier.class_losses(images)
-    budget = classifier._row_bytes / 2**20 * rows
+    budget = gradient_bytes(classifier.denoiser, images) / 2**20 * rows
     close(classifier.with_(memory_budget_mb=budget).class_losses(images), reference, FLOAT32_ORDER)
 
 

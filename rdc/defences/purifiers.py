@@ -6,14 +6,16 @@ into pieces that fit, and each step is rebuilt in the backward pass.
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rdc.classifier import graph_bytes
+from rdc.classifier import gradient_bytes, lm_bytes
 from rdc.denoiser import Denoiser
 from rdc.errors import ConfigError
 from rdc.likelihood_maximization import (
@@ -23,11 +25,10 @@ from rdc.likelihood_maximization import (
     maximize_likelihood,
     resolve_lm,
 )
+from rdc.memory import bytes_per_item
 from rdc.noise import NoisePlan
 
 __all__ = ["DiffusionPurifier", "LikelihoodPurifier", "Purifier"]
-
-_STEP_GRAPHS = 3  # a step differentiated twice keeps about three times the graph of a forward pass
 
 
 class Purifier(nn.Module):
@@ -46,7 +47,7 @@ class Purifier(nn.Module):
             raise ConfigError(f"memory_budget_mb: expected a number > 0; got {memory_budget_mb}")
         self.denoiser = denoiser.eval().requires_grad_(False)
         self.memory_budget_mb = memory_budget_mb
-        self._row_bytes: int | None = None
+        self._bytes: dict[Any, int] = {}
 
     @property
     def evaluations(self) -> int:
@@ -63,16 +64,19 @@ class Purifier(nn.Module):
 
     def forward(self, pixels: Tensor, draw: int = 0) -> Tensor:
         x0 = 2 * pixels - 1
-        rows = max(1, int(self._rows(x0) / self._graphs))
-        return (torch.cat([self._purify(part, draw) for part in x0.split(rows)]) + 1) / 2
+        count = self._that_fit("images", x0, self._image_bytes)
+        return (torch.cat([self._purify(part, draw) for part in x0.split(count)]) + 1) / 2
 
-    _graphs = 1.0  # graphs of a network pass that one image's step keeps
+    def _that_fit(self, what: str, like: Tensor, measure: Callable[[Tensor], int]) -> int:
+        """How many of something fit the memory budget; what one needs is measured once."""
+        key = (what, like.dtype, like.device)
+        if key not in self._bytes:
+            self._bytes[key] = measure(like)
+        return max(1, int(self.memory_budget_mb * 2**20 / self._bytes[key]))
 
-    def _rows(self, like: Tensor) -> int:
-        """Network rows whose graph fits the memory budget."""
-        if self._row_bytes is None:
-            self._row_bytes = graph_bytes(self.denoiser, like)
-        return max(1, int(self.memory_budget_mb * 2**20 / self._row_bytes))
+    def _image_bytes(self, like: Tensor) -> int:
+        """Peak bytes that one more image needs in the exact gradient."""
+        raise NotImplementedError
 
     def _purify(self, x0: Tensor, draw: int) -> Tensor:
         raise NotImplementedError
@@ -97,9 +101,6 @@ class LikelihoodPurifier(Purifier):
         if resolved is None:
             raise ConfigError(f"lm: expected likelihood maximisation with at least one step; got {lm!r}")
         self.lm = resolved
-        self._graphs = _STEP_GRAPHS * (
-            len(resolved.levels) if resolved.levels is not None else resolved.levels_per_step
-        )
 
     @property
     def evaluations(self) -> int:
@@ -109,7 +110,11 @@ class LikelihoodPurifier(Purifier):
         return self.lm.describe()
 
     def penalty(self, pixels: Tensor, draw: int) -> Tensor:
-        return lm_penalty(self.denoiser, 2 * pixels - 1, self.lm, draw, self._rows(pixels))
+        pairs = self._that_fit("pairs", pixels, lambda like: gradient_bytes(self.denoiser, like))
+        return lm_penalty(self.denoiser, 2 * pixels - 1, self.lm, draw, pairs)
+
+    def _image_bytes(self, like: Tensor) -> int:
+        return lm_bytes(self.denoiser, self.lm, like)
 
     def _purify(self, x0: Tensor, draw: int) -> Tensor:
         return maximize_likelihood(self.denoiser, x0, self.lm, draw)
@@ -170,6 +175,17 @@ class DiffusionPurifier(Purifier):
             "name": "diffpure", "sigma": self.sigma, "steps": self.steps, "sigma_min": self.sigma_min,
             "sampler": self.sampler, "seed": self.seed,
         }  # fmt: skip
+
+    def _image_bytes(self, like: Tensor) -> int:
+        single = copy.copy(self)  # steps are rebuilt one at a time
+        single.steps, single.schedule = 1, (self.sigma, 0.0)
+
+        def work(count: int) -> Tensor:
+            x = like.new_zeros(count, *self.denoiser.image_shape).requires_grad_()
+            return torch.autograd.grad(single._purify(x, 0).sum(), x)[0]
+
+        with torch.enable_grad():
+            return bytes_per_item(work)
 
     def _purify(self, x0: Tensor, draw: int) -> Tensor:
         plan = NoisePlan(self.seed, "fresh", stream=2)

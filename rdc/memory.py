@@ -1,0 +1,70 @@
+"""How much memory a computation needs: bytes of tensors alive at once, counted while it runs.
+
+The count sees every tensor that an operator returns, on any device, forward and backward; it does not see what an operator
+allocates and frees inside (a convolution's workspace), nor the allocator's own slack.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["bytes_per_item", "peak_bytes"]
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts storages from the operator that made them to their release; those that were there before do not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, Any] = {}  # address of a storage -> what tells that it is gone, or the storage itself
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._known.setdefault(storage._cdata, storage)  # held, so that its address is not used again
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._known:
+                    size, key = storage.nbytes(), storage._cdata
+                    self._known[key] = weakref.finalize(storage, self._release, key, size)
+                    self.now += size
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def _release(self, key: int, size: int) -> None:
+        self._known.pop(key, None)
+        self.now -= size
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Largest sum of the bytes of tensors that ``work()`` made and that were alive together.
+
+    Args:
+        work: any computation; run once.
+    """
+    with _LiveBytes() as meter:
+        kept = work()
+    del kept
+    return meter.peak
+
+
+def bytes_per_item(work: Callable[[int], object]) -> int:
+    """What one more item of a batch adds to the peak.
+
+    Args:
+        work: computes on a batch of n items; run for n = 1 and n = 3.
+
+    Returns:
+        Bytes, at least 1.
+    """
+    return max(1, (peak_bytes(lambda: work(3)) - peak_bytes(lambda: work(1))) // 2)
