@@ -21,6 +21,8 @@ from rdc.files import read_json
 
 RESULTS = Path(__file__).parent / "results" / "table"
 
+MARKER = "<!-- below: written by benchmarks/robustness_table.py -->"
+
 THREATS = {
     "linf-8": ("linf", "8/255", "l_inf 8/255"),
     "linf-25": ("linf", "0.1", "l_inf 0.1"),
@@ -75,11 +77,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("out/table"), help="folders of the runs")
     parser.add_argument("--whole", action="store_true", help="AutoAttack as it is, 100 steps, whatever the row says")
     parser.add_argument("--list", action="store_true", help="show what is there and what is missing")
-    parser.add_argument("--write", type=Path, help="markdown file to write; runs nothing")
+    parser.add_argument("--write", type=Path, help="markdown file whose end is written; runs nothing")
     args = parser.parse_args()
     rows, threats = _chosen(parser, "rows", args.rows, ROWS), _chosen(parser, "threats", args.threats, THREATS)
     if args.write:
-        args.write.write_text(table())
+        before, marker, _ = args.write.read_text().partition(MARKER)  # what is written by hand stays
+        args.write.write_text(f"{before.rstrip()}\n\n{marker or MARKER}\n\n{table()}")
         return
     for threat in threats:
         for row in rows:
