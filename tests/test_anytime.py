@@ -246,3 +246,62 @@ def test_evaluation_says_so(tmp_path):
                 )
                 assert report["classifier"]["head"] == "conditional, anytime"
     assert anytime.num_classes == CLASSES
+
+
+# --- kept calibrations and the command --------------------------------------------------------------------------------
+
+
+def test_kept(tmp_path, monkeypatch):
+    from rdc.anytime import kept
+
+    classifier, data = (
+        gaussian_classifier(levels=LEVELS),
+        Dataset(images(60, 1), torch.zeros(60).long(), NAMES, "b", "test"),
+    )
+    made = kept.calibrated(classifier, data, 0.1, folder=tmp_path, progress=False)
+    (file,) = tmp_path.iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(kept, "calibrate_anytime", None)
+        assert kept.calibrated(classifier, data, 0.1, folder=tmp_path).calibration == made.calibration
+        with pytest.raises(TypeError):  # other levels are another classifier
+            kept.calibrated(classifier.with_(levels="log:4:1:2:flat"), data, 0.1, folder=tmp_path)
+    file.write_text("{")
+    assert kept.calibrated(classifier, data, 0.1, folder=tmp_path, progress=False).calibration == made.calibration
+    (tmp_path / "file").write_text("")
+    kept.calibrated(
+        classifier, data, 0.1, folder=tmp_path / "file" / "below", progress=False
+    )  # cannot be written: no error
+    with pytest.raises(ConfigError, match="--anytime-data"):
+        kept.calibrated(tiny_classifier(), data, 0.1, folder=tmp_path)
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    import json
+
+    from PIL import Image
+
+    from rdc.cli import main
+    from tests.evaluation_models import save_tiny
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model, data = save_tiny(tmp_path)
+    for i, image in enumerate(images(3, 5)):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{i}.png")
+    files = [str(tmp_path / f"{i}.png") for i in range(3)]
+    options = ["--model", model, "--device", "cpu", "--anytime-data", data]
+    assert main(["classify", *files, *options, "--anytime", "0.2"]) == 0
+    printed = capsys.readouterr()
+    assert "of 3 levels looked at on average; stated rate 20 %" in printed.out
+    assert "anytime calibration" in printed.err  # the bar: it was calibrated, once
+    assert len(list((tmp_path / ".cache" / "rdc" / "anytime").glob("*-0.2.json"))) == 1
+    assert main(["classify", *files, *options, "--anytime", "0.2", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert [1 <= answer["levels"] <= 3 for answer in json.loads(printed.out)] == [True] * 3 and printed.err == ""
+    assert main(["classify", *files, *options, "--json"]) == 0
+    assert all("levels" not in answer for answer in json.loads(capsys.readouterr().out))
+    assert main(["classify", *files, *options, "--anytime", "0.01"]) == 2
+    assert "399 images for a rate of 0.01" in capsys.readouterr().err
+    assert main(["classify", *files, *options, "--anytime", "2"]) == 2
+    assert "error_rate" in capsys.readouterr().err
+    assert main(["classify", *files, "--device", "cpu", "--anytime", "0.1", "--model", model]) == 2
+    assert "--anytime-data" in capsys.readouterr().err

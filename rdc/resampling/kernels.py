@@ -19,7 +19,7 @@ import numpy as np
 
 from rdc.errors import ConfigError, InputError
 
-__all__ = ["choose_backend", "resampled_sums", "signed_sums", "stops", "to_fixed", "why_not_numba"]
+__all__ = ["choose_backend", "resampled_rows", "resampled_sums", "signed_sums", "stops", "to_fixed", "why_not_numba"]
 
 _GAMMA, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _MASK = 2**64 - 1
@@ -94,6 +94,11 @@ def resampled_sums(fixed: np.ndarray, draws: int, seed: int, backend: str = "aut
     return _sums_numpy(fixed, draws, word)
 
 
+def resampled_rows(count: int, draws: int, seed: int) -> np.ndarray:
+    """The rows [draws, count] int64 that :func:`resampled_sums` adds up, for statistics that are no sums; numpy."""
+    return _rows(seed_word(seed, 0), 0, draws, count)
+
+
 def signed_sums(fixed: np.ndarray, draws: int, seed: int, backend: str = "auto") -> np.ndarray:
     """Sums [draws] of ``fixed`` [n] int64 with every sign drawn by a fair coin."""
     word = seed_word(seed, 1)
@@ -137,17 +142,22 @@ def _words(word: int, first: int, count: int) -> np.ndarray:
     return _mixed(counter)
 
 
+def _rows(word: int, begin: int, end: int, count: int) -> np.ndarray:
+    """Rows of draws begin .. end - 1, [end - begin, count] int64: the upper half of each word, scaled to 0 .. count - 1."""
+    rows = _words(word, begin * count, (end - begin) * count)
+    rows >>= np.uint64(32)
+    rows *= np.uint64(count)
+    rows >>= np.uint64(32)
+    return rows.astype(np.int64).reshape(end - begin, count)
+
+
 def _sums_numpy(fixed: np.ndarray, draws: int, word: int) -> np.ndarray:
     count = len(fixed)
     sums = np.empty((draws, fixed.shape[1]), dtype=np.int64)
     step = max(1, _CHUNK // count)
     for begin in range(0, draws, step):
         end = min(draws, begin + step)
-        rows = _words(word, begin * count, (end - begin) * count)
-        rows >>= np.uint64(32)
-        rows *= np.uint64(count)
-        rows >>= np.uint64(32)
-        rows = rows.astype(np.int64).reshape(end - begin, count)
+        rows = _rows(word, begin, end, count)
         for column in range(fixed.shape[1]):
             sums[begin:end, column] = np.ascontiguousarray(fixed[:, column])[rows].sum(1)
     return sums
