@@ -15,8 +15,6 @@ STARTS = {
     "import rdc": ["-c", "import rdc"],
     "rdc --help": ["-m", "rdc", "--help"],
     "rdc evaluate --help": ["-m", "rdc", "evaluate", "--help"],
-    "import rdc; rdc.load": ["-c", "import rdc; rdc.load"],
-    "import torch (for comparison)": ["-c", "import torch"],
     "python (for comparison)": ["-c", ""],
 }
 

@@ -47,5 +47,5 @@ def test_training_step(benchmark, tmp_path, kind, precision):
     assert step()["grad_norm"] > 0
     benchmark.group = f"one training step of {BATCH} images"
     benchmark.extra_info |= {"images": BATCH}
-    values = benchmark.pedantic(step, rounds=5)
+    values = benchmark.pedantic(step, rounds=3)
     assert all(value == value for value in values.values())
