@@ -64,7 +64,10 @@ def peak(images: int) -> float:
 
 def measure(rounds: int) -> dict[str, Any]:
     """Seconds of a call, by what is varied."""
-    student, x = rdc.load("fashion-mnist", levels=_levels(4)), rdc.load_dataset("fashion-mnist-sample").pixels(range(32))
+    student, x = (
+        rdc.load("fashion-mnist", levels=_levels(4)),
+        rdc.load_dataset("fashion-mnist-sample").pixels(range(32)),
+    )
     by_levels = {count: student.with_(levels=_levels(count)) for count in LEVELS}
     by_classes = {count: _of_classes(count) for count in CLASSES}
     found: dict[str, Any] = {}

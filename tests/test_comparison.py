@@ -7,7 +7,7 @@ import pytest
 from rdc.cli import main
 from rdc.errors import ConfigError, DataError
 from rdc.evaluation import EvaluationSettings, evaluate
-from rdc.evaluation.comparison import compare_runs, read_run
+from rdc.evaluation.comparison import _after, compare_runs, read_run
 from rdc.files import read_json, write_json
 from rdc.reports import write_reports
 from rdc.resampling import paired_permutation_test
@@ -62,6 +62,20 @@ def test_after_each_attack_is_what_the_reports_say(runs):
         for side, run in (("a", a), ("b", b)):
             reported = next(x for x in run["report"]["attacks"] if x["name"] == name)
             assert found[f"after {name}"][side] == reported["accuracy"]
+
+
+def test_an_attack_counts_in_the_runs_own_order():
+    """B made "late" before "shared", A after it: an image that only "late" broke stood after "shared" in A, not in B."""
+    record = {
+        "clean": {"right": 1.0},
+        "attacks": [
+            {"name": "shared", "noise": "known", "right": 1.0},
+            {"name": "late", "noise": "known", "right": 0.0},
+        ],
+    }
+    key, late = ("shared", "known"), ("late", "known")
+    assert _after(key, [key, late])(record) == 1 and _after(key, [late, key])(record) == 0
+    assert _after(key, [("late", "fresh"), key])(record) == 1
 
 
 def test_swapped_runs_swap_signs(runs):
