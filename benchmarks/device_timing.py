@@ -110,7 +110,7 @@ def roofline(seconds: float, flops: float, moved: float | None, top: dict[str, f
     compute, memory = flops / top[kind], 0.0 if moved is None else moved / top["bytes"]
     return {
         "tflops": float(f"{flops / seconds / 1e12:.4g}"),
-        "of_peak": round(compute / seconds, 3),
+        "of_peak": float(f"{compute / seconds:.3g}"),
         "bound": "compute" if compute >= memory else "memory",
-        "of_roofline": round(max(compute, memory) / seconds, 3),
+        "of_roofline": float(f"{max(compute, memory) / seconds:.3g}"),
     }
