@@ -33,7 +33,7 @@ __all__ = ["AnytimeCalibration", "Stopping", "calibrate_anytime", "fingerprint",
 
 _GRID = np.linspace(6.0, 0.0, 121)  # z, from the strictest
 _MOST_LOOKS = 16
-_SHAPE_SHARE = 0.25  # of the images, for the order and sigma_j
+_SHAPE_EVERY = 4  # every fourth image is for the order and sigma_j, so that images sorted by class do no harm
 _FEWEST = 40
 
 
@@ -97,7 +97,7 @@ class AnytimeCalibration:
 def images_needed(error_rate: float, confidence: float = 0.95) -> int:
     """The fewest calibration images with which ``error_rate`` can be stated at all (no decision differing among those tested)."""
     tested = math.ceil(math.log(1 - confidence) / math.log(1 - error_rate))
-    return max(_FEWEST, math.ceil(tested / (1 - _SHAPE_SHARE)))
+    return max(_FEWEST, math.ceil(tested * _SHAPE_EVERY / (_SHAPE_EVERY - 1)) + 1)
 
 
 def calibrate_anytime(
@@ -113,8 +113,8 @@ def calibrate_anytime(
 
     Args:
         classifier: with noise "fixed".
-        pixels: [n, C, H, W] in [0, 1], images like those to be classified; not these themselves. The first quarter shapes the rule,
-            the others test it.
+        pixels: [n, C, H, W] in [0, 1], images like those to be classified; not these themselves. Every fourth shapes the rule, the
+            others test it.
         error_rate: largest rate of decisions that differ from the full decision, in (0, 0.5).
         confidence: with which it holds.
         batch: images in a call.
@@ -161,11 +161,11 @@ def calibrate_from_losses(
         fingerprint: to write down.
     """
     weighted = losses * np.asarray(weight, dtype=np.float64)[:, None]
-    shape = max(1, int(_SHAPE_SHARE * len(weighted)))
-    order = _order(weighted[:shape], prior)
+    shaping = np.arange(len(weighted)) % _SHAPE_EVERY == 0
+    order = _order(weighted[shaping], prior)
     looks = _looks(len(order))
-    spread = _spread(_scores(weighted[:shape], order, looks, prior))
-    tested = _scores(weighted[shape:], order, looks, prior)
+    spread = _spread(_scores(weighted[shaping], order, looks, prior))
+    tested = _scores(weighted[~shaping], order, looks, prior)
     full = tested[:, -1].argmin(1)
     chosen = None
     for z in _GRID:
