@@ -118,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="fashion-mnist")
     parser.add_argument("--calibrate", type=int, default=1500, help="held-out training images, at most 2000")
-    parser.add_argument("--check", type=int, default=2000, help="test images")
+    parser.add_argument("--check", type=int, default=1500, help="test images")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.005, 0.01, 0.02, 0.05])
     parser.add_argument("--timed", type=int, default=64, help="images of a timed call")
     parser.add_argument("--rounds", type=int, default=5)
