@@ -22,6 +22,8 @@ COMMANDS: dict[str, str] = {
     "info": "versions, native backends and why others are not used, CPU, GPUs",
     "classify": "classify PNG or JPEG files, with probabilities",
     "evaluate": "clean and robust accuracy on a data set; writes a report; resumable",
+    "compare": "two runs of evaluate on the same images: differences with intervals and p values",
+    "bench": "compare two benchmark files: what got slower beyond noise",
     "gradients": "are input gradients usable: redraws, Lipschitz constants, slices, attack paths; compares models",
     "train": "train a class-conditional diffusion model, or a classifier to stand beside it (--method)",
     "distill": "distil a class-conditional teacher into a multi-head student",

@@ -114,6 +114,14 @@ def known_below(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
     return f"on {n} images: {_share(known)} against its own noise, {_share(fresh)} on average against fresh noise"
 
 
+def anytime(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
+    rule = identity["classifier"].get("anytime")
+    if not rule:
+        return None
+    looked = f", {rule['mean_levels']:.1f} of {rule['levels']} levels on average" if "mean_levels" in rule else ""
+    return f"stated rate of decisions that differ from the full ones: {100 * rule['error_rate']:g} %{looked} on clean images"
+
+
 def straight_through(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
     lm = identity["classifier"]["lm"]
     through_sign = (

@@ -248,6 +248,17 @@ FLAGS = (
         check=checks.known_below,
     ),
     Flag(
+        name="anytime-decisions",
+        severity="warning",
+        raised_if="the model stops looking at noise levels as soon as it holds its decision for settled",
+        explanation=(
+            "The stopping rule was calibrated on images that nobody had tampered with; its error rate says nothing about adversarial "
+            "ones, and a figure measured with it is not that of the full classifier."
+        ),
+        what_to_do="Attack and quote the full classifier; keep anytime decisions for clean inference.",
+        check=checks.anytime,
+    ),
+    Flag(
         name="straight-through",
         severity="note",
         raised_if="exact gradients pass through sign steps of likelihood maximisation",

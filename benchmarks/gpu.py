@@ -1,0 +1,375 @@
+"""Everything for a machine with a GPU and no network: build, test, check, time; a short table last; JSON. NOT YET RUN ON A GPU.
+
+    python benchmarks/gpu.py --out benchmarks/results/gpu.json                     # at most nine minutes
+    python benchmarks/gpu.py --only build,test                                     # parts: see --list
+    python benchmarks/gpu.py --dry-run                                             # on a CPU, tiny sizes: does the script work?
+
+Each part has its share of the time (--minutes); what does not fit is left out, and the table says so. The JSON is written after every
+part, so that a run that is cut off keeps what it found. Seconds are CUDA events' (medians); "peak" is what matrix products and copies
+reach on the same device in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from device_timing import flops_of, measure, peaks, precision, roofline
+from measuring import about
+
+import rdc
+from rdc.files import write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = ("float32", "tf32", "bfloat16")
+
+_CHECK = """
+import torch
+from rdc.ops.multihead_loss import multihead_loss
+for dtype in (torch.float32, torch.bfloat16):
+    for classes in (3, 10, 70):
+        x = [torch.randn(s, device="cuda").to(dtype) for s in ((6, 20, 9, 7), (classes * 2, 20, 3, 3), (classes * 2,), (6, 2, 9, 7))]
+        x = [v.requires_grad_() for v in x]
+        multihead_loss(*x, torch.rand(3, device="cuda"), backend="native").sum().backward()
+torch.cuda.synchronize()
+print("done")
+"""
+
+
+class Run:
+    """Device, sizes, time that is left, and what was found."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.dry, self.deadline = args.dry_run, time.monotonic() + 60 * args.minutes
+        self.device = torch.device("cpu" if self.dry else "cuda")
+        self.rounds = 1 if self.dry else 10
+        self.top: dict[str, float] | None = None
+
+    def left(self) -> float:
+        """Seconds."""
+        return self.deadline - time.monotonic()
+
+    def peaks(self) -> dict[str, float]:
+        """Measured once."""
+        if self.top is None:
+            self.top = peaks(self.device, 256 if self.dry else 8192)
+        return self.top
+
+    def measure(self, call: Callable[[], Any]) -> dict[str, Any]:
+        """:func:`device_timing.measure` on this device."""
+        return measure(call, self.device, self.rounds, warm=1 if self.dry else 2)
+
+
+def command(words: list[str], run: Run, most: float, **environment: str) -> dict[str, Any]:
+    """Run a command in the repository for at most ``most`` seconds (and what is left); its exit status, seconds and last lines."""
+    begun = time.monotonic()
+    try:
+        done = subprocess.run(
+            words, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, capture_output=True, text=True,
+            timeout=max(1.0, min(most, run.left())),
+        )  # fmt: skip
+        status, text = done.returncode, done.stdout + done.stderr
+    except subprocess.TimeoutExpired as stop:
+        status, text = (
+            "out of time",
+            (stop.stdout or b"").decode() if isinstance(stop.stdout, bytes) else stop.stdout or "",
+        )
+    except OSError as error:
+        status, text = "cannot be started", str(error)
+    return {
+        "command": " ".join(words), "status": status, "seconds": round(time.monotonic() - begun, 1),
+        "last_lines": text.strip().splitlines()[-8:],
+    }  # fmt: skip
+
+
+# --- parts: each takes the run and returns JSON values; "line" is its row of the table --------------------------------
+
+
+def build(run: Run) -> dict[str, Any]:
+    """The extension with CUDA, without network; in place where pip will not."""
+    attempts = [
+        [sys.executable, "-m", "pip", "install", "-q", "-e", ".", "--no-build-isolation", "--no-deps"],
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+    ]
+    if run.dry:
+        return {"line": "not built in a dry run", "commands": [" ".join(words) for words in attempts]}
+    tried = []
+    for words in attempts:
+        tried.append(command(words, run, 240, RDC_BUILD="cuda"))
+        if tried[-1]["status"] == 0:
+            break
+    info = command([sys.executable, "-m", "rdc", "info"], run, 60)
+    good = tried[-1]["status"] == 0
+    return {
+        "line": f"{'built' if good else 'FAILED'} in {sum(t['seconds'] for t in tried):.0f} s",
+        "tried": tried,
+        "info": info,
+    }
+
+
+def test(run: Run) -> dict[str, Any]:
+    """Every test marked ``gpu``."""
+    words = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rs", "-p", "no:cacheprovider", "tests"]
+    done = command([*words, "--collect-only"] if run.dry else words, run, 180)
+    last = done["last_lines"][-1] if done["last_lines"] else "no output"
+    return {"line": f"exit status {done['status']}: {last}"[:110], **done}
+
+
+def sanitize(run: Run) -> dict[str, Any]:
+    """compute-sanitizer (memcheck, racecheck) over small calls of the native op, forward and backward."""
+    tool = shutil.which("compute-sanitizer")
+    if tool is None or run.dry:
+        return {"line": "compute-sanitizer is not here" if tool is None else "not run in a dry run"}
+    found = {}
+    for check in ("memcheck", "racecheck"):
+        words = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, "-c", _CHECK]
+        found[check] = command(words, run, 60)
+    return {
+        "line": ", ".join(f"{name}: {'clean' if f['status'] == 0 else f['status']}" for name, f in found.items()),
+        **found,
+    }
+
+
+def op(run: Run) -> dict[str, Any]:
+    """multihead_loss against eager torch (and compile): forward, and forward with all gradients."""
+    cases = {
+        "K10 c64 32x32": (10, 3, 64, 32),
+        "K100 c128 32x32": (100, 3, 128, 32),
+        "K1000 c128 32x32": (1000, 3, 128, 32),
+    }
+    cases = {"K3 c8 8x8": (3, 2, 8, 8)} if run.dry else cases
+    rows = [
+        _op_case(run, name, case, kind, work)
+        for name, case in cases.items()
+        for kind in ("tf32", "bfloat16")
+        for work in ("forward", "forward + backward")
+        if run.left() > 5
+    ]
+    best = [row["speedup"] for row in rows if row.get("speedup")]
+    return {
+        "line": f"native / best of torch: {min(best):.2f}x to {max(best):.2f}x" if best else "no native op",
+        "rows": rows,
+    }
+
+
+def _op_case(run: Run, name: str, case: tuple[int, ...], kind: str, work: str) -> dict[str, Any]:
+    from rdc.ops import _native
+    from rdc.ops.multihead_loss import multihead_loss, multihead_loss_reference
+
+    classes, channels, width, side = case
+    images, levels = (2, 2) if run.dry else (32, 8)
+    make = torch.Generator().manual_seed(0)
+    shapes = ((images * levels, width, side, side), (classes * channels, width, 3, 3), (classes * channels,))
+    shapes += ((images * levels, channels, side, side),)
+    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+    x = [torch.randn(s, generator=make).to(run.device, dtype).requires_grad_(work != "forward") for s in shapes]
+    weight = torch.rand(levels, generator=make).to(run.device)
+
+    def call(function: Callable[..., Any]) -> Callable[[], Any]:
+        def once() -> Any:
+            loss = function(*x, weight)
+            return loss if work == "forward" else torch.autograd.grad(loss.sum(), x)
+
+        return once
+
+    contenders = {"eager": call(multihead_loss_reference)}
+    if not run.dry:
+        contenders["compile"] = call(torch.compile(multihead_loss_reference))
+    if not _native.why_not(run.device.type):
+        contenders["native"] = call(lambda *v: multihead_loss(*v, backend="native"))
+    flops = 2.0 * images * levels * width * 9 * classes * channels * side**2 * (1 if work == "forward" else 3)
+    moved = float(x[0].nbytes + x[3].nbytes) * (1 if work == "forward" else 3)
+    row: dict[str, Any] = {"case": name, "precision": kind, "work": work}
+    with precision(kind, run.device, cast=False):
+        for who, once in contenders.items():
+            try:
+                seconds = run.measure(once)
+            except torch.OutOfMemoryError as error:
+                row[who] = {"error": str(error).splitlines()[0]}
+                continue
+            row[who] = {**seconds, **roofline(seconds["median"], flops, moved, run.peaks(), kind)}
+    torch_best = [row[who]["median"] for who in ("eager", "compile") if "median" in row.get(who, {})]
+    if "median" in row.get("native", {}) and torch_best:
+        row["speedup"] = round(min(torch_best) / row["native"]["median"], 3)
+    return row
+
+
+def _student(run: Run, **settings: Any) -> tuple[Any, torch.Tensor]:
+    classifier = rdc.load("fashion-mnist", device=run.device, **settings)
+    return classifier, rdc.load_dataset("fashion-mnist-sample").pixels().to(run.device)
+
+
+def _losses(classifier: Any, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return classifier.class_losses(x)
+
+
+def _slope(classifier: Any, x: torch.Tensor) -> torch.Tensor:
+    leaf = x.clone().requires_grad_()
+    return torch.autograd.grad(classifier.class_losses(leaf).sum(), leaf)[0]
+
+
+def classify(run: Run) -> dict[str, Any]:
+    """Predictions of the shipped student: images a second and roofline, by precision; decisions compared with float32's."""
+    return _by_precision(run, "prediction", _losses, {"dc": {}})
+
+
+def attack(run: Run) -> dict[str, Any]:
+    """One attack step of DC and RDC, exact and BPDA."""
+    modes = {"dc exact": {}, "rdc exact": {"lm": "paper-v2"}, "rdc bpda": {"lm": "paper-v2", "gradient": "bpda"}}
+    return _by_precision(run, "attack step", _slope, modes)
+
+
+def _by_precision(run: Run, what: str, function: Callable[..., torch.Tensor], modes: dict[str, Any]) -> dict[str, Any]:
+    rows, count = [], 2 if run.dry else 256
+    for mode, settings in modes.items():
+        classifier, data = _student(run, **settings)
+        x = data[:count]
+        flops = flops_of(lambda c=classifier, x=x[:2]: function(c, x)) * len(x) / 2
+        reference = None
+        for kind in KINDS:
+            if run.left() < 5:
+                break
+            with precision(kind, run.device):
+                out = function(classifier, x).float().flatten(1)
+                seconds = run.measure(lambda c=classifier, x=x: function(c, x))
+            reference = out if reference is None else reference
+            cosine = torch.cosine_similarity(out, reference).min().item()
+            same = (out.argmin(1) == reference.argmin(1)).float().mean().item()
+            speed = {"images_per_second": float(f"{len(x) / seconds['median']:.4g}")}
+            top = roofline(seconds["median"], flops, None, run.peaks(), kind)
+            rows.append(
+                {"mode": mode, "precision": kind, **seconds, **speed, **top, "cosine_to_float32": round(cosine, 6),
+                 **({"same_decisions": round(same, 4)} if what == "prediction" else {})}
+            )  # fmt: skip
+    best = max(rows, key=lambda row: row["images_per_second"], default=None)
+    line = (
+        "no time" if best is None else f"{best['mode']}, {best['precision']}: {best['images_per_second']:.0f} images/s"
+    )
+    return {"line": f"{line}, {100 * best['of_peak']:.0f} % of peak" if best else line, "rows": rows}
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Training images a second: train, distill, distill --margin-eps."""
+    import tempfile
+
+    from test_training import STEPS, trainer
+
+    rows, batch = [], 4 if run.dry else 256
+    for kind in STEPS[:1] if run.dry else STEPS:
+        for precise in ("float32", "bfloat16"):
+            if run.left() < 5:
+                break
+            with tempfile.TemporaryDirectory() as folder:
+                made = trainer(kind, Path(folder), precise, str(run.device), batch)
+                seconds = run.measure(made.train_step)
+            speed = float(f"{batch / seconds['median']:.4g}")
+            rows.append({"command": kind, "precision": precise, **seconds, "images_per_second": speed})
+    words = ", ".join(
+        f"{row['command']} {row['images_per_second']:.0f}" for row in rows if row["precision"] == "bfloat16"
+    )
+    return {"line": f"images/s in bfloat16: {words}", "rows": rows}
+
+
+def batch(run: Run) -> dict[str, Any]:
+    """The best number of images a call, and the best memory budget, for an attack step."""
+    counts, budgets = (
+        ((2, 4), (64.0, 256.0)) if run.dry else ((32, 64, 128, 256, 512), (512.0, 2048.0, 8192.0, 32768.0))
+    )
+    rows = []
+    for budget in budgets:
+        classifier, data = _student(run, memory_budget_mb=budget)
+        for count in counts:
+            if run.left() < 5:
+                break
+            try:
+                seconds = run.measure(lambda c=classifier, x=data[:count]: _slope(c, x))
+            except torch.OutOfMemoryError:
+                rows.append({"images": count, "memory_budget_mb": budget, "error": "out of memory"})
+                break
+            speed = float(f"{count / seconds['median']:.4g}")
+            over = None if seconds["peak_mib"] is None else round(seconds["peak_mib"] / budget, 2)
+            rows.append(
+                {
+                    "images": count,
+                    "memory_budget_mb": budget,
+                    **seconds,
+                    "images_per_second": speed,
+                    "peak_to_budget": over,
+                }
+            )
+    best = max(
+        (row for row in rows if "images_per_second" in row), key=lambda row: row["images_per_second"], default=None
+    )
+    words = "none fits" if best is None else f"{best['images']} images, budget {best['memory_budget_mb']:.0f} MiB"
+    return {
+        "line": words if best is None else f"{words}: {best['images_per_second']:.0f} images/s",
+        "best": best,
+        "rows": rows,
+    }
+
+
+PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {
+    "build": build, "test": test, "sanitize": sanitize, "op": op, "classify": classify, "attack": attack, "batch": batch, "train": train,
+}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas (default: all)")
+    parser.add_argument("--list", action="store_true", help="list the parts")
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU with tiny sizes; builds and checks nothing")
+    parser.add_argument("--minutes", type=float, default=8.5, help="time for everything (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="JSON file, written after every part")
+    args = parser.parse_args()
+    if args.list:
+        print("\n".join(f"{name:10s} {part.__doc__.splitlines()[0]}" for name, part in PARTS.items()))
+        return 0
+    named = args.only.split(",")
+    chosen = [name for name in PARTS if name in named]  # the build comes first: what follows uses it
+    if unknown := [name for name in named if name not in PARTS]:
+        parser.error(f"--only: expected some of {', '.join(PARTS)}; got {unknown[0]!r}")
+    if not args.dry_run and not torch.cuda.is_available():
+        parser.error(
+            "expected a CUDA device; there is none that torch sees. Use --dry-run to try the script on the CPU"
+        )
+    return _all(args, chosen)
+
+
+def _all(args: argparse.Namespace, chosen: list[str]) -> int:
+    run = Run(args)
+    label = "dry run on a CPU: NOT YET RUN ON A GPU" if args.dry_run else torch.cuda.get_device_name()
+    result: dict[str, Any] = {"label": label, "about": None, "parts": {}}
+    for name in chosen:
+        begun = time.monotonic()
+        if run.left() < 10:
+            found: dict[str, Any] = {"line": "left out: no time left"}
+        else:
+            print(f"{name} ...", flush=True)
+            try:
+                found = PARTS[name](run)
+            except Exception as error:  # the other parts go on, and the table says so
+                found = {"line": f"FAILED: {type(error).__name__}: {error}"[:110], "traceback": traceback.format_exc()}
+        result["parts"][name] = {**found, "seconds_of_part": round(time.monotonic() - begun, 1)}
+        if result["about"] is None:  # not before the build: this process would load the extension that was there
+            result["about"] = about()
+        result["peaks"] = run.top
+        if args.out:
+            write_json(args.out, result)
+    print(f"\n{label}")
+    for name, found in result["parts"].items():
+        print(f"  {name:10s} {found['seconds_of_part']:6.1f} s   {found['line']}")
+    return 1 if any(found["line"].startswith("FAILED") for found in result["parts"].values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Timing that survives a busy machine: candidates take turns, medians and ratios within one run, and a record of where it was run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["about", "alternate", "clock", "median", "ratio", "summary"]
+
+
+def clock(threads: int) -> tuple[str, Callable[[], float]]:
+    """Which clock to read: with one thread the process's CPU time, which does not count what other programs took meanwhile.
+
+    On a quiet machine both clocks show the same for one thread.
+    """
+    return ("CPU seconds of the process", time.process_time) if threads == 1 else ("wall clock", time.perf_counter)
+
+
+def alternate(
+    candidates: Mapping[str, Callable[[], Any]], rounds: int, read: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of ``rounds`` calls of every candidate, one after the other in each round, the first one of a round moving on.
+
+    Whatever else the machine does then hits all candidates alike. Warm them up before.
+
+    Args:
+        read: the clock.
+    """
+    names = list(candidates)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        for place in range(len(names)):
+            name = names[(place + turn) % len(names)]
+            begun = read()
+            candidates[name]()
+            found[name].append(read() - begun)
+    return found
+
+
+def median(values: list[float]) -> float:
+    """The middle value."""
+    return statistics.median(values)
+
+
+def ratio(slow: list[float], fast: list[float], slow_images: int = 1, fast_images: int = 1) -> dict[str, float]:
+    """How many times more seconds an image takes: ratio of medians, and the smallest and largest ratio of one round."""
+    each = [(a / slow_images) / (b / fast_images) for a, b in zip(slow, fast, strict=True)]
+    middle = (median(slow) / slow_images) / (median(fast) / fast_images)
+    return {"ratio": _short(middle), "lowest": _short(min(each)), "highest": _short(max(each))}
+
+
+def summary(values: list[float], images: int = 1) -> dict[str, float]:
+    """Median, smallest and largest seconds an image."""
+    return {
+        "seconds_per_image": _short(median(values) / images),
+        "fastest": _short(min(values) / images),
+        "slowest": _short(max(values) / images),
+        "rounds": len(values),
+        "images": images,
+    }
+
+
+def about() -> dict[str, Any]:
+    """Machine, commit, command and versions, for the head of a results file."""
+    import torch
+
+    from rdc.evaluation import commit, versions
+    from rdc.ops._native import describe
+
+    found = describe()
+    gpus = found["gpus"]
+    return {
+        "machine": {
+            "cpu": _cpu_name(),
+            "logical_cpus": os.cpu_count(),
+            "usable_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "load_at_start": _short(os.getloadavg()[0]) if hasattr(os, "getloadavg") else None,
+            "system": platform.platform(),
+            "gpus": gpus,
+            "gpu_label": "measured on " + gpus[0] if gpus else "not yet run on a GPU",
+        },
+        "threads": torch.get_num_threads(),
+        "isa": found["cpu"]["isa"],
+        "commit": commit(),
+        "command": shlex.join(["python", *sys.argv]),
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": versions(torch.device("cpu")),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")

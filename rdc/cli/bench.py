@@ -1,0 +1,75 @@
+"""``rdc bench``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import Any
+
+ABOUT = """Compare two benchmark files (pytest --benchmark-only --benchmark-json=FILE): what got slower beyond noise. A change counts when
+the medians differ by more than --threshold and the rounds of the two runs tell them apart. Exit status 1 if anything got slower."""
+EXAMPLES = """examples:
+  pytest --benchmark-only --benchmark-json=new.json
+  rdc bench compare benchmarks/results/suite.json new.json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of ``rdc bench``."""
+    parser.description, parser.epilog = ABOUT, EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("action", choices=("compare",), help="compare: OLD with NEW")
+    parser.add_argument("old", metavar="OLD.json")
+    parser.add_argument("new", metavar="NEW.json")
+    parser.add_argument(
+        "--threshold", type=float, default=0.1, metavar="X", help="smallest change that counts (default: 0.1, 10 %%)"
+    )
+    parser.add_argument(
+        "--relative", action="store_true", help="divide by the median ratio: for machines of different speed"
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare; returns the exit status."""
+    from rdc.benchmark_comparison import compare_benchmarks, read_benchmarks
+
+    old, new = read_benchmarks(args.old), read_benchmarks(args.new)
+    found = compare_benchmarks(old, new, threshold=args.threshold, relative=args.relative)
+    changes = found["changes"]
+    if args.json:
+        print(json.dumps({**found, "changes": [dataclasses.asdict(change) for change in changes]}, indent=2))
+    else:
+        print(_table(found, old, new))
+    return 1 if any(change.verdict == "slower" for change in changes) else 0
+
+
+def _table(found: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> str:
+    lines = [
+        f"old  {old['path']}  (commit {old['commit'] or '-'})",
+        f"new  {new['path']}  (commit {new['commit'] or '-'})",
+        "",
+    ]
+    shown = [change for change in found["changes"] if change.verdict != "same"]
+    if shown:
+        lines.append(f"  {'':8}{'old':>10}{'new':>11}{'new/old':>9}   {'95 % interval':<16}{'p':>7}")
+    for change in shown:
+        ends = f"[{change.low:.2f}, {change.high:.2f}]"
+        lines.append(
+            f"  {change.verdict:8}{_seconds(change.old):>10}{_seconds(change.new):>11}{change.ratio:>9.2f}   {ends:<16}"
+            f"{change.p_value:>7.3f}   {change.name}"
+        )
+    same = len(found["changes"]) - len(shown)
+    lines.append(f"{'' if not shown else chr(10)}{same} of {len(found['changes'])} benchmarks: no change beyond noise")
+    for words, names in (("only in old", found["only_old"]), ("only in new", found["only_new"])):
+        if names:
+            lines.append(f"{words}: {', '.join(names)}")
+    return "\n".join([*lines, *(f"note: {note}" for note in found["notes"])])
+
+
+def _seconds(value: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value / 1e-9:.3g} ns"

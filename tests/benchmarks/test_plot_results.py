@@ -1,0 +1,40 @@
+"""Tables and pictures come from the results files alone."""
+
+import pytest
+
+from rdc.files import read_json
+
+plot_results = pytest.importorskip("plot_results")
+THERE = [name for name in plot_results.PARTS if (plot_results.RESULTS / f"{name}.json").exists()]
+
+
+@pytest.mark.parametrize("name", THERE)
+def test_tables(name):
+    table = plot_results.PARTS[name][1](read_json(plot_results.RESULTS / f"{name}.json"))
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(rows) > 3 and len({row.count("|") for row in rows}) == 1
+    assert "not yet run on a GPU" in table or "measured on" in table
+
+
+def test_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(plot_results, "IMAGES", tmp_path)
+    for name in THERE:
+        plot = plot_results.PARTS[name][0]
+        if plot is not None:
+            plot(read_json(plot_results.RESULTS / f"{name}.json"))
+    files = list(tmp_path.glob("benchmarks-*.svg"))
+    assert files and all(file.read_bytes().startswith(b"<?xml") and file.stat().st_size < 100_000 for file in files)
+
+
+def test_replaced():
+    page = "a\n<!-- speed -->\nold\n<!-- end -->\nb\n<!-- suite -->\nother\n<!-- end -->\n"
+    found = plot_results.replaced(page, "speed", "new \\1 | x")
+    assert found == page.replace("old", "new \\1 | x")
+    with pytest.raises(SystemExit, match="<!-- scaling -->"):
+        plot_results.replaced(page, "scaling", "")
+
+
+def test_the_page_has_a_place_for_every_table():
+    page = plot_results.PAGE.read_text()
+    for name in plot_results.PARTS:
+        plot_results.replaced(page, name, "")
