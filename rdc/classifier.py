@@ -205,7 +205,7 @@ class DiffusionClassifier(nn.Module):
             raise ConfigError('penalty: expected likelihood maximisation, e.g. lm="paper-v2"; this classifier has none')
         x0 = self._prepare(pixels)
         self.network_evaluations += len(x0) * lm_evaluations(self.lm)
-        return lm_penalty(self.denoiser, x0, self.lm, self._draw, self._pairs_that_fit(x0))
+        return lm_penalty(self.denoiser, x0, self.lm, self._draw, self.pairs_that_fit(x0))
 
     def surrogates(self) -> dict[str, Callable[[Tensor], Tensor]]:
         """Stand-ins for a transfer attack: "plain" (no LM), "one-step" (LM with N = 1), "fresh" (other noise)."""
@@ -252,7 +252,7 @@ class DiffusionClassifier(nn.Module):
         """Class losses [N, K] in pieces that fit the memory budget; pieces are rebuilt in the backward pass."""
         count, levels = len(x0), len(sigma)
         self.network_evaluations += count * levels * self.denoiser.passes_per_level
-        pairs = self._pairs_that_fit(x0)
+        pairs = self.pairs_that_fit(x0)
         per_piece = min(levels, pairs)
         images = max(1, pairs // per_piece)
         single = count * levels <= pairs
@@ -274,7 +274,7 @@ class DiffusionClassifier(nn.Module):
             parts.append(total)
         return torch.cat(parts)
 
-    def _pairs_that_fit(self, like: Tensor) -> int:
+    def pairs_that_fit(self, like: Tensor) -> int:
         """Pairs of image and level, all classes, whose losses and gradient fit the budget; measured once."""
         key = (like.dtype, like.device)
         if key not in self._bytes:

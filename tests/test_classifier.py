@@ -91,7 +91,7 @@ def test_chunks_and_batch_composition_change_nothing(kind, gradient):
     logits, grad = run(whole, images)
     for pairs in (1, 4, 7, 40):
         small = whole.with_(memory_budget_mb=per_pair * pairs * 1.01)
-        assert small._pairs_that_fit(images) == pairs
+        assert small.pairs_that_fit(images) == pairs
         for ours, reference in zip(run(small, images), (logits, grad), strict=True):
             close(ours, reference, FLOAT64_ORDER * 100)
     for index in range(5):

@@ -17,7 +17,7 @@ from rdc.anytime.calibration import (
     fingerprint,
     prior_scores,
 )
-from rdc.classifier import DiffusionClassifier, graph_bytes
+from rdc.classifier import DiffusionClassifier
 from rdc.defences.base import Defence
 from rdc.errors import ConfigError
 from rdc.likelihood_maximization import lm_evaluations
@@ -69,7 +69,6 @@ class AnytimeClassifier(Defence):
         self.classifier, self.error_rate, self.calibration = classifier, error_rate, None
         self.noise_seed = classifier.noise.seed
         self.head = f"{classifier.denoiser.head}, anytime"
-        self._rows: int | None = None
         if calibration is not None:
             self.use(calibration)
 
@@ -135,7 +134,7 @@ class AnytimeClassifier(Defence):
         running, left = prior.expand(len(x0), -1), []
         levels = torch.zeros(len(x0), dtype=torch.int64, device=x0.device)
         for part, limit in self._parts():
-            size = max(1, self._rows_that_fit(x0) // (part.stop - part.start))
+            size = max(1, self.classifier.pairs_that_fit(x0) // (part.stop - part.start))
             found = [
                 self.classifier.denoiser.class_losses(images, noise[part], sigma[part], weight[part])
                 for images in x0[active].split(size)
@@ -185,7 +184,7 @@ class AnytimeClassifier(Defence):
     ) -> Tensor:
         """Weighted losses [P] of pairs (image, class) over some levels."""
         denoiser, count = self.classifier.denoiser, len(sigma)
-        size = max(1, self._rows_that_fit(x0) // count)
+        size = max(1, self.classifier.pairs_that_fit(x0) * denoiser.passes_per_level // count)
         found = []
         for rows, classes in zip(images.split(size), labels.split(size), strict=True):
             x_t, target = denoiser.noisy(x0[rows], noise, sigma)
@@ -193,12 +192,6 @@ class AnytimeClassifier(Defence):
             error = (f - target).square().flatten(1).sum(1).unflatten(0, (len(rows), count))
             found.append(error @ weight.to(error.dtype))
         return torch.cat(found)
-
-    def _rows_that_fit(self, like: Tensor) -> int:
-        if self._rows is None:
-            budget = self.classifier.memory_budget_mb * 2**20
-            self._rows = max(1, int(budget / graph_bytes(self.classifier.denoiser, like)))
-        return self._rows
 
     # --- what an evaluation asks for ------------------------------------------------------------------------------
     def with_(self, **changes: Any) -> AnytimeClassifier:
