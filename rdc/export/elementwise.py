@@ -108,7 +108,9 @@ def matrix_transpose(t: Any, node: Any) -> str:
 def expand(t: Any, node: Any) -> str:
     x, before, after = t.args(node, 1)[0], t.dims(node.args[0]), t.dims(node)
     before = [(1, False)] * (len(after) - len(before)) + before
-    return t.graph.op("Expand", x, t.graph.shape([(1, False) if a == b else b for a, b in zip(before, after, strict=True)]))
+    return t.graph.op(
+        "Expand", x, t.graph.shape([(1, False) if a == b else b for a, b in zip(before, after, strict=True)])
+    )
 
 
 def repeat(t: Any, node: Any) -> str:

@@ -1,7 +1,8 @@
 """An ONNX graph under construction: nodes, and the constants that several graphs share.
 
-Whatever depends on constants only goes into :class:`Constants`, which the main graph holds once; the body of a Loop refers to it by name, so
-that weights are stored once and what is derived from them is computed once (and folded by the runtime when it loads the file).
+Whatever depends on constants only goes into :class:`Constants`, which the main graph holds once; the body of a Loop
+refers to it by name, so that weights are stored once and what is derived from them is computed once (and folded by
+the runtime when it loads the file).
 """
 
 from __future__ import annotations
@@ -64,7 +65,13 @@ class Constants:
         return out
 
     def node(
-        self, graph: Graph, kind: str, inputs: tuple[str, ...], outputs: int, attributes: dict[str, Any], name: str | None
+        self,
+        graph: Graph,
+        kind: str,
+        inputs: tuple[str, ...],
+        outputs: int,
+        attributes: dict[str, Any],
+        name: str | None,
     ) -> tuple[str, ...]:
         """Add a node to ``graph``, or to the constants if it depends on nothing else; equal nodes are made once."""
         from onnx import helper
@@ -74,7 +81,9 @@ class Constants:
         key = (kind, inputs, outputs, repr(sorted(attributes.items())))
         if key not in made:
             outs = (name,) if name else tuple(self.fresh(kind.lower()) for _ in range(outputs))
-            (self.nodes if constant else graph.nodes).append(helper.make_node(kind, list(inputs), list(outs), **attributes))
+            (self.nodes if constant else graph.nodes).append(
+                helper.make_node(kind, list(inputs), list(outs), **attributes)
+            )
             if constant:
                 self.names.update(outs)
             made[key] = outs

@@ -36,7 +36,9 @@ def convolution_backward(t: Any, node: Any) -> tuple[str | None, ...]:
         turned = t.graph.op("Transpose", weight, perm=[1, 0, 2, 3])
         if any(size > 1 for size, _ in kernel):
             far = np.iinfo(np.int64).min
-            turned = t.graph.op("Slice", turned, t.graph.ints(-1, -1), t.graph.ints(far, far), t.graph.ints(2, 3), t.graph.ints(-1, -1))
+            turned = t.graph.op(
+                "Slice", turned, t.graph.ints(-1, -1), t.graph.ints(far, far), t.graph.ints(2, 3), t.graph.ints(-1, -1)
+            )
         pads = [d * (size - 1) - p for (size, _), p, d in zip(kernel, padding, dilation, strict=True)]
         return t.graph.op("Conv", grad, turned, dilations=list(dilation), pads=pads * 2), None, None
     sizes, grown = t.dims(node.args[1])[2:], t.dims(node.args[0])[2:]

@@ -7,26 +7,30 @@ from typing import Any
 import numpy as np
 import torch
 
+from rdc import __version__
 from rdc.classifier import DiffusionClassifier
 from rdc.export.graph import IR_VERSION, OPSET, Constants, Graph
 from rdc.export.programs import class_losses, example_images, lm_step, step_draws
-from rdc.export.translate import trace, translate
+from rdc.export.translate import peak_bytes, trace, translate
 
 __all__ = ["OUTPUTS", "build_model"]
+
+_ABOUT = "Robust diffusion classifier (arXiv 2305.15241), written by rdc; see its metadata and docs/deployment.md."
 
 #: name -> meaning, in the order of the file
 OUTPUTS: dict[str, str] = {
     "log_probabilities": "log p(y|x) [N, K] float32",
     "class_losses": "weighted denoising losses [N, K] float32",
-    "log_likelihood": "log sum_y p(y) exp(scale f_y) [N] float32: the log-likelihood up to a constant, in the units of the log-probabilities",
-    "decision": "class [N] int64; -1 where the largest probability is below confidence_threshold",
-    "purified_pixels": "what was classified [N, C, H, W] float32 in [0, 1] (files with likelihood maximisation only)",
+    "log_likelihood": "log sum_y p(y) exp(scale f_y) [N] float32: the log-likelihood up to a constant, in the units of
+    the log-probabilities", "decision": "class [N] int64; -1 where the largest probability is below
+    confidence_threshold", "purified_pixels": "what was classified [N, C, H, W] float32 in [0, 1] (files with
+    likelihood maximisation only)",
 }
 
 
 def build_model(
     classifier: DiffusionClassifier, *, max_steps: int, threshold: float, precision: str, pixel_type: str
-) -> Any:
+) -> tuple[Any, int]:
     """The ONNX model without its description.
 
     Args:
@@ -37,7 +41,7 @@ def build_model(
         pixel_type: "float32" (in [0, 1]) or "uint8".
 
     Returns:
-        ``onnx.ModelProto``.
+        ``onnx.ModelProto``, and an estimate of the bytes that one image needs while it is worked on.
     """
     from onnx import TensorProto, helper
 
@@ -49,13 +53,14 @@ def build_model(
     pixels = op("Div", op("Cast", "pixels", to=TensorProto.FLOAT), 255.0) if pixel_type == "uint8" else "pixels"
     anchor = x0 = op("Sub", op("Mul", pixels, 2.0), 1.0)
     inputs = [helper.make_tensor_value_info("pixels", _type(pixel_type), ["N", *channels])]
-    defaults = {"confidence_threshold": np.float32(threshold)}
+    step_bytes, defaults = 0, {"confidence_threshold": np.float32(threshold)}
     if classifier.lm is not None:
         defaults = {"lm_steps": np.int64(classifier.lm.steps), **defaults}
-        x0 = _loop(classifier, graph, constants, anchor, weights, max_steps)
+        x0, step_bytes = _loop(classifier, graph, constants, anchor, weights, max_steps)
         half = op("Mul", op("Add", x0, 1.0), 0.5)
         graph.nodes.append(helper.make_node("Identity", [half], ["purified_pixels"]))
-    (loss,) = translate(trace(class_losses(classifier), lambda n: [example_images(classifier.denoiser, n)]), graph, [x0], weights)
+    traced = trace(class_losses(classifier), lambda n: [example_images(classifier.denoiser, n)])
+    (loss,) = translate(traced, graph, [x0], weights)
     _decide(classifier, graph, loss)
 
     for name, value in defaults.items():
@@ -65,8 +70,8 @@ def build_model(
         constants.nodes + graph.nodes, "rdc_classifier", inputs, _outputs(classifier), _initializers(constants)
     )
     model = helper.make_model(built, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    model.producer_name = "rdc"
-    return model
+    model.producer_name, model.producer_version, model.doc_string = "rdc", __version__, _ABOUT
+    return model, max(step_bytes, peak_bytes(traced))
 
 
 def _loop(
@@ -76,9 +81,9 @@ def _loop(
     anchor: str,
     weights: dict[int, str],
     max_steps: int,
-) -> str:
-    """LM as a Loop of ``lm_steps`` turns; returns the name of what it moved ``anchor`` to. Arithmetic is float32: gradients of mean losses
-    vanish in float16."""
+) -> tuple[str, int]:
+    """LM as a Loop of ``lm_steps`` turns; returns the name of what it moved ``anchor`` to, and bytes per image.
+    Arithmetic is float32: gradients of mean losses vanish in float16."""
     from onnx import TensorProto, helper
 
     settings, denoiser = classifier.lm, classifier.denoiser
@@ -123,7 +128,7 @@ def _loop(
     graph.nodes.append(
         helper.make_node("Loop", ["lm_steps", "", anchor, zeros, zeros], [moved, *unused], name="lm", body=loop)
     )
-    return moved
+    return moved, peak_bytes(traced)
 
 
 def _decide(classifier: DiffusionClassifier, graph: Graph, loss: str) -> None:

@@ -1,8 +1,9 @@
 """From a traced PyTorch function to ONNX nodes.
 
-``make_fx`` records a function, the gradients that it takes included, as a list of aten calls. There are about sixty kinds in all networks of rdc;
-``elementwise.py`` and ``layers.py`` say what each is in ONNX. The function is recorded twice, with two batch sizes: what differs between the two
-recordings must be a multiple of N, everything else is a number.
+``make_fx`` records a function, the gradients that it takes included, as a list of aten calls. There are about sixty
+kinds in all networks of rdc; ``elementwise.py`` and ``layers.py`` say what each is in ONNX. The function is recorded
+twice, with two batch sizes: what differs between the two recordings must be a multiple of N, everything else is a
+number.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rdc.export.elementwise import ELEMENTWISE
 from rdc.export.graph import Graph
 from rdc.export.layers import LAYERS
 
-__all__ = ["BATCHES", "Translator", "trace", "translate"]
+__all__ = ["BATCHES", "Translator", "peak_bytes", "trace", "translate"]
 
 #: batch sizes of the two recordings
 BATCHES = (3, 5)
@@ -61,7 +62,9 @@ def trace(function: Callable[..., Any], examples: Callable[[int], Sequence[Tenso
     pairs = list(zip(traced.graph.nodes, twin.graph.nodes, strict=True))
     for node, other in pairs:
         if node.op != other.op or str(node.target) != str(other.target) and node.op == "call_function":
-            raise ConfigError(f"export: expected the same calls for any batch size; got {node.target} and {other.target}")
+            raise ConfigError(
+                f"export: expected the same calls for any batch size; got {node.target} and {other.target}"
+            )
         node.meta["twin"] = other
         value, again = node.meta.get("val"), other.meta.get("val")
         if isinstance(value, Tensor):
@@ -88,6 +91,27 @@ def _numbers(node: Any) -> list[Any]:
         (node.args, dict(node.kwargs)), lambda value: found.append(value) if isinstance(value, (int, float)) else None
     )
     return found
+
+
+def peak_bytes(traced: torch.fx.GraphModule) -> int:
+    """Most bytes alive at once for one image when the calls run in order; what depends on weights only is left out.
+    An estimate: a translation may need further buffers, so twice what the recording needs is assumed."""
+    last: dict[Any, Any] = {}
+    for node in traced.graph.nodes:
+        for source in node.all_input_nodes:
+            last[source] = node
+    ends: dict[Any, list[Any]] = {}
+    for source, node in last.items():
+        ends.setdefault(node, []).append(source)
+    alive, now, most = {}, 0, 0
+    for node in traced.graph.nodes:
+        dims = node.meta.get("dims", []) if node.op != "get_attr" else []
+        if any(dynamic for _, dynamic in dims):
+            alive[node] = 4 * int(np.prod([size for size, _ in dims]))
+            now += alive[node]
+            most = max(most, now)
+        now -= sum(alive.pop(source, 0) for source in ends.get(node, []))
+    return 2 * most
 
 
 def translate(
