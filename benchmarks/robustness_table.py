@@ -29,11 +29,12 @@ THREATS = {
     "stadv": ("flow", "0.05", "StAdv 0.05"),
 }
 
-# A plain network bears the whole of AutoAttack, 100 steps. A gradient of a diffusion classifier costs T' times a
-network's, and it is so nearly # linear in a ball that steps add little (docs/levels.md): its targeted attacks take
-fewer. Through a purifier a gradient # costs five to twenty times more again; there, the attacks made for purifiers
-replace steps. _PLAIN = ("autoattack",) _DIFFUSION = ("apgd-ce", "apgd-t:targets=3:steps=25",
-"fab-t:targets=3:steps=15", "square:queries=500") _PURIFIED = (
+# A plain network bears the whole of AutoAttack, 100 steps. A gradient of a diffusion classifier costs T' times a network's, and it is so nearly
+# linear in a ball that steps add little (docs/levels.md): its targeted attacks take fewer. Through a purifier a gradient
+# costs five to twenty times more again; there, the attacks made for purifiers replace steps.
+_PLAIN = ("autoattack",)
+_DIFFUSION = ("apgd-ce", "apgd-t:targets=3:steps=25", "fab-t:targets=3:steps=15", "square:queries=500")
+_PURIFIED = (
     "transfer:surrogate=plain", "apgd-ce:gradient=bpda:steps=30", "apgd-ce:steps=20", "apgd-t:targets=2:steps=10",
     "lagrange:surrogate=plain:steps=20", "square:queries=100",
 )  # fmt: skip

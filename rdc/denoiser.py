@@ -102,12 +102,12 @@ class ConditionalDenoiser(Denoiser):
         return self.network(*self._inputs(x_t, sigma), onehot)
 
     def f_null(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        return self.network(*self._inputs(x_t, sigma), x_t.new_zeros(x_t.shape[0], self.num_classes))
+        return self.network(*self._inputs(x_t, sigma), x_t.new_zeros(len(x_t), self.num_classes))
 
     def losses_of(self, x_t: Tensor, sigma: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         scaled, c_noise = self._inputs(x_t, sigma)
         classes = torch.eye(self.num_classes, dtype=x_t.dtype, device=x_t.device)
-        rows, count = x_t.shape[0], self.num_classes
+        rows, count = len(x_t), self.num_classes
         f = self.network(
             scaled.repeat_interleave(count, 0), c_noise.repeat_interleave(count), classes.repeat(rows, 1)
         ).unflatten(0, (rows, count))

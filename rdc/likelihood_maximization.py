@@ -215,11 +215,11 @@ def lm_objective(
 ) -> Tensor:
     """:func:`lm_loss` for given levels sigma, weight [L] and noise [L, C, H, W]."""
     x_t, target = denoiser.noisy(x, noise, sigma)
-    rows = sigma.repeat(x.shape[0])
+    rows = sigma.repeat(len(x))
     error = (denoiser.f_null(x_t, rows) - target).square().mean((1, 2, 3))
     if settings.loss == "x0":
         error = error * denoiser.precondition.c_out(rows) ** 2
-    return error.unflatten(0, (x.shape[0], len(sigma))) @ weight
+    return error.unflatten(0, (len(x), len(sigma))) @ weight
 
 
 def lm_penalty(denoiser: Denoiser, x0: Tensor, settings: LikelihoodMaximization, draw: int, rows: int) -> Tensor:

@@ -40,9 +40,9 @@ def export_onnx(
     Args:
         classifier: a :class:`~rdc.classifier.DiffusionClassifier` with noise "fixed"; it is not changed.
         path: the file; written atomically.
-        precision: "float32"; "float16-weights": weights stored in half precision, arithmetic in float32; "float16":
-        the classifier's convolutions
-            in half precision too (normalisation, softmax, sums and LM stay in float32), for GPUs.
+        precision: "float32"; "float16-weights": weights stored in half precision, arithmetic in float32; "float16": the
+            classifier's convolutions in half precision too (normalisation, softmax, sums and LM stay in float32), for
+            GPUs.
         pixel_type: what the file takes: "float32" in [0, 1] or "uint8".
         max_lm_steps: most steps ``lm_steps`` may ask for; each has its draw in the file. None: the classifier's own number.
         confidence_threshold: default of the input: below it the decision is -1.

@@ -21,10 +21,10 @@ _ABOUT = "Robust diffusion classifier (arXiv 2305.15241), written by rdc; see it
 OUTPUTS: dict[str, str] = {
     "log_probabilities": "log p(y|x) [N, K] float32",
     "class_losses": "weighted denoising losses [N, K] float32",
-    "log_likelihood": "log sum_y p(y) exp(scale f_y) [N] float32: the log-likelihood up to a constant, in the units of
-    the log-probabilities", "decision": "class [N] int64; -1 where the largest probability is below
-    confidence_threshold", "purified_pixels": "what was classified [N, C, H, W] float32 in [0, 1] (files with
-    likelihood maximisation only)",
+    "log_likelihood": "log sum_y p(y) exp(scale f_y) [N] float32: the log-likelihood up to a constant, in the units of "
+    "the log-probabilities",
+    "decision": "class [N] int64; -1 where the largest probability is below confidence_threshold",
+    "purified_pixels": "what was classified [N, C, H, W] float32 in [0, 1] (files with likelihood maximisation only)",
 }
 
 

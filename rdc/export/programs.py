@@ -39,7 +39,7 @@ def class_losses(classifier: DiffusionClassifier) -> Callable[[Tensor], Tensor]:
 
     def losses(x0: Tensor) -> Tensor:
         x_t, target = denoiser.noisy(x0, noise, sigma)
-        rows = sigma.repeat(x0.shape[0])
+        rows = sigma.repeat(len(x0))
         if isinstance(denoiser, MultiHeadDenoiser):  # the native op has no translation; its definition has
             return multihead_loss_reference(*denoiser.loss_operands(x_t, rows, target), weight)
         return denoiser.losses_of(x_t, rows, target, weight)

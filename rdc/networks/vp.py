@@ -116,7 +116,7 @@ class VPNetwork(nn.Module):
     def class_weights(self, x: Tensor, class_labels: Tensor | None) -> Tensor:
         """Weights [B, E] of the class embeddings for labels [B, K]."""
         if class_labels is None:
-            class_labels = x.new_zeros(x.shape[0], self.num_classes)
+            class_labels = x.new_zeros(len(x), self.num_classes)
         rest = 1 - class_labels.sum(1, keepdim=True)  # 1 where there is no label
         if self.null_label is None:
             if not torch.compiler.is_compiling() and bool((rest > 0.5).any()):
