@@ -226,11 +226,14 @@ def index(t: Any, node: Any) -> str:
     return t.graph.op("Gather", x, picks[0], axis=0)
 
 
-def argmin(t: Any, node: Any) -> str:
-    x, axis, keep = t.args(node, 3, default=None)
-    if axis is None:
-        raise ConfigError("export: argmin over everything is not translated")
-    return t.graph.op("ArgMin", x, axis=axis, keepdims=int(bool(keep)))
+def bucketize(t: Any, node: Any) -> str:
+    """How many of the borders [M] lie below x [B]."""
+    x, borders = t.args(node, 2)
+    if node.kwargs.get("right", False):
+        raise ConfigError("export: bucketize with right=True is not translated")
+    op = t.graph.op
+    below = op("Cast", op("Greater", op("Unsqueeze", x, t.graph.ints(-1)), borders), to=7)
+    return op("ReduceSum", below, t.graph.ints(-1), keepdims=0)
 
 
 #: aten overload -> function
@@ -298,5 +301,5 @@ ELEMENTWISE: dict[str, Callable[[Any, Any], Any]] = {
     "aten.flip.default": flip,
     "aten._to_copy.default": cast,
     "aten.index.Tensor": index,
-    "aten.argmin.default": argmin,
+    "aten.bucketize.Tensor": bucketize,
 }  # fmt: skip

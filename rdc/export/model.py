@@ -87,6 +87,9 @@ def _loop(
     from onnx import TensorProto, helper
 
     settings, denoiser = classifier.lm, classifier.denoiser
+    one = example_images(denoiser, 1)
+    with torch.no_grad():
+        denoiser.f_null(one, torch.ones(1))  # refuses networks that have no null label
     draws = step_draws(settings, classifier.image_shape, max_steps)
     body = Graph(constants)
     body.batch = graph.batch
