@@ -226,6 +226,22 @@ def index(t: Any, node: Any) -> str:
     return t.graph.op("Gather", x, picks[0], axis=0)
 
 
+def constant_pad(t: Any, node: Any) -> str:
+    """Pads come as (before, after) of the last dimension, then of the one before it, ...; negative ones cut."""
+    x, given = t.args(node, 2)
+    if t.args(node, 3, default=0)[2] != 0:
+        raise ConfigError("export: padding with another value than 0 is not translated")
+    rank, pads = len(t.dims(node)), [0] * (2 * len(t.dims(node)))
+    for place in range(len(given) // 2):
+        pads[rank - 1 - place], pads[2 * rank - 1 - place] = given[2 * place], given[2 * place + 1]
+    return t.graph.op("Pad", x, t.graph.ints(*pads))
+
+
+def embedding(t: Any, node: Any) -> str:
+    table, rows = t.args(node, 2)
+    return t.graph.op("Gather", table, rows, axis=0)
+
+
 def bucketize(t: Any, node: Any) -> str:
     """How many of the borders [M] lie below x [B]."""
     x, borders = t.args(node, 2)
@@ -242,7 +258,7 @@ ELEMENTWISE: dict[str, Callable[[Any, Any], Any]] = {
         f"aten.{name}.default": _unary(kind)
         for name, kind in {
             "neg": "Neg", "abs": "Abs", "sign": "Sign", "sqrt": "Sqrt", "reciprocal": "Reciprocal", "log": "Log", "exp": "Exp",
-            "cos": "Cos", "sin": "Sin", "tanh": "Tanh", "sigmoid": "Sigmoid", "relu": "Relu", "round": "Round", "mish": "Mish",
+            "cos": "Cos", "sin": "Sin", "tanh": "Tanh", "sigmoid": "Sigmoid", "relu": "Relu", "round": "Round",
         }.items()
     },
     **{
@@ -301,5 +317,7 @@ ELEMENTWISE: dict[str, Callable[[Any, Any], Any]] = {
     "aten.flip.default": flip,
     "aten._to_copy.default": cast,
     "aten.index.Tensor": index,
+    "aten.constant_pad_nd.default": constant_pad,
+    "aten.embedding.default": embedding,
     "aten.bucketize.Tensor": bucketize,
 }  # fmt: skip

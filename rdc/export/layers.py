@@ -108,6 +108,21 @@ def silu_backward(t: Any, node: Any) -> str:
     return op("Mul", grad, slope)
 
 
+def mish(t: Any, node: Any) -> str:
+    """x tanh(softplus(x))."""
+    (x,) = t.args(node, 1)
+    return t.graph.op("Mul", x, t.graph.op("Tanh", t.graph.op("Softplus", x)))
+
+
+def mish_backward(t: Any, node: Any) -> str:
+    """With h = tanh(softplus(x)): h + x (1 - h^2) sigmoid(x)."""
+    grad, x = t.args(node, 2)
+    op = t.graph.op
+    h = op("Tanh", op("Softplus", x))
+    slope = op("Add", h, op("Mul", op("Mul", x, op("Sub", 1.0, op("Mul", h, h))), op("Sigmoid", x)))
+    return op("Mul", grad, slope)
+
+
 def softmax(t: Any, node: Any) -> str:
     x, dim, _ = t.args(node, 3)
     return t.graph.op("Softmax", x, axis=dim)
@@ -172,6 +187,8 @@ LAYERS = {
     "aten.native_group_norm_backward.default": group_norm_backward,
     "aten.silu.default": silu,
     "aten.silu_backward.default": silu_backward,
+    "aten.mish.default": mish,
+    "aten.mish_backward.default": mish_backward,
     "aten._softmax.default": softmax,
     "aten._softmax_backward_data.default": softmax_backward,
     "aten.avg_pool2d.default": avg_pool,

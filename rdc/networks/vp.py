@@ -120,7 +120,9 @@ class VPNetwork(nn.Module):
             class_labels = x.new_zeros(len(x), self.num_classes)
         rest = 1 - class_labels.sum(1, keepdim=True)  # 1 where there is no label
         if self.null_label is None:
-            recorded = torch.compiler.is_compiling() or isinstance(rest, FakeTensor)  # then there are no values to look at
+            recorded = torch.compiler.is_compiling() or isinstance(
+                rest, FakeTensor
+            )  # then there are no values to look at
             if not recorded and bool((rest > 0.5).any()):
                 raise InputError(
                     "this model was trained with labels only and has no null label: use it without likelihood "
