@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "distill": "distil a class-conditional teacher into a multi-head student",
     "sample": "draw sample images from a model",
     "export": "write a classifier, likelihood maximisation included, as one ONNX file",
+    "calibrate": "fit the logit scale; calibration error, abstention, images of other kinds",
     "predict": "classify images with an exported ONNX file, without PyTorch; JSON lines",
     "convert": "convert EDM, authors' or diffusers checkpoints to safetensors + JSON",
 }
