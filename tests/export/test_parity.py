@@ -6,9 +6,11 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
+import rdc
 from rdc.errors import InputError
+from rdc.export import export_onnx
 from rdc.networks.vp import VPNetwork, vp_sigmas
-from tests.export.files import NETWORKS, answers, assert_parity, classifier_of, exported, images_of, relative
+from tests.export.files import NETWORKS, answers, assert_parity, classifier_of, exported, images_of, open_file, relative
 from tests.networks.cases import DIFFUSERS_CASES, EDM_CASES
 from tests.tolerances import ONNX_PARITY
 
@@ -174,3 +176,22 @@ def test_lm_needs_a_null_label(tmp_path):
     classifier.denoiser.network = network
     with pytest.raises(InputError, match="null label"):
         exported(classifier, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lm", [None, "paper-v2"])
+def test_shipped_model(lm, tmp_path):
+    """benchmarks/onnx_parity.py does this for 512 images."""
+    classifier = rdc.load("fashion-mnist", lm=lm)
+    summary = export_onnx(classifier, tmp_path / "model.onnx")
+    assert summary["bytes"] < 1.3 * summary["weights_bytes"]
+    session = open_file(tmp_path / "model.onnx")
+    images = rdc.load_dataset("fashion-mnist-sample").pixels(range(68))
+    for pixels in (images[:1], images[1:4], images[4:]):
+        found = answers(session, pixels)
+        assert_parity(found, classifier, pixels)
+        with torch.no_grad():
+            expected = classifier(pixels).numpy()
+        assert (found["decision"] == expected.argmax(1)).all()
+        if lm is None:
+            assert relative(found["log_probabilities"], expected) < ONNX_PARITY
