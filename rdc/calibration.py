@@ -126,7 +126,7 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
     """ECE: mean over images of |accuracy - confidence| of their bin; arguments as of :func:`reliability`.
 
-    An estimate from N images is biased upward: of a calibrated classifier it is about 0.3 sqrt(bins / N), not 0.
+    An estimate from N images is biased upward: of a calibrated classifier it is up to about 0.4 sqrt(bins / N), not 0.
 
     Source: Naeini et al. 2015; Guo et al. 2017, arXiv 1706.04599, section 2.
     """

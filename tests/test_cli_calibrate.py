@@ -44,6 +44,7 @@ def test_calibrate(trained, tmp_path, capsys):
     assert result["risk_coverage"]["coverage"][-1] == 1 and result["risk_coverage"]["risk"][-1] == pytest.approx(
         1 - result["accuracy"]
     )
+    assert set(result["log_losses"]) == {"scale", "cross_entropy", "ece"} and result["log_losses"]["scale"] > 0
     kind = result["ood"]["kinds"]["noise"]
     assert kind["images"] == 30 and set(kind["auroc"]) == {"loss", "loss given complexity", "levels given complexity"}
     assert all(0 <= value <= 1 for value in kind["auroc"].values())

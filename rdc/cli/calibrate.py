@@ -114,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
         "reliability": rows,
         "risk_coverage": {"coverage": curve[0].tolist(), "risk": curve[1].tolist()},
     }
+    result["log_losses"] = _of_log_losses(losses, labels, test_losses, test_labels, prior, args.bins)
     out = Path(args.out)
     pictures = {
         "reliability.png": plots.reliability_plot(rows, ece),
@@ -129,6 +130,23 @@ def run(args: argparse.Namespace) -> int:
         _write_scale(args.model, scale)
     print(_words(result, out))
     return 0
+
+
+def _of_log_losses(
+    losses: Any, labels: Any, test_losses: Any, test_labels: Any, prior: Any, bins: int
+) -> dict[str, float]:
+    """What the fit would give for f_y = -log loss_y: the variance of an image's errors profiled out."""
+    import numpy as np
+
+    from rdc import calibration
+
+    scale = calibration.fit_logit_scale(np.log(losses), labels, prior)
+    log_p = calibration.log_softmax(-scale * np.log(test_losses) + (0 if prior is None else prior))
+    return {
+        "scale": scale,
+        "cross_entropy": calibration.negative_log_likelihood(log_p, test_labels),
+        "ece": calibration.expected_calibration_error(np.exp(log_p), test_labels, bins),
+    }
 
 
 def _check(classifier: Any) -> None:
