@@ -57,7 +57,6 @@ def run(args: argparse.Namespace) -> int:
     """Calibrate; returns the exit status."""
     import numpy as np
 
-    from rdc import calibration
     from rdc.data import load_dataset, train_holdout
     from rdc.errors import ConfigError
     from rdc.files import atomic_write, write_json
@@ -69,7 +68,6 @@ def run(args: argparse.Namespace) -> int:
         )
     classifier = load_classifier(args)
     _check(classifier)
-    prior = None if classifier.class_prior is None else np.log(np.array(classifier.class_prior))
     held = train_holdout(load_dataset(args.data, "train", args.data_root), args.holdout)[1]
     spread = np.linspace(0, len(held) - 1, min(args.n, len(held))).astype(int)  # all classes, whatever the order
     held = held.subset(spread.tolist())
@@ -79,6 +77,34 @@ def run(args: argparse.Namespace) -> int:
     test_levels, test_labels = _losses(classifier, test.pixels(), args, "test"), test.labels.numpy()
     weight = np.array(classifier.levels.weight)
     losses, test_losses = (np.einsum("ntk,t->nk", values, weight) for values in (levels, test_levels))
+    result = _fit(classifier, args, losses, labels, test_losses, test_labels)
+    rows, curve = result["reliability"], result["risk_coverage"]
+    out = Path(args.out)
+    pictures = {
+        "reliability.png": plots.reliability_plot(rows, result["ece"]["fitted"]),
+        "risk_coverage.png": plots.risk_coverage_plot(np.array(curve["coverage"]), np.array(curve["risk"])),
+    }
+    if args.ood:
+        result["ood"], pictures["scores.png"] = _unlike(classifier, args, (held, levels), (test, test_levels))
+    for name, content in pictures.items():
+        with atomic_write(out / name) as file:
+            file.write(content)
+    write_json(out / "calibration.json", result)
+    if args.write:
+        _write_scale(args.model, result["logit_scale"]["fitted"])
+    print(_words(result, out))
+    return 0
+
+
+def _fit(
+    classifier: Any, args: argparse.Namespace, losses: Any, labels: Any, test_losses: Any, test_labels: Any
+) -> dict[str, Any]:
+    """Fit on losses [N, K] and labels [N]; judge on the test images' ones."""
+    import numpy as np
+
+    from rdc import calibration
+
+    prior = None if classifier.class_prior is None else np.log(np.array(classifier.class_prior))
     scale = calibration.fit_logit_scale(losses, labels, prior)
 
     def probabilities(values: Any, by: float) -> Any:
@@ -94,8 +120,8 @@ def run(args: argparse.Namespace) -> int:
     result: dict[str, Any] = {
         "model": args.model,
         "data": args.data,
-        "fitted_on": len(held),
-        "tested_on": len(test),
+        "fitted_on": len(labels),
+        "tested_on": len(test_labels),
         "logit_scale": {"before": classifier.scale, "fitted": scale},
         "cross_entropy": {
             "before": calibration.negative_log_likelihood(np.log(before + 1e-300), test_labels),
@@ -115,21 +141,7 @@ def run(args: argparse.Namespace) -> int:
         "risk_coverage": {"coverage": curve[0].tolist(), "risk": curve[1].tolist()},
     }
     result["log_losses"] = _of_log_losses(losses, labels, test_losses, test_labels, prior, args.bins)
-    out = Path(args.out)
-    pictures = {
-        "reliability.png": plots.reliability_plot(rows, ece),
-        "risk_coverage.png": plots.risk_coverage_plot(*curve),
-    }
-    if args.ood:
-        result["ood"], pictures["scores.png"] = _unlike(classifier, args, (held, levels), (test, test_levels))
-    for name, content in pictures.items():
-        with atomic_write(out / name) as file:
-            file.write(content)
-    write_json(out / "calibration.json", result)
-    if args.write:
-        _write_scale(args.model, scale)
-    print(_words(result, out))
-    return 0
+    return result
 
 
 def _of_log_losses(

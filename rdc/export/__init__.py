@@ -67,7 +67,6 @@ def export_onnx(
     except ImportError as error:
         raise ConfigError("export: onnx is not installed; pip install rdc[onnx]") from error
     from rdc.export.checks import check_model
-    from rdc.export.graph import OPSET
     from rdc.export.metadata import describe_model, seal
     from rdc.export.model import build_model
     from rdc.files import atomic_write
@@ -87,6 +86,12 @@ def export_onnx(
     say(f"writing {path}")
     with atomic_write(path) as file:
         file.write(content)
+    return _summary(classifier, model, path, content, bytes_per_image)
+
+
+def _summary(classifier: Any, model: Any, path: Any, content: bytes, bytes_per_image: int) -> dict[str, Any]:
+    from rdc.export.graph import OPSET
+
     weights = sum(parameter.numel() for parameter in classifier.denoiser.parameters())
     return {
         "path": str(Path(path)),
