@@ -138,10 +138,14 @@ class MultiHeadDenoiser(Denoiser):
         return everything[torch.arange(len(x_t), device=x_t.device), labels]
 
     def losses_of(self, x_t: Tensor, sigma: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        return multihead_loss(*self.loss_operands(x_t, sigma, target), weight)
+
+    def loss_operands(self, x_t: Tensor, sigma: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What ``multihead_loss`` takes, but for the level weights: features, the classes' head and bias, folded target."""
         rows = self.num_classes * self.network.folded_channels
         head, bias = self.network.head_weight[:rows], self.network.head_bias[:rows]
         target = F.pixel_unshuffle(target, self.network.patch_size)  # the order of pixels does not change their sum
-        return multihead_loss(self.features(x_t, sigma), head, bias, target, weight)
+        return self.features(x_t, sigma), head, bias, target
 
 
 def make_denoiser(network: nn.Module, config: dict) -> Denoiser:

@@ -188,17 +188,32 @@ _EXAMPLES = {
 
 def lm_loss(denoiser: Denoiser, x: Tensor, settings: LikelihoodMaximization, step: int, draw: int) -> Tensor:
     """LM objective [N] of x0 = x [N, C, H, W] in [-1, 1]: weighted error of the label-free network, mean over pixels."""
+    sigma, weight, noise = lm_draw(settings, step, draw, denoiser.image_shape)
+    on = {"device": x.device, "dtype": x.dtype}
+    return lm_objective(denoiser, x, settings, sigma.to(**on), weight.to(**on), noise.to(x.device))
+
+
+def lm_draw(
+    settings: LikelihoodMaximization, step: int, draw: int, image_shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What step number ``step`` looks at: sigma [L] and weight [L] float64, noise [L, C, H, W] float32, on the CPU."""
     plan = NoisePlan(settings.seed, "fresh", stream=1)
     call = 0 if settings.noise == "same" else step
     position = draw * 4096 + call
     if settings.levels is not None:
-        sigma, weight = settings.levels.tensors(x.device, x.dtype)
+        sigma, weight = settings.levels.tensors(dtype=torch.float64)
     else:
         low, high = settings.sigma_range
         place = plan.uniform(position, 0, settings.levels_per_step)
-        sigma = (low + (high - low) * place).to(x.device, x.dtype)
+        sigma = low + (high - low) * place
         weight = torch.full_like(sigma, 1 / len(sigma))
-    noise = plan.normal(position, len(sigma), denoiser.image_shape).to(x.device)
+    return sigma, weight, plan.normal(position, len(sigma), image_shape)
+
+
+def lm_objective(
+    denoiser: Denoiser, x: Tensor, settings: LikelihoodMaximization, sigma: Tensor, weight: Tensor, noise: Tensor
+) -> Tensor:
+    """:func:`lm_loss` for given levels sigma, weight [L] and noise [L, C, H, W]."""
     x_t, target = denoiser.noisy(x, noise, sigma)
     rows = sigma.repeat(len(x))
     error = (denoiser.f_null(x_t, rows) - target).square().mean((1, 2, 3))
@@ -229,10 +244,13 @@ def lm_penalty(denoiser: Denoiser, x0: Tensor, settings: LikelihoodMaximization,
     return torch.cat(parts)
 
 
-def _direction(
-    grad: Tensor, state: tuple[Tensor, ...], settings: LikelihoodMaximization, step: int
+def lm_direction(
+    grad: Tensor,
+    state: tuple[Tensor, ...],
+    settings: LikelihoodMaximization,
+    bias: tuple[float | Tensor, float | Tensor],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Ascent direction in likelihood (minus the loss gradient) and the optimiser's new state."""
+    """Ascent direction in likelihood (minus the loss gradient) and the optimiser's new state; ``bias``: see :func:`adam_bias`."""
     if settings.normalize != "none":
         size = grad.abs().sum((1, 2, 3), keepdim=True)
         grad = grad / (size if settings.normalize == "l1" else size / grad[0].numel()).clamp_min(1e-20)
@@ -242,12 +260,17 @@ def _direction(
         return (first.sign() if settings.sign else first), (first, second)
     if settings.optimizer == "adam":
         first, second = 0.9 * first + 0.1 * grad, 0.999 * second + 0.001 * grad.square()
-        mean, power = first / (1 - 0.9 ** (step + 1)), second / (1 - 0.999 ** (step + 1))
+        mean, power = first / bias[0], second / bias[1]
         return -mean / (_root(power) + 1e-8), (first, second)
     if settings.optimizer == "rmsprop":
         second = 0.99 * second + 0.01 * grad.square()
         return -grad / (_root(second) + 1e-8), (first, second)
     return (-grad.sign() if settings.sign else -grad), state
+
+
+def adam_bias(step: int) -> tuple[float, float]:
+    """What Adam divides its two averages by in step number ``step`` (from 0)."""
+    return 1 - 0.9 ** (step + 1), 1 - 0.999 ** (step + 1)
 
 
 def _root(power: Tensor) -> Tensor:
@@ -272,11 +295,16 @@ def _step(
         loss = lm_loss(denoiser, leaf, settings, step, draw).sum()
         (grad,) = torch.autograd.grad(loss, leaf, create_graph=differentiable)
     with torch.set_grad_enabled(differentiable):
-        direction, state = _direction(grad, state, settings, step)
-        x = x + 2 * settings.step_size * direction
-        if settings.eta is not None:
-            x = torch.maximum(torch.minimum(x, anchor + 2 * settings.eta), anchor - 2 * settings.eta)
-        return (x.clamp(-1, 1) if settings.clamp else x), state
+        direction, state = lm_direction(grad, state, settings, adam_bias(step))
+        return lm_move(anchor, x, direction, settings), state
+
+
+def lm_move(anchor: Tensor, x: Tensor, direction: Tensor, settings: LikelihoodMaximization) -> Tensor:
+    """One step along ``direction`` from x, back into the ball around ``anchor`` and into [-1, 1]."""
+    x = x + 2 * settings.step_size * direction
+    if settings.eta is not None:
+        x = torch.maximum(torch.minimum(x, anchor + 2 * settings.eta), anchor - 2 * settings.eta)
+    return x.clamp(-1, 1) if settings.clamp else x
 
 
 class _RebuiltStep(torch.autograd.Function):

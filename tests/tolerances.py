@@ -8,3 +8,8 @@ FLOAT64_ORDER = 1e-12
 CENTRAL_DIFFERENCE = 1e-6
 #: parity with networks recorded in float32 (issue: 1e-5 relative).
 EDM_PARITY = 1e-5
+#: class losses and log-probabilities of an exported file (issue: 1e-5 relative): sums in onnxruntime's order.
+ONNX_PARITY = 1e-5
+#: pixels after likelihood maximisation, absolute: steps that divide by a mean gradient carry rounding on; PyTorch's float32 is
+#: itself up to 1.3e-5 from float64 after two steps of a tiny network. A fiftieth of an 8-bit step.
+ONNX_LM_PIXELS = 5e-5

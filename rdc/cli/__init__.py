@@ -28,6 +28,9 @@ COMMANDS: dict[str, str] = {
     "train": "train a class-conditional diffusion model, or a classifier to stand beside it (--method)",
     "distill": "distil a class-conditional teacher into a multi-head student",
     "sample": "draw sample images from a model",
+    "export": "write a classifier, likelihood maximisation included, as one ONNX file",
+    "calibrate": "fit the logit scale; calibration error, abstention, images of other kinds",
+    "predict": "classify images with an exported ONNX file, without PyTorch; JSON lines",
     "convert": "convert EDM, authors' or diffusers checkpoints to safetensors + JSON",
 }
 _EPILOG = "`rdc COMMAND --help` lists a command's options. RDC_DEBUG=1 shows tracebacks."

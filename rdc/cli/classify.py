@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Classify; returns the exit status."""
-    from rdc.cli.image_files import read_image
     from rdc.errors import InputError
+    from rdc.image_files import read_image
 
     classifier = load_classifier(args)
     if args.anytime is not None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from rdc.errors import InputError
 
@@ -119,7 +120,10 @@ class VPNetwork(nn.Module):
             class_labels = x.new_zeros(len(x), self.num_classes)
         rest = 1 - class_labels.sum(1, keepdim=True)  # 1 where there is no label
         if self.null_label is None:
-            if not torch.compiler.is_compiling() and bool((rest > 0.5).any()):
+            recorded = torch.compiler.is_compiling() or isinstance(
+                rest, FakeTensor
+            )  # then there are no values to look at
+            if not recorded and bool((rest > 0.5).any()):
                 raise InputError(
                     "this model was trained with labels only and has no null label: use it without likelihood "
                     "maximisation (lm=None), or convert it with null_label set (an index, or mean)"

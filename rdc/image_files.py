@@ -11,7 +11,7 @@ import numpy as np
 
 from rdc.errors import InputError
 
-__all__ = ["ImageFile", "read_image"]
+__all__ = ["ImageFile", "from_picture", "read_image"]
 
 _FORMATS = ("PNG", "JPEG")
 _MANY = 50_000_000  # pixels; larger files are refused before they are unpacked
@@ -68,6 +68,22 @@ def read_image(
         raise InputError("not a PNG or JPEG file; convert it first") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot be read ({error}); it is damaged or cut short") from error
+    pixels, notices = from_picture(image, shape, strict=strict, invert=invert)
+    return ImageFile(str(path), pixels, notices)
+
+
+def from_picture(
+    image: Any, shape: tuple[int, int, int], *, strict: bool = False, invert: bool = False
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Pixels [C, H, W] float32 in [0, 1] of a PIL image, and what was converted, in words; arguments as of :func:`read_image`.
+
+    Raises:
+        InputError: the model takes neither 1 nor 3 channels; not fit under ``strict``.
+    """
+    from PIL import Image
+
+    if shape[0] not in (1, 3):
+        raise InputError(f"this model takes {shape[0]} channels; image files have 1 or 3")
     image, notices = _mode(image, shape[0])
     if strict and notices:
         raise InputError(f"--strict: {'; '.join(notices)}")
@@ -77,10 +93,8 @@ def read_image(
             raise InputError(
                 f"--strict: {image.width} x {image.height} pixels, the model takes {shape[2]} x {shape[1]}"
             )
-        if (
-            abs(image.width * shape[1] - image.height * shape[2])
-            > max(image.width * shape[1], image.height * shape[2]) * 0.02
-        ):
+        across, down = image.width * shape[1], image.height * shape[2]
+        if abs(across - down) > max(across, down) * 0.02:
             notice += ", proportions changed"
         notices.append(notice)
         image = image.resize((shape[2], shape[1]), Image.Resampling.LANCZOS)
@@ -89,7 +103,7 @@ def read_image(
     if invert:
         pixels = 1 - pixels
         notices.append("inverted")
-    return ImageFile(str(path), np.ascontiguousarray(pixels), tuple(notices))
+    return np.ascontiguousarray(pixels), tuple(notices)
 
 
 def _mode(image: Any, channels: int) -> tuple[Any, list[str]]:

@@ -1,0 +1,273 @@
+"""``rdc calibrate``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from rdc.cli.options import add_model_options, load_classifier, positive_int
+
+ABOUT = """Fit the logit scale (one over the temperature) of a diffusion classifier on held-out training images; on test images report
+calibration error, what abstaining buys, and how well images of another kind are told apart. Writes calibration.json, reliability.png,
+risk_coverage.png and (with --ood) scores.png."""
+EXAMPLES = """examples:
+  rdc calibrate --model fashion-mnist --out out/calibration
+  rdc calibrate --model runs/student --out out/calibration --risk 0.05 --ood mnist.npz other.npz
+  rdc calibrate --model runs/student --out out/calibration --write      (puts the scale into runs/student.json)
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``rdc calibrate``."""
+    parser.description, parser.epilog = ABOUT, EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add_model_options(parser, "fashion-mnist")
+    images = parser.add_argument_group("images")
+    images.add_argument("--data", default="fashion-mnist", metavar="NAME", help="data set (default: %(default)s)")
+    images.add_argument("--data-root", metavar="DIR", help="the only folder to look for the data in")
+    images.add_argument(
+        "--holdout",
+        type=positive_int,
+        default=2000,
+        metavar="N",
+        help="training images that training left out (%(default)s)",
+    )
+    images.add_argument(
+        "--n", type=positive_int, default=1000, metavar="N", help="of these, how many to fit on (default: %(default)s)"
+    )
+    images.add_argument(
+        "--test-n", type=positive_int, default=1000, metavar="N", help="test images (default: %(default)s)"
+    )
+    images.add_argument("--ood", nargs="+", default=[], metavar="FILE", help=".npz files of images of other kinds")
+    images.add_argument("--ood-n", type=positive_int, default=500, metavar="N", help="of each (default: %(default)s)")
+    parser.add_argument("--bins", type=positive_int, default=15, help="bins of confidence (default: %(default)s)")
+    parser.add_argument(
+        "--risk", type=float, default=0.05, metavar="R", help="error rate to abstain down to (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch", type=positive_int, default=50, metavar="N", help="images at once (default: %(default)s)"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--write", action="store_true", help="write the logit scale into the checkpoint's description")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Calibrate; returns the exit status."""
+    import numpy as np
+
+    from rdc.data import load_dataset, train_holdout
+    from rdc.errors import ConfigError
+    from rdc.files import atomic_write, write_json
+    from rdc.reports import calibration_plots as plots
+
+    if args.write and (args.levels or args.lm):
+        raise ConfigError(
+            "--write: the scale belongs to the checkpoint's own levels and LM; leave --levels and --lm out"
+        )
+    classifier = load_classifier(args)
+    _check(classifier)
+    held = train_holdout(load_dataset(args.data, "train", args.data_root), args.holdout)[1]
+    spread = np.linspace(0, len(held) - 1, min(args.n, len(held))).astype(int)  # all classes, whatever the order
+    held = held.subset(spread.tolist())
+    test = load_dataset(args.data, "test", args.data_root)
+    test = test.subset(range(min(args.test_n, len(test))))
+    levels, labels = _losses(classifier, held.pixels(), args, "held-out"), held.labels.numpy()
+    test_levels, test_labels = _losses(classifier, test.pixels(), args, "test"), test.labels.numpy()
+    weight = np.array(classifier.levels.weight)
+    losses, test_losses = (np.einsum("ntk,t->nk", values, weight) for values in (levels, test_levels))
+    result = _fit(classifier, args, losses, labels, test_losses, test_labels)
+    rows, curve = result["reliability"], result["risk_coverage"]
+    out = Path(args.out)
+    pictures = {
+        "reliability.png": plots.reliability_plot(rows, result["ece"]["fitted"]),
+        "risk_coverage.png": plots.risk_coverage_plot(np.array(curve["coverage"]), np.array(curve["risk"])),
+    }
+    if args.ood:
+        result["ood"], pictures["scores.png"] = _unlike(classifier, args, (held, levels), (test, test_levels))
+    for name, content in pictures.items():
+        with atomic_write(out / name) as file:
+            file.write(content)
+    write_json(out / "calibration.json", result)
+    if args.write:
+        _write_scale(args.model, result["logit_scale"]["fitted"])
+    print(_words(result, out))
+    return 0
+
+
+def _fit(
+    classifier: Any, args: argparse.Namespace, losses: Any, labels: Any, test_losses: Any, test_labels: Any
+) -> dict[str, Any]:
+    """Fit on losses [N, K] and labels [N]; judge on the test images' ones."""
+    import numpy as np
+
+    from rdc import calibration
+
+    prior = None if classifier.class_prior is None else np.log(np.array(classifier.class_prior))
+    scale = calibration.fit_logit_scale(losses, labels, prior)
+
+    def probabilities(values: Any, by: float) -> Any:
+        return np.exp(calibration.log_softmax(-by * values + (0 if prior is None else prior)))
+
+    before, p = probabilities(test_losses, classifier.scale), probabilities(test_losses, scale)
+    right = p.argmax(1) == test_labels
+    held_p = probabilities(losses, scale)
+    threshold, decided = calibration.threshold_for_risk(held_p.max(1), held_p.argmax(1) == labels, args.risk)
+    accepted = p.max(1) >= threshold
+    ece = calibration.expected_calibration_error(p, test_labels, args.bins)
+    rows, curve = calibration.reliability(p, test_labels, args.bins), calibration.risk_coverage(p.max(1), right)
+    result: dict[str, Any] = {
+        "model": args.model,
+        "data": args.data,
+        "fitted_on": len(labels),
+        "tested_on": len(test_labels),
+        "logit_scale": {"before": classifier.scale, "fitted": scale},
+        "cross_entropy": {
+            "before": calibration.negative_log_likelihood(np.log(before + 1e-300), test_labels),
+            "fitted": calibration.negative_log_likelihood(np.log(p + 1e-300), test_labels),
+        },
+        "ece": {"before": calibration.expected_calibration_error(before, test_labels, args.bins), "fitted": ece},
+        "bins": args.bins,
+        "accuracy": float(right.mean()),
+        "aurc": calibration.area_under_risk_coverage(p.max(1), right),
+        "abstention": {
+            "risk": args.risk,
+            "threshold": threshold if decided else None,
+            "coverage": float(accepted.mean()),
+            "error_rate": float((~right[accepted]).mean()) if accepted.any() else None,
+        },
+        "reliability": rows,
+        "risk_coverage": {"coverage": curve[0].tolist(), "risk": curve[1].tolist()},
+    }
+    result["log_losses"] = _of_log_losses(losses, labels, test_losses, test_labels, prior, args.bins)
+    return result
+
+
+def _of_log_losses(
+    losses: Any, labels: Any, test_losses: Any, test_labels: Any, prior: Any, bins: int
+) -> dict[str, float]:
+    """What the fit would give for f_y = -log loss_y: the variance of an image's errors profiled out."""
+    import numpy as np
+
+    from rdc import calibration
+
+    scale = calibration.fit_logit_scale(np.log(losses), labels, prior)
+    log_p = calibration.log_softmax(-scale * np.log(test_losses) + (0 if prior is None else prior))
+    return {
+        "scale": scale,
+        "cross_entropy": calibration.negative_log_likelihood(log_p, test_labels),
+        "ece": calibration.expected_calibration_error(np.exp(log_p), test_labels, bins),
+    }
+
+
+def _check(classifier: Any) -> None:
+    from rdc.classifier import DiffusionClassifier
+    from rdc.errors import ConfigError
+
+    if not isinstance(classifier, DiffusionClassifier):
+        raise ConfigError("calibrate: expected a diffusion classifier; this model has no noise levels or logit scale")
+
+
+def _losses(classifier: Any, pixels: Any, args: argparse.Namespace, what: str) -> Any:
+    """Unweighted class losses [N, T, K] float64."""
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+
+    parts = []
+    with torch.no_grad():
+        for part in tqdm(pixels.split(args.batch), desc=what, file=sys.stderr):
+            parts.append(classifier.losses_per_level(part.to(classifier.device)).double().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _unlike(classifier: Any, args: argparse.Namespace, held: Any, test: Any) -> tuple[dict[str, Any], bytes]:
+    """AUROC of images of other kinds against test images, by several scores; and a picture of the last."""
+    import numpy as np
+
+    from rdc.calibration import auroc, fit_likelihood_score
+    from rdc.data import load_dataset
+    from rdc.reports.calibration_plots import score_plot
+
+    weight = np.array(classifier.levels.weight)
+
+    def raw(levels: Any) -> Any:
+        return np.einsum("ntk,t->nk", levels, weight).min(1)
+
+    total = fit_likelihood_score(raw(held[1]), held[0].pixels().numpy())
+    score = fit_likelihood_score(held[1].min(2), held[0].pixels().numpy())
+    pixels = test[0].pixels().numpy()
+    like = {
+        "loss": raw(test[1]),
+        "loss given complexity": total(raw(test[1]), pixels),
+        "levels given complexity": score(test[1].min(2), pixels),
+    }
+    found: dict[str, Any] = {}
+    scores = {}
+    for name in args.ood:
+        other = _resized(load_dataset(name), classifier.image_shape, args.ood_n)
+        levels, x = _losses(classifier, other, args, Path(name).stem), other.numpy()
+        unlike = {
+            "loss": raw(levels),
+            "loss given complexity": total(raw(levels), x),
+            "levels given complexity": score(levels.min(2), x),
+        }
+        found[Path(name).stem] = {"images": len(other), "auroc": {key: auroc(unlike[key], like[key]) for key in like}}
+        scores[Path(name).stem] = unlike["levels given complexity"]
+    return {"kinds": found, "score": score.to_json()}, score_plot(like["levels given complexity"], scores)
+
+
+def _resized(data: Any, shape: tuple[int, int, int], count: int) -> Any:
+    """The first ``count`` images, converted to the model's size and channels."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from rdc.image_files import from_picture
+
+    pixels = data.pixels(range(min(count, len(data))))
+    if tuple(pixels.shape[1:]) == tuple(shape):
+        return pixels
+    images = (255 * pixels).round().byte().permute(0, 2, 3, 1).numpy()
+    images = images[..., 0] if images.shape[3] == 1 else images
+    return torch.from_numpy(np.stack([from_picture(Image.fromarray(image), shape)[0] for image in images]))
+
+
+def _write_scale(model: str, scale: float) -> None:
+    """Put the scale into the checkpoint's recommended settings; the weights stay as they are."""
+    from rdc.checkpoints import checkpoint_paths
+    from rdc.errors import ConfigError
+    from rdc.files import read_json, write_json
+    from rdc.presets import MODELS
+
+    path = checkpoint_paths(model)[1]
+    if model in MODELS or not path.is_file():
+        raise ConfigError(f"--write: expected a checkpoint of your own; {model} is a shipped model")
+    description = read_json(path)
+    info = description.setdefault("info", {})
+    info["classifier"] = {**(info.get("classifier") or {}), "logit_scale": scale}
+    write_json(path, description)
+
+
+def _words(result: dict[str, Any], out: Path) -> str:
+    ece, scale, abstention = result["ece"], result["logit_scale"], result["abstention"]
+    lines = [
+        f"logit scale {scale['before']:.4g} -> {scale['fitted']:.4g} ({result['fitted_on']} held-out images)",
+        f"calibration error {100 * ece['before']:.1f} % -> {100 * ece['fitted']:.1f} % ({result['tested_on']} test images, accuracy "
+        f"{100 * result['accuracy']:.1f} %)",
+    ]
+    if abstention["threshold"] is None:
+        lines.append(
+            f"no threshold brings the error rate of the held-out images down to {100 * abstention['risk']:g} %"
+        )
+    elif abstention["error_rate"] is not None:
+        lines.append(
+            f"abstaining below confidence {abstention['threshold']:.3f}: {100 * abstention['coverage']:.1f} % decided, "
+            f"{100 * abstention['error_rate']:.1f} % of these wrong"
+        )
+    for name, kind in result.get("ood", {}).get("kinds", {}).items():
+        lines.append(
+            f"AUROC against {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in kind["auroc"].items())
+        )
+    return "\n".join([*lines, f"-> {out / 'calibration.json'}"])

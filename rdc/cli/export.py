@@ -1,0 +1,115 @@
+"""``rdc export``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+
+from rdc.cli.options import positive_int
+
+ABOUT = """Write a diffusion classifier as one ONNX file that needs no PyTorch: levels, weights and noise are in it, likelihood
+maximisation (with its gradients) is a loop inside it whose number of steps is an input. Needs `pip install rdc[onnx]`."""
+EXAMPLES = """examples:
+  rdc export fashion-mnist fashion-mnist.onnx                          the classifier alone (DC)
+  rdc export fashion-mnist rdc.onnx --lm paper-v2                      with likelihood maximisation (RDC)
+  rdc export fashion-mnist rdc.onnx --lm paper-v2 --max-lm-steps 10    the input lm_steps may go up to 10
+  rdc export runs/student small.onnx --levels log:4:1:4:flat --precision float16-weights --threshold 0.5
+
+then:
+  rdc predict --onnx fashion-mnist.onnx shoe.png
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``rdc export``."""
+    parser.description, parser.epilog = ABOUT, EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("model", metavar="MODEL", help="shipped model or checkpoint path")
+    parser.add_argument("out", metavar="OUT.onnx", help="file to write; an existing one is replaced when all went well")
+    parser.add_argument(
+        "--lm",
+        metavar="LM",
+        help="likelihood maximisation: none, paper-v1, paper-v2, released, also with changes: paper-v2,steps=10,eta=16/255 "
+        "(default: the model's own)",
+    )
+    parser.add_argument(
+        "--levels",
+        metavar="LEVELS",
+        help="noise levels: edm, rdc-released, scheme:count:min:max:weighting, or a JSON file (default: the model's own)",
+    )
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        metavar="P",
+        help="float32; float16-weights (half the size, float32 arithmetic); float16 (convolutions in half precision too, "
+        "for GPUs) (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pixels",
+        default="float32",
+        metavar="TYPE",
+        help="input type: float32 in [0, 1], or uint8 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-lm-steps",
+        type=positive_int,
+        metavar="N",
+        help="steps whose noise is in the file (default: LM's own number)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="confidence below which the decision is -1; an input of the file too (default: %(default)s, never)",
+    )
+    parser.add_argument(
+        "--logit-scale", type=float, metavar="S", help="scale of the log-probabilities (default: the model's own)"
+    )
+    parser.add_argument("--no-check", action="store_true", help="do not compare with PyTorch before writing")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress words on stderr")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export; returns the exit status."""
+    import importlib.util
+
+    from rdc.errors import ConfigError
+
+    if importlib.util.find_spec("onnx") is None:  # before the model is loaded
+        raise ConfigError("export: onnx is not installed; pip install rdc[onnx]")
+    from rdc.export import export_onnx
+    from rdc.export.metadata import checkpoint_info
+    from rdc.presets import load
+
+    def say(words: str) -> None:
+        if not args.quiet:
+            print(f"rdc: {words} ...", file=sys.stderr, flush=True)
+
+    started = time.monotonic()
+    say(f"loading {args.model}")
+    chosen = {"lm": args.lm, "levels": args.levels, "logit_scale": args.logit_scale}
+    classifier = load(args.model, **{name: value for name, value in chosen.items() if value is not None})
+    summary = export_onnx(
+        classifier,
+        args.out,
+        precision=args.precision,
+        pixel_type=args.pixels,
+        max_lm_steps=args.max_lm_steps,
+        confidence_threshold=args.threshold,
+        info=checkpoint_info(args.model),
+        check=not args.no_check,
+        say=say,
+    )
+    seconds = time.monotonic() - started
+    if args.json:
+        print(json.dumps({**summary, "seconds": round(seconds, 2)}, indent=2))
+        return 0
+    size, weights = summary["bytes"] / 1e6, summary["weights_bytes"] / 1e6
+    print(
+        f"{summary['path']}: {size:.2f} MB ({weights:.2f} MB of float32 weights), opset {summary['opset']}, {seconds:.0f} s"
+    )
+    return 0

@@ -1,0 +1,89 @@
+"""``rdc predict``: an exported file, no PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from rdc.cli.options import positive_int
+
+ABOUT = """Classify PNG or JPEG files with a file written by `rdc export`. Needs numpy, pillow and onnxruntime;
+PyTorch is not loaded. Prints one line of JSON for each image: file, label, class, confidence, abstain,
+log_likelihood, probabilities, notices; or file and error. Exit status 1 if a file could not be classified."""
+EXAMPLES = """examples:
+  rdc predict --onnx fashion-mnist.onnx shoe.png
+  rdc predict --onnx rdc.onnx --lm-steps 0 --threshold 0.8 *.png
+  rdc predict --onnx fashion-mnist.onnx --provider cuda --invert *.jpg | jq -r .class
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``rdc predict``."""
+    parser.description, parser.epilog = ABOUT, EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG file")
+    parser.add_argument("--onnx", required=True, metavar="FILE", help="file written by rdc export")
+    parser.add_argument(
+        "--provider", default="auto", metavar="P", help="auto (CUDA where it works), cpu or cuda (default: auto)"
+    )
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: onnxruntime chooses)")
+    parser.add_argument(
+        "--lm-steps", type=int, metavar="N", help="steps of likelihood maximisation (default: as exported)"
+    )
+    parser.add_argument(
+        "--threshold", type=float, metavar="P", help="abstain below this confidence (default: as exported)"
+    )
+    parser.add_argument(
+        "--memory-mb", type=float, default=1024, metavar="MB", help="working memory (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch", type=positive_int, default=64, metavar="N", help="files read together (default: %(default)s)"
+    )
+    parser.add_argument("--invert", action="store_true", help="turn dark on light into light on dark first")
+    parser.add_argument("--strict", action="store_true", help="refuse files that would have to be resized or converted")
+    parser.add_argument("--quiet", action="store_true", help="no words on stderr about what runs the model")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict; returns the exit status."""
+    from rdc.runtime import OnnxClassifier
+
+    classifier = OnnxClassifier(
+        args.onnx, provider=args.provider, threads=args.threads, memory_budget_mb=args.memory_mb
+    )
+    if not args.quiet:
+        print(f"rdc: {args.onnx} on {classifier.provider}", file=sys.stderr)
+    failed = False
+    for begin in range(0, len(args.images), args.batch):
+        answers = _answers(classifier, args, args.images[begin : begin + args.batch])
+        for answer in answers:
+            print(json.dumps(answer), flush=True)
+            if "error" in answer:
+                failed = True
+                print(f"rdc: error: {answer['file']}: {answer['error']}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _answers(classifier: Any, args: argparse.Namespace, paths: list[str]) -> list[dict[str, Any]]:
+    import numpy as np
+
+    from rdc.errors import InputError
+    from rdc.image_files import read_image
+
+    answers, pixels, waiting = [], [], []
+    for path in paths:
+        answers.append({"file": path})
+        try:
+            image = read_image(path, classifier.image_shape, strict=args.strict, invert=args.invert)
+        except InputError as error:
+            answers[-1]["error"] = str(error)
+            continue
+        waiting.append((answers[-1], image.notices))
+        pixels.append(image.pixels)
+    if pixels:
+        found = classifier(np.stack(pixels), lm_steps=args.lm_steps, threshold=args.threshold)
+        for row, (answer, notices) in enumerate(waiting):
+            answer.update(found.describe(row), notices=list(notices))
+    return answers

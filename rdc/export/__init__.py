@@ -1,0 +1,134 @@
+"""Export of a whole classifier to one ONNX file; see docs/deployment.md."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rdc.errors import ConfigError
+
+__all__ = ["PIXEL_TYPES", "PRECISIONS", "export_onnx"]
+
+PRECISIONS = ("float32", "float16-weights", "float16")
+PIXEL_TYPES = ("float32", "uint8")
+_LIMIT = 2**31 - 2**20  # protobuf holds less than 2 GiB
+
+
+def export_onnx(
+    classifier: Any,
+    path: str | os.PathLike[str],
+    *,
+    precision: str = "float32",
+    pixel_type: str = "float32",
+    max_lm_steps: int | None = None,
+    confidence_threshold: float = 0.0,
+    info: dict[str, Any] | None = None,
+    check: bool = True,
+    say: Callable[[str], None] = lambda words: None,
+) -> dict[str, Any]:
+    """Write a diffusion classifier, likelihood maximisation (LM) and its gradients included, as one ONNX file.
+
+    Inputs of the file: ``pixels`` [N, C, H, W] (any N); ``lm_steps`` int64 [] (files with LM; may be left out: the
+    classifier's own number; 0: no LM); ``confidence_threshold`` float32 [] (may be left out). Outputs: see
+    ``rdc.export.model.OUTPUTS``. Levels, weights and noise are in the file: the same pixels always give the same
+    answer.
+
+    Args:
+        classifier: a :class:`~rdc.classifier.DiffusionClassifier` with noise "fixed"; it is not changed.
+        path: the file; written atomically.
+        precision: "float32"; "float16-weights": weights stored in half precision, arithmetic in float32; "float16": the
+            classifier's convolutions in half precision too (normalisation, softmax, sums and LM stay in float32), for
+            GPUs.
+        pixel_type: what the file takes: "float32" in [0, 1] or "uint8".
+        max_lm_steps: most steps ``lm_steps`` may ask for; each has its draw in the file. None: the classifier's own number.
+        confidence_threshold: default of the input: below it the decision is -1.
+        info: model card to put into the metadata (JSON values).
+        check: look the file over with ``onnx.checker`` and, where onnxruntime is installed, compare two images with PyTorch before writing.
+        say: called with a line of progress at each stage.
+
+    Returns:
+        ``path``, ``bytes``, ``weights_bytes`` (of all weights in float32), ``nodes``, ``opset``, ``bytes_per_image``.
+
+    Raises:
+        ConfigError: not a diffusion classifier, noise "fresh", settings out of range, or onnx is not installed.
+        RdcError: the check found a difference; nothing was written.
+    """
+    from rdc.classifier import DiffusionClassifier
+
+    if not isinstance(classifier, DiffusionClassifier):
+        raise ConfigError(f"export: expected a diffusion classifier; got {type(classifier).__name__}")
+    steps = _settings(classifier, precision, pixel_type, max_lm_steps, confidence_threshold)
+    try:
+        import onnx
+    except ImportError as error:
+        raise ConfigError("export: onnx is not installed; pip install rdc[onnx]") from error
+    from rdc.export.checks import check_model
+    from rdc.export.metadata import describe_model, seal
+    from rdc.export.model import build_model
+    from rdc.files import atomic_write
+
+    frozen = _on_cpu(classifier)
+    settings = {"max_steps": steps, "threshold": confidence_threshold, "precision": precision, "pixel_type": pixel_type}
+    say("recording the network and its gradients" if classifier.lm is not None else "recording the network")
+    model, bytes_per_image = build_model(frozen, **settings)
+    properties = describe_model(frozen, info or {}, bytes_per_image=bytes_per_image, **settings)
+    onnx.helper.set_model_props(model, properties)
+    if model.ByteSize() > _LIMIT:
+        raise ConfigError(f"export: {model.ByteSize():,} bytes do not fit one ONNX file (2 GiB); use float16-weights")
+    content = seal(model.SerializeToString())
+    if check:
+        say("checking against PyTorch")
+        check_model(frozen, content, precision)
+    say(f"writing {path}")
+    with atomic_write(path) as file:
+        file.write(content)
+    return _summary(classifier, model, path, content, bytes_per_image)
+
+
+def _summary(classifier: Any, model: Any, path: Any, content: bytes, bytes_per_image: int) -> dict[str, Any]:
+    from rdc.export.graph import OPSET
+
+    weights = sum(parameter.numel() for parameter in classifier.denoiser.parameters())
+    return {
+        "path": str(Path(path)),
+        "bytes": len(content),
+        "weights_bytes": 4 * weights,
+        "nodes": len(model.graph.node) + sum(len(a.g.node) for node in model.graph.node for a in node.attribute),
+        "opset": OPSET,
+        "bytes_per_image": bytes_per_image,
+    }
+
+
+def _settings(classifier: Any, precision: str, pixel_type: str, max_lm_steps: int | None, threshold: float) -> int:
+    """Check what was asked for; returns how many steps of LM the file holds."""
+    for what, value, allowed in (("precision", precision, PRECISIONS), ("pixel type", pixel_type, PIXEL_TYPES)):
+        if value not in allowed:
+            raise ConfigError(f"export, {what}: expected one of {', '.join(allowed)}; got {value!r}")
+    if not (math.isfinite(threshold) and 0 <= threshold <= 1):
+        raise ConfigError(f"export, confidence threshold: expected a number in [0, 1]; got {threshold}")
+    if classifier.noise.policy != "fixed":
+        raise ConfigError(
+            'export: expected a classifier with noise "fixed"; a file holds one draw. Use classifier.with_(noise="fixed")'
+        )
+    own = 0 if classifier.lm is None else classifier.lm.steps
+    if max_lm_steps is None:
+        return own
+    if classifier.lm is None:
+        raise ConfigError("export, max_lm_steps: the classifier has no likelihood maximisation; set lm, e.g. paper-v2")
+    if max_lm_steps < own:
+        raise ConfigError(f"export, max_lm_steps: expected at least the classifier's own {own}; got {max_lm_steps}")
+    return max_lm_steps
+
+
+def _on_cpu(classifier: Any) -> Any:
+    """A copy in float32 on the CPU; the weights are shared where they are there already."""
+    import torch
+
+    denoiser = classifier.denoiser
+    if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in denoiser.parameters()):
+        denoiser = copy.deepcopy(denoiser).to("cpu", torch.float32)
+    return type(classifier)(denoiser, **classifier.settings())

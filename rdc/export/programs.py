@@ -1,0 +1,92 @@
+"""The two functions that are traced: the class losses of images, and one step of likelihood maximisation with its gradient.
+
+Everything that a step draws (noise; levels, where they are drawn) is an argument, so that a Loop can hand it the draws of its turn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rdc.classifier import DiffusionClassifier
+from rdc.denoiser import Denoiser, MultiHeadDenoiser
+from rdc.likelihood_maximization import (
+    LikelihoodMaximization,
+    adam_bias,
+    lm_direction,
+    lm_draw,
+    lm_move,
+    lm_objective,
+)
+from rdc.ops.multihead_loss import multihead_loss_reference
+
+__all__ = ["StepDraws", "class_losses", "example_images", "lm_step", "step_draws"]
+
+
+def example_images(denoiser: Denoiser, batch: int) -> Tensor:
+    """Images in [-1, 1] to trace with."""
+    return torch.rand(batch, *denoiser.image_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def class_losses(classifier: DiffusionClassifier) -> Callable[[Tensor], Tensor]:
+    """x0 [N, C, H, W] in [-1, 1] -> weighted class losses [N, K], over the classifier's own levels and noise, without LM."""
+    denoiser, levels = classifier.denoiser, classifier.levels
+    sigma, weight = levels.tensors()
+    noise = classifier.noise.normal(0, len(levels), classifier.image_shape)
+
+    def losses(x0: Tensor) -> Tensor:
+        x_t, target = denoiser.noisy(x0, noise, sigma)
+        rows = sigma.repeat(len(x0))
+        if isinstance(denoiser, MultiHeadDenoiser):  # the native op has no translation; its definition has
+            return multihead_loss_reference(*denoiser.loss_operands(x_t, rows, target), weight)
+        return denoiser.losses_of(x_t, rows, target, weight)
+
+    return losses
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepDraws:
+    """What the steps of LM look at.
+
+    Args:
+        noise: [S, L, C, H, W], or [1, L, C, H, W] where all steps share one draw.
+        sigma: [S, L] or [1, L].
+        weight: [L].
+        bias: [S, 2], what Adam divides its averages by; [1, 2] ones for the other optimisers.
+    """
+
+    noise: Tensor
+    sigma: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def step_draws(settings: LikelihoodMaximization, image_shape: tuple[int, ...], steps: int) -> StepDraws:
+    """The draws of the first ``steps`` steps."""
+    draws = [lm_draw(settings, step, 0, image_shape) for step in range(1 if settings.noise == "same" else steps)]
+    sigma = torch.stack([draw[0] for draw in draws]).float()
+    sigma = sigma[:1] if (sigma == sigma[:1]).all() else sigma
+    adam = settings.optimizer == "adam"
+    bias = torch.tensor([adam_bias(step) for step in range(steps)] if adam else [[1.0, 1.0]], dtype=torch.float64)
+    return StepDraws(torch.stack([draw[2] for draw in draws]), sigma, draws[0][1].float(), bias.float())
+
+
+def lm_step(
+    denoiser: Denoiser, settings: LikelihoodMaximization, weight: Tensor
+) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """One step: (anchor, x, first, second [N, C, H, W], noise [L, C, H, W], sigma [L], bias [2]) -> the new (x, first, second)."""
+
+    def step(
+        anchor: Tensor, x: Tensor, first: Tensor, second: Tensor, noise: Tensor, sigma: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            loss = lm_objective(denoiser, leaf, settings, sigma, weight, noise).sum()
+            (grad,) = torch.autograd.grad(loss, leaf)
+        direction, (first, second) = lm_direction(grad, (first, second), settings, (bias[0], bias[1]))
+        return lm_move(anchor, x, direction, settings), first, second
+
+    return step

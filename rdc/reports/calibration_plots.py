@@ -1,0 +1,54 @@
+"""Reliability diagram, risk-coverage curve and score histograms as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from rdc.reports.plots import BLUE, GREEN, INK, LINE, MUTED, RED, _figure, _png
+
+__all__ = ["reliability_plot", "risk_coverage_plot", "score_plot"]
+
+
+def reliability_plot(rows: Mapping[str, list[float]], error: float) -> bytes:
+    """Accuracy against confidence in bins; below it, how many images each bin has.
+
+    Args:
+        rows: see ``rdc.calibration.reliability``.
+        error: ECE, written into the plot.
+    """
+    figure, (axes,) = _figure(4.6, 4.2, 1)
+    width = np.array(rows["high"]) - np.array(rows["low"])
+    share = np.array(rows["count"]) / sum(rows["count"])
+    axes.bar(rows["low"], share, width, align="edge", color=LINE, label="share of images")
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    axes.plot(
+        rows["confidence"], rows["accuracy"], color=BLUE, marker="o", markersize=4, linewidth=1.6, label="accuracy"
+    )
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy")
+    axes.set_title(f"expected calibration error {100 * error:.1f} %", loc="left", fontsize=10, color=INK)
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    return _png(figure)
+
+
+def risk_coverage_plot(coverage: np.ndarray, risk: np.ndarray) -> bytes:
+    """Error rate (%) of the most confident share (%) of the images."""
+    figure, (axes,) = _figure(4.6, 3.6, 1)
+    axes.step(100 * coverage, 100 * risk, where="post", color=RED, linewidth=1.6)
+    axes.set(xlim=(0, 100), ylim=(0, None), xlabel="images decided (%)", ylabel="of these wrong (%)")
+    return _png(figure)
+
+
+def score_plot(like: np.ndarray, unlike: Mapping[str, np.ndarray]) -> bytes:
+    """Histograms of scores: images like the training data against others, by name."""
+    figure, axes = _figure(max(4.6, 2.8 * len(unlike)), 2.6, len(unlike))
+    everything = np.log10(np.concatenate([like, *unlike.values()]) + 1e-9)
+    edges = np.linspace(*np.quantile(everything, [0.001, 0.999]), 50)
+    for axis, (name, scores) in zip(axes, unlike.items(), strict=True):
+        for values, colour, label in ((like, GREEN, "test images"), (scores, RED, name)):
+            axis.hist(np.log10(values + 1e-9), edges, density=True, color=colour, alpha=0.45, label=label)
+        axis.legend(frameon=False, fontsize=8)
+        axis.set_yticks([])
+        axis.set_xlabel("log10 of the score")
+    return _png(figure)

@@ -1,0 +1,103 @@
+"""An exported classifier, ready to be called."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from rdc.errors import ConfigError
+from rdc.runtime.inputs import as_batch
+from rdc.runtime.predictions import Predictions
+from rdc.runtime.session import open_session, read_model
+
+__all__ = ["OnnxClassifier"]
+
+_OUTPUTS = ("log_probabilities", "class_losses", "log_likelihood", "decision")
+
+
+class OnnxClassifier:
+    """A classifier from one file. Calls may come from several threads at once: nothing is changed by them.
+
+    Args:
+        path: a file written by ``rdc export``.
+        provider: "auto" (CUDA where it works, else CPU), "cpu" or "cuda".
+        threads: CPU threads; None: onnxruntime chooses.
+        memory_budget_mb: working memory of a call; larger batches are cut into pieces.
+        verify: compare the file's digest.
+
+    Attributes:
+        image_shape: (C, H, W).
+        class_names: K names.
+        properties: everything that the file says about itself; see docs/deployment.md.
+        provider: what runs it and why, in words.
+        images_at_once: how many images fit the memory budget (at least 1).
+        max_lm_steps: largest ``lm_steps``; 0: no likelihood maximisation in this file.
+
+    Raises:
+        CheckpointError: missing, damaged, or not such a file.
+        ConfigError: onnxruntime or the provider is missing; a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        provider: str = "auto",
+        threads: int | None = None,
+        memory_budget_mb: float = 1024,
+        verify: bool = True,
+    ) -> None:
+        if not memory_budget_mb > 0:
+            raise ConfigError(f"memory_budget_mb: expected a number > 0; got {memory_budget_mb}")
+        if threads is not None and threads < 1:
+            raise ConfigError(f"threads: expected None or an integer >= 1; got {threads}")
+        self._session, self.properties, self.provider = open_session(read_model(path, verify), path, provider, threads)
+        self.image_shape = tuple(self.properties["image_shape"])
+        self.class_names = tuple(self.properties["class_names"])
+        self.max_lm_steps = self.properties["max_lm_steps"]
+        self.images_at_once = max(1, int(memory_budget_mb * 2**20 // self.properties["bytes_per_image"]))
+
+    def __call__(self, images: Any, *, lm_steps: int | None = None, threshold: float | None = None) -> Predictions:
+        """Classify.
+
+        Args:
+            images: arrays, paths or PIL images; see :func:`rdc.runtime.inputs.as_batch`.
+            lm_steps: steps of likelihood maximisation, 0..max_lm_steps; None: as exported.
+            threshold: confidence below which the decision is -1, in [0, 1]; None: as exported.
+
+        Raises:
+            InputError: images of another type, shape or range, or files that cannot be read.
+            ConfigError: lm_steps or threshold out of range.
+        """
+        more = self._options(lm_steps, threshold)
+        batch = as_batch(images, self.image_shape)
+        names = [*_OUTPUTS, *(["purified_pixels"] if self.max_lm_steps else [])]
+        parts = []
+        for begin in range(0, len(batch), self.images_at_once):
+            pixels = batch[begin : begin + self.images_at_once]
+            if self.properties["pixel_type"] == "uint8":
+                pixels = np.rint(pixels * np.float32(255)).astype(np.uint8)
+            parts.append(self._session.run(names, {"pixels": pixels, **more}))
+        joined = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+        return Predictions(*joined[:4], self.class_names, joined[4] if self.max_lm_steps else None)
+
+    def _options(self, lm_steps: int | None, threshold: float | None) -> dict[str, np.ndarray]:
+        chosen = {}
+        if lm_steps is not None:
+            if not 0 <= lm_steps <= self.max_lm_steps:
+                hint = (
+                    "export with a larger --max-lm-steps"
+                    if self.max_lm_steps
+                    else "this file was exported without LM (--lm)"
+                )
+                raise ConfigError(f"lm_steps: expected 0..{self.max_lm_steps}; got {lm_steps}: {hint}")
+            if self.max_lm_steps:
+                chosen["lm_steps"] = np.array(lm_steps, np.int64)
+        if threshold is not None:
+            if not (math.isfinite(threshold) and 0 <= threshold <= 1):
+                raise ConfigError(f"threshold: expected a number in [0, 1]; got {threshold}")
+            chosen["confidence_threshold"] = np.array(threshold, np.float32)
+        return chosen
