@@ -285,10 +285,10 @@ struct Backward {
   }
 };
 
-// Groups summed in their order -> weight [KC, c, 3, 3] and bias [KC]
+// Groups summed in their order -> weight [KC, c, 3, 3] and bias [KC]. The first group's memory takes the sum.
 template <typename U, typename T>
-void collect_groups(const Plan<U>& p, const MultiheadLossGradients& out, const float* weights, i64 weight_size, const float* biases,
-                    i64 bias_size, i64 groups, int threads) {
+void collect_groups(const Plan<U>& p, const MultiheadLossGradients& out, float* weights, i64 weight_size, const float* biases, i64 bias_size,
+                    i64 groups, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (i64 o = 0; o < p.KC; ++o) {
     if (out.bias) {
@@ -297,12 +297,15 @@ void collect_groups(const Plan<U>& p, const MultiheadLossGradients& out, const f
       assign(static_cast<T*>(out.bias)[o], sum);
     }
     if (!out.weight) continue;
+    float* total = weights + o * 9 * p.cp;
+    for (i64 j = 0; j < 9 * p.cp; j += VL) {
+      vf sum = load(total + j);
+      for (i64 g = 1; g < groups; ++g) sum += load(total + g * weight_size + j);
+      store(total + j, sum);
+    }
+    T* to = static_cast<T*>(out.weight) + o * p.c * 9;
     for (i64 i = 0; i < p.c; ++i)
-      for (i64 tap = 0; tap < 9; ++tap) {
-        float sum = 0;
-        for (i64 g = 0; g < groups; ++g) sum += weights[g * weight_size + (o * 9 + tap) * p.cp + i];
-        assign(static_cast<T*>(out.weight)[(o * p.c + i) * 9 + tap], sum);
-      }
+      for (i64 tap = 0; tap < 9; ++tap) assign(to[i * 9 + tap], total[tap * p.cp + i]);
   }
 }
 

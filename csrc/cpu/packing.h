@@ -6,6 +6,9 @@
 namespace rdc {
 namespace {
 
+inline void convert(float& to, float from) { to = from; }
+inline void convert(float& to, uint16_t from) { to = to_float(from); }
+inline void convert(uint16_t& to, uint16_t from) { to = from; }
 inline void copy_channels(const float* from, float* to, i64 n) { std::memcpy(to, from, n * 4); }
 inline void copy_channels(const uint16_t* from, uint16_t* to, i64 n) { std::memcpy(to, from, n * 2); }
 inline void copy_channels(const uint16_t* from, float* to, i64 n) {
@@ -51,7 +54,7 @@ void pad_image(const Plan<U>& p, const T* h, const i64* stride, float* units) {
     i64 y = q / p.W, x = q % p.W;
     S* to = at(y, x);
     for (i64 i = q < fast_pixels ? fast_channels : 0; i < p.cp; ++i)
-      if (i < p.c) assign(to[i], to_float(h[i * sc + y * sy + x * sx]));
+      if (i < p.c) convert(to[i], h[i * sc + y * sy + x * sx]);
       else to[i] = 0;
   }
 }
@@ -90,8 +93,11 @@ void spread_target(const Plan<U>& p, const T* target, float* out) {
     for (i64 q = 0; q < p.pixels; ++q) store(out + q * VL, vf{} + to_float(target[q]));
     return;
   }
-  for (i64 q = 0; q < p.pixels; ++q)
-    for (i64 l = 0, j = 0; l < p.TL; ++l, j = j + 1 == p.C ? 0 : j + 1) out[q * p.TL + l] = to_float(target[j * p.pixels + q]);
+  for (i64 j = 0; j < p.C; ++j)
+    for (i64 q = 0; q < p.pixels; ++q) {
+      const float value = to_float(target[j * p.pixels + q]);
+      for (i64 l = j; l < p.TL; l += p.C) out[q * p.TL + l] = value;
+    }
 }
 
 // in [rows, n] -> out [n, VL]: rows beyond `rows` (at most VL) are zeros; n a multiple of VL
@@ -127,7 +133,7 @@ void pack_taps(const Plan<U>& p, const Block& block, const T* weight, const T* b
     const T* from = weight + block.output(o) * p.c * 9;
     S* to = reinterpret_cast<S*>(w.taps) + static_cast<i64>(o) * 9 * p.cp;
     for (i64 i = 0; i < p.c; ++i)
-      for (i64 tap = 0; tap < 9; ++tap) assign(to[tap * p.cp + i], to_float(from[i * 9 + tap]));
+      for (i64 tap = 0; tap < 9; ++tap) convert(to[tap * p.cp + i], from[i * 9 + tap]);
     for (i64 tap = 0; tap < 9; ++tap)
       for (i64 i = p.c; i < p.cp; ++i) to[tap * p.cp + i] = 0;
   }
