@@ -22,7 +22,7 @@ struct MultiheadLossShape {
   int64_t outputs() const { return K * C; }
 };
 
-// Kept residuals (CPU): [N*T, H*W, kept_outputs] in the inputs' dtype, pred - target rounded once; outputs beyond K*C are undefined.
+// Kept residuals (CPU): [N*T, H*W, kept_outputs] in the inputs' dtype, pred - target rounded once; zeros in outputs beyond K*C.
 inline int64_t kept_outputs(const MultiheadLossShape& s) { return (s.outputs() + 15) / 16 * 16; }
 
 // All tensors are dense and row-major except h and grad_h, which come with strides in elements: [batch, channel, y, x].

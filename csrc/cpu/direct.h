@@ -11,9 +11,13 @@ template <typename U>
 void predict_line(const Plan<U>& p, const Weights& w, const Block& block, const float* padded, i64 y, float* line) {
   const float* a = padded + y * p.W2 * p.cu;
   const int inner = static_cast<int>(3 * p.cu), width = static_cast<int>(p.W);
-  if (block.vectors)
-    product<U>({a, p.cu, p.W2 * p.cu, 0, 1}, {w.by_lane, 9 * p.cu * VL, 3 * p.cu * VL, 0, VL}, {3, 1, inner}, width, block.vectors, line,
-               block.width, false);
+  const int longest = 3 * LONGEST, pieces = U::PER_UNIT == 1 && 3 * inner > longest ? 3 : 1;
+  for (int u = 0; u < pieces && block.vectors; ++u)
+    for (int i = 0, n; i < inner; i += n) {
+      n = pieces == 1 ? inner : part(inner, i, longest);
+      product<U>({a + u * p.W2 * p.cu + i, p.cu, p.W2 * p.cu, 0, 1}, {w.by_lane + (u * inner + i) * VL, 9 * p.cu * VL, inner * VL, 0, VL},
+                 {3 / pieces, 1, n}, width, block.vectors, line, block.width, u + i > 0);
+    }
   if (block.dotted)
     dots<U>(a, p.cu, p.W2 * p.cu, w.by_dot + static_cast<i64>(block.vectors) * VL * 9 * p.cu, 9 * p.cu, 3 * p.cu, 3, inner, width,
             block.dotted, line + block.vectors * VL, block.width);

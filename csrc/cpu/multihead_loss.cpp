@@ -42,14 +42,18 @@ template <typename U, typename T>
 void forward_block(const Plan<U>& p, const Weights& w, const Block& block, const float* padded, const Buffers& my, T* kept, double* sums) {
   predict_residuals(p, w, block, padded, my, [&](int v, auto each) {
     vf sum[4] = {};
+    const vu mask = output_lanes(block, v);
     T* const to = kept ? kept + block.first + v * VL : nullptr;
     each([&](i64 y, i64 x, int chain, vf d) {
       sum[chain] += d * d;
-      if (to) store_rounded(to + (y * p.W + x) * p.kept, d);
+      if (to) store_rounded(to + (y * p.W + x) * p.kept, reinterpret_cast<vf>(reinterpret_cast<vu>(d) & mask));
     });
     const vf all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
     for (int l = 0; l < VL && v * VL + l < block.count; ++l) sums[block.output(v * VL + l) / p.C] += all[l];
   });
+  const i64 end = block.first + block.width;
+  if (kept && block.first + block.count == p.KC && end < p.kept)
+    for (i64 q = 0; q < p.pixels; ++q) std::memset(kept + q * p.kept + end, 0, (p.kept - end) * sizeof(T));
 }
 
 template <typename U, typename T>

@@ -15,6 +15,7 @@ constexpr i64 CHUNK_BYTES = 2 << 20;    // padded images that one thread holds (
 constexpr i64 GROUP_BYTES = 8 << 20;    // partial sums of the weight gradient, all groups together ...
 constexpr i64 FEWEST_GROUPS = 4;        // ... but not fewer groups than this: they are what threads share
 constexpr i64 MOST_GROUPS = 16;
+constexpr int LONGEST = 80;  // products in one chain of float32 sums of a prediction, or three times this without 2 x 2 tiles
 
 inline i64 round_up(i64 n, i64 m) { return (n + m - 1) / m * m; }
 inline i64 smaller(i64 a, i64 b) { return a < b ? a : b; }

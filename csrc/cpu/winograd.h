@@ -106,9 +106,12 @@ inline void predict_strip(const Plan<Float32>& p, const Weights& w, const Block&
   const i64 in_plane = plane_of(p.cp), out_plane = plane_of(block.width);
   for (int k = 0; k < POINTS; ++k) {
     const float* a = in + k * in_plane;
-    if (block.vectors)
-      product<Float32>({a, p.cp, 0, 0, 1}, {w.by_lane + k * block.vectors * p.cp * VL, p.cp * VL, 0, 0, VL}, {1, 1, static_cast<int>(p.cp)},
-                       s.count, block.vectors, out + k * out_plane, block.width, false);
+    const float* b = w.by_lane + k * block.vectors * p.cp * VL;
+    for (i64 i = 0, n; i < p.cp && block.vectors; i += n) {  // chains of at most LONGEST roundings
+      n = part(static_cast<int>(p.cp - i), 0, LONGEST);
+      product<Float32>({a + i, p.cp, 0, 0, 1}, {b + i * VL, p.cp * VL, 0, 0, VL}, {1, 1, static_cast<int>(n)}, s.count, block.vectors,
+                       out + k * out_plane, block.width, i > 0);
+    }
     if (block.dotted)
       dots<Float32>(a, p.cp, 0, w.by_dot + (k * block.count + block.vectors * VL) * p.cp, p.cp, 0, 1, static_cast<int>(p.cp), s.count,
                     block.dotted, out + k * out_plane + block.vectors * VL, block.width);

@@ -209,9 +209,7 @@ def _forward_op(
     return loss, kept
 
 
-def _empty_loss(
-    h: Tensor, weight: Tensor, target: Tensor, level_weight: Tensor, keep: bool
-) -> tuple[Tensor, Tensor]:
+def _empty_loss(h: Tensor, weight: Tensor, target: Tensor, level_weight: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     shape = (h.shape[0] // level_weight.shape[0], weight.shape[0] // target.shape[1])
     kept = (h.shape[0], h.shape[2] * h.shape[3], (weight.shape[0] + 15) // 16 * 16) if keep else (0,)
     return torch.empty(shape, dtype=torch.float32, device=h.device), h.new_empty(kept)
