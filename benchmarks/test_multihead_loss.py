@@ -120,7 +120,7 @@ def test_multihead_loss(benchmark, case, dtype, work, name):
     benchmark.pedantic(run, args=(function, x, work, up), rounds=5, warmup_rounds=1)
 
 
-# --- The table ------------------------------------------------------------------------------------------------------------------------------
+# --- The table ----------------------------------------------------------------------------------------------------------------------
 
 
 def seconds(case: str, dtype: str, repeats: int) -> list[dict[str, Any]]:
