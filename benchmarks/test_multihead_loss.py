@@ -191,11 +191,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     times, peaks = [], []
-    for case in args.memory:
-        peaks += [memory(case, dtype, work) for dtype in args.dtypes for work in ("h", "all gradients")]
     for case in args.cases:
         for dtype in args.dtypes:
             times += seconds(case, dtype, min(args.repeats, 3) if CASES[case][0] == 1000 else args.repeats)
+    for case in args.memory:
+        peaks += [memory(case, dtype, work) for dtype in args.dtypes for work in ("h", "all gradients")]
     if args.out:
         from rdc.evaluation import commit
         from rdc.files import write_json

@@ -30,8 +30,8 @@ inline int thread_number() {
 
 // Images that one thread packs weights for: as many as fit, and few enough to occupy every thread.
 template <typename U>
-i64 images_at_once(const Plan<U>& p, i64 threads) {
-  const i64 fit = CHUNK_BYTES / (p.padded * p.cu * 4);
+i64 images_at_once(const Plan<U>& p, bool gradients, i64 threads) {
+  const i64 fit = CHUNK_BYTES / (4 * (p.padded * p.cu + (gradients ? p.pixels * p.cp : 0)));
   return larger(1, smaller(smaller(fit, 32), (p.B + threads - 1) / threads));
 }
 
@@ -60,7 +60,7 @@ template <typename U, typename T>
 Status forward(const MultiheadLossInputs& in, float* loss, T* kept, int threads) {
   const Plan<U> p(in.shape);
   if (p.B == 0 || p.K == 0) return nullptr;
-  const i64 at_once = images_at_once(p, threads), chunks = (p.B + at_once - 1) / at_once, blocks = (p.KC + BLOCK - 1) / BLOCK;
+  const i64 at_once = images_at_once(p, false, threads), chunks = (p.B + at_once - 1) / at_once, blocks = (p.KC + BLOCK - 1) / BLOCK;
   const i64 parts = (blocks + p.C - 1) / p.C;  // C blocks hold whole classes
   const i64 slices = larger(1, smaller(parts, threads / chunks));  // few images: share classes out, too
   threads = static_cast<int>(larger(1, smaller(threads, chunks * slices)));
@@ -110,6 +110,12 @@ Status forward(const MultiheadLossInputs& in, float* loss, T* kept, int threads)
 
 // --- Backward ----------------------------------------------------------------------------------------------------------------------
 
+// A float32 gradient of h that lies as the kernels want it.
+template <typename T, typename U>
+bool lies_in_place(const Plan<U>& p, const MultiheadLossGradients& out) {
+  return sizeof(T) == 4 && p.cp == p.c && out.h_stride[1] == 1 && out.h_stride[3] == p.c && out.h_stride[2] == p.W * p.c;
+}
+
 // What the backward pass is asked for, and the memory of one thread.
 template <typename U, typename T>
 struct Backward {
@@ -118,7 +124,7 @@ struct Backward {
   const MultiheadLossGradients& out;
   const T* kept;
   i64 at_once;
-  bool predicts, reads_h, in_place;  // in_place: a float32 gradient of h that lies as the kernels want it
+  bool predicts, reads_h, in_place;
 
   // One thread's.
   Buffers my{};
@@ -131,7 +137,7 @@ struct Backward {
       : p(plan), in(i), out(o), kept(k), at_once(images_at_once) {
     predicts = !kept;
     reads_h = predicts || out.weight;
-    in_place = sizeof(T) == 4 && p.cp == p.c && out.h_stride[1] == 1 && out.h_stride[3] == p.c && out.h_stride[2] == p.W * p.c;
+    in_place = lies_in_place<T>(p, out);
   }
 
   i64 take(float* base) {  // returns the size
@@ -320,7 +326,7 @@ Status backward(const MultiheadLossInputs& in, const MultiheadLossGradients& out
   const bool summed = out.weight || out.bias;
   const i64 weight_size = out.weight ? p.KC * 9 * p.cp : 0, bias_size = out.bias ? p.KC : 0;
   // Sums over images: neither groups nor chunks may depend on the threads.
-  const i64 at_once = images_at_once(p, summed ? 1 : threads);
+  const i64 at_once = images_at_once(p, out.h && !lies_in_place<T>(p, out), summed ? 1 : threads);
   i64 groups = (p.B + at_once - 1) / at_once;
   if (summed) groups = smaller(smaller(MOST_GROUPS, p.B), larger(FEWEST_GROUPS, GROUP_BYTES / (4 * (weight_size + bias_size))));
   threads = static_cast<int>(larger(1, smaller(threads, groups)));

@@ -11,7 +11,7 @@ namespace {
 
 constexpr int BLOCK = 64;               // outputs that are worked on at once; a multiple of every VL
 constexpr int STRIP = 30;               // 2 x 2 tiles of pixels that are transformed at once; a multiple of MAX_ROWS
-constexpr i64 CHUNK_BYTES = 2 << 20;    // padded images that one thread holds (at least one image)
+constexpr i64 CHUNK_BYTES = 3 << 19;    // padded images, and float32 gradients of h, that one thread holds (at least one image)
 constexpr i64 GROUP_BYTES = 8 << 20;    // partial sums of the weight gradient, all groups together ...
 constexpr i64 FEWEST_GROUPS = 4;        // ... but not fewer groups than this: they are what threads share
 constexpr i64 MOST_GROUPS = 16;
