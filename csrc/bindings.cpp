@@ -15,13 +15,13 @@ namespace {
 using Stride = std::array<int64_t, 4>;
 
 CpuIsa parse_isa(const std::string& wanted) {
-  for (CpuIsa isa : {CpuIsa::baseline, CpuIsa::avx2, CpuIsa::avx512})
+  for (CpuIsa isa : {CpuIsa::baseline, CpuIsa::avx2, CpuIsa::avx512, CpuIsa::avx512bf16})
     if (wanted == rdc::name(isa)) {
       if (isa > rdc::best_cpu_isa())
         throw std::invalid_argument("this processor (or this build) has no " + wanted + "; the best here is " + rdc::name(rdc::best_cpu_isa()));
       return isa;
     }
-  throw std::invalid_argument("the instruction set must be baseline, avx2 or avx512, but it is '" + wanted + "'");
+  throw std::invalid_argument("the instruction set must be baseline, avx2, avx512 or avx512bf16, but it is '" + wanted + "'");
 }
 
 void check(rdc::Status status) {
@@ -76,26 +76,27 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_status", &rdc::cuda_status);
 
   // shape: (N, T, c, H, W, K, C); pointers: (h, weight, bias, target, level_weight); out: (grad_loss, h, weight, bias, target, level_row)
-  m.def("multihead_loss_cpu_forward", [](py::tuple shape, bool bf16, py::tuple h_stride, py::tuple pointers, uintptr_t loss, int threads,
-                                         const std::string& isa) {
+  // kept: address of the kept residuals (multihead_loss.h), or 0
+  m.def("multihead_loss_cpu_forward", [](py::tuple shape, bool bf16, py::tuple h_stride, py::tuple pointers, uintptr_t loss, uintptr_t kept,
+                                         int threads, const std::string& isa) {
     auto in = inputs(shape, bf16, h_stride, pointers);
     CpuIsa which = parse_isa(isa);
     rdc::Status status;
     {
       py::gil_scoped_release release;
-      status = rdc::multihead_loss_cpu_forward(in, at<float*>(loss), threads, which);
+      status = rdc::multihead_loss_cpu_forward(in, at<float*>(loss), at<void*>(kept), threads, which);
     }
     check(status);
   });
   m.def("multihead_loss_cpu_backward", [](py::tuple shape, bool bf16, py::tuple h_stride, py::tuple pointers, py::tuple grad_h_stride,
-                                          py::tuple out_pointers, int threads, const std::string& isa) {
+                                          py::tuple out_pointers, uintptr_t kept, int threads, const std::string& isa) {
     auto in = inputs(shape, bf16, h_stride, pointers);
     auto out = gradients(grad_h_stride, out_pointers);
     CpuIsa which = parse_isa(isa);
     rdc::Status status;
     {
       py::gil_scoped_release release;
-      status = rdc::multihead_loss_cpu_backward(in, out, threads, which);
+      status = rdc::multihead_loss_cpu_backward(in, out, at<const void*>(kept), threads, which);
     }
     check(status);
   });

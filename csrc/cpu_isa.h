@@ -3,7 +3,7 @@
 
 namespace rdc {
 
-enum class CpuIsa { baseline = 0, avx2 = 1, avx512 = 2 };
+enum class CpuIsa { baseline = 0, avx2 = 1, avx512 = 2, avx512bf16 = 3 };
 
 // The best set that was compiled and that the processor supports.
 CpuIsa best_cpu_isa();

@@ -7,10 +7,16 @@ extern const MultiheadLossCpu multihead_loss_baseline;
 #ifdef RDC_X86
 extern const MultiheadLossCpu multihead_loss_avx2;
 extern const MultiheadLossCpu multihead_loss_avx512;
+#ifdef RDC_AVX512BF16
+extern const MultiheadLossCpu multihead_loss_avx512bf16;
+#endif
 #endif
 
 static const MultiheadLossCpu& table(CpuIsa isa) {
 #ifdef RDC_X86
+#ifdef RDC_AVX512BF16
+  if (isa == CpuIsa::avx512bf16) return multihead_loss_avx512bf16;
+#endif
   if (isa == CpuIsa::avx512) return multihead_loss_avx512;
   if (isa == CpuIsa::avx2) return multihead_loss_avx2;
 #endif
@@ -18,12 +24,13 @@ static const MultiheadLossCpu& table(CpuIsa isa) {
   return multihead_loss_baseline;
 }
 
-Status multihead_loss_cpu_forward(const MultiheadLossInputs& in, float* loss, int threads, CpuIsa isa) {
-  return table(isa).forward(in, loss, threads);
+Status multihead_loss_cpu_forward(const MultiheadLossInputs& in, float* loss, void* kept, int threads, CpuIsa isa) {
+  return table(isa).forward(in, loss, kept, threads);
 }
 
-Status multihead_loss_cpu_backward(const MultiheadLossInputs& in, const MultiheadLossGradients& out, int threads, CpuIsa isa) {
-  return table(isa).backward(in, out, threads);
+Status multihead_loss_cpu_backward(const MultiheadLossInputs& in, const MultiheadLossGradients& out, const void* kept, int threads,
+                                   CpuIsa isa) {
+  return table(isa).backward(in, out, kept, threads);
 }
 
 const char* cuda_status() { return RDC_CUDA_STATUS; }

@@ -4,6 +4,7 @@
 //   loss[n, k]  = sum_t level_weight[t] * sum_{j, y, x} (pred[n*T + t, k*C + j, y, x] - target[n*T + t, j, y, x])^2
 //
 // The prediction [N*T, K*C, H, W] never exists: it lives one block of classes and one image at a time (CPU) or in registers (CUDA).
+// The CPU kernels can keep its residuals for the backward pass, for the caller who finds them small.
 // No torch here: raw pointers, sizes, threads, a device and a stream handle.
 #pragma once
 
@@ -20,6 +21,9 @@ struct MultiheadLossShape {
   int64_t rows() const { return N * T; }
   int64_t outputs() const { return K * C; }
 };
+
+// Kept residuals (CPU): [N*T, H*W, kept_outputs] in the inputs' dtype, pred - target rounded once; zeros in outputs beyond K*C.
+inline int64_t kept_outputs(const MultiheadLossShape& s) { return (s.outputs() + 15) / 16 * 16; }
 
 // All tensors are dense and row-major except h and grad_h, which come with strides in elements: [batch, channel, y, x].
 struct MultiheadLossInputs {
@@ -47,14 +51,14 @@ struct MultiheadLossGradients {
 // Returned by every entry point: null on success, else a message with static lifetime.
 using Status = const char*;
 
-// One table for each instruction set.
+// One table for each instruction set. kept: residuals that forward writes and backward then reads; null: backward predicts again.
 struct MultiheadLossCpu {
-  Status (*forward)(const MultiheadLossInputs&, float* loss /* [N, K] float32 */, int threads);
-  Status (*backward)(const MultiheadLossInputs&, const MultiheadLossGradients&, int threads);
+  Status (*forward)(const MultiheadLossInputs&, float* loss /* [N, K] float32 */, void* kept, int threads);
+  Status (*backward)(const MultiheadLossInputs&, const MultiheadLossGradients&, const void* kept, int threads);
 };
 
-Status multihead_loss_cpu_forward(const MultiheadLossInputs&, float* loss, int threads, CpuIsa);
-Status multihead_loss_cpu_backward(const MultiheadLossInputs&, const MultiheadLossGradients&, int threads, CpuIsa);
+Status multihead_loss_cpu_forward(const MultiheadLossInputs&, float* loss, void* kept, int threads, CpuIsa);
+Status multihead_loss_cpu_backward(const MultiheadLossInputs&, const MultiheadLossGradients&, const void* kept, int threads, CpuIsa);
 
 // CUDA: pointers on `device`; kernels go to `stream` and nothing waits for them. scratch: float32, at least
 // multihead_loss_cuda_scratch(shape) elements, allocated by the caller (so that torch's caching allocator owns it).

@@ -8,6 +8,10 @@
 #include <cstring>
 #include <utility>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 namespace rdc {
 namespace {
 
@@ -51,6 +55,49 @@ inline vf load_float(const uint16_t* p) {
   vf f;
   std::memcpy(&f, &bits, sizeof f);
   return f;
+}
+
+// VL values rounded to the type of `p`.
+inline void store_rounded(float* p, vf v) { store(p, v); }
+inline void store_rounded(uint16_t* p, vf v) {
+#ifdef __AVX512BF16__
+  const auto h = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
+  std::memcpy(p, &h, VL * 2);
+#else
+  for (int l = 0; l < VL; ++l) assign(p[l], v[l]);
+#endif
+}
+
+// --- What the tiles multiply: units of four bytes. One float32, or two neighbouring bfloat16 whose products are both added.
+struct Float32 {
+  using Stored = float;
+  static constexpr int PER_UNIT = 1;
+  static vf broadcast(const float* p) { return *p - vf{}; }
+  static vf madd(vf sum, vf a, vf b) { return sum + a * b; }
+};
+#ifdef __AVX512BF16__
+struct Bfloat16Pair {
+  using Stored = uint16_t;
+  static constexpr int PER_UNIT = 2;
+  static vf broadcast(const float* p) {  // bits, never a float: half of them may look like a denormal or a signalling NaN
+    uint32_t bits;
+    std::memcpy(&bits, p, 4);
+    return reinterpret_cast<vf>(bits + vu{});
+  }
+  static vf madd(vf sum, vf a, vf b) {  // vdpbf16ps: exact products, float32 sums
+    return reinterpret_cast<vf>(
+        _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
+  }
+};
+#endif
+// n units (a multiple of VL) from two rows of bfloat16: (a[0], b[0]), (a[1], b[1]), ...
+inline void interleave(const uint16_t* a, const uint16_t* b, float* units, i64 n) {
+  for (i64 i = 0; i < n; i += VL) {
+    const vu low = __builtin_convertvector(*reinterpret_cast<const vh_unaligned*>(a + i), vu);
+    const vu high = __builtin_convertvector(*reinterpret_cast<const vh_unaligned*>(b + i), vu) << 16;
+    const vu both = low | high;
+    std::memcpy(units + i, &both, sizeof both);
+  }
 }
 
 // --- Lane shuffles. F::at(i) is the source of lane i: below VL from a, above from b.
@@ -106,7 +153,7 @@ inline vf lane_sums(vf (&v)[M]) {
 
 constexpr int power_of_two(int n) { int p = 1; while (p < n) p *= 2; return p; }
 
-// --- The tile: out[i, v] (+)= sum over three loops of a[i, .] * b[v, .], a broadcast, b a vector of VL lanes.
+// --- The tile: out[i, v] (+)= sum over three loops of a[i, .] * b[v, .], a broadcast, b a vector of VL lanes. Strides count units.
 // Head convolution, gradient of the features and gradient of the weight are this one tile with different strides.
 struct Walk {
   const float* p;
@@ -115,7 +162,7 @@ struct Walk {
 };
 struct Steps { int outer, middle, inner; };
 
-template <int MR, int NV>
+template <typename U, int MR, int NV>
 void tile(const Walk& a, const Walk& b, Steps n, float* out, i64 out_i, bool accumulate) {
   vf acc[MR][NV];
 #pragma GCC unroll 16
@@ -133,9 +180,9 @@ void tile(const Walk& a, const Walk& b, Steps n, float* out, i64 out_i, bool acc
         for (int v = 0; v < NV; ++v) bv[v] = load(pb + v * b_lane);
 #pragma GCC unroll 16
         for (int i = 0; i < MR; ++i) {
-          const float x = pa[i * a_lane];
+          const vf x = U::broadcast(pa + i * a_lane);
 #pragma GCC unroll 4
-          for (int v = 0; v < NV; ++v) acc[i][v] += x * bv[v];
+          for (int v = 0; v < NV; ++v) acc[i][v] = U::madd(acc[i][v], x, bv[v]);
         }
       }
     }
@@ -153,14 +200,14 @@ using TileFunction = void (*)(const Walk&, const Walk&, Steps, float*, i64, bool
 // Rows of a tile: as many accumulators as the registers hold.
 constexpr int most_rows(int vectors) { return vectors == MAX_VECTORS ? MAX_ROWS : NARROW_ROWS; }
 
-template <int NV, int... R>
+template <typename U, int NV, int... R>
 inline TileFunction tile_among(int rows, std::integer_sequence<int, R...>) {
-  static constexpr TileFunction table[] = {tile<R + 1, NV>...};
+  static constexpr TileFunction table[] = {tile<U, R + 1, NV>...};
   return table[rows - 1];
 }
-template <int NV>
+template <typename U, int NV>
 inline TileFunction tile_of(int rows) {
-  return tile_among<NV>(rows, std::make_integer_sequence<int, most_rows(NV)>{});
+  return tile_among<U, NV>(rows, std::make_integer_sequence<int, most_rows(NV)>{});
 }
 
 // Splits count into the fewest parts of at most `most`, as even as can be; returns the size of the part at `done`.
@@ -172,6 +219,7 @@ inline int part(int count, int done, int most) {
 inline int vectors_at(int left) { return left >= 4 && MAX_VECTORS >= 4 ? 4 : left >= 2 ? 2 : 1; }
 
 // out[rows, vectors * VL] (+)= a * b, cut into tiles.
+template <typename U>
 inline void product(Walk a, Walk b, Steps n, int rows, int vectors, float* out, i64 out_i, bool accumulate) {
   for (int v = 0, nv; v < vectors; v += nv) {
     nv = vectors_at(vectors - v);
@@ -182,8 +230,8 @@ inline void product(Walk a, Walk b, Steps n, int rows, int vectors, float* out, 
       Walk ai = a;
       ai.p += i * a.lane;
       TileFunction f;
-      if constexpr (MAX_VECTORS >= 4) f = nv == 4 ? tile_of<4>(nr) : nv == 2 ? tile_of<2>(nr) : tile_of<1>(nr);
-      else f = nv == 2 ? tile_of<2>(nr) : tile_of<1>(nr);
+      if constexpr (MAX_VECTORS >= 4) f = nv == 4 ? tile_of<U, 4>(nr) : nv == 2 ? tile_of<U, 2>(nr) : tile_of<U, 1>(nr);
+      else f = nv == 2 ? tile_of<U, 2>(nr) : tile_of<U, 1>(nr);
       f(ai, bv, n, out + i * out_i + v * VL, out_i, accumulate);
     }
   }
@@ -212,7 +260,7 @@ inline void write_sums(vf (&acc)[M], float* sums) {  // sums [M]
   }
 }
 
-template <int P, int Q>
+template <typename U, int P, int Q>
 void dot(const float* a, i64 a_lane, i64 a_outer, const float* b, i64 b_lane, i64 b_outer, int outer, int inner, float* out, i64 out_p) {
   vf acc[P * Q] = {};
   for (int o = 0; o < outer; ++o) {
@@ -225,7 +273,7 @@ void dot(const float* a, i64 a_lane, i64 a_outer, const float* b, i64 b_lane, i6
       for (int q = 0; q < Q; ++q) {
         vf bv = load(pb + q * b_lane + k);
 #pragma GCC unroll 4
-        for (int p = 0; p < P; ++p) acc[p * Q + q] += av[p] * bv;
+        for (int p = 0; p < P; ++p) acc[p * Q + q] = U::madd(acc[p * Q + q], av[p], bv);
       }
     }
   }
@@ -239,28 +287,30 @@ void dot(const float* a, i64 a_lane, i64 a_outer, const float* b, i64 b_lane, i6
 
 using DotFunction = void (*)(const float*, i64, i64, const float*, i64, i64, int, int, float*, i64);
 
-template <int P, int... Q>
+template <typename U, int P, int... Q>
 inline DotFunction dot_of(int q, std::integer_sequence<int, Q...>) {
-  static constexpr DotFunction table[] = {dot<P, Q + 1>...};
+  static constexpr DotFunction table[] = {dot<U, P, Q + 1>...};
   return table[q - 1];
 }
+template <typename U>
 inline DotFunction dot_of(int p, int q) {
   constexpr auto outputs = std::make_integer_sequence<int, DOT_OUTPUTS>{};
   if constexpr (DOT_PIXELS >= 4) {
-    if (p == 4) return dot_of<4>(q, outputs);
-    if (p == 3) return dot_of<3>(q, outputs);
+    if (p == 4) return dot_of<U, 4>(q, outputs);
+    if (p == 3) return dot_of<U, 3>(q, outputs);
   }
-  return p == 2 ? dot_of<2>(q, outputs) : dot_of<1>(q, outputs);
+  return p == 2 ? dot_of<U, 2>(q, outputs) : dot_of<U, 1>(q, outputs);
 }
 
 // out[pixels, outputs]
+template <typename U>
 inline void dots(const float* a, i64 a_lane, i64 a_outer, const float* b, i64 b_lane, i64 b_outer, int outer, int inner, int pixels,
                  int outputs, float* out, i64 out_p) {
   for (int q = 0, nq; q < outputs; q += nq) {
     nq = part(outputs, q, DOT_OUTPUTS);
     for (int p = 0, np; p < pixels; p += np) {
       np = part(pixels, p, DOT_PIXELS);
-      dot_of(np, nq)(a + p * a_lane, a_lane, a_outer, b + q * b_lane, b_lane, b_outer, outer, inner, out + p * out_p + q, out_p);
+      dot_of<U>(np, nq)(a + p * a_lane, a_lane, a_outer, b + q * b_lane, b_lane, b_outer, outer, inner, out + p * out_p + q, out_p);
     }
   }
 }

@@ -2,7 +2,7 @@
 
 Environment (read at every call):
     RDC_DISABLE_NATIVE=1   behave as if the extension had not been built
-    RDC_CPU_ISA            ``baseline``, ``avx2`` or ``avx512``: use this instruction set instead of the best one (for tests)
+    RDC_CPU_ISA            ``baseline``, ``avx2``, ``avx512`` or ``avx512bf16``: use this instruction set, not the best (for tests)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["cpu_isa", "describe", "extension", "why_not"]
 
 #: ops with native kernels; rdc/ops/<name>.py each
 OPS = ("multihead_loss",)
-ISAS = ("baseline", "avx2", "avx512")
+ISAS = ("baseline", "avx2", "avx512", "avx512bf16")
 
 
 def _load() -> tuple[ModuleType | None, str]:

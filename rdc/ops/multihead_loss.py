@@ -13,7 +13,9 @@ and level weights w [T]:
     dh = V^T * R \quad dV_{o,uv} = \sum_{b,y,x} R_{bo,yx}\, h_{b,y+u-1,x+v-1} \quad db = \sum_{b,y,x} R \quad dF^* = -\sum_k R \quad
     dw_t = \sum_{nk} g_{nk} \sum (P - F^*)^2
 
-The native kernels never hold the prediction [N*T, K*C, H, W]: the backward pass computes it again, one block at a time.
+The native kernels never hold the prediction [N*T, K*C, H, W]. Where a gradient will be asked for and K*C <= c, the CPU forward pass keeps
+the residuals P - F* in the type of h: they take no more memory than h, which autograd keeps as well. Otherwise the backward pass predicts
+again, one block at a time. Classes whose upstream gradient is zero are left out of the CPU backward pass.
 Sums are taken in float32 or wider, in an order that does not depend on the number of threads.
 
 Source: method.md section 2 and 5 (Chen et al., arXiv 2305.15241; Karras et al. 2022, eq. 7-8 for F and F*).
@@ -66,7 +68,7 @@ def multihead_loss(
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     operands = (h.to(dtype), weight.to(dtype), bias.to(dtype), target.to(dtype), level_weight.to(accumulate))
     if _use_native(h.device.type, dtype, backend):
-        return _forward_op(*operands)
+        return _forward_op(*operands, _keeps_residuals(*operands))[0]
     return multihead_loss_reference(*operands)
 
 
@@ -175,10 +177,18 @@ def _arguments(
     return (shape, h.dtype == torch.bfloat16, tuple(h.stride()), tuple(t.data_ptr() for t in alive)), alive
 
 
-def _launch(name: str, arguments: tuple, device: torch.device) -> None:
+def _keeps_residuals(h: Tensor, weight: Tensor, *others: Tensor) -> bool:
+    """Whether the forward pass keeps residuals: by the shape of one row, so that a batch changes nothing."""
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in (h, weight, *others)):
+        return False
+    return h.device.type == "cpu" and weight.shape[0] <= h.shape[1]
+
+
+def _launch(name: str, arguments: tuple, kept: Tensor, device: torch.device) -> None:
     native = _native.extension()
     if device.type == "cpu":
-        getattr(native, f"multihead_loss_cpu_{name}")(*arguments, torch.get_num_threads(), _native.cpu_isa())
+        kernel = getattr(native, f"multihead_loss_cpu_{name}")
+        kernel(*arguments, kept.data_ptr() if kept.numel() else 0, torch.get_num_threads(), _native.cpu_isa())
         return
     floats = native.multihead_loss_cuda_scratch(arguments[0], name == "backward")
     scratch = torch.empty(floats, dtype=torch.float32, device=device)  # freed in stream order by torch's allocator
@@ -187,28 +197,39 @@ def _launch(name: str, arguments: tuple, device: torch.device) -> None:
 
 
 @torch.library.custom_op("rdc::multihead_loss", mutates_args=(), device_types=("cpu", "cuda"))
-def _forward_op(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor) -> Tensor:
+def _forward_op(
+    h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor, keep: bool
+) -> tuple[Tensor, Tensor]:
+    """Loss [N, K] and the kept residuals [N*T, H*W, K*C rounded up to a multiple of 16] (no elements without ``keep``)."""
     arguments, alive = _arguments(h, weight, bias, target, level_weight)
-    loss = _empty_loss(h, weight, target, level_weight)
+    loss, kept = _empty_loss(h, weight, target, level_weight, keep)
     if loss.numel() and h.numel():
-        _launch("forward", (*arguments, loss.data_ptr()), h.device)
+        _launch("forward", (*arguments, loss.data_ptr()), kept, h.device)
     del alive
-    return loss
+    return loss, kept
 
 
-def _empty_loss(h: Tensor, weight: Tensor, target: Tensor, level_weight: Tensor) -> Tensor:
+def _empty_loss(h: Tensor, weight: Tensor, target: Tensor, level_weight: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     shape = (h.shape[0] // level_weight.shape[0], weight.shape[0] // target.shape[1])
-    return torch.empty(shape, dtype=torch.float32, device=h.device)
+    kept = (h.shape[0], h.shape[2] * h.shape[3], (weight.shape[0] + 15) // 16 * 16) if keep else (0,)
+    return torch.empty(shape, dtype=torch.float32, device=h.device), h.new_empty(kept)
 
 
 @_forward_op.register_fake
-def _(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor) -> Tensor:
-    return _empty_loss(h, weight, target, level_weight)
+def _(h, weight, bias, target, level_weight, keep):
+    return _empty_loss(h, weight, target, level_weight, keep)
 
 
 @torch.library.custom_op("rdc::multihead_loss_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _backward_op(
-    grad_loss: Tensor, h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor, wanted: list[bool]
+    grad_loss: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    target: Tensor,
+    level_weight: Tensor,
+    kept: Tensor,
+    wanted: list[bool],
 ) -> list[Tensor]:
     """Gradients of (h, weight, bias, target, level_weight); those not wanted come back with no elements and cost nothing."""
     grads = _empty_gradients(h, weight, bias, target, level_weight, wanted)
@@ -219,7 +240,8 @@ def _backward_op(
     level_row = torch.empty(h.shape[0], dtype=torch.float32, device=h.device)
     outputs = [upstream, *grads[:4], level_row]
     pointers = tuple(t.data_ptr() if want else 0 for t, want in zip(outputs, [True, *wanted], strict=True))
-    _launch("backward", (*arguments, tuple(grads[0].stride()) if wanted[0] else (0,) * 4, pointers), h.device)
+    strides = tuple(grads[0].stride()) if wanted[0] else (0,) * 4
+    _launch("backward", (*arguments, strides, pointers), kept, h.device)
     del alive
     if wanted[4]:
         grads[4] = level_row.view(-1, level_weight.shape[0]).sum(0)
@@ -237,7 +259,7 @@ def _empty_gradients(
 
 
 @_backward_op.register_fake
-def _(grad_loss, h, weight, bias, target, level_weight, wanted):
+def _(grad_loss, h, weight, bias, target, level_weight, kept, wanted):
     return _empty_gradients(h, weight, bias, target, level_weight, wanted)
 
 
@@ -245,17 +267,19 @@ def _(grad_loss, h, weight, bias, target, level_weight, wanted):
 
 
 def _save_inputs(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
+    _, kept = output
+    ctx.mark_non_differentiable(kept)
+    ctx.save_for_backward(*inputs[:5], kept)
 
 
-def _backward(ctx, grad_loss: Tensor):
-    wanted = list(ctx.needs_input_grad)
+def _backward(ctx, grad_loss: Tensor, grad_kept: Tensor | None):
+    wanted = list(ctx.needs_input_grad[:5])
     grads = _backward_op(grad_loss, *ctx.saved_tensors, wanted)
-    return tuple(g if want else None for g, want in zip(grads, wanted, strict=True))
+    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None
 
 
 def _save_backward_inputs(ctx, inputs, output) -> None:
-    *tensors, ctx.wanted = inputs
+    *tensors, _, ctx.wanted = inputs  # the kept residuals are a function of the others
     ctx.save_for_backward(*tensors)
 
 
@@ -283,7 +307,7 @@ def _double_backward(ctx, grad_grads: list[Tensor]):
             else [None] * len(asked)
         )
     second = iter(second)
-    return *(next(second) if need else None for need in needs), None
+    return *(next(second) if need else None for need in needs), None, None
 
 
 _forward_op.register_autograd(_backward, setup_context=_save_inputs)

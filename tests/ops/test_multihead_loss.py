@@ -37,10 +37,15 @@ SHAPES = {
     "colour": (1, 2, 32, 16, 16, 10, 3),
     "hundred": (1, 2, 24, 8, 8, 100, 1),
     "two blocks, colour": (1, 3, 16, 7, 5, 33, 3),
+    "odd sizes, kept": (1, 2, 40, 7, 5, 9, 4),
+    "odd sizes, predicted again": (2, 2, 40, 9, 7, 23, 3),
+    "shipped head": (1, 2, 160, 14, 14, 10, 4),
+    "long sums": (1, 2, 160, 14, 14, 1, 4),
     "one line": (2, 2, 3, 1, 5, 1, 1),
     "one column": (1, 2, 17, 9, 1, 13, 2),
     "one pixel": (3, 1, 1, 1, 1, 4, 1),
 }
+SLOW_TO_EMULATE = ("fashion", "shipped head", "long sums")
 ISAS = [] if _native.why_not("cpu") else _native.ISAS[: _native.ISAS.index(_native.extension().cpu_isa()) + 1]
 native_isa = pytest.mark.parametrize(
     "isa",
@@ -268,13 +273,25 @@ def test_no_images_no_losses(backend):
 
 
 @needs_native
-@pytest.mark.parametrize("shape", [(3, 3, 20, 6, 6, 90, 1), (1, 1, 20, 6, 6, 150, 1)], ids=["many rows", "one row"])
-def test_thread_count_changes_no_bit(shape):
-    x, upstream = make(shape)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (3, 3, 20, 6, 6, 90, 1),
+        (1, 1, 20, 6, 6, 150, 1),
+        (1, 1, 32, 6, 6, 70, 3),
+        (9, 2, 48, 6, 7, 10, 4),
+        (40, 4, 24, 4, 4, 6, 1),
+    ],
+    ids=["many rows", "one row", "one row, colour", "kept", "many small images"],
+)
+def test_thread_count_changes_no_bit(shape, dtype):
+    x, upstream = make(shape, dtype)
+    upstream[0, 1:-1] = 0
     before = torch.get_num_threads()
     try:
         results = []
-        for threads in (1, 2, 3, 7):
+        for threads in (1, 2, 3, 7, 40):
             torch.set_num_threads(threads)
             results.append(evaluate(native, x, upstream))
     finally:
@@ -285,8 +302,11 @@ def test_thread_count_changes_no_bit(shape):
 
 
 @needs_native
-def test_batch_composition_changes_no_bit():
-    x, upstream = make((5, 3, 24, 6, 7, 30, 1))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(5, 3, 24, 6, 7, 30, 1), (5, 3, 48, 6, 7, 10, 4)], ids=["predicted again", "kept"])
+def test_batch_composition_changes_no_bit(shape, dtype):
+    x, upstream = make(shape, dtype)
+    upstream[2, ::2] = 0
     whole = evaluate(native, x, upstream)
     for n in range(5):
         rows = slice(3 * n, 3 * n + 3)
@@ -302,9 +322,66 @@ def test_gradients_not_asked_for_cost_nothing():
     full = evaluate(native, x, upstream)
     for asked in range(5):
         wanted = [i == asked for i in range(5)]
-        grads = module._backward_op(upstream, *x, wanted)
+        grads = module._backward_op(upstream, *x, x[0].new_empty(0), wanted)
         assert [g.numel() > 0 for g in grads] == wanted
         assert torch.equal(grads[asked], full[1 + asked])
+
+
+@native_isa
+@pytest.mark.parametrize("shape", ["colour", "odd sizes, kept"])
+def test_kept_residuals_change_no_bit(monkeypatch, isa, shape):
+    monkeypatch.setenv("RDC_CPU_ISA", isa)
+    x, upstream = make(SHAPES[shape])
+    loss, kept = module._forward_op(*x, True)
+    alone, nothing = module._forward_op(*x, False)
+    assert kept.shape[:2] == (len(x[0]), x[0][0, 0].numel()) and nothing.numel() == 0
+    assert torch.equal(loss, alone)
+    pair = [module._backward_op(upstream, *x, k, [True] * 5) for k in (kept, nothing)]
+    for name, a, b in zip(NAMES[1:], *pair, strict=True):
+        assert torch.equal(a, b), name
+
+
+@needs_native
+def test_residuals_are_kept_where_they_are_smaller_than_h_and_a_gradient_is_asked_for():
+    def kept(shape, grad=True):
+        x, _ = make(shape)
+        return module._keeps_residuals(x[0].requires_grad_(grad), *x[1:])
+
+    assert kept((1, 2, 40, 4, 4, 10, 4))
+    assert not kept((1, 2, 39, 4, 4, 10, 4))
+    assert not kept((1, 2, 40, 4, 4, 10, 4), grad=False)
+    with torch.no_grad():
+        assert not kept((1, 2, 40, 4, 4, 10, 4))
+
+
+@native_isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "shape", [(3, 2, 40, 8, 7, 12, 3), (3, 2, 40, 8, 7, 70, 3)], ids=["kept", "predicted again, many classes"]
+)
+def test_few_active_classes(monkeypatch, isa, shape, dtype):
+    """Two classes an image carry gradient, other ones for each image, and one image has none."""
+    monkeypatch.setenv("RDC_CPU_ISA", isa)
+    x, upstream = make(shape, dtype)
+    active = torch.zeros_like(upstream, dtype=torch.bool)
+    active[0, [1, 7]] = active[2, [0, 11]] = True
+    upstream = torch.where(active, upstream, 0.0)
+    got = evaluate(native, x, upstream)
+    assert_as_good_as_naive(got, x, upstream)
+    h = x[0].clone().requires_grad_()  # without sums over images, many of them are worked on at once
+    assert torch.equal(torch.autograd.grad(native(h, *x[1:]), h, upstream)[0], got[1])
+
+
+@native_isa
+def test_classes_without_gradient_are_left_out(monkeypatch, isa):
+    """Their weights are not even read: what is not a number there reaches no gradient."""
+    monkeypatch.setenv("RDC_CPU_ISA", isa)
+    x, upstream = make((2, 2, 24, 6, 6, 30, 1))
+    upstream[:, 2:] = 0
+    expected = evaluate(native, x, upstream)[1:]
+    x[1][2:], x[2][2:] = float("nan"), float("inf")
+    for name, a, b in zip(NAMES[1:], evaluate(native, x, upstream)[1:], expected, strict=True):
+        assert torch.equal(a, b), name
 
 
 @needs_native
@@ -332,16 +409,17 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 @needs_native
 @pytest.mark.parametrize(
-    ("dtype", "channels_last", "wanted"),
-    [(torch.float32, False, [True] * 5), (torch.bfloat16, True, [True, False, False, True, False])],
-    ids=["float32", "bfloat16, channels last"],
+    ("dtype", "channels_last", "wanted", "keep"),
+    [(torch.float32, False, [True] * 5, False), (torch.bfloat16, True, [True, False, False, True, False], True)],
+    ids=["float32", "bfloat16, channels last, kept"],
 )
-def test_opcheck(dtype, channels_last, wanted):
-    x, upstream = make((2, 2, 4, 3, 5, 3, 2), dtype, channels_last)
+def test_opcheck(dtype, channels_last, wanted, keep):
+    x, upstream = make((2, 2, 8, 3, 5, 3, 2), dtype, channels_last)
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {}
     leaves = [v.requires_grad_() for v in x]
-    torch.library.opcheck(module._forward_op, tuple(leaves), **tolerance)
-    torch.library.opcheck(module._backward_op, (upstream.requires_grad_(), *leaves, wanted), **tolerance)
+    torch.library.opcheck(module._forward_op, (*leaves, keep), **tolerance)
+    kept = module._forward_op(*x, keep)[1].detach()
+    torch.library.opcheck(module._backward_op, (upstream.requires_grad_(), *leaves, kept, wanted), **tolerance)
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_native)])
@@ -515,7 +593,9 @@ def emulate(library, x, upstream):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize(
-    "shape", [s for n, s in SHAPES.items() if n != "fashion"], ids=[n for n in SHAPES if n != "fashion"]
+    "shape",
+    [SHAPES[n] for n in SHAPES if n not in SLOW_TO_EMULATE],
+    ids=[n for n in SHAPES if n not in SLOW_TO_EMULATE],
 )
 def test_cuda_kernels_emulated(emulated, shape, channels_last, dtype):
     x, upstream = make(shape, dtype, channels_last)
@@ -555,5 +635,5 @@ def test_cuda_runs_on_the_current_stream():
 @needs_gpu
 def test_opcheck_cuda():
     x, upstream = make((2, 2, 4, 3, 5, 3, 2), device="cuda")
-    torch.library.opcheck(module._forward_op, tuple(v.requires_grad_() for v in x))
-    torch.library.opcheck(module._backward_op, (upstream, *x, [True] * 5))
+    torch.library.opcheck(module._forward_op, (*(v.requires_grad_() for v in x), False))
+    torch.library.opcheck(module._backward_op, (upstream, *x, x[0].new_empty(0), [True] * 5))

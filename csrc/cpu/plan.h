@@ -1,0 +1,89 @@
+// Sizes that everything else is derived from, and memory.
+#pragma once
+
+#include <cstdlib>
+
+#include "../multihead_loss.h"
+#include "tile.h"
+
+namespace rdc {
+namespace {
+
+constexpr int BLOCK = 64;               // outputs that are worked on at once; a multiple of every VL
+constexpr int STRIP = 30;               // 2 x 2 tiles of pixels that are transformed at once; a multiple of MAX_ROWS
+constexpr i64 CHUNK_BYTES = 3 << 19;    // padded images, and float32 gradients of h, that one thread holds (at least one image)
+constexpr i64 GROUP_BYTES = 8 << 20;    // partial sums of the weight gradient, all groups together ...
+constexpr i64 FEWEST_GROUPS = 4;        // ... but not fewer groups than this: they are what threads share
+constexpr i64 MOST_GROUPS = 16;
+constexpr int LONGEST = 80;  // products in one chain of float32 sums of a prediction, or three times this without 2 x 2 tiles
+
+inline i64 round_up(i64 n, i64 m) { return (n + m - 1) / m * m; }
+inline i64 smaller(i64 a, i64 b) { return a < b ? a : b; }
+inline i64 larger(i64 a, i64 b) { return a > b ? a : b; }
+
+// Shape with everything derived from it. U: what the tiles multiply.
+template <typename U>
+struct Plan : MultiheadLossShape {
+  i64 B, KC;
+  i64 cp, cu;             // channels, padded with zeros to full vectors; the same in units
+  i64 tile_columns, tiles;  // 2 x 2 pixels each; those at the right and lower edge may be cut
+  i64 W2, padded, pixels;   // padded image: a border of one pixel, and up to full tiles
+  i64 TL;                 // a pixel's target, repeated so that VL lanes can start at any of the C channels
+  i64 kept;               // outputs of a pixel in the kept residuals
+  bool fast;              // 2 x 2 tiles pay
+  explicit Plan(const MultiheadLossShape& s) : MultiheadLossShape(s) {
+    B = rows();
+    KC = outputs();
+    cp = round_up(c, VL * U::PER_UNIT);
+    cu = cp / U::PER_UNIT;
+    const i64 tile_rows = (H + 1) / 2;
+    tile_columns = (W + 1) / 2;
+    tiles = tile_rows * tile_columns;
+    W2 = 2 * tile_columns + 2;
+    padded = (2 * tile_rows + 2) * W2;
+    pixels = H * W;
+    TL = VL + C - 1;
+    kept = kept_outputs(s);
+    fast = U::PER_UNIT == 1 && c >= 24 && H >= 4 && W >= 4;
+  }
+};
+
+// Outputs [0, count) of a list, the first `vectors` * VL of them as vectors, the rest as dots.
+struct Block {
+  const int* index;  // their numbers; null: first, first + 1, ...
+  i64 first;
+  int count, width, vectors, dotted;  // width: count padded to full vectors
+  bool fast;
+  template <typename U>
+  Block(const Plan<U>& p, const int* list, i64 begin, i64 total) {
+    first = begin;
+    index = list ? list + begin : nullptr;
+    count = static_cast<int>(smaller(BLOCK, total - begin));
+    width = static_cast<int>(round_up(count, VL));
+    vectors = count / VL;
+    dotted = count % VL;
+    if (dotted * 4 > VL * 3) { ++vectors; dotted = 0; }
+    fast = p.fast && count >= 8;
+  }
+  i64 output(int o) const { return index ? index[o] : first + o; }
+};
+
+// One allocation for everything; sizes first, then pointers.
+struct Memory {
+  char* base = nullptr;
+  ~Memory() { std::free(base); }
+  bool allocate(i64 floats) {
+    void* p = nullptr;
+    if (posix_memalign(&p, 64, static_cast<size_t>(larger(floats, 16)) * 4)) return false;
+    base = static_cast<char*>(p);
+    return true;
+  }
+  float* at(i64 floats) const { return reinterpret_cast<float*>(base) + floats; }
+};
+struct Layout {
+  i64 used = 0;
+  i64 take(i64 floats) { i64 at = used; used += round_up(floats, 16); return at; }
+};
+
+}  // namespace
+}  // namespace rdc
