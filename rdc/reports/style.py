@@ -35,8 +35,8 @@ section { background: var(--paper); border: 1px solid var(--line); border-radius
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; color: var(--muted); font-size: 12.5px; }
 th, td { padding: 7px 10px 7px 0; border-bottom: 1px solid var(--line); vertical-align: middle; }
-tr:last-child td, tr:last-child th { border-bottom: 0; } td.n, th.n { text-align: right; padding-right: 18px; }
-tr.total td { font-weight: 650; } td .scale { width: 190px; margin: 0; }
+tr:last-child td, tr:last-child th { border-bottom: 0; } td.n, th.n { text-align: right; padding-right: 18px; white-space: nowrap; }
+td.muted { white-space: nowrap; } tr.total td { font-weight: 650; white-space: nowrap; } td .scale { width: 150px; margin: 0; }
 .flag { border-left: 4px solid var(--amber); background: #fdf8ec; border-radius: 0 8px 8px 0; padding: 10px 16px;
     margin-top: 10px; }
 .flag.note { border-color: #8da2c8; background: #f4f6fb; }
