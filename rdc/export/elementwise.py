@@ -190,6 +190,7 @@ def select(t: Any, node: Any) -> str:
 
 
 def select_backward(t: Any, node: Any) -> str:
+    """The gradient of ``select``: its upstream in the picked place, zeros elsewhere."""
     grad, _, axis, index = t.args(node, 4)
     dims = t.dims(node)
     axis %= len(dims)
