@@ -58,8 +58,8 @@ class Row:
 ROWS = {
     "DC": Row("fashion-mnist", _DIFFUSION, 50, "noise, margin slopes"),
     "RDC": Row("fashion-mnist", _PURIFIED, 50, "noise, margin slopes", ("--lm", "paper-v2")),
-    "LM+ResNet": Row("fashion-mnist-lm-resnet", _PURIFIED, 50, "noise, margin slopes; nothing"),
-    "DiffPure": Row("fashion-mnist-diffpure", _PURIFIED, 50, "noise, margin slopes; nothing"),
+    "LM+ResNet": Row("fashion-mnist-lm-resnet", _PURIFIED, 50, "noise, wrong labels; nothing"),
+    "DiffPure": Row("fashion-mnist-diffpure", _PURIFIED, 50, "noise, wrong labels; nothing"),
     "PGD-AT": Row("fashion-mnist-pgd-at", _PLAIN, 50, "PGD"),
     "TRADES": Row("fashion-mnist-trades", _PLAIN, 50, "PGD"),
     "MART": Row("fashion-mnist-mart", _PLAIN, 50, "PGD"),

@@ -26,14 +26,14 @@ MODELS: dict[str, str] = {
     "fashion-mnist-pgd-at": "small ResNet, adversarial training (PGD-AT) at l_inf 8/255: a baseline",
     "fashion-mnist-trades": "small ResNet, adversarial training (TRADES) at l_inf 8/255: a baseline",
     "fashion-mnist-mart": "small ResNet, adversarial training (MART) at l_inf 8/255: a baseline",
-    "fashion-mnist-lm-resnet": "likelihood maximisation by fashion-mnist, then fashion-mnist-standard",
-    "fashion-mnist-diffpure": "DiffPure by fashion-mnist, then fashion-mnist-standard",
+    "fashion-mnist-lm-resnet": "likelihood maximisation by fashion-mnist-teacher, then fashion-mnist-standard",
+    "fashion-mnist-diffpure": "DiffPure by fashion-mnist-teacher, then fashion-mnist-standard",
 }
 
 #: Models made of two others: name -> (function of rdc.defences.examples, classifier, diffusion model, settings it takes)
 _JOINED = {
-    "fashion-mnist-lm-resnet": ("lm_in_front", "fashion-mnist-standard", "fashion-mnist", {"lm"}),
-    "fashion-mnist-diffpure": ("diffpure_in_front", "fashion-mnist-standard", "fashion-mnist", set()),
+    "fashion-mnist-lm-resnet": ("lm_in_front", "fashion-mnist-standard", "fashion-mnist-teacher", {"lm"}),
+    "fashion-mnist-diffpure": ("diffpure_in_front", "fashion-mnist-standard", "fashion-mnist-teacher", set()),
 }
 
 #: Levels of a checkpoint that recommends none.
