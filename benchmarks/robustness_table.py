@@ -33,14 +33,15 @@ THREATS = {
 
 # TRADES and standard at l_inf 8/255 bear the whole of AutoAttack, 100 steps (--whole); it left what this shorter list leaves.
 # A gradient of a diffusion classifier costs T' times a network's, and it is so nearly linear in a ball that steps add little
-# (docs/levels.md): its targeted attacks take fewer. Through a purifier a gradient costs ten to fifty times more again; there,
-# the attacks made for purifiers replace steps.
+# (docs/levels.md): its targeted attacks take fewer. Through a purifier gradients are dearer and mislead; there, transfer, BPDA,
+# restarts from every earlier endpoint and the Lagrangian are added.
 _PLAIN = ("apgd-ce", "apgd-t:targets=9", "fab-t:targets=4", "square:queries=1000")
 _DIFFUSION = ("apgd-ce", "apgd-t:targets=3:steps=25", "fab-t:targets=3:steps=15", "square:queries=500")
 _PURIFIED = (
-    "transfer:surrogate=plain", "apgd-ce:gradient=bpda:steps=30", "apgd-ce:steps=20", "apgd-t:targets=2:steps=10",
-    "lagrange:surrogate=plain:steps=20", "square:queries=100",
+    "transfer:surrogate=plain", "apgd-ce:gradient=bpda:steps=30", "apgd-ce", "apgd-t:targets=3:steps=20",
+    "endpoints-dlr:steps=20", "square:queries=200",
 )  # fmt: skip
+_OPTIMISES = (*_PURIFIED[:-1], "lagrange:surrogate=plain:steps=20", _PURIFIED[-1])  # it has an objective to attack
 _WARP = ("stadv",)
 
 
@@ -57,8 +58,8 @@ class Row:
 
 ROWS = {
     "DC": Row("fashion-mnist", _DIFFUSION, 50, "noise, margin slopes"),
-    "RDC": Row("fashion-mnist", _PURIFIED, 50, "noise, margin slopes", ("--lm", "paper-v2")),
-    "LM+ResNet": Row("fashion-mnist-lm-resnet", _PURIFIED, 50, "noise, wrong labels; nothing"),
+    "RDC": Row("fashion-mnist", _OPTIMISES, 50, "noise, margin slopes", ("--lm", "paper-v2")),
+    "LM+ResNet": Row("fashion-mnist-lm-resnet", _OPTIMISES, 50, "noise, wrong labels; nothing"),
     "DiffPure": Row("fashion-mnist-diffpure", _PURIFIED, 50, "noise, wrong labels; nothing"),
     "PGD-AT": Row("fashion-mnist-pgd-at", _PLAIN, 50, "PGD"),
     "TRADES": Row("fashion-mnist-trades", _PLAIN, 50, "PGD"),

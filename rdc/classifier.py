@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from rdc.class_gradients import by_class, streamed
 from rdc.denoiser import Denoiser
 from rdc.errors import ConfigError, InputError
 from rdc.likelihood import log_posterior, resolve_scale
@@ -150,7 +150,7 @@ class DiffusionClassifier(nn.Module):
         draw = self._next_draw()
         x0 = self._uphill(x0, draw)
         sigma, weight, noise = self._levels_and_noise(draw, x0)
-        return self._stream(self.denoiser.losses_of, x0, noise, sigma, weight)
+        return self._losses(x0, noise, sigma, weight)
 
     def losses_per_level(self, pixels: Tensor) -> Tensor:
         """Unweighted class losses [N, T, K], in the order of ``levels.sigma``."""
@@ -159,10 +159,7 @@ class DiffusionClassifier(nn.Module):
         x0 = self._uphill(x0, draw)
         sigma, _, noise = self._levels_and_noise(draw, x0)
         one = torch.ones(1, device=x0.device, dtype=x0.dtype)
-        columns = [
-            self._stream(self.denoiser.losses_of, x0, noise[t : t + 1], sigma[t : t + 1], one)
-            for t in range(len(sigma))
-        ]
+        columns = [self._losses(x0, noise[t : t + 1], sigma[t : t + 1], one) for t in range(len(sigma))]
         return torch.stack(columns, dim=1)
 
     def maximize_likelihood(self, pixels: Tensor) -> Tensor:
@@ -246,33 +243,16 @@ class DiffusionClassifier(nn.Module):
             self._cache = {key: (sigma, weight, noise)}
         return self._cache[key]
 
-    def _stream(
-        self, losses_of: Callable[..., Tensor], x0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor
-    ) -> Tensor:
-        """Class losses [N, K] in pieces that fit the memory budget; pieces are rebuilt in the backward pass."""
-        count, levels = len(x0), len(sigma)
-        self.network_evaluations += count * levels * self.denoiser.passes_per_level
+    def _losses(self, x0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor) -> Tensor:
+        """Class losses [N, K], in pieces where they would not fit the memory budget together."""
+        self.network_evaluations += len(x0) * len(sigma) * self.denoiser.passes_per_level
         pairs = self.pairs_that_fit(x0)
-        per_piece = min(levels, pairs)
-        images = max(1, pairs // per_piece)
-        single = count * levels <= pairs
-
-        def piece(part: Tensor, begin: int) -> Tensor:
-            pick = slice(begin, begin + per_piece)
-            x_t, target = self.denoiser.noisy(part, noise[pick], sigma[pick])
-            return losses_of(x_t, sigma[pick].repeat(len(part)).to(part.dtype), target, weight[pick])
-
-        parts = []
-        for part in x0.split(images):
-            total = None
-            for begin in range(0, levels, per_piece):
-                if single or not part.requires_grad:
-                    loss = piece(part, begin)
-                else:
-                    loss = checkpoint(piece, part, begin, use_reentrant=False, preserve_rng_state=False)
-                total = loss if total is None else total + loss
-            parts.append(total)
-        return torch.cat(parts)
+        operands = (self.denoiser, x0, noise, sigma, weight, pairs)
+        if len(x0) * len(sigma) <= pairs:
+            return streamed(*operands, rebuild=False)
+        if self.denoiser.passes_per_level > 1 and x0.requires_grad and torch.is_grad_enabled():
+            return by_class(*operands)
+        return streamed(*operands)
 
     def pairs_that_fit(self, like: Tensor) -> int:
         """Pairs of image and level, all classes, whose losses and gradient fit the budget; measured once."""

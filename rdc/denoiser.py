@@ -69,6 +69,13 @@ class Denoiser(nn.Module):
         """The same for rows that are already noisy: x_t, target [N*T, C, H, W], sigma [N*T], weight [T] -> [N, K]."""
         raise NotImplementedError
 
+    def losses_of_labels(self, x0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        """The losses [N] of one class for every image: labels [N] int64; the rest as of :meth:`class_losses`."""
+        x_t, target = self.noisy(x0, noise, sigma)
+        rows = sigma.repeat(len(x0)).to(x0.dtype)
+        error = (self.f(x_t, rows, labels.repeat_interleave(len(sigma))) - target).square().flatten(1).sum(1)
+        return error.unflatten(0, (len(x0), len(sigma))) @ weight.to(error.dtype)
+
     def f_null(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         """F without a label: x_t [B, C, H, W], sigma [B] -> [B, C, H, W]. Twice differentiable."""
         raise NotImplementedError

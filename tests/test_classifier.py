@@ -13,15 +13,10 @@ from rdc.likelihood_maximization import LM_PRESETS, LikelihoodMaximization
 from rdc.timesteps import noise_levels
 from tests import oracles
 from tests.models import CLASSES, LEVELS, SHAPE, pixels, tiny_classifier, tiny_denoiser
-from tests.tolerances import CENTRAL_DIFFERENCE, FLOAT32_ORDER, FLOAT64_ORDER
+from tests.tolerances import CENTRAL_DIFFERENCE, FLOAT32_ORDER, FLOAT64_ORDER, close
 
 KINDS = ["conditional", "multihead"]
 SMOOTH_LM = LikelihoodMaximization(steps=2, sign=False, step_size=0.01, normalize="mean_abs", eta=0.05)
-
-
-def close(a, b, tolerance):
-    assert a.shape == b.shape
-    assert (a - b).abs().max() <= tolerance * b.abs().max().clamp_min(1e-30), (a, b)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,3 +13,9 @@ ONNX_PARITY = 1e-5
 #: pixels after likelihood maximisation, absolute: steps that divide by a mean gradient carry rounding on; PyTorch's float32 is
 #: itself up to 1.3e-5 from float64 after two steps of a tiny network. A fiftieth of an 8-bit step.
 ONNX_LM_PIXELS = 5e-5
+
+
+def close(a, b, tolerance: float) -> None:
+    """Two tensors of one shape agree, relative to the largest value of the second."""
+    assert a.shape == b.shape
+    assert (a - b).abs().max() <= tolerance * b.abs().max().clamp_min(1e-30), (a, b)
