@@ -6,6 +6,9 @@ conditional network needs K passes a level, the multi-head network one.
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +18,10 @@ from rdc.networks.heads import MultiHeadUNet
 from rdc.ops.multihead_loss import multihead_loss
 from rdc.preconditioning import Preconditioning
 
-__all__ = ["ConditionalDenoiser", "Denoiser", "MultiHeadDenoiser", "make_denoiser"]
+__all__ = ["PRECISIONS", "ConditionalDenoiser", "Denoiser", "MultiHeadDenoiser", "make_denoiser"]
+
+#: Types that a network may compute in.
+PRECISIONS = ("float32", "bfloat16")
 
 
 class Denoiser(nn.Module):
@@ -26,10 +32,13 @@ class Denoiser(nn.Module):
         image_shape: (C, H, W).
         passes_per_level: network passes for all classes at one level: K or 1.
         head: name for reports.
+        precision: what the network computes in, "float32" (its weights' type) or "bfloat16" (autocast). Noise, targets, squared
+            errors and their sums keep the type of the images in either case.
     """
 
     passes_per_level: int
     head: str
+    precision = "float32"
 
     def __init__(
         self, network: nn.Module, num_classes: int, image_shape: tuple[int, int, int], sigma_data: float
@@ -37,6 +46,20 @@ class Denoiser(nn.Module):
         super().__init__()
         self.network, self.num_classes, self.image_shape = network, num_classes, tuple(image_shape)
         self.precondition = Preconditioning(sigma_data)
+
+    def in_precision(self, precision: str) -> Denoiser:
+        """This denoiser, weights shared, with a network that computes in ``precision``.
+
+        Raises:
+            ConfigError: no precision of that name.
+        """
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision: expected {' or '.join(PRECISIONS)}; got {precision!r}")
+        if precision == self.precision:
+            return self
+        made = copy.copy(self)
+        made.precision = precision
+        return made
 
     def noisy(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Noise every image at every level.
@@ -88,6 +111,13 @@ class Denoiser(nn.Module):
         """D(x_t; sigma, label) [B, C, H, W], the estimate of x0."""
         return self.precondition.denoised(self.f(x_t, sigma, labels), x_t, sigma.reshape(-1, 1, 1, 1))
 
+    def _compute(self, function: Any, x_t: Tensor, *operands: Tensor) -> Tensor:
+        """``function(x_t, *operands)`` in this denoiser's precision; the result in the type of x_t."""
+        if self.precision == "float32":
+            return function(x_t, *operands)
+        with torch.autocast(x_t.device.type, torch.bfloat16):
+            return function(x_t, *operands).to(x_t.dtype)
+
     def _inputs(self, x_t: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         scaled = self.precondition.c_in(sigma).reshape(-1, 1, 1, 1) * x_t
         return scaled.contiguous(memory_format=torch.channels_last), self.precondition.c_noise(sigma)
@@ -106,18 +136,17 @@ class ConditionalDenoiser(Denoiser):
 
     def f(self, x_t: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         onehot = F.one_hot(labels, self.num_classes + 1)[:, : self.num_classes].to(x_t.dtype)
-        return self.network(*self._inputs(x_t, sigma), onehot)
+        return self._compute(self.network, *self._inputs(x_t, sigma), onehot)
 
     def f_null(self, x_t: Tensor, sigma: Tensor) -> Tensor:
-        return self.network(*self._inputs(x_t, sigma), x_t.new_zeros(len(x_t), self.num_classes))
+        return self._compute(self.network, *self._inputs(x_t, sigma), x_t.new_zeros(len(x_t), self.num_classes))
 
     def losses_of(self, x_t: Tensor, sigma: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         scaled, c_noise = self._inputs(x_t, sigma)
         classes = torch.eye(self.num_classes, dtype=x_t.dtype, device=x_t.device)
         rows, count = len(x_t), self.num_classes
-        f = self.network(
-            scaled.repeat_interleave(count, 0), c_noise.repeat_interleave(count), classes.repeat(rows, 1)
-        ).unflatten(0, (rows, count))
+        inputs = scaled.repeat_interleave(count, 0), c_noise.repeat_interleave(count), classes.repeat(rows, 1)
+        f = self._compute(self.network, *inputs).unflatten(0, (rows, count))
         error = (f - target[:, None]).square().flatten(2).sum(2)  # [N*T, K]
         return torch.einsum("ntk,t->nk", error.unflatten(0, (-1, len(weight))), weight.to(error.dtype))
 
@@ -135,13 +164,13 @@ class MultiHeadDenoiser(Denoiser):
 
     def features(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         """Last feature map h [B, c, H / patch, W / patch]."""
-        return self.network.features(*self._inputs(x_t, sigma))
+        return self._compute(self.network.features, *self._inputs(x_t, sigma))
 
     def f_null(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         return self.network.predict(self.features(x_t, sigma), self.num_classes, self.num_classes + 1)[:, 0]
 
     def f(self, x_t: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        everything = self.network(*self._inputs(x_t, sigma))
+        everything = self._compute(self.network, *self._inputs(x_t, sigma))
         return everything[torch.arange(len(x_t), device=x_t.device), labels]
 
     def losses_of(self, x_t: Tensor, sigma: Tensor, target: Tensor, weight: Tensor) -> Tensor:

@@ -228,3 +228,39 @@ def test_description_is_json():
     text = json.dumps(tiny_classifier(lm="paper-v1").describe())
     assert {"levels", "weighting", "lm", "noise", "head"} <= set(json.loads(text))
     assert LEVELS.split(":")[0] == json.loads(text)["levels"]["scheme"]
+
+
+@pytest.mark.parametrize("lm", [None, "paper-v2"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_is_close_to_float32_forward_and_backward(kind, lm):
+    """Eight bits of mantissa in the network; float32 in, out, and in every sum."""
+    classifier, images = tiny_classifier(kind, lm=lm, logit_scale=0.01), pixels(3)
+    half = classifier.with_(precision="bfloat16")
+    found = []
+    for one in (classifier, half):
+        leaf = images.clone().requires_grad_()
+        log_p = one(leaf)
+        assert log_p.dtype == torch.float32
+        found.append((log_p.detach(), torch.autograd.grad(log_p[:, 0].sum(), leaf)[0]))
+    (log_p, grad), (log_p_half, grad_half) = found
+    assert not torch.equal(log_p, log_p_half)
+    losses, losses_half = classifier.class_losses(images), half.class_losses(images)
+    close(losses_half, losses, 0.03)
+    cosine = torch.nn.functional.cosine_similarity(grad.flatten(1), grad_half.flatten(1))
+    assert (cosine > (0.995 if lm is None else 0.8)).all(), cosine
+
+
+def test_precision_belongs_to_the_copy_and_weights_are_shared():
+    classifier, images = tiny_classifier("multihead"), pixels(2)
+    before = classifier(images)
+    half = classifier.with_(precision="bfloat16")
+    assert half.denoiser.network is classifier.denoiser.network
+    assert half.describe()["precision"] == "bfloat16" and classifier.describe()["precision"] == "float32"
+    assert torch.equal(classifier(images), before)
+    assert half.with_(lm=None).settings()["precision"] == "bfloat16"
+    assert torch.equal(half.with_(precision="float32")(images), before)
+
+
+def test_precision_is_refused_with_the_names_that_exist():
+    with pytest.raises(ConfigError, match="precision: expected float32 or bfloat16; got 'float16'"):
+        tiny_classifier("multihead", precision="float16")

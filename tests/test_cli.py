@@ -150,8 +150,10 @@ def test_evaluate_prints_other_forms(tiny, tmp_path, capsys, form, start):
 def test_levels_and_lm_reach_the_classifier(tiny, tmp_path):
     out = tmp_path / "run"
     more = ["--levels", "log:2:1:2:eps", "--lm", "paper-v2", "--attacks", "pgd", "--steps", "2", "--n", "4"]
-    assert main([*evaluation_of(tiny, out), *more]) == 0
+    assert main([*evaluation_of(tiny, out), *more, "--precision", "bfloat16"]) == 0
     report = json.loads((out / "report.json").read_text())
+    assert report["classifier"]["precision"] == "bfloat16"
+    assert "multi-head, bfloat16" in (out / "report.html").read_text()
     assert report["classifier"]["levels"]["sigma"] == [1.0, 2.0] and report["classifier"]["weighting"] == "eps"
     assert report["classifier"]["lm"]["name"] == "paper-v2" and report["attacks"][0]["name"] == "pgd-ce"
 

@@ -121,7 +121,7 @@ def test_report_and_what_it_rests_on(classifier, dataset, tmp_path):
     report = result.report
     assert list(report) == KEYS
     assert all(ATTACK_KEYS <= set(attack) for attack in report["attacks"])
-    assert {"levels", "weighting", "lm", "noise", "head"} == set(report["classifier"])
+    assert {"levels", "weighting", "lm", "noise", "head", "precision"} == set(report["classifier"])
     assert report["clean"] == {"accuracy": 0.9, "ci95": [round(end, 6) for end in wilson(36, 40)]}
     # adversarial images, classified anew by the classifier itself, give the figure; no budget is exceeded
     x_adv, clean = torch.from_numpy(result.x_adv), dataset.pixels()

@@ -18,7 +18,7 @@ __all__ = [
 
 
 def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
-    """--model, --levels, --lm, --device, --threads."""
+    """--model, --levels, --lm, --precision, --device, --threads."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -39,6 +39,11 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
         metavar="LM",
         help="likelihood maximisation in place of the model's own: none, paper-v1, paper-v2, released; a preset with "
         "changes: paper-v2,steps=10,eta=16/255",
+    )
+    group.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        help="what the network computes in (default: the model's own, else float32)",
     )
     group.add_argument(
         "--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)"
@@ -92,7 +97,8 @@ def load_classifier(args: argparse.Namespace, data: Any = None, **settings: Any)
     if args.threads:
         torch.set_num_threads(args.threads)
     device = _device(args.device)
-    chosen = {name: getattr(args, name) for name in ("levels", "lm") if getattr(args, name) is not None}
+    chosen = {name: getattr(args, name, None) for name in ("levels", "lm", "precision")}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
     if not is_factory(args.model):
         return load(args.model, device=device, **chosen, **settings)
     if chosen or settings:

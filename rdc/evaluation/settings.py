@@ -44,6 +44,7 @@ class EvaluationSettings:
         batch: images worked on together; also what is lost at most when the process is killed.
         levels: noise levels in place of the model's own: preset name or scheme:count:min:max:weighting.
         lm: likelihood maximisation in place of the model's own: preset name or "none".
+        precision: what a diffusion model's network computes in, "float32" or "bfloat16"; None: the model's own.
 
     Raises:
         ConfigError: a setting is unknown, out of range, or does not go with another.
@@ -68,6 +69,7 @@ class EvaluationSettings:
     batch: int = 32
     levels: str | None = None
     lm: str | None = None
+    precision: str | None = None
 
     def __post_init__(self) -> None:
         _choice("split", self.split, ("test", "train"))

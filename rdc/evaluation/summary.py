@@ -61,7 +61,7 @@ def summarize(run: dict[str, Any], batches: list[dict[str, Any]], sanity: dict[s
         "dataset": settings["dataset"],
         "n": n,
         "seed": settings["seed"],
-        "classifier": {key: classifier.get(key) for key in ("levels", "weighting", "lm", "noise", "head")},
+        "classifier": {key: classifier.get(key) for key in ("levels", "weighting", "lm", "noise", "head", "precision")},
         "clean": totals["clean"],
         "robust": totals["robust"],
         "scores": totals["scores"],

@@ -131,4 +131,4 @@ def _on_cpu(classifier: Any) -> Any:
     denoiser = classifier.denoiser
     if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in denoiser.parameters()):
         denoiser = copy.deepcopy(denoiser).to("cpu", torch.float32)
-    return type(classifier)(denoiser, **classifier.settings())
+    return type(classifier)(denoiser, **{**classifier.settings(), "precision": "float32"})

@@ -67,4 +67,4 @@ def _rounded(classifier: Any) -> Any:
     with torch.no_grad():
         for parameter in denoiser.parameters():
             parameter.copy_(parameter.half().float())
-    return type(classifier)(denoiser, **classifier.settings())
+    return type(classifier)(denoiser, **{**classifier.settings(), "precision": "float32"})

@@ -340,7 +340,7 @@ def _settings(evaluation: Evaluation) -> str:
     values = {
         "model": f"{settings['model']} (weights {identity['weights']})",
         "images": f"{images} (content {identity['images']})",
-        "network": report["classifier"]["head"],
+        "network": _network(report["classifier"]),
         "noise levels": level_words(report["classifier"]),
         "likelihood maximisation": lm_words(report["classifier"]),
         "classifier's noise": _plain(report["classifier"]["noise"]),
@@ -355,6 +355,12 @@ def _settings(evaluation: Evaluation) -> str:
     items = "".join(_tag("dt", _e(name)) + _tag("dd", _e(value)) for name, value in values.items())
     command = f"<h3>Command</h3>{_tag('pre', _e(report['command']))}"
     return _section("Settings", "", _tag("dl", items) + command)
+
+
+def _network(classifier: dict[str, Any]) -> str:
+    """Kind of the network, and what it computes in unless that is float32."""
+    precision = classifier.get("precision") or "float32"
+    return classifier["head"] if precision == "float32" else f"{classifier['head']}, {precision}"
 
 
 def _plain(value: Any) -> str:
