@@ -245,8 +245,12 @@ class LikelihoodScore:
             features: [N, F], as those that were fitted.
             pixels: [N, C, H, W].
         """
-        rest = _features(features) - _powers(coded_length(pixels)) @ np.array(self.coefficients)
+        rest = _features(features) - self.expected(coded_length(pixels))
         return np.sqrt(np.square(rest @ np.array(self.whitening)).sum(axis=1))
+
+    def expected(self, length: np.ndarray) -> np.ndarray:
+        """Features [N, F] expected of training data with these coded lengths [N]."""
+        return _powers(length) @ np.array(self.coefficients)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -54,6 +54,20 @@ def test_calibrate(trained, tmp_path, capsys):
     assert "calibration error" in said and "AUROC against noise" in said
 
 
+def test_score_under_attack(trained, tmp_path, capsys):
+    """Attacked images of the other kind look more alike, attacked test images less; the box and the radius bind."""
+    attack = ["--ood-eps", "16/255", "--ood-steps", "5", "--ood-attack-n", "20"]
+    assert calibrate(trained, tmp_path, "--ood", str(trained[2] / "noise.npz"), "--ood-n", "30", *attack) == 0
+    ood = json.loads((tmp_path / "calibration.json").read_text())["ood"]
+    assert ood["attack"] == {"norm": "linf", "eps": "16/255", "steps": 5, "images": 20}
+    found = ood["kinds"]["noise"]
+    clean = found["auroc"]["levels given complexity"]
+    assert found["under_attack"]["images"] == 20
+    assert found["under_attack"]["test images made to fail"] < clean
+    assert found["under_attack"]["made to pass"] <= clean
+    assert "its score under attack: made to pass" in capsys.readouterr().out
+
+
 def test_write(trained, tmp_path):
     assert calibrate(trained, tmp_path / "out", "--write") == 0
     fitted = json.loads((tmp_path / "out" / "calibration.json").read_text())["logit_scale"]["fitted"]

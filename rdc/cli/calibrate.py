@@ -15,6 +15,7 @@ risk_coverage.png and (with --ood) scores.png."""
 EXAMPLES = """examples:
   rdc calibrate --model fashion-mnist --out out/calibration
   rdc calibrate --model runs/student --out out/calibration --risk 0.05 --ood mnist.npz other.npz
+  rdc calibrate --model fashion-mnist --out out/calibration --ood mnist.npz --ood-eps 8/255
   rdc calibrate --model runs/student --out out/calibration --write      (puts the scale into runs/student.json)
 """
 
@@ -42,6 +43,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     images.add_argument("--ood", nargs="+", default=[], metavar="FILE", help=".npz files of images of other kinds")
     images.add_argument("--ood-n", type=positive_int, default=500, metavar="N", help="of each (default: %(default)s)")
+    images.add_argument(
+        "--ood-eps",
+        metavar="R",
+        help="also attack the likelihood score within l_inf radius R, e.g. 8/255: other kinds made to pass, test images made to fail",
+    )
+    images.add_argument(
+        "--ood-steps", type=positive_int, default=20, metavar="S", help="of that attack (default: %(default)s)"
+    )
+    images.add_argument(
+        "--ood-attack-n",
+        type=positive_int,
+        default=100,
+        metavar="N",
+        help="images attacked, of each kind (default: %(default)s)",
+    )
     parser.add_argument("--bins", type=positive_int, default=15, help="bins of confidence (default: %(default)s)")
     parser.add_argument(
         "--risk", type=float, default=0.05, metavar="R", help="error rate to abstain down to (default: %(default)s)"
@@ -215,7 +231,34 @@ def _unlike(classifier: Any, args: argparse.Namespace, held: Any, test: Any) -> 
         }
         found[Path(name).stem] = {"images": len(other), "auroc": {key: auroc(unlike[key], like[key]) for key in like}}
         scores[Path(name).stem] = unlike["levels given complexity"]
-    return {"kinds": found, "score": score.to_json()}, score_plot(like["levels given complexity"], scores)
+        if args.ood_eps:
+            passing = _attacked(classifier, score, other, args, Path(name).stem, lower=True)
+            scores[f"{Path(name).stem}, attacked"] = passing
+            found[Path(name).stem]["under_attack"] = {
+                "images": len(passing),
+                "made to pass": auroc(passing, like["levels given complexity"]),
+            }
+    attack: dict[str, Any] = {}
+    if args.ood_eps:
+        failing = _attacked(classifier, score, test[0].pixels(), args, "test images", lower=False)
+        for name in args.ood:
+            found[Path(name).stem]["under_attack"]["test images made to fail"] = auroc(scores[Path(name).stem], failing)
+        attack = {"attack": {"norm": "linf", "eps": args.ood_eps, "steps": args.ood_steps, "images": len(failing)}}
+    about = {"kinds": found, "score": score.to_json(), **attack}
+    return about, score_plot(like["levels given complexity"], scores)
+
+
+def _attacked(classifier: Any, score: Any, pixels: Any, args: argparse.Namespace, what: str, lower: bool) -> Any:
+    """Likelihood scores of the first images after an attack on them."""
+    from tqdm import tqdm
+
+    from rdc.attacks import ThreatModel, parse_eps
+    from rdc.score_attack import attack_score
+
+    pixels, threat = pixels[: args.ood_attack_n], ThreatModel("linf", parse_eps(args.ood_eps))
+    with tqdm(total=len(pixels), desc=f"{what}, attack on the score", file=sys.stderr) as bar:
+        options = {"steps": args.ood_steps, "batch": args.batch, "progress": bar.update}
+        return attack_score(classifier, score, pixels, threat, lower=lower, **options)
 
 
 def _resized(data: Any, shape: tuple[int, int, int], count: int) -> Any:
@@ -270,4 +313,9 @@ def _words(result: dict[str, Any], out: Path) -> str:
         lines.append(
             f"AUROC against {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in kind["auroc"].items())
         )
+        attacked = {key: value for key, value in kind.get("under_attack", {}).items() if key != "images"}
+        if attacked:
+            lines.append(
+                "  its score under attack: " + ", ".join(f"{key} {value:.3f}" for key, value in attacked.items())
+            )
     return "\n".join([*lines, f"-> {out / 'calibration.json'}"])
