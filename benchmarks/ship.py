@@ -1,6 +1,6 @@
 """Make the shipped models from finished training runs: averaged weights in float16, recommended levels, fitted logit scale.
 
-    python benchmarks/ship.py runs/student rdc/assets/fashion-mnist --levels levels.json
+    python benchmarks/ship.py runs/student rdc/assets/fashion-mnist --levels log:4:0.08:0.7:eps --accurate log:16:0.08:0.7:eps
     python benchmarks/ship.py runs/teacher rdc/assets/fashion-mnist-teacher --levels log:12:0.1:1.5:eps
 
     python benchmarks/ship.py runs/trades rdc/assets/fashion-mnist-trades
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("run", help="checkpoint of rdc train or rdc distill")
     parser.add_argument("out", help="where to write NAME.safetensors and NAME.json")
     parser.add_argument("--levels", help="recommended levels, as for rdc evaluate (a diffusion classifier's)")
+    parser.add_argument("--accurate", help="levels for the name 'accurate'; --levels gets the name 'fast'")
     parser.add_argument("--n", type=int, default=400, help="held-out images for the logit scale")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -54,6 +55,8 @@ def main() -> None:
     scale = float(f"{np.exp(minimize_scalar(entropy, bounds=(-8, 4), method='bounded').x):.2g}")
     named = args.levels if not args.levels.endswith(".json") else levels.to_json()
     about = {**info, "classifier": {"levels": named, "logit_scale": scale}, "licence": LICENCE}
+    if args.accurate:
+        about["level_presets"] = {"fast": named, "accurate": args.accurate}
     save_model(args.out, network, config, about, dtype=torch.float16)
     right = (losses.argmin(1) == data.labels).double().mean()
     print(f"{args.out}: logit scale {scale}, cross-entropy {entropy(np.log(scale)):.3f}, held-out accuracy {right:.3f}")

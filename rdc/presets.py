@@ -46,7 +46,8 @@ def load(name: str | os.PathLike[str], *, device: str | torch.device = "cpu", **
     Args:
         name: a key of :data:`MODELS`, or the path of a checkpoint written by ``rdc train``, ``distill`` or ``convert``.
         device: where to put the weights.
-        settings: override any setting of :class:`DiffusionClassifier`, e.g. ``levels="edm"``, ``lm="released"``,
+        settings: override any setting of :class:`DiffusionClassifier`, e.g. ``levels="edm"``, ``levels="accurate"`` (a name of
+            the checkpoint's own: the shipped models have "fast" and "accurate"), ``lm="released"``,
             ``gradient="bpda"``, ``noise="fresh"``.
 
     Returns:
@@ -72,10 +73,22 @@ def load(name: str | os.PathLike[str], *, device: str | torch.device = "cpu", **
         raise ConfigError(f"{path}: expected a class-conditional network; this one has no classes and cannot classify")
     denoiser = make_denoiser(network.to(device, memory_format=torch.channels_last), config)
     recommended = {key: value for key, value in info.get("classifier", {}).items() if value is not None}
-    if "levels" not in settings and isinstance(recommended.get("levels"), dict):
-        recommended["levels"] = levels_from_json(recommended["levels"], f"{path}: recommended levels")
     defaults = {"levels": DEFAULT_LEVELS, **recommended, "class_names": info.get("class_names")}
-    return DiffusionClassifier(denoiser, **{**defaults, **settings})
+    chosen = {**defaults, **settings}
+    return DiffusionClassifier(denoiser, **{**chosen, "levels": _levels(chosen["levels"], info, path)})
+
+
+def _levels(levels: Any, info: dict[str, Any], path: Path) -> Any:
+    """Levels by the name that the checkpoint gives them ("fast", "accurate"); an object of lists as NoiseLevels."""
+    own = info.get("level_presets") or {}
+    if levels in ("fast", "accurate") and levels not in own:
+        raise ConfigError(
+            f"levels: {path} has no levels of the name {levels!r} ({', '.join(own) or 'none'}); leave --levels out for its own "
+            "choice, or write scheme:count:min:max:weighting"
+        )
+    if isinstance(levels, str) and levels in own:
+        levels = own[levels]
+    return levels_from_json(levels, f"{path}: recommended levels") if isinstance(levels, dict) else levels
 
 
 def _discriminative(

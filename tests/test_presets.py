@@ -76,3 +76,20 @@ def test_recommended_levels_are_checked(tmp_path):
     assert (
         len(rdc.load(tmp_path, levels="log:3:1:2:flat").levels) == 3
     )  # a choice of one's own is possible all the same
+
+
+def test_levels_by_the_checkpoints_own_names(tmp_path):
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(ASSETS / f"fashion-mnist{suffix}", tmp_path / f"model{suffix}")
+    described = json.loads((tmp_path / "model.json").read_text())
+    described["info"]["level_presets"] = {
+        "fast": "log:2:1:2:flat",
+        "accurate": {"sigma": [1.0, 2, 3], "weight": [1.0, 1, 1]},
+    }
+    (tmp_path / "model.json").write_text(json.dumps(described))
+    assert rdc.load(tmp_path, levels="fast").levels.sigma == (1.0, 2.0)
+    assert rdc.load(tmp_path, levels="accurate").levels.sigma == (1.0, 2.0, 3.0)
+    del described["info"]["level_presets"]["accurate"]
+    (tmp_path / "model.json").write_text(json.dumps(described))
+    with pytest.raises(ConfigError, match=r"no levels of the name 'accurate' \(fast\); leave --levels out"):
+        rdc.load(tmp_path, levels="accurate")

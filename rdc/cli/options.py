@@ -31,7 +31,8 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
     group.add_argument(
         "--levels",
         metavar="LEVELS",
-        help="noise levels in place of the model's own: edm, rdc-released, scheme:count:min:max:weighting, "
+        help="noise levels in place of the model's own: fast, accurate (where it has these), edm, rdc-released, "
+        "scheme:count:min:max:weighting, "
         "e.g. log:8:0.8:4:flat, or a JSON file with the lists sigma and weight",
     )
     group.add_argument(
