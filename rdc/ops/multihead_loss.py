@@ -16,6 +16,7 @@ and level weights w [T]:
 The native kernels never hold the prediction [N*T, K*C, H, W]. Where a gradient will be asked for and K*C <= c, the CPU forward pass keeps
 the residuals P - F* in the type of h: they take no more memory than h, which autograd keeps as well. Otherwise the backward pass predicts
 again, one block at a time. Classes whose upstream gradient is zero are left out of the CPU backward pass.
+With very many classes the CPU takes the Gram form (:mod:`rdc.ops.multihead_gram`), whose cost hardly grows with them.
 Sums are taken in float32 or wider, in an order that does not depend on the number of threads.
 
 Source: method.md section 2 and 5 (Chen et al., arXiv 2305.15241; Karras et al. 2022, eq. 7-8 for F and F*).
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from rdc.errors import ConfigError, InputError
 from rdc.ops import _native
+from rdc.ops.multihead_gram import costs_less, multihead_loss_gram
 
 __all__ = ["multihead_loss", "multihead_loss_reference"]
 
@@ -50,7 +52,9 @@ def multihead_loss(
         bias: [K*C].
         target: F* [N*T, C, H, W].
         level_weight: [T].
-        backend: "native", "reference" (torch), or "auto": native where there are kernels for the device and type.
+        backend: "native", "reference" (torch), "gram" (:mod:`rdc.ops.multihead_gram`: torch, float32 inside, no gradient in
+            ``level_weight``), or "auto": native where there are kernels for the device and type, but gram on a CPU where it is
+            expected to win.
 
     Returns:
         Loss [N, K] in float32 (float64 for float64 inputs).
@@ -60,6 +64,8 @@ def multihead_loss(
         ConfigError: unknown backend, or "native" where it is not available.
     """
     _check_shapes(h, weight, bias, target, level_weight)
+    if backend == "gram" or (backend == "auto" and _gram_wins(h, weight, level_weight)):
+        return _gram(h, weight, bias, target, level_weight)
     dtype = h.dtype
     for t in (weight, bias, target):
         dtype = torch.promote_types(dtype, t.dtype)
@@ -142,7 +148,7 @@ def _check_shapes(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level
 
 def _use_native(device_type: str, dtype: torch.dtype, backend: str) -> bool:
     if backend not in ("auto", "native", "reference"):
-        raise ConfigError(f"multihead_loss: expected backend 'auto', 'native' or 'reference'; got {backend!r}.")
+        raise ConfigError(f"multihead_loss: expected backend 'auto', 'native', 'gram' or 'reference'; got {backend!r}.")
     if backend == "reference":
         return False
     supported = dtype in (torch.float32, torch.bfloat16)
@@ -156,6 +162,20 @@ def _use_native(device_type: str, dtype: torch.dtype, backend: str) -> bool:
     if reason:
         raise ConfigError(f"multihead_loss: backend='native' is not available: {reason}. Use backend='auto'.")
     return True
+
+
+def _gram_wins(h: Tensor, weight: Tensor, level_weight: Tensor) -> bool:
+    if h.device.type != "cpu" or h.dtype == torch.float64 or torch.compiler.is_compiling():
+        return False
+    return costs_less(h, weight, level_weight) and not (torch.is_grad_enabled() and level_weight.requires_grad)
+
+
+def _gram(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and level_weight.requires_grad:
+        raise InputError(
+            "multihead_loss: backend 'gram' has no gradient in level_weight; use backend='auto' or level_weight.detach()."
+        )
+    return multihead_loss_gram(h, weight, bias, target, level_weight)
 
 
 @torch.compiler.assume_constant_result
