@@ -1,5 +1,5 @@
-"""Exported file against PyTorch eager, alternating within one run, one thread: p50 and p99 of one image, images/s at
-larger batches, cold start.
+"""Exported file against PyTorch eager (and, for DC, torch.compile), alternating within one run: p50 and p99 of one image,
+images/s at larger batches, cold start; with one thread and with more.
 
 python benchmarks/onnx_latency.py --rounds 30 --out benchmarks/results/onnx-latency.json
 """
@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from contenders import multihead
+from measuring import about, clock
 
 import rdc
 from rdc.export import export_onnx
@@ -30,50 +32,63 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--precisions", nargs="+", default=["float32"])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(1)
     classifier = rdc.load(args.model, lm="paper-v2")
     plain = classifier.with_(lm=None)
     images = rdc.load_dataset("fashion-mnist-sample").pixels(range(max(args.batches)))
     result: dict[str, Any] = {
+        "about": about(),
         "model": args.model,
-        "torch": torch.__version__,
-        "clock": "CPU time of the process, one thread; the wall clock of a shared machine measures the others",
+        "clock": {str(threads): clock(threads)[0] for threads in args.threads},
         "torch_op": "native" if not _native.why_not("cpu") else "reference",
     }
     with tempfile.TemporaryDirectory() as folder:
-        models = {}
         for precision in args.precisions:
-            path = Path(folder) / f"{precision}.onnx"
-            export_onnx(classifier, path, precision=precision)
-            started = time.process_time()
-            models[precision] = OnnxClassifier(path, threads=1)
-            models[precision](images[:1].numpy(), lm_steps=0)
-            seconds = time.process_time() - started
-            result[f"onnx {precision}"] = {"bytes": path.stat().st_size, "cold_start_s": round(seconds, 3)}
-        for method, steps, eager in (("dc", 0, plain), ("rdc", classifier.lm.steps, classifier)):
-            for batch in args.batches:
-                pixels, array = images[:batch], images[:batch].numpy()
-                candidates: dict[str, Callable[[], Any]] = {"torch eager": lambda e=eager, p=pixels: e(p)}
-                for precision, model in models.items():
-                    candidates[f"onnx {precision}"] = lambda m=model, a=array, s=steps: m(a, lm_steps=s)
-                result[f"{method}, batch {batch}"] = alternate(candidates, batch, max(5, args.rounds // batch))
+            export_onnx(classifier, Path(folder) / f"{precision}.onnx", precision=precision)
+        for threads in args.threads:
+            torch.set_num_threads(threads)
+            models = {}
+            for precision in args.precisions:
+                path = Path(folder) / f"{precision}.onnx"
+                started = time.process_time()
+                models[precision] = OnnxClassifier(path, threads=threads)
+                models[precision](images[:1].numpy(), lm_steps=0)
+                seconds = time.process_time() - started
+                result.setdefault(
+                    f"onnx {precision}", {"bytes": path.stat().st_size, "cold_start_s": round(seconds, 3)}
+                )
+            for method, steps, eager in (("dc", 0, plain), ("rdc", classifier.lm.steps, classifier)):
+                for batch in args.batches:
+                    pixels, array = images[:batch], images[:batch].numpy()
+                    candidates: dict[str, Callable[[], Any]] = {"torch eager": lambda e=eager, p=pixels: e(p)}
+                    if method == "dc" and not args.no_compile:
+                        call = multihead(plain, "compile", images=batch, images_at_once=batch, compiled=True).losses
+                        candidates["torch.compile"] = lambda c=call, p=pixels: c(p)
+                    for precision, model in models.items():
+                        candidates[f"onnx {precision}"] = lambda m=model, a=array, s=steps: m(a, lm_steps=s)
+                    rounds = max(5, args.rounds // batch)
+                    found = alternate(candidates, batch, rounds, clock(threads)[1])
+                    result[f"{method}, batch {batch}, threads {threads}"] = found
     print(json.dumps(result, indent=2))
     if args.out:
         write_json(args.out, result)
 
 
-def alternate(candidates: dict[str, Callable[[], Any]], batch: int, rounds: int) -> dict[str, Any]:
+def alternate(
+    candidates: dict[str, Callable[[], Any]], batch: int, rounds: int, read: Callable[[], float]
+) -> dict[str, Any]:
     """Milliseconds (median, 99th percentile) and images/s of each, and each one's ratio of medians to the first's."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     with torch.no_grad():
         for turn in range(rounds + 1):
             for name, call in candidates.items():
-                started = time.process_time()
+                started = read()
                 call()
                 if turn:  # the first is not counted
-                    seconds[name].append(time.process_time() - started)
+                    seconds[name].append(read() - started)
     first = np.median(next(iter(seconds.values())))
     return {
         name: {

@@ -35,6 +35,7 @@ FACTORS = {
     "torch.compile, multi-head": ("multi-head", "multi-head compile"),
     "fused head and loss, rdc's engine": ("multi-head", "rdc"),
     "several images a call": ("rdc, one image", "rdc"),
+    "bfloat16 network": ("rdc", "rdc, bfloat16"),
 }
 #: headline ratios
 AGAINST = {
@@ -44,6 +45,7 @@ AGAINST = {
     "torch.compile, same student and levels / rdc": ("multi-head compile", "rdc"),
     "plain torch eager, the paper's function / rdc": ("eager", "rdc"),
     "torch.compile, the paper's function / rdc": ("compile", "rdc"),
+    "plain torch eager / rdc, both the paper's function": ("eager", "rdc, the paper's function"),
 }
 
 
@@ -60,6 +62,7 @@ def make(args: argparse.Namespace) -> tuple[dict[str, Contender], list[tuple[str
         multihead(student, "multi-head", images=count, images_at_once=args.images_at_once),
         shipped(student, "rdc", images=count),
         shipped(student, "rdc, one image", images=1),
+        shipped(student.with_(precision="bfloat16"), "rdc, bfloat16", images=count),
     ]
     if not args.quick:
         parts.insert(2, conditional(teacher, "compile", levels_at_once=args.rows, compiled=True))
