@@ -150,8 +150,12 @@ def plot_scaling(found: dict[str, Any]) -> None:
         axis.set_title("seconds a call", loc="left", fontsize=9)
     axes[0].legend(frameon=False)
     memory = found["peak_mib"]
-    rows = {int(count): value for count, value in memory["by_images"].items()}
-    axes[3].plot(list(rows), list(rows.values()), "o-", color=ORANGE, markersize=3, linewidth=1)
+    for (what, values), style in zip(memory["by_images"].items(), ("o-", "o:", "o--"), strict=False):
+        rows = {int(count): value for count, value in values.items()}
+        axes[3].plot(
+            list(rows), list(rows.values()), style, color=ORANGE, markersize=3, linewidth=1, label=what.split(",")[-1]
+        )
+    axes[3].legend(frameon=False, fontsize=6)
     axes[3].axhline(memory["memory_budget_mib"], color=FAINT, linewidth=0.8)
     axes[3].set_ylim(0)
     axes[3].set_xlabel("images")
@@ -170,10 +174,14 @@ def table_scaling(found: dict[str, Any]) -> str:
             span = f"{rows[0][0]} to {rows[-1][0]} {what}: {int(rows[-1][0]) / int(rows[0][0]):.0f}x"
         lines.append(f"| {span} | {cells[0]} | {cells[1]} |")
     memory = found["peak_mib"]
-    peaks = ", ".join(f"{value:.0f} MiB at {count} images" for count, value in memory["by_images"].items())
-    return "\n".join(
-        [*lines, "", f"Peak memory of one gradient under a budget of {memory['memory_budget_mib']:g} MiB: {peaks}."]
-    )
+    counts = list(next(iter(memory["by_images"].values())))
+    lines += ["", f"Peak memory of one gradient under a budget of {memory['memory_budget_mib']:g} MiB, MiB:", ""]
+    lines += ["| | " + " | ".join(f"{count} images" for count in counts) + " |", "|" + "---|" * (len(counts) + 1)]
+    lines += [
+        f"| {what} | " + " | ".join(f"{values[count]:.0f}" for count in counts) + " |"
+        for what, values in memory["by_images"].items()
+    ]
+    return "\n".join(lines)
 
 
 # --- suite.json ---------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,72 @@
+"""Rounding of multihead_loss by its forms: losses, and the differences between classes that decide, float32 against float64.
+
+    python benchmarks/gram_precision.py --out benchmarks/results/gram-precision.json
+
+The operands are the shipped classifier's own (features, heads, targets of test images at its levels). "plain Gram" is
+tr(V G V^T) - 2 tr(V R) + |F*|^2 without the mean head taken out, which rdc does not use.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from measuring import about
+from torch import Tensor
+
+import rdc
+from rdc.files import write_json
+from rdc.ops.multihead_gram import _patch_products, patch_gram
+from rdc.ops.multihead_loss import multihead_loss, multihead_loss_reference
+
+
+def plain_gram(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor) -> Tensor:
+    """The Gram form as one would first write it."""
+    levels, channels = len(level_weight), target.shape[1]
+    heads = torch.cat([weight.permute(0, 2, 3, 1).flatten(1), bias[:, None]], 1)
+    found = []
+    for rows in torch.arange(len(h)).split(levels):
+        gram = patch_gram(h[rows], level_weight)
+        products = _patch_products(h[rows], target[rows], level_weight).repeat(len(heads) // channels, 1)
+        each = ((heads @ gram) * heads).sum(1) - 2 * (heads * products).sum(1)
+        common = (target[rows].square().flatten(1).sum(1) * level_weight).sum()
+        found.append(each.unflatten(0, (-1, channels)).sum(1) + common)
+    return torch.stack(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="fashion-mnist")
+    parser.add_argument("--n", type=int, default=64, help="images (default: 64)")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    classifier = rdc.load(args.model, lm=None)
+    x = 2 * rdc.load_dataset("fashion-mnist-sample").pixels(range(args.n)) - 1
+    sigma, weight = classifier.levels.tensors()
+    noise = classifier.noise.normal(0, len(sigma), classifier.image_shape)
+    forms = {form: lambda *o, form=form: multihead_loss(*o, backend=form) for form in ("reference", "native", "gram")}
+    forms["plain Gram"] = plain_gram
+    worst = {name: {"loss": 0.0, "difference": 0.0} for name in forms}
+    with torch.no_grad():
+        for part in x.split(16):
+            x_t, target = classifier.denoiser.noisy(part, noise, sigma)
+            operands = (*classifier.denoiser.loss_operands(x_t, sigma.repeat(len(part)), target), weight)
+            truth = multihead_loss_reference(*(t.double() for t in operands))
+            apart = truth - truth.mean(1, keepdim=True)
+            spread = apart.abs().amax(1, keepdim=True)
+            for name, form in forms.items():
+                loss = form(*operands).double()
+                error = ((loss - truth).abs() / truth).max().item()
+                wrong = ((loss - loss.mean(1, keepdim=True) - apart).abs() / spread).max().item()
+                worst[name]["loss"] = max(worst[name]["loss"], float(f"{error:.2g}"))
+                worst[name]["difference"] = max(worst[name]["difference"], float(f"{wrong:.2g}"))
+    for name, values in worst.items():
+        print(f"{name:10s} loss {values['loss']:.1e} of itself, differences {values['difference']:.1e} of the largest")
+    if args.out:
+        write_json(args.out, {"about": about(), "model": args.model, "n": args.n, "largest_error": worst})
+
+
+if __name__ == "__main__":
+    main()
