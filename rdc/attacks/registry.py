@@ -76,6 +76,7 @@ ATTACKS: dict[str, AttackKind] = {
     "square": AttackKind(f"{_A}.square:square", "Square, black box", {}, ("queries", "p_init"), white_box=False),
     "stadv": AttackKind(f"{_A}.stadv:stadv", "spatial transformation", {}, ("tau",), ("flow",)),
     "low-frequency": AttackKind(f"{_A}.low_frequency:low_frequency", "Auto-PGD in low frequencies", {}, ("cutoff",), ("linf", "l2")),
+    "smoothed": AttackKind(f"{_A}.smoothed:smoothed", "Auto-PGD, gradients averaged over nearby points", {}, ("samples", "reach")),
     "lagrange": AttackKind(
         f"{_A}.lagrange:lagrange", "class loss minus c times the defence's objective, c searched", needs="penalty",
         options=("searches", "surrogate"),
@@ -94,7 +95,7 @@ ATTACKS: dict[str, AttackKind] = {
 
 _ADAPTIVE = (
     "apgd-ce:gradient=bpda", "transfer:surrogate=plain", "transfer:surrogate=one-step", "transfer:surrogate=fresh",
-    "lagrange", "lagrange:surrogate=plain", "objective", "low-frequency", "selective", "endpoints-dlr",
+    "lagrange", "lagrange:surrogate=plain", "objective", "low-frequency", "smoothed", "selective", "endpoints-dlr",
 )  # fmt: skip
 _AUTOATTACK = {"autoattack": "standard", "autoattack-plus": "plus", "autoattack-rand": "rand"}
 
@@ -137,6 +138,8 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
     "queries": _integer,
     "searches": _integer,
     "draws": _integer,
+    "samples": _integer,
+    "reach": float,
     "check_every": _integer,
     "p_init": float,
     "cutoff": float,

@@ -36,9 +36,9 @@ EXAMPLES = """examples:
   torchrun --nproc-per-node 2 -m -- rdc evaluate --n 512 --threads 1 --out runs/sharded   # mind the --
 
 attacks: apgd-ce, apgd-dlr, apgd-margin, apgd-t, apgd-ce-t, fab, fab-t, square, pgd-ce, pgd-dlr, pgd-margin, stadv, low-frequency,
-lagrange, objective, transfer, selective, endpoints-ce, endpoints-dlr (docs/threat_models.md, docs/adaptive_attacks.md), with options
-as in apgd-ce:gradient=bpda:steps=20, transfer:surrogate=one-step, square:queries=1000; autoattack, autoattack-plus,
-autoattack-rand and adaptive stand for several.
+lagrange, objective, transfer, smoothed, selective, endpoints-ce, endpoints-dlr
+(docs/threat_models.md, docs/adaptive_attacks.md), with options as in apgd-ce:gradient=bpda:steps=20,
+transfer:surrogate=one-step, square:queries=1000; autoattack, autoattack-plus, autoattack-rand and adaptive stand for several.
 """
 
 
