@@ -6,6 +6,7 @@ python benchmarks/onnx_parity.py --model fashion-mnist --n 512 --out benchmarks/
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import tempfile
 import time
@@ -51,6 +52,7 @@ def main() -> None:
         "torch": torch.__version__,
         "dc": compare(classifier.with_(lm=None), model, pixels, steps=0),
         "rdc": compare(classifier, model, pixels, steps=classifier.lm.steps),
+        "dc against float64": against_float64(classifier.with_(lm=None), model, pixels),
     }
     print(json.dumps(result, indent=2))
     if args.out:
@@ -80,6 +82,19 @@ def compare(classifier: Any, model: OnnxClassifier, pixels: torch.Tensor, steps:
         "pixels_within_1e-4": float((away < 1e-4).mean()),
         "pixels_largest_difference": float(away.max()),
     }
+
+
+def against_float64(classifier: Any, model: OnnxClassifier, pixels: torch.Tensor) -> dict[str, float]:
+    """How far the log-probabilities of PyTorch and of the file, both float32, are from float64's, relative to an image's largest."""
+    exact = type(classifier)(copy.deepcopy(classifier.denoiser).double(), **classifier.settings())
+    truth, torch_log_p, onnx_log_p = [], [], []
+    with torch.no_grad():
+        for part in pixels.split(BATCH // 4):
+            truth.append(exact(part.double()).numpy())
+            torch_log_p.append(classifier(part).numpy())
+            onnx_log_p.append(model(part.numpy(), lm_steps=0).log_probabilities)
+    truth, torch_log_p, onnx_log_p = (np.concatenate(parts) for parts in (truth, torch_log_p, onnx_log_p))
+    return {"torch": float(_relative(torch_log_p, truth)), "file": float(_relative(onnx_log_p, truth))}
 
 
 def _relative(a: np.ndarray, b: np.ndarray) -> float:

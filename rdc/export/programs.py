@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rdc.classifier import DiffusionClassifier
@@ -21,7 +22,6 @@ from rdc.likelihood_maximization import (
     lm_move,
     lm_objective,
 )
-from rdc.ops.multihead_loss import multihead_loss_reference
 
 __all__ = ["StepDraws", "class_losses", "example_images", "lm_step", "step_draws"]
 
@@ -40,11 +40,30 @@ def class_losses(classifier: DiffusionClassifier) -> Callable[[Tensor], Tensor]:
     def losses(x0: Tensor) -> Tensor:
         x_t, target = denoiser.noisy(x0, noise, sigma)
         rows = sigma.repeat(len(x0))
-        if isinstance(denoiser, MultiHeadDenoiser):  # the native op has no translation; its definition has
-            return multihead_loss_reference(*denoiser.loss_operands(x_t, rows, target), weight)
+        if isinstance(denoiser, MultiHeadDenoiser):  # the native op has no translation
+            return centred_losses(*denoiser.loss_operands(x_t, rows, target), weight)
         return denoiser.losses_of(x_t, rows, target, weight)
 
     return losses
+
+
+def centred_losses(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor) -> Tensor:
+    """``rdc.ops.multihead_loss`` from the mean head: |P_k - F*|^2 = |e|^2 + sum d (d + 2 e), e the mean head's error, d = P_k - mean.
+
+    onnxruntime sums in float32 from left to right. So written, what is summed for a class is of the size of the differences between
+    classes, which decide, and not of the loss, ten to a hundred times larger.
+    """
+    channels = target.shape[1]
+    classes = len(weight) // channels
+    heads, offsets = weight.unflatten(0, (classes, channels)), bias.unflatten(0, (classes, channels))
+    heads = torch.cat([heads.mean(0, keepdim=True), heads - heads.mean(0)]).flatten(0, 1)
+    offsets = torch.cat([offsets.mean(0, keepdim=True), offsets - offsets.mean(0)]).flatten(0, 1)
+    found = F.conv2d(h, heads, offsets, padding=1)
+    error = found[:, :channels] - target
+    difference = found[:, channels:].unflatten(1, (classes, channels))
+    apart = (difference * (difference + 2 * error[:, None])).sum((2, 3, 4))  # [N*T, K]
+    rows = apart + error.square().sum((1, 2, 3))[:, None]
+    return torch.einsum("ntk,t->nk", rows.unflatten(0, (-1, len(level_weight))), level_weight)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
