@@ -115,6 +115,10 @@ class Trainer:
         progress: draw a bar on stderr.
         export: see :data:`Export`.
 
+    Attributes:
+        deadline: on ``time.monotonic``'s clock; no step begins later. The state is saved and ``run`` returns with
+            ``step < config.steps``; one process only.
+
     Processes: under ``torchrun`` each process takes its share of every batch and gradients are averaged; process 0
     writes the files.
     """
@@ -148,7 +152,7 @@ class Trainer:
         self.forward = torch.compile(net) if config.compile else net
         self.step, self.seconds = 0, 0.0
         self.window: list[dict[str, float]] = []
-        self.stop = StopRequest()
+        self.stop, self.deadline = StopRequest(), math.inf
 
     # --- one step -------------------------------------------------------------------------------------------------
     def train_step(self) -> dict[str, float]:
@@ -231,7 +235,7 @@ class Trainer:
             since, before = time.monotonic(), len(self.window)
             while self.step < config.steps:
                 tick = time.monotonic()
-                self.window.append(self._first_step() if self.step == first else self.train_step())
+                self.window.append(self.first_step() if self.step == first else self.train_step())
                 self.seconds += time.monotonic() - tick
                 bar.update(config.batch_size)
                 last = self.step == config.steps
@@ -239,17 +243,20 @@ class Trainer:
                     speed = (len(self.window) - before) * config.batch_size / (time.monotonic() - since)
                     bar.set_postfix(loss=f"{self._log(speed)['loss']:.4f}", refresh=False)
                     since, before = time.monotonic(), 0
-                if last or self.stop.number or time.monotonic() - saved > config.checkpoint_seconds:
+                late = time.monotonic() > self.deadline
+                if last or late or self.stop.number or time.monotonic() - saved > config.checkpoint_seconds:
                     self.save()
                     saved = time.monotonic()
                 if self.stop.number and not last:
                     raise TrainingStopped(self.stop.number, self.step)
+                if late:
+                    break
         if first == config.steps:
             self._export()  # finished before; make sure that what follows from the state is there
         return self.ema
 
-    def _first_step(self) -> dict[str, float]:
-        """The first step of this process, where ``torch.compile`` does its work."""
+    def first_step(self) -> dict[str, float]:
+        """:meth:`train_step`, the first of this process, where ``torch.compile`` does its work and may fail."""
         if not self.config.compile:
             return self.train_step()
         from torch._dynamo.exc import TorchDynamoException  # slow to import

@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Distil; returns the exit status."""
+    import torch
+
     from rdc.attacks import parse_eps
     from rdc.denoiser import make_denoiser
     from rdc.distillation import DistillationObjective, student_from_teacher
@@ -76,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
     }
     if margin:  # absent otherwise: runs of earlier versions continue
         terms |= {"margin_eps": margin, "margin_norm": args.margin_norm}
+    if device.type == "cuda":
+        teacher.to(memory_format=torch.channels_last)  # like the student: no conversion in every pass
     denoiser = make_denoiser(teacher.to(device), teacher_config)
     if args.compile:
         denoiser.network.compile()  # in place: the teacher's passes are most of the work
