@@ -5,6 +5,7 @@
     python benchmarks/cifar10.py --data-root /tmp/cifar10 --out out                             # there: everything else, 9.3 minutes
     python benchmarks/cifar10.py --data-root /tmp/cifar10 --out out --resume earlier            # goes on from what came back
     python benchmarks/cifar10.py --only margin,levels,evaluate --resume earlier --box margin=5 --words "margin=--margin-eps 10/255"
+    python benchmarks/cifar10.py --data-root /tmp/cifar10 --only attack --resume out --out report   # the full attacks, seven minutes
     python benchmarks/cifar10.py --dry-run                                                      # on a CPU, tiny: does the script work?
 
 Each part has a box of minutes (--box), --minutes ends everything. In --out, at every checkpoint and after every part: cifar10.json,
@@ -116,8 +117,10 @@ def _words(made: argparse.ArgumentParser, items: list[str]) -> dict[str, list[st
     words = {}
     for item in items:
         name, sign, text = item.partition("=")
-        if name not in ("teacher", "student", "margin", "evaluate") or not sign:
-            made.error(f'--words: expected "PART=OPTIONS", PART teacher, student, margin or evaluate; got {item!r}')
+        if name not in ("teacher", "student", "margin", "evaluate", "attack") or not sign:
+            made.error(
+                f'--words: expected "PART=OPTIONS", PART teacher, student, margin, evaluate or attack; got {item!r}'
+            )
         words[name] = shlex.split(text)
     return words
 

@@ -43,7 +43,7 @@ _EPS = 8 / 255
 
 #: minutes of each part where --box says nothing else; those of a usual call add up to 9.3
 BOXES = {"pack": 5.0, "unpack": 0.5, "speed": 2.5}
-BOXES |= {"teacher": 2.4, "student": 1.8, "margin": 2.6, "levels": 0.5, "evaluate": 2.0}
+BOXES |= {"teacher": 2.6, "student": 2.2, "margin": 3.2, "levels": 0.5, "evaluate": 0.8, "attack": 7.0}
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -228,30 +228,43 @@ def _judge(found: tuple[torch.Tensor, ...], weight: torch.Tensor) -> dict[str, f
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """rdc evaluate: clean (all test images), l_inf 8/255 and l_2 0.5 (APGD-CE, APGD-T; exact gradient, known noise)."""
+    """rdc evaluate: clean accuracy on all test images; first --n: l_inf 8/255, APGD-CE, 20 steps, a first look."""
+    every, batch, steps = (4, 2, 1) if run.dry else (10_000, 512, 20)
+    quick = [*_attacked(run), "--norm", "linf", "--eps", "8/255", "--attacks", "apgd-ce", "--steps", steps]
+    return _evaluate(run, "evaluate", {"clean": ["--attacks", "none", "--n", every, "--batch", batch], "quick": quick})
+
+
+def attack(run: Run) -> dict[str, Any]:
+    """rdc evaluate on the first --n: l_inf 8/255, then l_2 0.5; APGD-CE and APGD-T of 100 steps, exact gradient, known noise."""
+    full = [*_attacked(run), "--attacks", "apgd-ce,apgd-t", "--steps", 1 if run.dry else 100]
+    jobs = {"linf": [*full, "--norm", "linf", "--eps", "8/255"], "l2": [*full, "--norm", "l2", "--eps", "0.5"]}
+    return _evaluate(run, "attack", jobs)
+
+
+def _attacked(run: Run) -> list[Any]:
+    n, batch = (2, 2) if run.dry else (run.args.n, 128)
+    return ["--gradient", "exact", "--noise", "known", "--n", n, "--batch", batch, "--sanity", 0]
+
+
+def _evaluate(run: Run, part: str, jobs: dict[str, list[Any]]) -> dict[str, Any]:
     model = run.model("final", "margin", "student")
     if model is None:
         model = _needed(run, "student")
-    n, every, steps, batch = (2, 4, 1, 2) if run.dry else (run.args.n, 10_000, 100, 128)
-    attacked = ["--gradient", "exact", "--noise", "known", "--batch", batch, "--n", n]
-    jobs = {
-        "clean": (["--attacks", "none", "--n", every, "--batch", 4 * batch], 0.2),
-        "quick": ([*attacked, "--norm", "linf", "--eps", "8/255", "--attacks", "apgd-ce", "--steps", max(1, steps // 5)], 0.2),
-        "linf": ([*attacked, "--norm", "linf", "--eps", "8/255", "--attacks", "apgd-ce,apgd-t", "--steps", steps], 0.6),
-        "l2": ([*attacked, "--norm", "l2", "--eps", "0.5", "--attacks", "apgd-ce,apgd-t", "--steps", steps], 1.0),
-    }  # fmt: skip
-    end, found = time.monotonic() + run.seconds("evaluate"), {}
-    for name, (words, share) in jobs.items():
-        folder, seconds = run.work / "evaluate" / name, share * (end - time.monotonic())
+    end, found = time.monotonic() + run.seconds(part), {}
+    for number, (name, words) in enumerate(jobs.items()):
+        folder, seconds = run.work / "evaluate" / name, (end - time.monotonic()) / (len(jobs) - number)
         if seconds < 2 and not run.dry:
             found[name] = {"line": "left out"}
             continue
-        more = ["--model", model, "--device", run.device.type, "--out", folder, "--quiet", "--sanity", 0]
-        more += [*_data_words(run), *(["--threads", 1] if run.dry else []), *run.words.get("evaluate", [])]
-        done = run.command(f"evaluate-{name}", ["evaluate", *more, *words], seconds, run.keep_small)
+        more = ["--model", model, "--device", run.device.type, "--out", folder, "--quiet"]
+        more += [*_data_words(run), *(["--threads", 1] if run.dry else []), *run.words.get(part, [])]
+        done = run.command(f"{part}-{name}", ["evaluate", *more, *words], seconds, run.keep_small)
         found[name] = {**done, **_figures(folder)}
-        found[name]["line"] = found[name].get("line") or f"FAILED: {(done['last_lines'] or ['no output'])[-1]}"
-    return {"line": "; ".join(f"{name} {row['line']}" for name, row in found.items()), "runs": found}
+        if "line" not in found[name]:
+            last = (done["last_lines"] or ["no output"])[-1]
+            found[name]["line"] = "no batch finished" if done["status"] == "out of time" else f"FAILED: {last}"
+    failed = "FAILED: " if any(row["line"].startswith("FAILED") for row in found.values()) else ""
+    return {"line": failed + "; ".join(f"{name} {row['line']}" for name, row in found.items()), "runs": found}
 
 
 def _figures(folder: Path) -> dict[str, Any]:
@@ -350,5 +363,6 @@ def _step_of(run: Run, kind: str) -> tuple[Any, Any]:
 
 
 PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {
-    function.__name__: function for function in (pack, unpack, speed, teacher, student, margin, levels, evaluate)
+    function.__name__: function
+    for function in (pack, unpack, speed, teacher, student, margin, levels, evaluate, attack)
 }

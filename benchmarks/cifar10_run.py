@@ -47,7 +47,8 @@ class Run:
         self.begun = time.monotonic()
         self.work, self.out = args.work, args.out
         self.device = torch.device("cpu" if self.dry else "cuda")
-        label = "dry run on a CPU: NOT YET RUN ON A GPU" if self.dry else torch.cuda.get_device_name()
+        label = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU here: pack and unpack need none"
+        label = "dry run on a CPU: NOT YET RUN ON A GPU" if self.dry else label
         self.result: dict[str, Any] = {"label": label, "about": about(), "parts": {}}
         if args.resume:
             self._resume(args.resume)

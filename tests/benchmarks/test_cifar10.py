@@ -165,14 +165,14 @@ def test_shards_of_two_checkpoints_are_refused(model, tmp_path):
 # --- the parts ------------------------------------------------------------------------------------------------------
 def test_everything_and_then_on_from_what_came_back(root, small, tmp_path, monkeypatch, capsys):
     first = ["--dry-run", "--data-root", root, "--out", tmp_path / "out", "--work", tmp_path / "work"]
-    status, printed = start(monkeypatch, capsys, *first)
+    status, printed = start(monkeypatch, capsys, *first, "--only", f"{cifar10.DEFAULT},attack")
     assert status == 0, printed
     found = json.loads((tmp_path / "out" / "cifar10.json").read_text())
-    assert list(found["parts"]) == cifar10.DEFAULT.split(",") and "NOT YET RUN ON A GPU" in found["label"]
-    assert found["label"] in printed and printed.strip().splitlines()[-1].lstrip().startswith("evaluate")
+    assert list(found["parts"]) == [*cifar10.DEFAULT.split(","), "attack"] and "NOT YET RUN ON A GPU" in found["label"]
+    assert found["label"] in printed and printed.strip().splitlines()[-1].lstrip().startswith("attack")
     back = {path.name for path in (tmp_path / "out").iterdir()}
     assert back == {"cifar10.json", "files.zip", "teacher-1-of-1.safetensors", "student-1-of-1.safetensors"}
-    runs = found["parts"]["evaluate"]["runs"]
+    runs = found["parts"]["evaluate"]["runs"] | found["parts"]["attack"]["runs"]
     assert {name: row["report"]["n"] for name, row in runs.items()} == {"clean": 4, "quick": 2, "linf": 2, "l2": 2}
     assert [a["name"] for a in runs["linf"]["report"]["attacks"]] == ["apgd-ce", "apgd-t"]
     assert runs["l2"]["report"]["attacks"][0]["norm"] == "l2"
@@ -220,6 +220,10 @@ def test_wrong_use(tmp_path, monkeypatch, capsys):
         assert status == 2 and text in printed, printed
     status, printed = start(monkeypatch, capsys, "--dry-run", "--only", "pack", "--data-root", tmp_path / "nowhere")
     assert status == 1 and "CIFAR-10, test split" in printed  # the loader's own words
+    status, printed = start(
+        monkeypatch, capsys, "--only", "pack", "--data-root", tmp_path / "nowhere", "--work", tmp_path
+    )
+    assert status == 1 and "CIFAR-10, test split" in printed  # needs no GPU
     status, printed = start(monkeypatch, capsys, "--dry-run", "--only", "teacher", "--minutes", "0.01")
     assert status == 0 and "left out: no time left" in printed
     if not torch.cuda.is_available():
