@@ -245,3 +245,13 @@ def test_minutes_in_place_of_images(data: Path, tmp_path: Path, capsys: pytest.C
     assert main([*command, "0.2"]) == 0  # finished, or went on to the end of the same plan
     assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["images"] == plan
     assert main([*command, "nan"]) == 2 and "minutes: expected a positive number" in capsys.readouterr().err
+
+
+def test_a_student_of_moved_images(data: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--shift is recorded and belongs to the run; the memory format does not."""
+    command = ["distill", "--teacher", str(teacher), "--data", str(data), "--out", str(tmp_path), *FAST, "--flip"]
+    assert main([*command, "--shift", "2"]) == 0
+    assert load_model(tmp_path)[2]["shift"] == 2
+    assert main([*command, "--shift", "2", "--memory-format", "contiguous"]) == 0  # finished: nothing to do
+    capsys.readouterr()
+    assert main(command) == 2 and "shift: 2 there, None here" in capsys.readouterr().err

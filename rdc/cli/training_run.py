@@ -76,6 +76,12 @@ def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: float | st
     speed.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast")
     speed.add_argument("--compile", action="store_true", help="torch.compile: minutes to start, then faster")
     speed.add_argument(
+        "--memory-format",
+        default="channels_last",
+        choices=("channels_last", "contiguous"),
+        help="of the weights on a GPU (channels_last)",
+    )
+    speed.add_argument(
         "--checkpoint-seconds", type=float, default=60.0, metavar="S", help="time between checkpoints (default: 60)"
     )
     add_device_arguments(speed)
@@ -214,6 +220,7 @@ def run_training(
         flip=args.flip,
         compile=args.compile,
         checkpoint_seconds=args.checkpoint_seconds,
+        memory_format=args.memory_format,
     )
     source = {"name": str(args.data), "images": len(data), "crc32": fingerprint(data.images, data.labels)}
     description = {**settings, "network": config, "data": source, "holdout": args.holdout}
