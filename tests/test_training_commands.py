@@ -247,7 +247,9 @@ def test_minutes_in_place_of_images(data: Path, tmp_path: Path, capsys: pytest.C
     assert main([*command, "nan"]) == 2 and "minutes: expected a positive number" in capsys.readouterr().err
 
 
-def test_a_student_of_moved_images(data: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_student_of_moved_images(
+    data: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """--shift is recorded and belongs to the run; the memory format does not."""
     command = ["distill", "--teacher", str(teacher), "--data", str(data), "--out", str(tmp_path), *FAST, "--flip"]
     assert main([*command, "--shift", "2"]) == 0
