@@ -45,7 +45,12 @@ def parser() -> argparse.ArgumentParser:
         "--words", action="append", default=[], metavar='"PART=OPTIONS"', help="more options of a part's rdc command"
     )
     made.add_argument("--out", type=Path, metavar="DIR", help="what goes back; at most eight files")
-    made.add_argument("--work", type=Path, metavar="DIR", help="everything else (default: rdc-cifar10 in /tmp)")
+    made.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="everything else, a new one for every --resume (default: rdc-cifar10 in /tmp)",
+    )
     made.add_argument("--resume", type=Path, metavar="DIR", help="the --out folder of an earlier run to go on from")
     made.add_argument("--data-root", type=Path, metavar="DIR", help="where CIFAR-10 is (or, unpack: is to be)")
     made.add_argument("--pack", type=Path, metavar="DIR", help="folder of the packed files (runs/cifar10-pack)")

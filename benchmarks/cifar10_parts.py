@@ -279,7 +279,10 @@ def _figures(folder: Path) -> dict[str, Any]:
         return {"line": f"{100 * share:.1f} % of {full['n']}", "report": full}
     results, images, waiting = folder / "results.jsonl", [], []
     for line in results.read_text().splitlines() if results.exists() else []:
-        row = json.loads(line)
+        try:
+            row = json.loads(line)
+        except ValueError:  # cut short
+            break
         if "end_of_batch" in row:
             images, waiting = images + waiting, []
         else:

@@ -286,9 +286,9 @@ def test_a_stopped_evaluation_counts_its_finished_batches(tmp_path):
     """Two batches were closed, a third was cut short; without a report its images do not count."""
     rows = [{"clean": {"right": right}, "robust": robust} for right, robust in ((1, True), (1, False), (0, False))]
     close = {"end_of_batch": 0, "images": 3}
-    lines = [*rows, close, *rows, close | {"end_of_batch": 1}, rows[0], rows[0]]
+    lines = [*rows, close, *rows, close | {"end_of_batch": 1}, rows[0], rows[0]]  # and half a line
     assert cifar10_parts._figures(tmp_path) == {}
-    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"clean": {"ri')
     assert cifar10_parts._figures(tmp_path) == {"line": "33.3 % of the first 6 (stopped)", "finished": 6}
     (tmp_path / "results.jsonl").write_text(json.dumps(rows[0] | {"robust": None}) + "\n" + json.dumps(close) + "\n")
     assert cifar10_parts._figures(tmp_path)["line"].startswith("100.0 % of the first 1")
