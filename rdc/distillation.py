@@ -20,6 +20,7 @@ input gradient could take away.
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -74,6 +75,11 @@ class DistillationObjective:
             )
         if not 0 <= classes_per_image <= teacher.num_classes + 1:
             raise ConfigError(f"classes_per_image: expected 0 to {teacher.num_classes + 1}; got {classes_per_image}")
+        if not all(0 <= value < math.inf for value in (difference_weight, posterior_weight)) or not posterior_scale > 0:
+            raise ConfigError(
+                "distillation: expected weights >= 0 and a scale > 0; got difference_weight "
+                f"{difference_weight}, posterior_weight {posterior_weight}, posterior_scale {posterior_scale}"
+            )
         if classes_per_image == 0 and posterior_weight == 0:
             raise ConfigError("distillation: expected classes_per_image > 0 or posterior_weight > 0; got neither")
         self.teacher, self.noise, self.classes_per_image = (

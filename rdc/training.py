@@ -58,6 +58,7 @@ class TrainConfig:
         flip: mirror half of the images left to right.
         compile: run the network through ``torch.compile``.
         checkpoint_seconds: time between checkpoints.
+        memory_format: of the weights on a GPU, "channels_last" or "contiguous"; it changes rounding and speed, nothing else.
     """
 
     images: int
@@ -71,12 +72,15 @@ class TrainConfig:
     flip: bool = False
     compile: bool = False
     checkpoint_seconds: float = 60.0
+    memory_format: str = "channels_last"
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.images < self.batch_size:
             raise ConfigError(f"images: expected at least batch_size ({self.batch_size}) >= 1; got {self.images}")
         if self.precision not in ("float32", "bfloat16"):
             raise ConfigError(f"precision: expected float32 or bfloat16; got {self.precision!r}")
+        if self.memory_format not in ("channels_last", "contiguous"):
+            raise ConfigError(f"memory_format: expected channels_last or contiguous; got {self.memory_format!r}")
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected a positive number; got {getattr(self, name)}")
@@ -115,6 +119,10 @@ class Trainer:
         progress: draw a bar on stderr.
         export: see :data:`Export`.
 
+    Attributes:
+        deadline: on ``time.monotonic``'s clock; no step begins later. The state is saved and ``run`` returns with
+            ``step < config.steps``; one process only.
+
     Processes: under ``torchrun`` each process takes its share of every batch and gradients are averaged; process 0
     writes the files.
     """
@@ -136,7 +144,7 @@ class Trainer:
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.device = next(net.parameters()).device
         on_gpu = self.device.type == "cuda"
-        if on_gpu:
+        if on_gpu and config.memory_format == "channels_last":
             net.to(memory_format=torch.channels_last)
         self.progress = progress and self.rank == 0
         self.parameters = dict(net.named_parameters())
@@ -148,7 +156,7 @@ class Trainer:
         self.forward = torch.compile(net) if config.compile else net
         self.step, self.seconds = 0, 0.0
         self.window: list[dict[str, float]] = []
-        self.stop = StopRequest()
+        self.stop, self.deadline = StopRequest(), math.inf
 
     # --- one step -------------------------------------------------------------------------------------------------
     def train_step(self) -> dict[str, float]:
@@ -231,7 +239,7 @@ class Trainer:
             since, before = time.monotonic(), len(self.window)
             while self.step < config.steps:
                 tick = time.monotonic()
-                self.window.append(self._first_step() if self.step == first else self.train_step())
+                self.window.append(self.first_step() if self.step == first else self.train_step())
                 self.seconds += time.monotonic() - tick
                 bar.update(config.batch_size)
                 last = self.step == config.steps
@@ -239,17 +247,20 @@ class Trainer:
                     speed = (len(self.window) - before) * config.batch_size / (time.monotonic() - since)
                     bar.set_postfix(loss=f"{self._log(speed)['loss']:.4f}", refresh=False)
                     since, before = time.monotonic(), 0
-                if last or self.stop.number or time.monotonic() - saved > config.checkpoint_seconds:
+                late = time.monotonic() > self.deadline
+                if last or late or self.stop.number or time.monotonic() - saved > config.checkpoint_seconds:
                     self.save()
                     saved = time.monotonic()
                 if self.stop.number and not last:
                     raise TrainingStopped(self.stop.number, self.step)
+                if late:
+                    break
         if first == config.steps:
             self._export()  # finished before; make sure that what follows from the state is there
         return self.ema
 
-    def _first_step(self) -> dict[str, float]:
-        """The first step of this process, where ``torch.compile`` does its work."""
+    def first_step(self) -> dict[str, float]:
+        """:meth:`train_step`, the first of this process, where ``torch.compile`` does its work and may fail."""
         if not self.config.compile:
             return self.train_step()
         from torch._dynamo.exc import TorchDynamoException  # slow to import

@@ -24,7 +24,7 @@ __all__ = ["RunFolder", "State", "StopRequest", "TrainingStopped", "stop_on_sign
 
 STATE, LOG, CONFIG, LOCK = "state.safetensors", "log.jsonl", "config.json", "lock"
 #: settings that do not change what is computed; a run may be continued with others
-_FREE = ("compile", "checkpoint_seconds")
+_FREE = ("compile", "checkpoint_seconds", "memory_format")
 
 
 class TrainingStopped(KeyboardInterrupt):
@@ -85,9 +85,7 @@ class RunFolder:
             description, step = json.loads(metadata["description"]), int(metadata["step"])
             seconds, window = float(metadata.get("seconds", 0)), json.loads(metadata.get("window", "[]"))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{path}: not a training state of rdc, or truncated ({error}); delete it to start afresh"
-            ) from error
+            raise _not_a_state(path, error) from error
         self._expect_same(description)
         return State(step, tensors, seconds, window)
 
@@ -108,6 +106,25 @@ class RunFolder:
             blob = save({key: value.detach().contiguous().cpu() for key, value in state.tensors.items()}, metadata)
             with atomic_write(path) as file:
                 file.write(blob)
+
+    def planned_images(self) -> int | None:
+        """``images`` of the run whose state is here, or None when there is none.
+
+        Raises:
+            CheckpointError: the state is corrupt.
+        """
+        path = self.path / STATE
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                return int(json.loads(file.metadata()["description"])["train"]["images"])
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise _not_a_state(path, error) from error
+
+    def describe_training(self, settings: dict[str, Any]) -> None:
+        """Replace what is recorded of the training settings; before the run begins."""
+        self.description["train"] = json.loads(json.dumps(settings))
 
     def begin(self) -> None:
         """Prepare the folder for a new run.
@@ -191,6 +208,10 @@ class RunFolder:
             except OSError:
                 pass  # a file system without locks
             yield
+
+
+def _not_a_state(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path}: not a training state of rdc, or truncated ({error}); delete it to start afresh")
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from rdc.distillation import DistillationObjective, student_from_teacher
 from rdc.errors import ConfigError
+from rdc.networks.presets import build_network, network_preset
 from rdc.objective import NoiseDistribution
 from tests.models import CLASSES, CONFIG, SHAPE, pixels, randomize, tiny_denoiser
 
@@ -112,7 +113,24 @@ def test_gradients_reach_every_weight_of_the_student():
 def test_bad_settings_are_refused():
     with pytest.raises(ConfigError, match="classes_per_image: expected 0 to 4; got 5"):
         DistillationObjective(tiny_denoiser(), NOISE, 5)
+    for bad in ({"posterior_weight": -1.0}, {"difference_weight": float("inf")}, {"posterior_scale": 0.0}):
+        with pytest.raises(ConfigError, match="distillation: expected weights >= 0"):
+            DistillationObjective(tiny_denoiser(), NOISE, 3, **bad)
     with pytest.raises(ConfigError, match="neither"):
         DistillationObjective(tiny_denoiser(), NOISE, 0)
     with pytest.raises(ConfigError, match="teacher: expected a conditional"):
         student_from_teacher(tiny_denoiser("multihead").network, {**CONFIG, "kind": "multihead"})
+
+
+@pytest.mark.parametrize(("name", "millions"), [("medium-32", 12.4), ("large-32", 21.2)])
+def test_presets_for_a_gpu_have_students_of_their_size(name, millions):
+    """10 to 25 million weights, so that float16 comes back in two or three files of 16 MiB; nothing is drawn or computed."""
+    config = network_preset(name, 10)
+    with torch.device("meta"):
+        teacher = build_network(config)
+        student = build_network({**config, "kind": "multihead", "wide_channels": 256})
+        x, sigma = torch.empty(2, 3, 32, 32), torch.empty(2)
+        assert teacher(x, sigma, torch.empty(2, 10)).shape == (2, 3, 32, 32)
+        assert student(x, sigma).shape == (2, 11, 3, 32, 32)
+    counts = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (teacher, student)]
+    assert counts[0] == pytest.approx(millions, abs=0.1) and counts[0] < counts[1] < 25

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -228,3 +229,31 @@ def test_distill_refuses_a_teacher_of_other_data(teacher: Path, tmp_path: Path, 
 def test_help_has_examples(command: str, capsys) -> None:
     assert main([command, "--help"]) == 0
     assert f"examples:\n  rdc {command} " in capsys.readouterr().out
+
+
+def test_minutes_in_place_of_images(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The plan is measured, recorded, and kept by the next start; the run ends in time."""
+    words = ["--batch-size", "4", "--quiet", "--device", "cpu", "--threads", "1", "--warmup-images", "8"]
+    command = ["train", "--data", str(data), "--out", str(tmp_path / "run"), *words, "--minutes"]
+    begun = time.monotonic()
+    assert main([*command, "0.1"]) == 0
+    assert time.monotonic() - begun < 60  # 6 seconds and the samples, on a busy machine
+    plan = json.loads((tmp_path / "run" / "config.json").read_text())["train"]["images"]
+    done = load_model(tmp_path / "run")[2]["images"]
+    assert 4 <= done <= plan < 10**6
+    capsys.readouterr()
+    assert main([*command, "0.2"]) == 0  # finished, or went on to the end of the same plan
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["images"] == plan
+    assert main([*command, "nan"]) == 2 and "minutes: expected a positive number" in capsys.readouterr().err
+
+
+def test_a_student_of_moved_images(
+    data: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--shift is recorded and belongs to the run; the memory format does not."""
+    command = ["distill", "--teacher", str(teacher), "--data", str(data), "--out", str(tmp_path), *FAST, "--flip"]
+    assert main([*command, "--shift", "2"]) == 0
+    assert load_model(tmp_path)[2]["shift"] == 2
+    assert main([*command, "--shift", "2", "--memory-format", "contiguous"]) == 0  # finished: nothing to do
+    capsys.readouterr()
+    assert main(command) == 2 and "shift: 2 there, None here" in capsys.readouterr().err

@@ -39,12 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--margin-eps", default="0", metavar="R", help="first-order radius (0: off)")
     model.add_argument("--margin-norm", default="linf", choices=("linf", "l2", "l1"), help="of that radius (linf)")
     model.add_argument("--wide-channels", type=int, default=156, metavar="N", help="of the last residual block (156)")
+    model.add_argument("--shift", type=int, default=0, metavar="N", help="move each image by up to N pixels (0)")
     add_run_arguments(parser, learning_rate=1e-3)
 
 
 def run(args: argparse.Namespace) -> int:
     """Distil; returns the exit status."""
+    import torch
+
     from rdc.attacks import parse_eps
+    from rdc.augmentation import Shifted
     from rdc.denoiser import make_denoiser
     from rdc.distillation import DistillationObjective, student_from_teacher
     from rdc.errors import ConfigError
@@ -76,16 +80,20 @@ def run(args: argparse.Namespace) -> int:
     }
     if margin:  # absent otherwise: runs of earlier versions continue
         terms |= {"margin_eps": margin, "margin_norm": args.margin_norm}
+    if device.type == "cuda":
+        teacher.to(memory_format=torch.channels_last)  # like the student: no conversion in every pass
     denoiser = make_denoiser(teacher.to(device), teacher_config)
     if args.compile:
         denoiser.network.compile()  # in place: the teacher's passes are most of the work
-    objective = DistillationObjective(denoiser, noise, **terms)
+    objective = Shifted(DistillationObjective(denoiser, noise, **terms), args.shift)
     settings = {
         "command": "distill",
         "noise": [noise.mean, noise.std],
         "teacher": fingerprint(*teacher.state_dict().values()),
         "distillation": terms,
     }
+    if args.shift:
+        settings["shift"] = args.shift
     if args.init:
         settings["init"] = start_from(args.init, student, config)
     return run_training(args, student.to(device), config, objective, data, settings)

@@ -7,6 +7,7 @@ import contextlib
 import os
 import shlex
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,13 @@ def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: float | st
     data.add_argument("--flip", action="store_true", help="mirror half of the images left to right")
     length = parser.add_argument_group("training")
     length.add_argument("--images", type=int, default=360_000, metavar="N", help="images to process (360000)")
+    length.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="in place of --images: end within M minutes of the start, with as many images as the measured speed allows",
+    )
+    parser.set_defaults(begun=time.monotonic())
     length.add_argument("--batch-size", type=int, default=64, metavar="N", help="images a step, all processes (64)")
     default = None if isinstance(learning_rate, str) else learning_rate
     length.add_argument("--lr", type=float, default=default, metavar="X", help=f"peak of Adam's ({learning_rate})")
@@ -67,6 +75,12 @@ def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: float | st
     speed = parser.add_argument_group("speed")
     speed.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast")
     speed.add_argument("--compile", action="store_true", help="torch.compile: minutes to start, then faster")
+    speed.add_argument(
+        "--memory-format",
+        default="channels_last",
+        choices=("channels_last", "contiguous"),
+        help="of the weights on a GPU (channels_last)",
+    )
     speed.add_argument(
         "--checkpoint-seconds", type=float, default=60.0, metavar="S", help="time between checkpoints (default: 60)"
     )
@@ -191,10 +205,11 @@ def run_training(
     """
     import torch.distributed as dist
 
+    from rdc.time_box import plan_images
     from rdc.training import TrainConfig, Trainer, TrainingStopped
 
     train = TrainConfig(
-        images=args.images,
+        images=args.images if args.minutes is None else max(10**9, args.batch_size),  # for now: planned below
         batch_size=args.batch_size,
         learning_rate=args.lr,
         warmup_images=args.warmup_images,
@@ -205,12 +220,15 @@ def run_training(
         flip=args.flip,
         compile=args.compile,
         checkpoint_seconds=args.checkpoint_seconds,
+        memory_format=args.memory_format,
     )
     source = {"name": str(args.data), "images": len(data), "crc32": fingerprint(data.images, data.labels)}
     description = {**settings, "network": config, "data": source, "holdout": args.holdout}
     exporter = Exporter(args.out, config, data, settings)
     trainer = Trainer(network, objective, data, train, args.out, description, not args.quiet, exporter)
     try:
+        if args.minutes is not None:
+            plan_images(trainer, args.minutes, args.begun)
         trainer.run()
     except TrainingStopped as stop:
         if trainer.rank == 0:
@@ -219,7 +237,13 @@ def run_training(
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    if trainer.rank == 0:
+    if trainer.step < trainer.config.steps:
+        print(
+            f"{args.out}: the minutes ended after {trainer.step * train.batch_size:,} of {trainer.config.images:,} planned "
+            f"images; the state is saved. To continue: {_same_command()}",
+            file=sys.stderr,
+        )
+    elif trainer.rank == 0:
         if samples:
             exporter.samples(trainer.averaged_network(), not args.quiet)
         print(f"{args.out}: {trainer.step * train.batch_size:,} images in {trainer.seconds / 60:.1f} minutes;", end=" ")
