@@ -48,8 +48,8 @@ class DiffusionClassifier(nn.Module):
         memory_budget_mb: working memory of a call and its gradient; larger batches are cut into pieces, recomputed in the
             backward pass. It counts tensors (:mod:`rdc.memory`); one image at one level is the least.
         class_names: K names.
-        precision: what the network computes in: "float32", or "bfloat16", which is faster where the processor multiplies
-            bfloat16 natively and the network is not small. Squared errors and sums keep the type of the pixels.
+        precision: what the network computes in: "float32", or "bfloat16", meant for GPUs (not run there yet; on a CPU with
+            AVX512-bf16 the shipped network is slower in it, docs/benchmarks.md). Squared errors and sums keep the type of the pixels.
 
     Forward:
         pixels [N, C, H, W] float in [0, 1] -> log p(y|x) [N, K] (logsumexp over classes is 0), differentiable in pixels.
