@@ -87,7 +87,7 @@ def _gradient(
 ) -> Tensor:
     """sum_k upstream_nk dL_nk / dx0_n, over the (image, class) pairs that carry gradient."""
     share = upstream.abs()
-    carries = share > share.amax(1, keepdim=True) * (torch.finfo(upstream.dtype).eps / 8)
+    carries = ~(share <= share.amax(1, keepdim=True) * (torch.finfo(upstream.dtype).eps / 8))  # NaN carries, too
     images, classes = carries.nonzero(as_tuple=True)
     rows, levels = pairs * denoiser.passes_per_level, len(sigma)
     per_piece = min(levels, rows)

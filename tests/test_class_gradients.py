@@ -57,6 +57,13 @@ def test_a_small_but_visible_share_is_kept():
     assert (a != b).any()
 
 
+def test_what_is_not_a_number_is_not_hidden():
+    denoiser, x0, *levels = parts(count=2)
+    upstream = torch.tensor([[1.0, torch.nan, 0], [1.0, -1.0, 0]], dtype=torch.float64)
+    (grad,) = torch.autograd.grad(by_class(denoiser, x0, *levels, 2), x0, upstream)
+    assert grad[0].isnan().all() and grad[1].isfinite().all() and (grad[1] != 0).any()
+
+
 def test_saturated_cross_entropy_equals_float64():
     """Probabilities of 1e-30 and less are left out in float32; the gradient is that of float64 all the same."""
     gradients = []
