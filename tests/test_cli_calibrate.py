@@ -79,5 +79,9 @@ def test_write(trained, tmp_path):
 def test_refusals(trained, tmp_path, capsys):
     assert calibrate(trained, tmp_path, "--write", "--levels", "edm") == 2
     assert "leave --levels and --lm out" in capsys.readouterr().err
+    assert calibrate(trained, tmp_path, "--ood-eps", "8/255") == 2
+    assert "name their files with --ood" in capsys.readouterr().err
+    assert calibrate(trained, tmp_path, "--ood", str(trained[2] / "noise.npz"), "--ood-eps", "eight") == 2
+    assert "8/255" in capsys.readouterr().err
     arguments = ["calibrate", "--model", "fashion-mnist-standard", "--data", trained[1], "--out", str(tmp_path)]
     assert main(arguments) == 2 and "expected a diffusion classifier" in capsys.readouterr().err

@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
     """Calibrate; returns the exit status."""
     import numpy as np
 
+    from rdc.attacks import parse_eps
     from rdc.data import load_dataset, train_holdout
     from rdc.errors import ConfigError
     from rdc.files import atomic_write, write_json
@@ -82,6 +83,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "--write: the scale belongs to the checkpoint's own levels and LM; leave --levels and --lm out"
         )
+    if args.ood_eps:
+        if not args.ood:
+            raise ConfigError("--ood-eps: expected images of other kinds to tell apart; name their files with --ood")
+        parse_eps(args.ood_eps)
     classifier = load_classifier(args)
     _check(classifier)
     held = train_holdout(load_dataset(args.data, "train", args.data_root), args.holdout)[1]

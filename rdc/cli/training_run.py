@@ -184,6 +184,26 @@ def fingerprint(*tensors: torch.Tensor) -> str:
     return f"{value:08x}"
 
 
+def _train_config(args: argparse.Namespace) -> Any:
+    """TrainConfig from the options; with --minutes the number of images is planned later."""
+    from rdc.training import TrainConfig
+
+    return TrainConfig(
+        images=args.images if args.minutes is None else max(10**9, args.batch_size),  # for now: planned below
+        batch_size=args.batch_size,
+        learning_rate=args.lr,
+        warmup_images=args.warmup_images,
+        ema_images=args.ema_images,
+        clip=args.clip,
+        seed=args.seed,
+        precision=args.precision,
+        flip=args.flip,
+        compile=args.compile,
+        checkpoint_seconds=args.checkpoint_seconds,
+        memory_format=args.memory_format,
+    )
+
+
 def run_training(
     args: argparse.Namespace,
     network: nn.Module,
@@ -206,22 +226,9 @@ def run_training(
     import torch.distributed as dist
 
     from rdc.time_box import plan_images
-    from rdc.training import TrainConfig, Trainer, TrainingStopped
+    from rdc.training import Trainer, TrainingStopped
 
-    train = TrainConfig(
-        images=args.images if args.minutes is None else max(10**9, args.batch_size),  # for now: planned below
-        batch_size=args.batch_size,
-        learning_rate=args.lr,
-        warmup_images=args.warmup_images,
-        ema_images=args.ema_images,
-        clip=args.clip,
-        seed=args.seed,
-        precision=args.precision,
-        flip=args.flip,
-        compile=args.compile,
-        checkpoint_seconds=args.checkpoint_seconds,
-        memory_format=args.memory_format,
-    )
+    train = _train_config(args)
     source = {"name": str(args.data), "images": len(data), "crc32": fingerprint(data.images, data.labels)}
     description = {**settings, "network": config, "data": source, "holdout": args.holdout}
     exporter = Exporter(args.out, config, data, settings)
