@@ -2,9 +2,9 @@
 
     python benchmarks/cifar10.py --only pack --data-root ~/cifar10 --pack runs/cifar10-pack     # at home: files to send
     python benchmarks/cifar10.py --only unpack --pack runs/cifar10-pack --data-root /tmp/cifar10   # there, once for each file sent
-    python benchmarks/cifar10.py --data-root /tmp/cifar10 --out out                             # there: everything else, 9.3 minutes
+    python benchmarks/cifar10.py --data-root /tmp/cifar10 --out out                             # there: everything else, 8.6 minutes
     python benchmarks/cifar10.py --data-root /tmp/cifar10 --out out --resume earlier            # goes on from what came back
-    python benchmarks/cifar10.py --only margin,levels,evaluate --resume earlier --box margin=5 --words "margin=--margin-eps 10/255"
+    python benchmarks/cifar10.py --only adversarial,levels,evaluate --resume earlier --box adversarial=5 --words "adversarial=--adversarial-eps 10/255"
     python benchmarks/cifar10.py --data-root /tmp/cifar10 --only attack --resume out --out report   # the full attacks, seven minutes
     python benchmarks/cifar10.py --dry-run                                                      # on a CPU, tiny: does the script work?
 
@@ -29,7 +29,7 @@ from cifar10_run import Run
 
 from rdc.errors import RdcError
 
-DEFAULT = "teacher,student,margin,levels,evaluate"
+DEFAULT = "teacher,adversarial,levels,evaluate,attack"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--list", action="store_true", help="list the parts and their minutes")
     made.add_argument("--dry-run", action="store_true", help="on the CPU, a few tiny steps of everything")
     made.add_argument("--processes", action="store_true", help="in a dry run: start commands as processes, as on a GPU")
-    made.add_argument("--minutes", type=float, default=9.3, help="end of everything (default: %(default)s)")
+    made.add_argument("--minutes", type=float, default=8.6, help="end of everything (default: %(default)s)")
     made.add_argument("--box", default="", metavar="PART=MINUTES,...", help="minutes of parts (defaults: see --list)")
     made.add_argument(
         "--words", action="append", default=[], metavar='"PART=OPTIONS"', help="more options of a part's rdc command"
@@ -122,9 +122,9 @@ def _words(made: argparse.ArgumentParser, items: list[str]) -> dict[str, list[st
     words = {}
     for item in items:
         name, sign, text = item.partition("=")
-        if name not in ("teacher", "student", "margin", "evaluate", "attack") or not sign:
+        if name not in ("teacher", "student", "adversarial", "evaluate", "attack") or not sign:
             made.error(
-                f'--words: expected "PART=OPTIONS", PART teacher, student, margin, evaluate or attack; got {item!r}'
+                f'--words: expected "PART=OPTIONS", PART teacher, student, adversarial, evaluate or attack; got {item!r}'
             )
         words[name] = shlex.split(text)
     return words

@@ -12,14 +12,25 @@ decides, the differences between classes. And the labels,
 
 the plain denoising loss and the cross-entropy of the student's own posterior at that noise level, with
 g(s) = g c_out^2 / s^2, the weight that the level has in the ELBO over ln s. It needs no teacher pass and makes the student
-partly discriminative. Either can be switched off; neither uses an adversarial example. With ``margin_eps`` the
-cross-entropy is taken at the first-order worst logits instead (:mod:`rdc.first_order`): margins have to exceed what their
-input gradient could take away.
+partly discriminative. Either can be switched off; neither uses an adversarial example.
+
+Two ways to train for a threat, both of which name its norm and radius. With ``margin_eps`` the cross-entropy is taken at the
+first-order worst logits instead (:mod:`rdc.first_order`): margins have to exceed what their input gradient could take away,
+and the network sees no perturbed image. With ``adversarial`` a step is adversarial training: the cross-entropy is shared
+between the image and the end of a few steps of gradient ascent from it,
+
+    (1 - s) CE(x0) + s CE(x0 + d)        d = argmax of what the first pass minimised, ||d|| <= eps, 0 <= x0 + d <= 1
+
+at the same noise level and the same noise, which the adversary therefore knows. The first pass's backward gives both its own
+weight gradients and the direction of ascent, so that one ascent step costs twice a plain step ("free" of the extra pass of
+Shafahi et al., arXiv 1904.12843); the noise in front of the network stands for the random start without which a single step
+overfits (de Jorge et al., arXiv 2202.01181). No second derivative is taken: ``torch.compile`` works.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from typing import Any
 
@@ -27,15 +38,53 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdc.batches import uniform
+from rdc.batches import normal, uniform
 from rdc.denoiser import ConditionalDenoiser
 from rdc.errors import ConfigError
 from rdc.first_order import check_margin, draw_rivals, worst_logits
 from rdc.networks.heads import MultiHeadUNet, PatchUNet
 from rdc.networks.presets import build_network
-from rdc.objective import NoiseDistribution, noisy
+from rdc.norm_balls import project, steepest_direction
+from rdc.objective import NoiseDistribution
 
-__all__ = ["DistillationObjective", "student_from_teacher"]
+__all__ = ["Adversary", "DistillationObjective", "student_from_teacher"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Adversary:
+    """The threat that a student is trained against on perturbed images.
+
+    Args:
+        eps: radius in [0, 1] pixel units, > 0.
+        norm: "linf" or "l2".
+        steps: of gradient ascent, each of length 2.5 eps / steps (and cut to the ball).
+        share: s, of the cross-entropy at the perturbed image; strictly between 0 and 1.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+
+    eps: float
+    norm: str = "linf"
+    steps: int = 1
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("linf", "l2"):
+            raise ConfigError(f"adversarial_norm: expected linf or l2; got {self.norm!r}")
+        check_margin(self.eps, self.norm, "adversarial")
+        if not self.eps > 0:
+            raise ConfigError("adversarial_eps: expected a radius > 0, such as 8/255; got 0")
+        if type(self.steps) is not int or self.steps < 1:
+            raise ConfigError(f"adversarial_steps: expected a whole number >= 1; got {self.steps!r}")
+        if not 0 < self.share < 1:
+            raise ConfigError(f"adversarial_share: expected a share between 0 and 1, both left out; got {self.share}")
+
+    def ascend(self, x: Tensor, gradient: Tensor, x0: Tensor) -> Tensor:
+        """One step from x along the steepest direction of ``gradient``; all [B, C, H, W] in [-1, 1] units, x0 the centre."""
+        pixels, centre = (x.detach() + 1) / 2, (x0.detach() + 1) / 2
+        moved = pixels + 2.5 * self.eps / self.steps * steepest_direction(gradient.detach().float(), self.norm)
+        return project(moved, centre, self.eps, self.norm).to(x0.dtype) * 2 - 1
 
 
 class DistillationObjective:
@@ -52,9 +101,11 @@ class DistillationObjective:
         margin_eps: radius in [0, 1] pixel units whose first-order worst case the posterior has to bear; 0: none. A step
             then differentiates twice, which ``torch.compile`` cannot.
         margin_norm: "linf", "l2" or "l1".
+        adversarial: the threat whose perturbed images share the cross-entropy; None: none. Calling the objective then calls
+            ``backward`` on the unperturbed images' part already: set gradients to zero before, not after.
 
     Raises:
-        ConfigError: a setting is out of range, or ``margin_eps`` without ``posterior_weight``.
+        ConfigError: a setting is out of range, ``margin_eps`` or ``adversarial`` without ``posterior_weight``, or both.
     """
 
     def __init__(
@@ -67,12 +118,16 @@ class DistillationObjective:
         posterior_scale: float = 2.0,
         margin_eps: float = 0.0,
         margin_norm: str = "linf",
+        adversarial: Adversary | None = None,
     ) -> None:
         check_margin(margin_eps, margin_norm)
-        if margin_eps and not posterior_weight:
-            raise ConfigError(
-                "margin_eps: expected posterior_weight > 0 with it, it acts on the posterior's cross-entropy; got 0"
-            )
+        if margin_eps and adversarial:
+            raise ConfigError("margin_eps and adversarial: expected at most one of them; got both")
+        for name in ["margin_eps"] * bool(margin_eps) + ["adversarial"] * bool(adversarial):
+            if not posterior_weight:
+                raise ConfigError(
+                    f"{name}: expected posterior_weight > 0 with it, it acts on the posterior's cross-entropy; got 0"
+                )
         if not 0 <= classes_per_image <= teacher.num_classes + 1:
             raise ConfigError(f"classes_per_image: expected 0 to {teacher.num_classes + 1}; got {classes_per_image}")
         if not all(0 <= value < math.inf for value in (difference_weight, posterior_weight)) or not posterior_scale > 0:
@@ -89,18 +144,18 @@ class DistillationObjective:
         )
         self.difference_weight, self.posterior_weight = difference_weight, posterior_weight
         self.posterior_scale, self.margin_eps, self.margin_norm = posterior_scale, margin_eps, margin_norm
+        self.adversarial = adversarial
         self.precondition, self.num_classes = teacher.precondition, teacher.num_classes
 
     def __call__(
         self, net: nn.Module, x0: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         sigma = self.noise.sample(len(x0), generator).to(x0.device)
-        if self.margin_eps:
+        noise = normal(x0.shape, generator).to(x0.device, x0.dtype)
+        if self.margin_eps or self.adversarial:
             x0 = x0.detach().requires_grad_()
-        x_t, target = noisy(x0, sigma, generator, self.precondition)
         classes = self._choose(labels, generator)
-        scaled = self.precondition.c_in(sigma).reshape(-1, 1, 1, 1) * x_t
-        predicted = net(scaled.contiguous(memory_format=torch.channels_last), self.precondition.c_noise(sigma))
+        x_t, target, predicted = self._predict(net, x0, sigma, noise)
         error = (predicted[torch.arange(len(x0), device=x0.device), labels] - target).square().mean()
         values = {"denoising": error.detach()}
         total = x0.new_zeros(())
@@ -110,14 +165,49 @@ class DistillationObjective:
             values |= {"distilled": distilled.detach(), "differences": differences.detach()}
         if self.posterior_weight:
             unlabelled = (predicted[:, self.num_classes] - target).square().mean()
-            loss = (predicted[:, : self.num_classes] - target[:, None]).square().flatten(2).sum(2)
-            scale = self.posterior_scale * (self.precondition.c_out(sigma) / sigma) ** 2
-            logits = -scale[:, None] * loss
+            logits = self._logits(predicted, target, sigma)
             entropy, seen = self._posterior(logits, labels, x0, generator)
-            total = total + error + unlabelled + self.posterior_weight * entropy
+            share = 1.0 if self.adversarial is None else 1.0 - self.adversarial.share
+            total = total + error + unlabelled + share * self.posterior_weight * entropy
             values |= {"unlabelled": unlabelled.detach(), "posterior": entropy.detach()}
             values |= {"hits": (logits.argmax(1) == labels).float().mean(), **seen}
-        return total, {"loss": total.detach(), **values}
+        if self.adversarial is None:
+            return total, {"loss": total.detach(), **values}
+        with torch.autocast(x0.device.type, enabled=False):
+            total.backward()
+        rest, seen = self._under_attack(net, x0, labels, sigma, noise)
+        return rest, {"loss": (total + rest).detach(), **values, **seen}
+
+    def _predict(self, net: nn.Module, x0: Tensor, sigma: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t and F* [B, C, H, W], and what the network says of x_t: F [B, K + 1, C, H, W]."""
+        level = sigma.reshape(-1, 1, 1, 1)
+        x_t = x0 + level * noise
+        scaled = self.precondition.c_in(level) * x_t
+        predicted = net(scaled.contiguous(memory_format=torch.channels_last), self.precondition.c_noise(sigma))
+        return x_t, self.precondition.target(x0, x_t, level), predicted
+
+    def _logits(self, predicted: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
+        """[B, K]: -g(s) ||S_k - F*||^2."""
+        loss = (predicted[:, : self.num_classes] - target[:, None]).square().flatten(2).sum(2)
+        scale = self.posterior_scale * (self.precondition.c_out(sigma) / sigma) ** 2
+        return -scale[:, None] * loss
+
+    def _under_attack(
+        self, net: nn.Module, x0: Tensor, labels: Tensor, sigma: Tensor, noise: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The perturbed images' share of the loss; x0 comes with the gradient of the first pass."""
+        assert self.adversarial is not None
+        x, gradient = x0, x0.grad
+        for step in range(self.adversarial.steps):
+            x = self.adversarial.ascend(x, gradient, x0).requires_grad_()  # grad also at the end: one compiled graph
+            _, target, predicted = self._predict(net, x, sigma, noise)
+            logits = self._logits(predicted, target, sigma)
+            entropy = F.cross_entropy(logits, labels)
+            if step < self.adversarial.steps - 1:
+                (gradient,) = torch.autograd.grad(entropy, x)
+        hits = (logits.argmax(1) == labels).float().mean()
+        share = self.adversarial.share * self.posterior_weight
+        return share * entropy, {"posterior_attacked": entropy.detach(), "hits_attacked": hits}
 
     def _posterior(
         self, logits: Tensor, labels: Tensor, x0: Tensor, generator: torch.Generator

@@ -28,20 +28,21 @@ __all__ = ["check_margin", "draw_rivals", "worst_logits", "worst_rise"]
 _FAR = 1e6  # pixels: how far along the gradient the point lies whose projection is the best one of the ball
 
 
-def check_margin(eps: float, norm: str) -> None:
+def check_margin(eps: float, norm: str, name: str = "margin") -> None:
     """Refuse a radius or a norm that cannot be trained at.
 
     Args:
         eps: radius in [0, 1] pixel units; 0: nothing is asked of the gradient.
         norm: of the perturbation.
+        name: what the settings begin with in messages.
 
     Raises:
         ConfigError: the norm is unknown, or eps is negative, not finite, or (l_inf) 1 or more.
     """
     if norm not in NORMS:
-        raise ConfigError(f"margin_norm: expected one of {', '.join(NORMS)}; got {norm!r}")
+        raise ConfigError(f"{name}_norm: expected one of {', '.join(NORMS)}; got {norm!r}")
     if not 0 <= eps < (1 if norm == "linf" else math.inf):
-        raise ConfigError(f"margin_eps: expected a radius in [0, 1] pixel units, such as 8/255; got {eps}")
+        raise ConfigError(f"{name}_eps: expected a radius in [0, 1] pixel units, such as 8/255; got {eps}")
 
 
 def draw_rivals(logits: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:

@@ -17,7 +17,8 @@ from rdc.preconditioning import Preconditioning
 __all__ = ["ConditionalObjective", "NoiseDistribution", "Objective", "noisy"]
 
 #: objective(net, x0 [B,C,H,W] in [-1,1], labels [B], generator) -> (loss to minimise, {name: value for the log}).
-#: Draw with rdc.batches.uniform, normal, integers, so that the numbers do not depend on the count of processes.
+#: Draw with rdc.batches.uniform, normal, integers, so that the numbers do not depend on the count of processes. An objective may
+#: call backward on a part of its loss itself and return the rest.
 Objective = Callable[[nn.Module, Tensor, Tensor, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 
 

@@ -175,6 +175,21 @@ def test_distill_trains_on_the_first_order_worst_case(teacher: Path, data: Path,
     assert "expected no --compile with it" in capsys.readouterr().err
 
 
+def test_distill_trains_on_perturbed_images(teacher: Path, data: Path, tmp_path: Path, capsys) -> None:
+    command = ["distill", "--teacher", str(teacher), "--data", str(data), "--wide-channels", "8", "--lr", "1e-4", *FAST]
+    command += ["--classes-per-image", "0", "--posterior-weight", "1", "--adversarial-eps", "8/255"]
+    options = ["--adversarial-norm", "l2", "--adversarial-steps", "2", "--adversarial-share", "0.25"]
+    assert main([*command, *options, "--out", str(tmp_path / "out")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["posterior_attacked"] > rows[-1]["posterior"] and 0 <= rows[-1]["hits_attacked"] <= 1
+    terms = load_model(tmp_path / "out")[2]["distillation"]
+    assert terms["adversarial"] == {"eps": 8 / 255, "norm": "l2", "steps": 2, "share": 0.25}
+    assert main([*command, "--out", str(tmp_path / "no"), "--margin-eps", "8/255"]) == 2
+    assert "expected at most one of them" in capsys.readouterr().err
+    assert main([*command, "--out", str(tmp_path / "no"), "--adversarial-share", "1"]) == 2
+    assert "adversarial_share: expected a share" in capsys.readouterr().err
+
+
 def test_sample_draws_the_asked_for_grid(teacher: Path, tmp_path: Path) -> None:
     def grid(name: str, *options: str) -> bytes:
         command = ["sample", str(teacher), "--out", str(tmp_path / name), "--per-class", "2", "--steps", "3", "--quiet"]

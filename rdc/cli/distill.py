@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from rdc.cli.training_run import (
     add_run_arguments,
@@ -20,6 +21,7 @@ EXAMPLES = """examples:
   rdc distill --teacher runs/teacher --data fashion-mnist --out runs/student --images 500000
   rdc distill --teacher runs/teacher --out runs/student --classes-per-image 4 --noise-mean 0.2 --noise-std 0.8 --compile
   rdc distill --teacher runs/teacher --init runs/student --out runs/robust --classes-per-image 0 --posterior-weight 1 --margin-eps 8/255
+  rdc distill --teacher runs/teacher --out runs/robust --classes-per-image 0 --posterior-weight 1 --adversarial-eps 8/255 --compile
 
 The student starts from the teacher's weights, or from another student's (--init). A run that was stopped or killed is
 continued by the same command.
@@ -38,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--posterior-scale", type=float, default=2.0, metavar="X", help="of the same (2.0)")
     model.add_argument("--margin-eps", default="0", metavar="R", help="first-order radius (0: off)")
     model.add_argument("--margin-norm", default="linf", choices=("linf", "l2", "l1"), help="of that radius (linf)")
+    model.add_argument(
+        "--adversarial-eps", default="0", metavar="R", help="also on images perturbed by that much (0: off)"
+    )
+    model.add_argument("--adversarial-norm", default="linf", choices=("linf", "l2"), help="of that radius (linf)")
+    model.add_argument("--adversarial-steps", type=int, default=1, metavar="N", help="gradient steps to perturb (1)")
+    model.add_argument("--adversarial-share", type=float, default=0.5, metavar="S", help="of the loss on these (0.5)")
     model.add_argument("--wide-channels", type=int, default=156, metavar="N", help="of the last residual block (156)")
     model.add_argument("--shift", type=int, default=0, metavar="N", help="move each image by up to N pixels (0)")
     add_run_arguments(parser, learning_rate=1e-3)
@@ -50,14 +58,17 @@ def run(args: argparse.Namespace) -> int:
     from rdc.attacks import parse_eps
     from rdc.augmentation import Shifted
     from rdc.denoiser import make_denoiser
-    from rdc.distillation import DistillationObjective, student_from_teacher
+    from rdc.distillation import Adversary, DistillationObjective, student_from_teacher
     from rdc.errors import ConfigError
 
-    margin = parse_eps(args.margin_eps)
+    margin, radius = parse_eps(args.margin_eps), parse_eps(args.adversarial_eps)
+    adversary = None
+    if radius:
+        adversary = Adversary(radius, args.adversarial_norm, args.adversarial_steps, args.adversarial_share)
     if margin and args.compile:
         raise ConfigError(
             "--margin-eps: expected no --compile with it, a step differentiates twice, which torch.compile cannot; "
-            "leave one of the two out"
+            "leave one of the two out, or use --adversarial-eps"
         )
     device = open_device(args)
     data = load_training_data(args)
@@ -80,17 +91,18 @@ def run(args: argparse.Namespace) -> int:
     }
     if margin:  # absent otherwise: runs of earlier versions continue
         terms |= {"margin_eps": margin, "margin_norm": args.margin_norm}
+    recorded_terms = terms | ({"adversarial": dataclasses.asdict(adversary)} if adversary else {})
     if device.type == "cuda":
         teacher.to(memory_format=torch.channels_last)  # like the student: no conversion in every pass
     denoiser = make_denoiser(teacher.to(device), teacher_config)
     if args.compile:
         denoiser.network.compile()  # in place: the teacher's passes are most of the work
-    objective = Shifted(DistillationObjective(denoiser, noise, **terms), args.shift)
+    objective = Shifted(DistillationObjective(denoiser, noise, **terms, adversarial=adversary), args.shift)
     settings = {
         "command": "distill",
         "noise": [noise.mean, noise.std],
         "teacher": fingerprint(*teacher.state_dict().values()),
-        "distillation": terms,
+        "distillation": recorded_terms,
     }
     if args.shift:
         settings["shift"] = args.shift

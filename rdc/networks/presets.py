@@ -26,8 +26,8 @@ _SMALL_UNET = {
     "dropout": 0.0,
 }
 
-#: 12 and 21 million weights, for minutes on a GPU; attention only in the middle, where the image is smallest
-_GPU_UNET = _SMALL_UNET | {"model_channels": 128, "middle_attention": True, "adaptive_scale": True}
+#: for minutes on a GPU; attention only in the middle, where the image is smallest
+_GPU_UNET = _SMALL_UNET | {"middle_attention": True, "adaptive_scale": True}
 
 #: Descriptions of networks that train well on two cores (small-*), in minutes on a GPU (medium-32, large-32), the EDM CIFAR-10
 #: architectures, and classifiers for the baselines (resnet-*).
@@ -48,13 +48,13 @@ NETWORK_PRESETS: dict[str, dict[str, Any]] = {
         "kind": "conditional",
         "image_shape": [3, 32, 32],
         "patch_size": 2,
-        "unet": _GPU_UNET | {"channel_mult": [1, 2]},
+        "unet": _GPU_UNET | {"channel_mult": [2, 3]},
     },
     "large-32": {
         "kind": "conditional",
         "image_shape": [3, 32, 32],
         "patch_size": 2,
-        "unet": _GPU_UNET | {"channel_mult": [1, 2, 2]},
+        "unet": _GPU_UNET | {"model_channels": 128, "channel_mult": [1, 2, 2]},
     },
     "edm-ddpmpp-32": {
         "kind": "conditional",

@@ -165,27 +165,30 @@ def test_shards_of_two_checkpoints_are_refused(model, tmp_path):
 # --- the parts ------------------------------------------------------------------------------------------------------
 def test_everything_and_then_on_from_what_came_back(root, small, tmp_path, monkeypatch, capsys):
     first = ["--dry-run", "--data-root", root, "--out", tmp_path / "out", "--work", tmp_path / "work"]
-    status, printed = start(monkeypatch, capsys, *first, "--only", f"{cifar10.DEFAULT},attack")
+    status, printed = start(monkeypatch, capsys, *first, "--only", f"{cifar10.DEFAULT},student")
     assert status == 0, printed
     found = json.loads((tmp_path / "out" / "cifar10.json").read_text())
-    assert list(found["parts"]) == [*cifar10.DEFAULT.split(","), "attack"] and "NOT YET RUN ON A GPU" in found["label"]
+    assert (
+        list(found["parts"]) == ["teacher", "student", *cifar10.DEFAULT.split(",")[1:]]
+        and "NOT YET RUN ON A GPU" in found["label"]
+    )
     assert found["label"] in printed and printed.strip().splitlines()[-1].lstrip().startswith("attack")
     back = {path.name for path in (tmp_path / "out").iterdir()}
     assert back == {"cifar10.json", "files.zip", "teacher-1-of-1.safetensors", "student-1-of-1.safetensors"}
     runs = found["parts"]["evaluate"]["runs"] | found["parts"]["attack"]["runs"]
-    assert {name: row["report"]["n"] for name, row in runs.items()} == {"clean": 4, "quick": 2, "linf": 2, "l2": 2}
+    assert {name: row["report"]["n"] for name, row in runs.items()} == {"clean": 4, "linf": 2, "l2": 2}
     assert [a["name"] for a in runs["linf"]["report"]["attacks"]] == ["apgd-ce", "apgd-t"]
     assert runs["l2"]["report"]["attacks"][0]["norm"] == "l2"
     assert runs["clean"]["report"]["classifier"]["levels"]["count"] == len(found["parts"]["levels"]["levels"]["sigma"])
-    assert found["parts"]["margin"]["last_row"]["robust_first_order"] >= 0
+    assert found["parts"]["adversarial"]["last_row"]["hits_attacked"] >= 0
 
     more = ["--dry-run", "--data-root", root, "--resume", tmp_path / "out", "--out", tmp_path / "second"]
-    status, printed = start(monkeypatch, capsys, *more, "--work", tmp_path / "other", "--only", "teacher,margin")
+    status, printed = start(monkeypatch, capsys, *more, "--work", tmp_path / "other", "--only", "teacher,adversarial")
     assert status == 0, printed
     info = cifar10_shards.read_shards(tmp_path / "second", "teacher", tmp_path / "back")
     assert [row["images"] for row in info["history"]] == [16, 16]
     info = cifar10_shards.read_shards(tmp_path / "second", "student", tmp_path / "back")
-    assert [row["part"] for row in info["history"]] == ["student", "margin", "margin"]
+    assert [row["part"] for row in info["history"]] == ["student", "adversarial", "adversarial"]
     second = json.loads((tmp_path / "second" / "cifar10.json").read_text())
     assert "--init" in second["parts"]["teacher"]["command"] and len(second["resumed"]["student"]) == 2
 
@@ -204,7 +207,7 @@ def test_a_part_that_fails_keeps_the_others(root, small, tmp_path, monkeypatch, 
 def test_speed(small, tmp_path, monkeypatch, capsys):
     status, printed = start(monkeypatch, capsys, "--dry-run", "--only", "speed", "--out", tmp_path)
     rows = json.loads((tmp_path / "cifar10.json").read_text())["parts"]["speed"]["rows"]
-    assert status == 0 and [row["step"] for row in rows] == ["teacher", "margin"], printed
+    assert status == 0 and [row["step"] for row in rows] == ["teacher", "adversarial"], printed
     assert all(row["images_per_second"] > 0 for row in rows)
 
 
@@ -234,7 +237,7 @@ def test_wrong_use(tmp_path, monkeypatch, capsys):
 def test_list_and_boxes(monkeypatch, capsys):
     status, printed = start(monkeypatch, capsys, "--list")
     assert status == 0 and [line.split()[0] for line in printed.splitlines()] == list(cifar10_parts.PARTS)
-    assert sum(cifar10_parts.BOXES[name] for name in cifar10.DEFAULT.split(",")) == pytest.approx(9.3)
+    assert sum(cifar10_parts.BOXES[name] for name in cifar10.DEFAULT.split(",")) == pytest.approx(8.6)
 
 
 @pytest.mark.slow
