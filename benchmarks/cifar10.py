@@ -4,7 +4,7 @@
     python benchmarks/cifar10.py --only unpack --pack runs/cifar10-pack --data-root /tmp/cifar10   # there, once for each file sent
     python benchmarks/cifar10.py --data-root /tmp/cifar10 --out out                             # there: everything else, 8.6 minutes
     python benchmarks/cifar10.py --data-root /tmp/cifar10 --out out --resume earlier            # goes on from what came back
-    python benchmarks/cifar10.py --only adversarial,levels,evaluate --resume earlier --box adversarial=5 --words "adversarial=--adversarial-eps 10/255"
+    python benchmarks/cifar10.py --only adversarial,attack --resume earlier --words "adversarial=--adversarial-eps 10/255"
     python benchmarks/cifar10.py --data-root /tmp/cifar10 --only attack --resume out --out report   # the full attacks, seven minutes
     python benchmarks/cifar10.py --dry-run                                                      # on a CPU, tiny: does the script work?
 
