@@ -27,16 +27,16 @@ from rdc.timesteps import NoiseLevels, parse_levels
 __all__ = ["BOXES", "PARTS", "RECIPES"]
 
 HOLDOUT = 2000
-_LABELS = "--classes-per-image 0 --posterior-weight 1 --posterior-scale 0.4 --shift 3 --wide-channels 256"
+_LABELS = "--classes-per-image 0 --posterior-weight 1 --posterior-scale 0.03 --shift 3 --wide-channels 256"
 #: options of rdc train and rdc distill on a GPU; the student's labels are its own posterior, without passes of the teacher
 RECIPES = {
     "teacher": "--batch-size 1024 --lr 2e-3 --warmup-images 100000 --ema-images 300000 --noise-mean -0.6 --noise-std 1.1 --compile",
     "student": f"--batch-size 1024 --lr 1e-3 --warmup-images 60000 --ema-images 200000 {_LABELS} --noise-mean -0.5 "
     "--noise-std 0.9 --compile",
-    "adversarial": f"--batch-size 512 --lr 1e-3 --warmup-images 60000 --ema-images 150000 {_LABELS} --adversarial-eps 8/255 "
+    "adversarial": f"--batch-size 512 --lr 1.5e-3 --warmup-images 60000 --ema-images 150000 {_LABELS} --adversarial-eps 8/255 "
     "--noise-mean -1.2 --noise-std 0.7 --compile",
 }
-_SHARED = "--precision bfloat16 --flip --checkpoint-seconds 45"
+_SHARED = "--precision bfloat16 --flip --checkpoint-seconds 60"
 _DRY = "--batch-size 4 --images 16 --warmup-images 8 --ema-images 16"
 _SETTINGS = ("log:4:0.08:0.7:eps", "log:4:0.1:1:eps", "log:8:0.08:0.7:eps", "log:4:0.08:0.7:flat", "log:8:0.25:2:flat")
 _EPS = 8 / 255
@@ -367,7 +367,7 @@ def _step_of(run: Run, kind: str) -> tuple[Any, Any]:
         return network, ConditionalObjective(10, NoiseDistribution())
     made, _ = student_from_teacher(network, config, 256)
     threat = {"margin": {"margin_eps": _EPS}, "adversarial": {"adversarial": Adversary(_EPS)}}.get(kind, {})
-    settings = {"classes_per_image": 0, "posterior_weight": 1.0, "posterior_scale": 0.4, **threat}
+    settings = {"classes_per_image": 0, "posterior_weight": 1.0, "posterior_scale": 0.03, **threat}
     return made, DistillationObjective(make_denoiser(network.to(run.device), config), NoiseDistribution(), **settings)
 
 

@@ -173,7 +173,7 @@ class DistillationObjective:
             values |= {"hits": (logits.argmax(1) == labels).float().mean(), **seen}
         if self.adversarial is None:
             return total, {"loss": total.detach(), **values}
-        with torch.autocast(x0.device.type, enabled=False):
+        with torch.autocast(x0.device.type, enabled=False):  # under it CUDA's backward threads would go on in float16
             total.backward()
         rest, seen = self._under_attack(net, x0, labels, sigma, noise)
         return rest, {"loss": (total + rest).detach(), **values, **seen}
@@ -204,7 +204,8 @@ class DistillationObjective:
             logits = self._logits(predicted, target, sigma)
             entropy = F.cross_entropy(logits, labels)
             if step < self.adversarial.steps - 1:
-                (gradient,) = torch.autograd.grad(entropy, x)
+                with torch.autocast(x0.device.type, enabled=False):
+                    (gradient,) = torch.autograd.grad(entropy, x)
         hits = (logits.argmax(1) == labels).float().mean()
         share = self.adversarial.share * self.posterior_weight
         return share * entropy, {"posterior_attacked": entropy.detach(), "hits_attacked": hits}
