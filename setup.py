@@ -6,6 +6,7 @@ the installation goes on, and `rdc info` says so.
 """
 
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -49,6 +50,19 @@ def build_folder(mode: str) -> Path:
     return ROOT / "build" / f"native-{hashlib.sha256(repr(key).encode()).hexdigest()[:12]}"
 
 
+def pybind11_include() -> str:
+    """Folder of pybind11/pybind11.h: the package's, or else (a build without isolation) torch's copy. Headers are all we use."""
+    try:
+        import pybind11
+    except ModuleNotFoundError:
+        found = importlib.util.find_spec("torch")  # finds it without importing it
+        for place in found.submodule_search_locations if found else ():
+            if (Path(place) / "include" / "pybind11" / "pybind11.h").is_file():
+                return str(Path(place) / "include")
+        raise
+    return pybind11.get_include()
+
+
 class CMakeBuild(build_ext):
     """Runs CMake, puts the module where setuptools wants it, and removes left-overs of other Python tags."""
 
@@ -72,8 +86,6 @@ class CMakeBuild(build_ext):
         print("rdc: no native build; rdc will run on its torch reference.", file=sys.stderr)
 
     def run_cmake(self, target: Path, mode: str, why_no_cuda: str) -> Path:
-        import pybind11
-
         folder = build_folder(mode + why_no_cuda)
         folder.mkdir(parents=True, exist_ok=True)
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
@@ -90,7 +102,7 @@ class CMakeBuild(build_ext):
                 f"-DRDC_WHY_NO_CUDA={why_no_cuda}",
                 f"-DRDC_MODULE_NAME={target.name}",
                 f"-DRDC_PYTHON_INCLUDE={sysconfig.get_path('include')}",
-                f"-DRDC_PYBIND11_INCLUDE={pybind11.get_include()}",
+                f"-DRDC_PYBIND11_INCLUDE={pybind11_include()}",
                 *os.environ.get("CMAKE_ARGS", "").split(),
             ],
             check=True,

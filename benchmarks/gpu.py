@@ -23,13 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from device_timing import flops_of, measure, peaks, precision, roofline
-from measuring import about
-
-import rdc
-from rdc.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(1, str(ROOT))  # rdc need not be installed: the first part builds it
+
+from device_timing import flops_of, measure, peaks, precision, roofline  # noqa: E402
+from measuring import about  # noqa: E402
+
+import rdc  # noqa: E402
+from rdc.files import write_json  # noqa: E402
+
 KINDS = ("float32", "tf32", "bfloat16")
 
 _CHECK = """
@@ -50,6 +54,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.dry, self.deadline = args.dry_run, time.monotonic() + 60 * args.minutes
+        self.architectures = args.architectures
         self.device = torch.device("cpu" if self.dry else "cuda")
         self.rounds = 1 if self.dry else 10
         self.top: dict[str, float] | None = None
@@ -95,25 +100,37 @@ def command(words: list[str], run: Run, most: float, **environment: str) -> dict
 
 
 def build(run: Run) -> dict[str, Any]:
-    """The extension with CUDA, without network; in place where pip will not."""
+    """The extension with CUDA for the GPU that is there (--architectures), without network; in place where pip will not."""
     attempts = [
         [sys.executable, "-m", "pip", "install", "-q", "-e", ".", "--no-build-isolation", "--no-deps"],
         [sys.executable, "setup.py", "build_ext", "--inplace"],
     ]
+    targets = _architectures(run)
     if run.dry:
-        return {"line": "not built in a dry run", "commands": [" ".join(words) for words in attempts]}
+        return {"line": "not built in a dry run", "commands": [" ".join(words) for words in attempts], "for": targets}
+    options = [os.environ.get("CMAKE_ARGS", ""), f"-DRDC_CUDA_ARCHITECTURES={targets}" if targets != "all" else ""]
+    environment = {"RDC_BUILD": "cuda", "CMAKE_ARGS": " ".join(filter(None, options))}
     tried = []
     for words in attempts:
-        tried.append(command(words, run, 240, RDC_BUILD="cuda"))
+        tried.append(command(words, run, 240, **environment))
         if tried[-1]["status"] == 0:
             break
     info = command([sys.executable, "-m", "rdc", "info"], run, 60)
     good = tried[-1]["status"] == 0
     return {
         "line": f"{'built' if good else 'FAILED'} in {sum(t['seconds'] for t in tried):.0f} s",
+        "for": targets,
         "tried": tried,
         "info": info,
     }
+
+
+def _architectures(run: Run) -> str:
+    """What to compile for: the number of the GPU that is there, or what --architectures says."""
+    if run.architectures != "here" or run.dry:
+        return run.architectures
+    major, minor = torch.cuda.get_device_capability()
+    return f"{major}{minor}" + "a" * (major == 9)
 
 
 def test(run: Run) -> dict[str, Any]:
@@ -183,6 +200,7 @@ def _op_case(run: Run, name: str, case: tuple[int, ...], kind: str, work: str) -
 
     contenders = {"eager": call(multihead_loss_reference)}
     if not run.dry:
+        torch._dynamo.reset()  # else the ninth shape is not compiled any more, and the others for sizes that vary
         contenders["compile"] = call(torch.compile(multihead_loss_reference))
     if not _native.why_not(run.device.type):
         contenders["native"] = call(lambda *v: multihead_loss(*v, backend="native"))
@@ -193,8 +211,8 @@ def _op_case(run: Run, name: str, case: tuple[int, ...], kind: str, work: str) -
         for who, once in contenders.items():
             try:
                 seconds = run.measure(once)
-            except torch.OutOfMemoryError as error:
-                row[who] = {"error": str(error).splitlines()[0]}
+            except Exception as error:  # out of memory, or torch.compile lacks something: the others go on
+                row[who] = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
                 continue
             row[who] = {**seconds, **roofline(seconds["median"], flops, moved, run.peaks(), kind)}
     torch_best = [row[who]["median"] for who in ("eager", "compile") if "median" in row.get(who, {})]
@@ -232,14 +250,15 @@ def attack(run: Run) -> dict[str, Any]:
 def _by_precision(run: Run, what: str, function: Callable[..., torch.Tensor], modes: dict[str, Any]) -> dict[str, Any]:
     rows, count = [], 2 if run.dry else 256
     for mode, settings in modes.items():
-        classifier, data = _student(run, **settings)
+        plain, data = _student(run, **settings)
         x = data[:count]
-        flops = flops_of(lambda c=classifier, x=x[:2]: function(c, x)) * len(x) / 2
+        flops = flops_of(lambda c=plain, x=x[:2]: function(c, x)) * len(x) / 2
         reference = None
         for kind in KINDS:
             if run.left() < 5:
                 break
-            with precision(kind, run.device):
+            classifier = plain.with_(precision="bfloat16") if kind == "bfloat16" else plain
+            with precision(kind, run.device, cast=False):
                 out = function(classifier, x).float().flatten(1)
                 seconds = run.measure(lambda c=classifier, x=x: function(c, x))
             reference = out if reference is None else reference
@@ -329,6 +348,12 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="list the parts")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU with tiny sizes; builds and checks nothing")
     parser.add_argument("--minutes", type=float, default=8.5, help="time for everything (default: %(default)s)")
+    parser.add_argument(
+        "--architectures",
+        default="here",
+        metavar="LIST",
+        help="what the build compiles for: here (the GPU that is there), all, or 80;90a",
+    )
     parser.add_argument("--out", type=Path, help="JSON file, written after every part")
     args = parser.parse_args()
     if args.list:
