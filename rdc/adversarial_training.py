@@ -102,7 +102,9 @@ class InnerAttack:
         with _frozen(net), torch.enable_grad():
             for _ in range(self.steps):
                 x_adv.requires_grad_(True)
-                (gradient,) = torch.autograd.grad(loss(net(x_adv).float()), x_adv)
+                value = loss(net(x_adv).float())
+                with torch.autocast(x.device.type, enabled=False):  # CUDA's backward threads would go on in float16
+                    (gradient,) = torch.autograd.grad(value, x_adv)
                 x_adv = self._stepped(x_adv.detach(), gradient, x, bounds)
         return x_adv
 

@@ -98,7 +98,8 @@ def worst_logits(
     """
     rows = torch.arange(len(labels), device=labels.device)
     margin = logits[rows, rivals] - logits[rows, labels]
-    (gradient,) = torch.autograd.grad(margin.sum(), x0, create_graph=True)
+    with torch.autocast(x0.device.type, enabled=False):  # under it CUDA's backward threads go on in float16
+        (gradient,) = torch.autograd.grad(margin.sum(), x0, create_graph=True)
     rise = worst_rise(2 * gradient, (x0.detach() + 1) / 2, eps, norm)
     wrong = torch.ones_like(logits).scatter(1, labels[:, None], 0.0)
     return logits + rise[:, None] * wrong, rise.detach()
