@@ -26,7 +26,7 @@ from rdc.likelihood_maximization import (
     maximize_likelihood,
     resolve_lm,
 )
-from rdc.memory import bytes_per_item
+from rdc.memory import bytes_per_item, memory_budget
 from rdc.noise import NoisePlan
 from rdc.timesteps import NoiseLevels, parse_levels
 
@@ -45,8 +45,10 @@ class DiffusionClassifier(nn.Module):
         noise_seed: seed of the draws.
         logit_scale: "sum", "mean" or a number; sets how peaked the probabilities are, never the decision.
         class_prior: K probabilities; None: uniform.
-        memory_budget_mb: working memory of a call and its gradient; larger batches are cut into pieces, recomputed in the
-            backward pass. It counts tensors (:mod:`rdc.memory`); one image at one level is the least.
+        memory_budget_mb: working memory of a call and its gradient, in MiB; larger batches are cut into pieces, recomputed in
+            the backward pass. It counts tensors (:mod:`rdc.memory`); one image at one level is the least. None: 2048, or, where
+            the denoiser lies on a CUDA device, half of the memory that is free there at this moment, if that is more.
+            :meth:`settings` and :meth:`with_` have the number that came of it.
         class_names: K names.
         precision: what the network computes in: "float32", or "bfloat16", meant for GPUs (not run there yet; on a CPU with
             AVX512-bf16 the shipped network is slower in it, docs/benchmarks.md). Squared errors and sums keep the type of the pixels.
@@ -70,21 +72,19 @@ class DiffusionClassifier(nn.Module):
         noise_seed: int = 0,
         logit_scale: str | float = "sum",
         class_prior: Sequence[float] | None = None,
-        memory_budget_mb: float = 2048,
+        memory_budget_mb: float | None = None,
         class_names: Sequence[str] | None = None,
         precision: str = "float32",
     ) -> None:
         super().__init__()
         if gradient not in ("exact", "bpda"):
             raise ConfigError(f'gradient: expected "exact" or "bpda"; got {gradient!r}')
-        if memory_budget_mb <= 0:
-            raise ConfigError(f"memory_budget_mb: expected a number > 0; got {memory_budget_mb}")
         self.denoiser = denoiser.eval().requires_grad_(False).in_precision(precision)
         self.levels = parse_levels(levels) if isinstance(levels, str) else levels
         self.lm = resolve_lm(lm)
         self.gradient, self.logit_scale, self.class_prior = gradient, logit_scale, class_prior
         self.noise = NoisePlan(noise_seed, noise)
-        self.memory_budget_mb = memory_budget_mb
+        self.memory_budget_mb = memory_budget(memory_budget_mb, self.device)
         self.num_classes, self.image_shape = denoiser.num_classes, denoiser.image_shape
         self.class_names = tuple(class_names or (str(k) for k in range(self.num_classes)))
         self.network_evaluations = 0

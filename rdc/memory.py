@@ -10,11 +10,36 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["bytes_per_item", "peak_bytes"]
+from rdc.errors import ConfigError
+
+__all__ = ["bytes_per_item", "memory_budget", "peak_bytes"]
+
+LEAST_MB = 2048.0  # the budget where nothing is known of the device's memory, and the least on a GPU
+
+
+def memory_budget(megabytes: float | None, device: torch.device) -> float:
+    """The working memory that a call may take, in MiB.
+
+    Args:
+        megabytes: what was asked for; None: 2048, but on a CUDA device half of what is free there now, if that is more.
+        device: where the work is done.
+
+    Raises:
+        ConfigError: not a number above 0.
+    """
+    if megabytes is None:
+        if device.type != "cuda":
+            return LEAST_MB
+        free, _ = torch.cuda.mem_get_info(device)
+        return max(LEAST_MB, float(free // 2**21))
+    if not megabytes > 0:
+        raise ConfigError(f"memory_budget_mb: expected a number > 0; got {megabytes}")
+    return float(megabytes)
 
 
 class _LiveBytes(TorchDispatchMode):

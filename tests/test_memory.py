@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from rdc.defences import DiffusionPurifier, LikelihoodPurifier
-from rdc.memory import bytes_per_item, peak_bytes
+from rdc.errors import ConfigError
+from rdc.memory import bytes_per_item, memory_budget, peak_bytes
 from tests.models import pixels, tiny_classifier, tiny_denoiser
 
 MIB = 2**20
@@ -77,3 +78,30 @@ def test_purifier_keeps_its_budget(make):
     gradient(small)
     used = peak_bytes(lambda: gradient(small))
     assert 0.2 * peak < used < 0.45 * peak, (used, peak)
+
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def test_budget_by_device(monkeypatch):
+    free = {"bytes": 70 * 2**30}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free["bytes"], 80 * 2**30))
+    assert memory_budget(None, CPU) == 2048 and memory_budget(None, GPU) == 35 * 1024
+    assert memory_budget(512, GPU) == 512 == memory_budget(512, CPU)
+    free["bytes"] = 3 * 2**30
+    assert memory_budget(None, GPU) == 2048  # at least that
+    for wrong in (0, -1, float("nan")):
+        with pytest.raises(ConfigError, match="expected a number > 0"):
+            memory_budget(wrong, GPU)
+
+
+def test_models_take_the_budget_of_their_device(monkeypatch):
+    """The weights are on the CPU here; they are said to be elsewhere. A copy keeps the number that the first one found."""
+    asked = []
+    monkeypatch.setattr("rdc.classifier.memory_budget", lambda mb, device: asked.append((mb, device)) or mb or 9000.0)
+    classifier = tiny_classifier()
+    assert asked == [(None, CPU)] and classifier.settings()["memory_budget_mb"] == 9000.0
+    assert classifier.with_(gradient="bpda").memory_budget_mb == 9000.0 and asked[-1] == (9000.0, CPU)
+    monkeypatch.setattr("rdc.defences.purifiers.memory_budget", lambda mb, device: mb or 7000.0)
+    assert LikelihoodPurifier(tiny_denoiser("conditional")).memory_budget_mb == 7000.0
+    assert tiny_classifier(memory_budget_mb=64).memory_budget_mb == 64

@@ -13,12 +13,15 @@ __all__ = [
     "join_processes",
     "leave_processes",
     "load_classifier",
+    "positive_float",
     "positive_int",
 ]
 
+_OPTION = {"memory_budget_mb": "memory-mb"}  # settings whose option has another name
+
 
 def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
-    """--model, --levels, --lm, --precision, --device, --threads."""
+    """--model, --levels, --lm, --precision, --memory-mb, --device, --threads."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -45,6 +48,13 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
         "--precision",
         choices=("float32", "bfloat16"),
         help="what the network computes in (default: the model's own, else float32)",
+    )
+    group.add_argument(
+        "--memory-mb",
+        type=positive_float,
+        metavar="MB",
+        help="working memory of a diffusion model, in MiB; larger batches are cut into pieces, whose backward pass computes "
+        "them again (default: 2048; on a GPU half of what is free, if that is more)",
     )
     group.add_argument(
         "--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)"
@@ -79,6 +89,17 @@ def positive_int(text: str) -> int:
     return value
 
 
+def positive_float(text: str) -> float:
+    """argparse type: a finite number > 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number > 0, got {text!r}")
+    return value
+
+
 def load_classifier(args: argparse.Namespace, data: Any = None, **settings: Any) -> Any:
     """The classifier these options name, on its device, in eval mode.
 
@@ -99,13 +120,13 @@ def load_classifier(args: argparse.Namespace, data: Any = None, **settings: Any)
         torch.set_num_threads(args.threads)
     device = _device(args.device)
     chosen = {name: getattr(args, name, None) for name in ("levels", "lm", "precision")}
+    chosen["memory_budget_mb"] = getattr(args, "memory_mb", None)
     chosen = {name: value for name, value in chosen.items() if value is not None}
     if not is_factory(args.model):
         return load(args.model, device=device, **chosen, **settings)
     if chosen or settings:
-        raise ConfigError(
-            f"--{' and --'.join([*chosen, *settings])}: a model given as a function sets that itself; leave it out"
-        )
+        named = " and ".join(f"--{_OPTION.get(name, name)}" for name in [*chosen, *settings])
+        raise ConfigError(f"{named}: a model given as a function sets that itself; leave it out")
     if data is None:
         raise ConfigError(f"--model {args.model}: this command takes presets and checkpoint paths only")
     count = min(2, len(data))

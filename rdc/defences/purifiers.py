@@ -25,7 +25,7 @@ from rdc.likelihood_maximization import (
     maximize_likelihood,
     resolve_lm,
 )
-from rdc.memory import bytes_per_item
+from rdc.memory import bytes_per_item, memory_budget
 from rdc.noise import NoisePlan
 
 __all__ = ["DiffusionPurifier", "LikelihoodPurifier", "Purifier"]
@@ -36,17 +36,16 @@ class Purifier(nn.Module):
 
     Args:
         denoiser: its label-free prediction is used; weights are frozen.
-        memory_budget_mb: working memory of a call.
+        memory_budget_mb: working memory of a call, in MiB; None: 2048, or, where the denoiser lies on a CUDA device, half of the
+            memory that is free there at this moment, if that is more.
 
     Call: ``(pixels [N, C, H, W] in [0, 1], draw) -> pixels``.
     """
 
-    def __init__(self, denoiser: Denoiser, memory_budget_mb: float = 2048) -> None:
+    def __init__(self, denoiser: Denoiser, memory_budget_mb: float | None = None) -> None:
         super().__init__()
-        if memory_budget_mb <= 0:
-            raise ConfigError(f"memory_budget_mb: expected a number > 0; got {memory_budget_mb}")
         self.denoiser = denoiser.eval().requires_grad_(False)
-        self.memory_budget_mb = memory_budget_mb
+        self.memory_budget_mb = memory_budget(memory_budget_mb, next(denoiser.parameters()).device)
         self._bytes: dict[Any, int] = {}
 
     @property
@@ -94,7 +93,7 @@ class LikelihoodPurifier(Purifier):
     """
 
     def __init__(
-        self, denoiser: Denoiser, lm: LikelihoodMaximization | str = "paper-v2", memory_budget_mb: float = 2048
+        self, denoiser: Denoiser, lm: LikelihoodMaximization | str = "paper-v2", memory_budget_mb: float | None = None
     ) -> None:
         super().__init__(denoiser, memory_budget_mb)
         resolved = resolve_lm(lm)
@@ -153,7 +152,7 @@ class DiffusionPurifier(Purifier):
         sigma_min: float = 0.02,
         sampler: str = "sde",
         seed: int = 2,
-        memory_budget_mb: float = 2048,
+        memory_budget_mb: float | None = None,
     ) -> None:
         super().__init__(denoiser, memory_budget_mb)
         if not (math.isfinite(sigma) and 0 < sigma_min < sigma):
