@@ -103,7 +103,7 @@ class InnerAttack:
             for _ in range(self.steps):
                 x_adv.requires_grad_(True)
                 value = loss(net(x_adv).float())
-                with torch.autocast(x.device.type, enabled=False):  # CUDA's backward threads would go on in float16
+                with torch.autocast(x.device.type, enabled=False):  # types as in the forward pass
                     (gradient,) = torch.autograd.grad(value, x_adv)
                 x_adv = self._stepped(x_adv.detach(), gradient, x, bounds)
         return x_adv

@@ -317,7 +317,7 @@ def _check_pixels(pixels: Tensor, image_shape: tuple[int, int, int]) -> None:
         raise InputError(f"pixels: expected {expected}; got shape {list(pixels.shape)}: {hint}")
     if len(pixels) == 0:
         raise InputError(f"pixels: expected {expected} with N >= 1; got an empty batch")
-    low, high = (value.item() for value in torch.aminmax(pixels.detach()))
+    low, high = torch.stack(torch.aminmax(pixels.detach())).tolist()  # one wait for a GPU, not two
     if not (low >= 0 and high <= 1):  # also true for NaN
         raise InputError(
             f"pixels: expected {expected}; got values from {low:.6g} to {high:.6g}. "

@@ -98,7 +98,7 @@ def worst_logits(
     """
     rows = torch.arange(len(labels), device=labels.device)
     margin = logits[rows, rivals] - logits[rows, labels]
-    with torch.autocast(x0.device.type, enabled=False):  # under it CUDA's backward threads go on in float16
+    with torch.autocast(x0.device.type, enabled=False):  # the gradient's types are those of the forward pass
         (gradient,) = torch.autograd.grad(margin.sum(), x0, create_graph=True)
     rise = worst_rise(2 * gradient, (x0.detach() + 1) / 2, eps, norm)
     wrong = torch.ones_like(logits).scatter(1, labels[:, None], 0.0)

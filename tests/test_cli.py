@@ -147,6 +147,17 @@ def test_evaluate_prints_other_forms(tiny, tmp_path, capsys, form, start):
         assert json.loads(out)["robust"]["accuracy"] is None
 
 
+def test_memory_reaches_the_classifier(tiny, tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("rdc.classifier.memory_budget", lambda mb, device: asked.append(mb) or mb or 2048.0)
+    words = [*evaluation_of(tiny, tmp_path / "run"), "--attacks", "none", "--n", "4"]
+    assert main([*words, "--memory-mb", "96.5"]) == 0 and set(asked) == {96.5}
+    asked.clear()
+    assert main(words) == 0 and asked[0] is None  # the same run: nothing is computed again
+    capsys.readouterr()
+    assert main([*words, "--memory-mb", "0"]) == 2 and "expected a number > 0" in capsys.readouterr().err
+
+
 def test_levels_and_lm_reach_the_classifier(tiny, tmp_path):
     out = tmp_path / "run"
     more = ["--levels", "log:2:1:2:eps", "--lm", "paper-v2", "--attacks", "pgd", "--steps", "2", "--n", "4"]
