@@ -110,7 +110,8 @@ class Run:
 
     def _process(self, log: Path, words: list[str], seconds: float, watch: Any) -> tuple[int | str, str]:
         end, late = time.monotonic() + seconds, False
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
         with log.open("w") as file:
             child = subprocess.Popen(
                 [sys.executable, "-m", "rdc", *words], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT

@@ -122,9 +122,9 @@ def test_bad_settings_are_refused():
         student_from_teacher(tiny_denoiser("multihead").network, {**CONFIG, "kind": "multihead"})
 
 
-@pytest.mark.parametrize(("name", "millions"), [("medium-32", 12.4), ("large-32", 21.2)])
+@pytest.mark.parametrize(("name", "millions"), [("medium-32", 7.2), ("large-32", 21.2)])
 def test_presets_for_a_gpu_have_students_of_their_size(name, millions):
-    """10 to 25 million weights, so that float16 comes back in two or three files of 16 MiB; nothing is drawn or computed."""
+    """In float16 the medium student stays below 20 MB, the large one in three files of 16 MiB; nothing is drawn or computed."""
     config = network_preset(name, 10)
     with torch.device("meta"):
         teacher = build_network(config)
@@ -133,4 +133,4 @@ def test_presets_for_a_gpu_have_students_of_their_size(name, millions):
         assert teacher(x, sigma, torch.empty(2, 10)).shape == (2, 3, 32, 32)
         assert student(x, sigma).shape == (2, 11, 3, 32, 32)
     counts = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (teacher, student)]
-    assert counts[0] == pytest.approx(millions, abs=0.1) and counts[0] < counts[1] < 25
+    assert counts[0] == pytest.approx(millions, abs=0.1) and counts[0] < counts[1] < (10 if name == "medium-32" else 25)
