@@ -31,6 +31,7 @@ class Shifted:
         if type(largest) is not int or largest < 0:
             raise ConfigError(f"shift: expected a whole number of pixels >= 0; got {largest!r}")
         self.objective, self.largest = objective, largest
+        self.differentiates_twice = getattr(objective, "differentiates_twice", False)
 
     def __call__(
         self, net: nn.Module, x0: Tensor, labels: Tensor, generator: torch.Generator

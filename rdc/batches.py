@@ -114,8 +114,6 @@ class Batches:
             coins = np.random.Generator(np.random.Philox(key=[self.seed, _FLIP_STREAM + step])).random(self.size)
             mirror = torch.from_numpy(coins[self._mine()] < 0.5).to(self.device)
             x0 = torch.where(mirror[:, None, None, None], x0.flip(-1), x0)
-        if self.device.type == "cuda":
-            x0 = x0.contiguous(memory_format=torch.channels_last)
         return x0, self.labels[rows]
 
     def generator(self, step: int) -> BatchGenerator:

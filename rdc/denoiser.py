@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdc.errors import ConfigError
+from rdc.networks.blocks import fastest_layout
 from rdc.networks.heads import MultiHeadUNet
 from rdc.ops.multihead_loss import multihead_loss
 from rdc.preconditioning import Preconditioning
@@ -120,7 +121,7 @@ class Denoiser(nn.Module):
 
     def _inputs(self, x_t: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         scaled = self.precondition.c_in(sigma).reshape(-1, 1, 1, 1) * x_t
-        return scaled.contiguous(memory_format=torch.channels_last), self.precondition.c_noise(sigma)
+        return scaled.contiguous(memory_format=fastest_layout(x_t.device)), self.precondition.c_noise(sigma)
 
 
 class ConditionalDenoiser(Denoiser):

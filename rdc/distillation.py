@@ -144,7 +144,7 @@ class DistillationObjective:
         )
         self.difference_weight, self.posterior_weight = difference_weight, posterior_weight
         self.posterior_scale, self.margin_eps, self.margin_norm = posterior_scale, margin_eps, margin_norm
-        self.adversarial = adversarial
+        self.adversarial, self.differentiates_twice = adversarial, bool(margin_eps)
         self.precondition, self.num_classes = teacher.precondition, teacher.num_classes
 
     def __call__(
@@ -183,8 +183,12 @@ class DistillationObjective:
         level = sigma.reshape(-1, 1, 1, 1)
         x_t = x0 + level * noise
         scaled = self.precondition.c_in(level) * x_t
-        predicted = net(scaled.contiguous(memory_format=torch.channels_last), self.precondition.c_noise(sigma))
+        predicted = net(self._laid_out(scaled), self.precondition.c_noise(sigma))
         return x_t, self.precondition.target(x0, x_t, level), predicted
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        """On a CPU channels_last; on a GPU as the weights are, which the Trainer decides."""
+        return x if x.device.type == "cuda" else x.contiguous(memory_format=torch.channels_last)
 
     def _logits(self, predicted: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
         """[B, K]: -g(s) ||S_k - F*||^2."""

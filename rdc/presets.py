@@ -12,6 +12,7 @@ from rdc.checkpoints import load_model
 from rdc.classifier import DiffusionClassifier
 from rdc.denoiser import make_denoiser
 from rdc.errors import ConfigError
+from rdc.networks.blocks import fastest_layout
 from rdc.timesteps import levels_from_json
 
 __all__ = ["MODELS", "load"]
@@ -71,7 +72,7 @@ def load(name: str | os.PathLike[str], *, device: str | torch.device = "cpu", **
         return _discriminative(network.to(device), config, info, settings, path)
     if not config.get("num_classes"):
         raise ConfigError(f"{path}: expected a class-conditional network; this one has no classes and cannot classify")
-    denoiser = make_denoiser(network.to(device, memory_format=torch.channels_last), config)
+    denoiser = make_denoiser(network.to(device, memory_format=fastest_layout(device)), config)
     recommended = {key: value for key, value in info.get("classifier", {}).items() if value is not None}
     defaults = {"levels": DEFAULT_LEVELS, **recommended, "class_names": info.get("class_names")}
     chosen = {**defaults, **settings}

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from rdc.batches import Batches
 from rdc.data import Dataset
 from rdc.errors import CheckpointError, ConfigError
+from rdc.networks.blocks import half_norms
 from rdc.objective import ConditionalObjective, NoiseDistribution, Objective, noisy
 from rdc.training_state import RunFolder, State, StopRequest, TrainingStopped, stop_on_signals
 
@@ -54,7 +55,8 @@ class TrainConfig:
         learning_rate: peak of Adam; warm-up over ``warmup_images``, then cosine decay to zero.
         ema_images: half-life of the weight average, in images.
         clip: largest gradient norm.
-        precision: "float32" or "bfloat16" (autocast; weights stay float32).
+        precision: "float32" or "bfloat16" (autocast; weights stay float32). On a GPU group norm answers in bfloat16 too, unless
+            the objective differentiates twice.
         flip: mirror half of the images left to right.
         compile: run the network through ``torch.compile``.
         checkpoint_seconds: time between checkpoints.
@@ -146,6 +148,8 @@ class Trainer:
         on_gpu = self.device.type == "cuda"
         if on_gpu and config.memory_format == "channels_last":
             net.to(memory_format=torch.channels_last)
+        if on_gpu and config.precision == "bfloat16" and not getattr(objective, "differentiates_twice", False):
+            half_norms(net)
         self.progress = progress and self.rank == 0
         self.parameters = dict(net.named_parameters())
         self.optimizer = torch.optim.Adam(

@@ -1,6 +1,8 @@
 // CUDA kernels of multihead_loss: implicit GEMM through shared memory, float32 FMA, no atomics (every sum has one order).
 //
-// NEVER RAN ON A GPU so far: compiled for every target, its logic checked by the emulation in tests/ops/cuda_emulation.
+// Ran on an H200 (sm_90a, CUDA 13.0): right, and slow. 5 to 13 TFLOP/s; PyTorch's convolution in TF32 and torch.compile take 1/2 to 1/25
+// of its time (docs/benchmarks.md), so that "auto" takes torch on a GPU. What it is good for: no prediction in memory, the same bits again,
+// strict float32. A fast one needs tensor cores (wgmma). The emulation in tests/ops/cuda_emulation checks the logic without a GPU.
 //
 // One tile routine, multiply(): a block of 128 threads makes 64 x 32 outputs, each thread 4 x 4, over steps of 16 products.
 //   predict          pixels x outputs, over (tap, channel)         -> squared errors (forward) or residuals r (backward)
@@ -113,10 +115,10 @@ __device__ void predict(Shared& s, const Sizes& z, Source h, Source weight, int 
 // sums [rows, KC]: squared error of each image and output. grid (rows, outputs / TN)
 __global__ void __launch_bounds__(THREADS) squares_kernel(Sizes z, Source h, Source weight, Source bias, Source target, float* sums) {
   __shared__ Shared s;
-  __shared__ float part[16][TN];
+  __shared__ double part[16][TN];  // sums of squares only grow: in float32 their rounding would add up
   const i64 b = blockIdx.x;
   const int first = blockIdx.y * TN, tx = threadIdx.x % 8, ty = threadIdx.x / 8;
-  float total[4] = {};
+  double total[4] = {};
   for (int p0 = 0; p0 < z.pixels; p0 += TM) {
     locate_pixels(s, z, p0);
     float acc[4][4] = {};
@@ -126,15 +128,15 @@ __global__ void __launch_bounds__(THREADS) squares_kernel(Sizes z, Source h, Sou
         const int q = p0 + 4 * ty + i, o = first + 4 * tx + j;
         if (q >= z.pixels || o >= z.KC) continue;
         const float d = acc[i][j] + bias[o] - target[(b * z.C + o % z.C) * z.pixels + q];
-        total[j] = fmaf(d, d, total[j]);
+        total[j] += static_cast<double>(d) * d;
       }
   }
   for (int j = 0; j < 4; ++j) part[ty][4 * tx + j] = total[j];
   __syncthreads();
   if (threadIdx.x < TN && first + static_cast<int>(threadIdx.x) < z.KC) {
-    float sum = 0;
+    double sum = 0;
     for (int i = 0; i < 16; ++i) sum += part[i][threadIdx.x];
-    sums[b * z.KC + first + threadIdx.x] = sum;
+    sums[b * z.KC + first + threadIdx.x] = static_cast<float>(sum);
   }
 }
 
@@ -144,22 +146,22 @@ __global__ void __launch_bounds__(THREADS) loss_kernel(Sizes z, i64 count, const
   if (at >= count) return;
   const i64 n = at / z.K;
   const int k = at % z.K;
-  float total = 0;
+  double total = 0;
   for (int t = 0; t < z.T; ++t) {
-    float level = 0;
+    double level = 0;
     for (int j = 0; j < z.C; ++j) level += sums[(n * z.T + t) * z.KC + k * z.C + j];
-    total = fmaf(level_weight[t], level, total);
+    total += level_weight[t] * level;
   }
-  loss[at] = total;
+  loss[at] = static_cast<float>(total);
 }
 
 // level_row [rows] = sum_k grad_loss[n, k] * squares
 __global__ void __launch_bounds__(THREADS) level_kernel(Sizes z, i64 rows, const float* sums, const float* grad_loss, float* level_row) {
   const i64 b = static_cast<i64>(blockIdx.x) * THREADS + threadIdx.x;
   if (b >= rows) return;
-  float total = 0;
-  for (int o = 0; o < z.KC; ++o) total = fmaf(grad_loss[b / z.T * z.K + o / z.C], sums[b * z.KC + o], total);
-  level_row[b] = total;
+  double total = 0;
+  for (int o = 0; o < z.KC; ++o) total += static_cast<double>(grad_loss[b / z.T * z.K + o / z.C]) * sums[b * z.KC + o];
+  level_row[b] = static_cast<float>(total);
 }
 
 // r [rows, BLOCK, pixels] of outputs block .. block + BLOCK - 1 and images row0 ..: zeros beyond KC. grid (rows, BLOCK / TN)
@@ -249,20 +251,17 @@ __global__ void __launch_bounds__(THREADS) add_parts_kernel(i64 count, int parts
 
 // total [o] (+)= sum over images and pixels of r. One block of threads for each output.
 __global__ void __launch_bounds__(THREADS) bias_grad_kernel(Sizes z, const float* r, i64 rows, bool add, float* total) {
-  __shared__ float part[THREADS];
+  __shared__ double part[THREADS];
   const int o = blockIdx.x, me = threadIdx.x;
-  float sum = 0;
-  for (i64 b = 0; b < rows; ++b) {
-    float image = 0;
-    for (int q = me; q < z.pixels; q += THREADS) image += r[(b * BLOCK + o) * z.pixels + q];
-    sum += image;
-  }
+  double sum = 0;
+  for (i64 b = 0; b < rows; ++b)
+    for (int q = me; q < z.pixels; q += THREADS) sum += r[(b * BLOCK + o) * z.pixels + q];
   part[me] = sum;
   __syncthreads();
   if (me == 0) {
-    float all = add ? total[o] : 0.f;
+    double all = add ? total[o] : 0.f;
     for (int i = 0; i < THREADS; ++i) all += part[i];
-    total[o] = all;
+    total[o] = static_cast<float>(all);
   }
 }
 

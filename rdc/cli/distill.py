@@ -92,8 +92,8 @@ def run(args: argparse.Namespace) -> int:
     if margin:  # absent otherwise: runs of earlier versions continue
         terms |= {"margin_eps": margin, "margin_norm": args.margin_norm}
     recorded_terms = terms | ({"adversarial": dataclasses.asdict(adversary)} if adversary else {})
-    if device.type == "cuda":
-        teacher.to(memory_format=torch.channels_last)  # like the student: no conversion in every pass
+    if device.type == "cuda" and args.memory_format == "channels_last":
+        teacher.to(memory_format=torch.channels_last)  # like the student
     denoiser = make_denoiser(teacher.to(device), teacher_config)
     if args.compile:
         denoiser.network.compile()  # in place: the teacher's passes are most of the work

@@ -22,6 +22,8 @@ __all__ = ["cpu_isa", "describe", "extension", "why_not"]
 
 #: ops with native kernels; rdc/ops/<name>.py each
 OPS = ("multihead_loss",)
+#: devices with native kernels that backend "auto" does not take
+SLOWER_THAN_TORCH = ("cuda",)
 ISAS = ("baseline", "avx2", "avx512", "avx512bf16")
 
 
@@ -82,11 +84,12 @@ def cpu_isa() -> str:
 
 def _backend(device_type: str) -> str:
     reason = why_not(device_type)
-    if not reason and device_type == "cuda" and not torch.cuda.is_available():
-        return f"native ({extension().cuda_status()}), but torch finds no GPU"
     if reason:
         return f"reference (torch): {reason}"
-    return f"native ({cpu_isa()})" if device_type == "cpu" else f"native ({extension().cuda_status()})"
+    if device_type in SLOWER_THAN_TORCH:
+        built = f'backend="native" was built ({extension().cuda_status()}), and is slower'
+        return f"reference (torch): {built}" + ("" if torch.cuda.is_available() else "; torch finds no GPU")
+    return f"native ({cpu_isa()})"
 
 
 def _version(package: str) -> str:

@@ -53,8 +53,8 @@ def multihead_loss(
         target: F* [N*T, C, H, W].
         level_weight: [T].
         backend: "native", "reference" (torch), "gram" (:mod:`rdc.ops.multihead_gram`: torch, float32 inside, no gradient in
-            ``level_weight``), or "auto": native where there are kernels for the device and type, but gram on a CPU where it is
-            expected to win.
+            ``level_weight``), or "auto": on a CPU native where it was built for the type, or gram where that is expected to win;
+            on a GPU torch, which is 2 to 25 times as fast there (measured on an H200: docs/benchmarks.md).
 
     Returns:
         Loss [N, K] in float32 (float64 for float64 inputs).
@@ -154,7 +154,7 @@ def _use_native(device_type: str, dtype: torch.dtype, backend: str) -> bool:
     supported = dtype in (torch.float32, torch.bfloat16)
     reason = _why_not(device_type)
     if backend == "auto":
-        return supported and not reason
+        return supported and not reason and device_type not in _native.SLOWER_THAN_TORCH
     if not supported:
         raise InputError(
             f"multihead_loss: the native kernels take float32 and bfloat16; got {dtype}. Use backend='auto'."
