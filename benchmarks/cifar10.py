@@ -4,7 +4,7 @@
     python benchmarks/cifar10.py --only unpack --pack runs/cifar10-pack --data-root /tmp/cifar10   # there, once for each file sent
     python benchmarks/cifar10.py --data-root /tmp/cifar10 --out out                             # there: everything else, 8.6 minutes
     python benchmarks/cifar10.py --data-root /tmp/cifar10 --out out --resume earlier            # goes on from what came back
-    python benchmarks/cifar10.py --only adversarial,attack --resume earlier --words "adversarial=--adversarial-eps 10/255"
+    python benchmarks/cifar10.py --only robust,attack --resume earlier --words "robust=--secant-eps 10/255"
     python benchmarks/cifar10.py --data-root /tmp/cifar10 --only attack --resume out --out report   # the full attacks, seven minutes
     python benchmarks/cifar10.py --dry-run                                                      # on a CPU, tiny: does the script work?
 
@@ -29,7 +29,7 @@ from cifar10_run import Run
 
 from rdc.errors import RdcError
 
-DEFAULT = "teacher,adversarial,levels,evaluate,attack"
+DEFAULT = "teacher,robust,levels,evaluate,attack"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -122,9 +122,9 @@ def _words(made: argparse.ArgumentParser, items: list[str]) -> dict[str, list[st
     words = {}
     for item in items:
         name, sign, text = item.partition("=")
-        if name not in ("teacher", "student", "adversarial", "evaluate", "attack") or not sign:
+        if name not in ("teacher", "student", "robust", "evaluate", "attack") or not sign:
             made.error(
-                f'--words: expected "PART=OPTIONS", PART teacher, student, adversarial, evaluate or attack; got {item!r}'
+                f'--words: expected "PART=OPTIONS", PART teacher, student, robust, evaluate or attack; got {item!r}'
             )
         words[name] = shlex.split(text)
     return words

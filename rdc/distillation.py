@@ -16,15 +16,16 @@ partly discriminative. Either can be switched off; neither uses an adversarial e
 
 Two ways to train for a threat, both of which name its norm and radius. With ``margin_eps`` the cross-entropy is taken at the
 first-order worst logits instead (:mod:`rdc.first_order`): margins have to exceed what their input gradient could take away,
-and the network sees no perturbed image. With ``adversarial`` a step is adversarial training: the cross-entropy is shared
-between the image and the end of a few steps of gradient ascent from it,
+and the network sees no perturbed image. With ``secant`` the derivative becomes a difference. Let d be the first-order worst
+perturbation of the ball and u a fraction drawn for each image from low .. high; then
 
-    (1 - s) CE(x0) + s CE(x0 + d)        d = argmax of what the first pass minimised, ||d|| <= eps, 0 <= x0 + d <= 1
+    (1 - s) CE(z(x0)) + s CE(z')            z' = z(x0) + (z(x0 + u d) - z(x0)) / u
 
-at the same noise level and the same noise, which the adversary therefore knows. The first pass's backward gives both its own
-weight gradients and the direction of ascent, so that one ascent step costs twice a plain step ("free" of the extra pass of
-Shafahi et al., arXiv 1904.12843); the noise in front of the network stands for the random start without which a single step
-overfits (de Jorge et al., arXiv 2202.01181). No second derivative is taken: ``torch.compile`` works.
+where both z are taken at the same noise level and with the same noise. For u = 1 this is adversarial training with one step
+(Goodfellow et al., arXiv 1412.6572), for u -> 0 it is the first order itself. One step of a fixed length is learnt by heart:
+the loss falls at its end and nowhere else (Kim et al., arXiv 2010.01799, who vary the length too); a drawn u leaves no such
+place. The network does see perturbed images. No second derivative is taken, so that a step costs half as much or less, and
+``torch.compile`` works.
 """
 
 from __future__ import annotations
@@ -41,24 +42,23 @@ from torch import Tensor, nn
 from rdc.batches import normal, uniform
 from rdc.denoiser import ConditionalDenoiser
 from rdc.errors import ConfigError
-from rdc.first_order import check_margin, draw_rivals, worst_logits
+from rdc.first_order import check_margin, draw_rivals, worst_logits, worst_step
 from rdc.networks.heads import MultiHeadUNet, PatchUNet
 from rdc.networks.presets import build_network
-from rdc.norm_balls import project, steepest_direction
 from rdc.objective import NoiseDistribution
 
-__all__ = ["Adversary", "DistillationObjective", "student_from_teacher"]
+__all__ = ["DistillationObjective", "Secant", "student_from_teacher"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Adversary:
-    """The threat that a student is trained against on perturbed images.
+class Secant:
+    """The threat that a student is trained for by differences.
 
     Args:
         eps: radius in [0, 1] pixel units, > 0.
-        norm: "linf" or "l2".
-        steps: of gradient ascent, each of length 2.5 eps / steps (and cut to the ball).
-        share: s, of the cross-entropy at the perturbed image; strictly between 0 and 1.
+        norm: "linf", "l2" or "l1".
+        low, high: the fraction u of the worst perturbation is drawn between these; 0 < low <= high <= 1.
+        share: s, of the extrapolated cross-entropy; above 0, at most 1.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -66,25 +66,18 @@ class Adversary:
 
     eps: float
     norm: str = "linf"
-    steps: int = 1
-    share: float = 0.5
+    low: float = 0.1
+    high: float = 1.0
+    share: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.norm not in ("linf", "l2"):
-            raise ConfigError(f"adversarial_norm: expected linf or l2; got {self.norm!r}")
-        check_margin(self.eps, self.norm, "adversarial")
+        check_margin(self.eps, self.norm, "secant")
         if not self.eps > 0:
-            raise ConfigError("adversarial_eps: expected a radius > 0, such as 8/255; got 0")
-        if type(self.steps) is not int or self.steps < 1:
-            raise ConfigError(f"adversarial_steps: expected a whole number >= 1; got {self.steps!r}")
-        if not 0 < self.share < 1:
-            raise ConfigError(f"adversarial_share: expected a share between 0 and 1, both left out; got {self.share}")
-
-    def ascend(self, x: Tensor, gradient: Tensor, x0: Tensor) -> Tensor:
-        """One step from x along the steepest direction of ``gradient``; all [B, C, H, W] in [-1, 1] units, x0 the centre."""
-        pixels, centre = (x.detach() + 1) / 2, (x0.detach() + 1) / 2
-        moved = pixels + 2.5 * self.eps / self.steps * steepest_direction(gradient.detach().float(), self.norm)
-        return project(moved, centre, self.eps, self.norm).to(x0.dtype) * 2 - 1
+            raise ConfigError("secant_eps: expected a radius > 0, such as 8/255; got 0")
+        if not 0 < self.low <= self.high <= 1:
+            raise ConfigError(f"secant_range: expected 0 < low <= high <= 1; got {self.low} and {self.high}")
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"secant_share: expected a share above 0, at most 1; got {self.share}")
 
 
 class DistillationObjective:
@@ -101,11 +94,10 @@ class DistillationObjective:
         margin_eps: radius in [0, 1] pixel units whose first-order worst case the posterior has to bear; 0: none. A step
             then differentiates twice, which ``torch.compile`` cannot.
         margin_norm: "linf", "l2" or "l1".
-        adversarial: the threat whose perturbed images share the cross-entropy; None: none. Calling the objective then calls
-            ``backward`` on the unperturbed images' part already: set gradients to zero before, not after.
+        secant: the threat that is trained for by differences; None: none.
 
     Raises:
-        ConfigError: a setting is out of range, ``margin_eps`` or ``adversarial`` without ``posterior_weight``, or both.
+        ConfigError: a setting is out of range, ``margin_eps`` or ``secant`` without ``posterior_weight``, or both.
     """
 
     def __init__(
@@ -118,12 +110,12 @@ class DistillationObjective:
         posterior_scale: float = 2.0,
         margin_eps: float = 0.0,
         margin_norm: str = "linf",
-        adversarial: Adversary | None = None,
+        secant: Secant | None = None,
     ) -> None:
         check_margin(margin_eps, margin_norm)
-        if margin_eps and adversarial:
-            raise ConfigError("margin_eps and adversarial: expected at most one of them; got both")
-        for name in ["margin_eps"] * bool(margin_eps) + ["adversarial"] * bool(adversarial):
+        if margin_eps and secant:
+            raise ConfigError("margin_eps and secant: expected at most one of them; got both")
+        for name in ["margin_eps"] * bool(margin_eps) + ["secant"] * bool(secant):
             if not posterior_weight:
                 raise ConfigError(
                     f"{name}: expected posterior_weight > 0 with it, it acts on the posterior's cross-entropy; got 0"
@@ -144,7 +136,7 @@ class DistillationObjective:
         )
         self.difference_weight, self.posterior_weight = difference_weight, posterior_weight
         self.posterior_scale, self.margin_eps, self.margin_norm = posterior_scale, margin_eps, margin_norm
-        self.adversarial, self.differentiates_twice = adversarial, bool(margin_eps)
+        self.secant, self.differentiates_twice = secant, bool(margin_eps)
         self.precondition, self.num_classes = teacher.precondition, teacher.num_classes
 
     def __call__(
@@ -152,7 +144,7 @@ class DistillationObjective:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         sigma = self.noise.sample(len(x0), generator).to(x0.device)
         noise = normal(x0.shape, generator).to(x0.device, x0.dtype)
-        if self.margin_eps or self.adversarial:
+        if self.margin_eps or self.secant:
             x0 = x0.detach().requires_grad_()
         classes = self._choose(labels, generator)
         x_t, target, predicted = self._predict(net, x0, sigma, noise)
@@ -167,16 +159,13 @@ class DistillationObjective:
             unlabelled = (predicted[:, self.num_classes] - target).square().mean()
             logits = self._logits(predicted, target, sigma)
             entropy, seen = self._posterior(logits, labels, x0, generator)
-            share = 1.0 if self.adversarial is None else 1.0 - self.adversarial.share
-            total = total + error + unlabelled + share * self.posterior_weight * entropy
+            if self.secant:
+                far, seen = self._extrapolated(net, x0, labels, logits, sigma, noise, generator)
+                entropy = (1 - self.secant.share) * entropy + self.secant.share * far
+            total = total + error + unlabelled + self.posterior_weight * entropy
             values |= {"unlabelled": unlabelled.detach(), "posterior": entropy.detach()}
             values |= {"hits": (logits.argmax(1) == labels).float().mean(), **seen}
-        if self.adversarial is None:
-            return total, {"loss": total.detach(), **values}
-        with torch.autocast(x0.device.type, enabled=False):  # under it CUDA's backward threads would go on in float16
-            total.backward()
-        rest, seen = self._under_attack(net, x0, labels, sigma, noise)
-        return rest, {"loss": (total + rest).detach(), **values, **seen}
+        return total, {"loss": total.detach(), **values}
 
     def _predict(self, net: nn.Module, x0: Tensor, sigma: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x_t and F* [B, C, H, W], and what the network says of x_t: F [B, K + 1, C, H, W]."""
@@ -196,23 +185,31 @@ class DistillationObjective:
         scale = self.posterior_scale * (self.precondition.c_out(sigma) / sigma) ** 2
         return -scale[:, None] * loss
 
-    def _under_attack(
-        self, net: nn.Module, x0: Tensor, labels: Tensor, sigma: Tensor, noise: Tensor
+    def _extrapolated(
+        self,
+        net: nn.Module,
+        x0: Tensor,
+        labels: Tensor,
+        logits: Tensor,
+        sigma: Tensor,
+        noise: Tensor,
+        generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The perturbed images' share of the loss; x0 comes with the gradient of the first pass."""
-        assert self.adversarial is not None
-        x, gradient = x0, x0.grad
-        for step in range(self.adversarial.steps):
-            x = self.adversarial.ascend(x, gradient, x0).requires_grad_()  # grad also at the end: one compiled graph
-            _, target, predicted = self._predict(net, x, sigma, noise)
-            logits = self._logits(predicted, target, sigma)
-            entropy = F.cross_entropy(logits, labels)
-            if step < self.adversarial.steps - 1:
-                with torch.autocast(x0.device.type, enabled=False):
-                    (gradient,) = torch.autograd.grad(entropy, x)
-        hits = (logits.argmax(1) == labels).float().mean()
-        share = self.adversarial.share * self.posterior_weight
-        return share * entropy, {"posterior_attacked": entropy.detach(), "hits_attacked": hits}
+        """Cross-entropy of z', and what the log shows of it."""
+        assert self.secant is not None
+        rows = torch.arange(len(labels), device=labels.device)
+        rivals = draw_rivals(logits, labels, generator)
+        margin = logits[rows, rivals] - logits[rows, labels]
+        with torch.autocast(x0.device.type, enabled=False):  # the gradient's types are those of the forward pass
+            (gradient,) = torch.autograd.grad(margin.sum(), x0, retain_graph=True)
+        step = 2 * worst_step(gradient, (x0.detach() + 1) / 2, self.secant.eps, self.secant.norm)
+        u = uniform((len(x0),), generator).to(x0) * (self.secant.high - self.secant.low) + self.secant.low
+        x = (x0.detach() + u[:, None, None, None] * step).requires_grad_()  # like x0: one graph, where it is compiled
+        _, target, predicted = self._predict(net, x, sigma, noise)
+        far = logits + (self._logits(predicted, target, sigma) - logits) / u[:, None]
+        rise = far[rows, rivals] - far[rows, labels] - margin
+        hits = (far.argmax(1) == labels).float().mean()
+        return F.cross_entropy(far, labels), {"robust_first_order": hits, "rise": rise.detach().mean()}
 
     def _posterior(
         self, logits: Tensor, labels: Tensor, x0: Tensor, generator: torch.Generator

@@ -23,7 +23,7 @@ from rdc.batches import uniform
 from rdc.errors import ConfigError
 from rdc.norm_balls import NORMS, project
 
-__all__ = ["check_margin", "draw_rivals", "worst_logits", "worst_rise"]
+__all__ = ["check_margin", "draw_rivals", "worst_logits", "worst_rise", "worst_step"]
 
 _FAR = 1e6  # pixels: how far along the gradient the point lies whose projection is the best one of the ball
 
@@ -73,11 +73,22 @@ def worst_rise(gradient: Tensor, pixels: Tensor, eps: float, norm: str) -> Tenso
     Returns:
         [B], differentiable in the gradient: at a maximum the maximiser's own derivative does not count.
     """
+    return (gradient * worst_step(gradient, pixels, eps, norm)).flatten(1).sum(1)
+
+
+def worst_step(gradient: Tensor, pixels: Tensor, eps: float, norm: str) -> Tensor:
+    """The perturbation within the ball of radius eps and the pixel box by which a linear function rises most.
+
+    Args: as of :func:`worst_rise`; only the direction of ``gradient`` counts.
+
+    Returns:
+        [B, C, H, W] in the type of the gradient, without a graph.
+    """
     centre = pixels.detach().float()
     far = gradient.detach().double()
     far = centre + far * (_FAR / far.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-30))
     best = project(far, centre, eps, norm) - centre  # a linear function is largest at the projection of a far point
-    return (gradient * best.to(gradient.dtype)).flatten(1).sum(1)
+    return best.to(gradient.dtype)
 
 
 def worst_logits(

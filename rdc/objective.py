@@ -17,9 +17,8 @@ from rdc.preconditioning import Preconditioning
 __all__ = ["ConditionalObjective", "NoiseDistribution", "Objective", "noisy"]
 
 #: objective(net, x0 [B,C,H,W] in [-1,1], labels [B], generator) -> (loss to minimise, {name: value for the log}).
-#: Draw with rdc.batches.uniform, normal, integers, so that the numbers do not depend on the count of processes. An objective may
-#: call backward on a part of its loss itself and return the rest. ``differentiates_twice`` = True says that it takes second
-#: derivatives of the network.
+#: Draw with rdc.batches.uniform, normal, integers, so that the numbers do not depend on the count of processes.
+#: ``differentiates_twice`` = True says that it takes second derivatives of the network.
 Objective = Callable[[nn.Module, Tensor, Tensor, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 
 

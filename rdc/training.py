@@ -174,15 +174,13 @@ class Trainer:
         rate = config.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad(
-            set_to_none=True
-        )  # before: an objective may call backward on a part of its loss itself
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
         on_gpu = self.device.type == "cuda"
         with torch.random.fork_rng([self.device] if on_gpu else []), half:  # the global generators, for dropout alone
             dropout = torch.cuda if on_gpu else torch.default_generator
             dropout.manual_seed((config.seed * 1_000_003 + self.step) * 4099 + self.rank)
             loss, values = self.objective(self.forward, x0, labels, self.batches.generator(self.step))
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         numbers = torch.stack([value.detach().to(loss.device, torch.float32) for value in (loss, *values.values())])
         numbers = self._average_over_processes(numbers)

@@ -175,19 +175,19 @@ def test_distill_trains_on_the_first_order_worst_case(teacher: Path, data: Path,
     assert "expected no --compile with it" in capsys.readouterr().err
 
 
-def test_distill_trains_on_perturbed_images(teacher: Path, data: Path, tmp_path: Path, capsys) -> None:
+def test_distill_trains_by_differences(teacher: Path, data: Path, tmp_path: Path, capsys) -> None:
     command = ["distill", "--teacher", str(teacher), "--data", str(data), "--wide-channels", "8", "--lr", "1e-4", *FAST]
-    command += ["--classes-per-image", "0", "--posterior-weight", "1", "--adversarial-eps", "8/255"]
-    options = ["--adversarial-norm", "l2", "--adversarial-steps", "2", "--adversarial-share", "0.25"]
+    command += ["--classes-per-image", "0", "--posterior-weight", "1", "--secant-eps", "8/255"]
+    options = ["--secant-norm", "l2", "--secant-low", "0.3", "--secant-high", "0.8", "--secant-share", "0.25"]
     assert main([*command, *options, "--out", str(tmp_path / "out")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
-    assert rows[-1]["posterior_attacked"] > rows[-1]["posterior"] and 0 <= rows[-1]["hits_attacked"] <= 1
+    assert rows[-1]["rise"] > 0 and 0 <= rows[-1]["robust_first_order"] <= 1
     terms = load_model(tmp_path / "out")[2]["distillation"]
-    assert terms["adversarial"] == {"eps": 8 / 255, "norm": "l2", "steps": 2, "share": 0.25}
+    assert terms["secant"] == {"eps": 8 / 255, "norm": "l2", "low": 0.3, "high": 0.8, "share": 0.25}
     assert main([*command, "--out", str(tmp_path / "no"), "--margin-eps", "8/255"]) == 2
     assert "expected at most one of them" in capsys.readouterr().err
-    assert main([*command, "--out", str(tmp_path / "no"), "--adversarial-share", "1"]) == 2
-    assert "adversarial_share: expected a share" in capsys.readouterr().err
+    assert main([*command, "--out", str(tmp_path / "no"), "--secant-low", "2"]) == 2
+    assert "secant_range: expected 0 < low" in capsys.readouterr().err
 
 
 def test_sample_draws_the_asked_for_grid(teacher: Path, tmp_path: Path) -> None:

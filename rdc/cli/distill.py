@@ -21,7 +21,7 @@ EXAMPLES = """examples:
   rdc distill --teacher runs/teacher --data fashion-mnist --out runs/student --images 500000
   rdc distill --teacher runs/teacher --out runs/student --classes-per-image 4 --noise-mean 0.2 --noise-std 0.8 --compile
   rdc distill --teacher runs/teacher --init runs/student --out runs/robust --classes-per-image 0 --posterior-weight 1 --margin-eps 8/255
-  rdc distill --teacher runs/teacher --out runs/robust --classes-per-image 0 --posterior-weight 1 --adversarial-eps 8/255 --compile
+  rdc distill --teacher runs/teacher --out runs/robust --classes-per-image 0 --posterior-weight 1 --secant-eps 8/255 --compile
 
 The student starts from the teacher's weights, or from another student's (--init). A run that was stopped or killed is
 continued by the same command.
@@ -40,12 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--posterior-scale", type=float, default=2.0, metavar="X", help="of the same (2.0)")
     model.add_argument("--margin-eps", default="0", metavar="R", help="first-order radius (0: off)")
     model.add_argument("--margin-norm", default="linf", choices=("linf", "l2", "l1"), help="of that radius (linf)")
-    model.add_argument(
-        "--adversarial-eps", default="0", metavar="R", help="also on images perturbed by that much (0: off)"
-    )
-    model.add_argument("--adversarial-norm", default="linf", choices=("linf", "l2"), help="of that radius (linf)")
-    model.add_argument("--adversarial-steps", type=int, default=1, metavar="N", help="gradient steps to perturb (1)")
-    model.add_argument("--adversarial-share", type=float, default=0.5, metavar="S", help="of the loss on these (0.5)")
+    model.add_argument("--secant-eps", default="0", metavar="R", help="first-order radius, by differences (0: off)")
+    model.add_argument("--secant-norm", default="linf", choices=("linf", "l2", "l1"), help="of that radius (linf)")
+    model.add_argument("--secant-low", type=float, default=0.1, metavar="U", help="smallest fraction of a difference (0.1)")
+    model.add_argument("--secant-high", type=float, default=1.0, metavar="U", help="largest fraction (1.0)")
+    model.add_argument("--secant-share", type=float, default=1.0, metavar="S", help="of that in the cross-entropy (1.0)")
     model.add_argument("--wide-channels", type=int, default=156, metavar="N", help="of the last residual block (156)")
     model.add_argument("--shift", type=int, default=0, metavar="N", help="move each image by up to N pixels (0)")
     add_run_arguments(parser, learning_rate=1e-3)
@@ -58,17 +57,16 @@ def run(args: argparse.Namespace) -> int:
     from rdc.attacks import parse_eps
     from rdc.augmentation import Shifted
     from rdc.denoiser import make_denoiser
-    from rdc.distillation import Adversary, DistillationObjective, student_from_teacher
+    from rdc.distillation import DistillationObjective, Secant, student_from_teacher
     from rdc.errors import ConfigError
 
-    margin, radius = parse_eps(args.margin_eps), parse_eps(args.adversarial_eps)
-    adversary = None
+    margin, radius, secant = parse_eps(args.margin_eps), parse_eps(args.secant_eps), None
     if radius:
-        adversary = Adversary(radius, args.adversarial_norm, args.adversarial_steps, args.adversarial_share)
+        secant = Secant(radius, args.secant_norm, args.secant_low, args.secant_high, args.secant_share)
     if margin and args.compile:
         raise ConfigError(
             "--margin-eps: expected no --compile with it, a step differentiates twice, which torch.compile cannot; "
-            "leave one of the two out, or use --adversarial-eps"
+            "leave one of the two out, or use --secant-eps"
         )
     device = open_device(args)
     data = load_training_data(args)
@@ -91,13 +89,13 @@ def run(args: argparse.Namespace) -> int:
     }
     if margin:  # absent otherwise: runs of earlier versions continue
         terms |= {"margin_eps": margin, "margin_norm": args.margin_norm}
-    recorded_terms = terms | ({"adversarial": dataclasses.asdict(adversary)} if adversary else {})
+    recorded_terms = terms | ({"secant": dataclasses.asdict(secant)} if secant else {})
     if device.type == "cuda" and args.memory_format == "channels_last":
         teacher.to(memory_format=torch.channels_last)  # like the student
     denoiser = make_denoiser(teacher.to(device), teacher_config)
     if args.compile:
         denoiser.network.compile()  # in place: the teacher's passes are most of the work
-    objective = Shifted(DistillationObjective(denoiser, noise, **terms, adversarial=adversary), args.shift)
+    objective = Shifted(DistillationObjective(denoiser, noise, **terms, secant=secant), args.shift)
     settings = {
         "command": "distill",
         "noise": [noise.mean, noise.std],

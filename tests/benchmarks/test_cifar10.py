@@ -180,15 +180,15 @@ def test_everything_and_then_on_from_what_came_back(root, small, tmp_path, monke
     assert [a["name"] for a in runs["linf"]["report"]["attacks"]] == ["apgd-ce", "apgd-t"]
     assert runs["l2"]["report"]["attacks"][0]["norm"] == "l2"
     assert runs["clean"]["report"]["classifier"]["levels"]["count"] == len(found["parts"]["levels"]["levels"]["sigma"])
-    assert found["parts"]["adversarial"]["last_row"]["hits_attacked"] >= 0
+    assert found["parts"]["robust"]["last_row"]["robust_first_order"] >= 0
 
     more = ["--dry-run", "--data-root", root, "--resume", tmp_path / "out", "--out", tmp_path / "second"]
-    status, printed = start(monkeypatch, capsys, *more, "--work", tmp_path / "other", "--only", "teacher,adversarial")
+    status, printed = start(monkeypatch, capsys, *more, "--work", tmp_path / "other", "--only", "teacher,robust")
     assert status == 0, printed
     info = cifar10_shards.read_shards(tmp_path / "second", "teacher", tmp_path / "back")
     assert [row["images"] for row in info["history"]] == [16, 16]
     info = cifar10_shards.read_shards(tmp_path / "second", "student", tmp_path / "back")
-    assert [row["part"] for row in info["history"]] == ["student", "adversarial", "adversarial"]
+    assert [row["part"] for row in info["history"]] == ["student", "robust", "robust"]
     second = json.loads((tmp_path / "second" / "cifar10.json").read_text())
     assert "--init" in second["parts"]["teacher"]["command"] and len(second["resumed"]["student"]) == 2
 
@@ -207,7 +207,7 @@ def test_a_part_that_fails_keeps_the_others(root, small, tmp_path, monkeypatch, 
 def test_speed(small, tmp_path, monkeypatch, capsys):
     status, printed = start(monkeypatch, capsys, "--dry-run", "--only", "speed", "--out", tmp_path)
     rows = json.loads((tmp_path / "cifar10.json").read_text())["parts"]["speed"]["rows"]
-    assert status == 0 and [row["step"] for row in rows] == ["teacher", "adversarial"], printed
+    assert status == 0 and [row["step"] for row in rows] == ["teacher", "robust"], printed
     assert all(row["images_per_second"] > 0 for row in rows)
 
 
