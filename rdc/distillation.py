@@ -66,8 +66,8 @@ class Secant:
 
     eps: float
     norm: str = "linf"
-    low: float = 0.1
-    high: float = 1.0
+    low: float = 0.05
+    high: float = 0.3
     share: float = 1.0
 
     def __post_init__(self) -> None:

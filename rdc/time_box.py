@@ -17,8 +17,8 @@ from rdc.training import Trainer
 
 __all__ = ["SHARE", "images_per_second", "plan_images"]
 
-SHARE = 0.9  # of the time left that is planned for steps; the rest is for checkpoints, the export, and slower hours
-_STOP = 0.96  # of the whole box: no step begins later
+SHARE = 0.94  # of the time left that is planned for steps; the rest is for checkpoints, the export, and slower hours
+_STOP = 0.98  # of the whole box: no step begins later
 
 
 def images_per_second(trainer: Trainer, seconds: float, warm: int = 3, least: int = 5) -> float:

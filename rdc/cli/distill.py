@@ -42,9 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--margin-norm", default="linf", choices=("linf", "l2", "l1"), help="of that radius (linf)")
     model.add_argument("--secant-eps", default="0", metavar="R", help="first-order radius, by differences (0: off)")
     model.add_argument("--secant-norm", default="linf", choices=("linf", "l2", "l1"), help="of that radius (linf)")
-    model.add_argument("--secant-low", type=float, default=0.1, metavar="U", help="smallest fraction of a difference (0.1)")
-    model.add_argument("--secant-high", type=float, default=1.0, metavar="U", help="largest fraction (1.0)")
-    model.add_argument("--secant-share", type=float, default=1.0, metavar="S", help="of that in the cross-entropy (1.0)")
+    model.add_argument(
+        "--secant-low", type=float, default=0.05, metavar="U", help="smallest fraction of a difference (0.05)"
+    )
+    model.add_argument("--secant-high", type=float, default=0.3, metavar="U", help="largest fraction (0.3)")
+    model.add_argument(
+        "--secant-share", type=float, default=1.0, metavar="S", help="of that in the cross-entropy (1.0)"
+    )
     model.add_argument("--wide-channels", type=int, default=156, metavar="N", help="of the last residual block (156)")
     model.add_argument("--shift", type=int, default=0, metavar="N", help="move each image by up to N pixels (0)")
     add_run_arguments(parser, learning_rate=1e-3)

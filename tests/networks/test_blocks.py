@@ -36,4 +36,7 @@ def test_half_norms_reach_every_norm_of_a_network():
 
 
 def test_layouts():
-    assert fastest_layout("cpu") is torch.channels_last and fastest_layout(torch.device("cuda:1")) is torch.contiguous_format
+    assert (
+        fastest_layout("cpu") is torch.channels_last
+        and fastest_layout(torch.device("cuda:1")) is torch.contiguous_format
+    )
