@@ -28,9 +28,9 @@ RANGES = ["0.25:1", "0.25:3", "0.5:2", "0.5:3", "0.5:4", "1:3", "1:5", "2:7"]
 SETTINGS = [f"log:8:{span}:flat" for span in RANGES] + [f"log:8:{span}:eps" for span in RANGES[:5]]
 
 
-def holdout(count: int, root: str | None) -> Dataset:
+def holdout(count: int, root: str | None, name: str = "fashion-mnist") -> Dataset:
     """The first ``count`` images of a seeded shuffle of the hold-out."""
-    held = train_holdout(rdc.load_dataset("fashion-mnist", "train", root=root), 2000, seed=0)[1]
+    held = train_holdout(rdc.load_dataset(name, "train", root=root), 2000, seed=0)[1]
     order = torch.randperm(len(held), generator=torch.Generator().manual_seed(0))
     return held.subset(order[:count])
 

@@ -4,6 +4,9 @@
     python benchmarks/ship.py runs/teacher rdc/assets/fashion-mnist-teacher --levels log:12:0.1:1.5:eps
 
     python benchmarks/ship.py runs/trades rdc/assets/fashion-mnist-trades
+    python benchmarks/ship.py out rdc/assets/cifar10 --levels log:4:0.1:0.7:eps --data cifar10 --data-root ~/cifar10
+
+RUN is a folder of rdc train or rdc distill, or what benchmarks/cifar10.py brought back (student-1-of-2.safetensors ...).
 
 The logit scale minimises the cross-entropy of 400 held-out training images; it never changes a decision.
 """
@@ -11,16 +14,22 @@ The logit scale minimises the cross-entropy of 400 held-out training images; it 
 from __future__ import annotations
 
 import argparse
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
+from cifar10_shards import read_shards, shard_files
 from level_study import holdout
 from scipy.optimize import minimize_scalar
 
 import rdc
 from rdc.checkpoints import load_model, save_model
 
-LICENCE = "Apache-2.0 (weights); trained on Fashion-MNIST (MIT, Zalando SE)"
+LICENCES = {
+    "fashion-mnist": "Apache-2.0 (weights); trained on Fashion-MNIST (MIT, Zalando SE)",
+    "cifar10": "Apache-2.0 (weights); trained on CIFAR-10 (no formal licence; cite Krizhevsky 2009)",
+}
 
 
 def main() -> None:
@@ -29,22 +38,30 @@ def main() -> None:
     parser.add_argument("out", help="where to write NAME.safetensors and NAME.json")
     parser.add_argument("--levels", help="recommended levels, as for rdc evaluate (a diffusion classifier's)")
     parser.add_argument("--accurate", help="levels for the name 'accurate'; --levels gets the name 'fast'")
+    parser.add_argument("--data", default="fashion-mnist", choices=tuple(LICENCES), help="what it was trained on")
+    parser.add_argument("--data-root", help="where that is")
     parser.add_argument("--n", type=int, default=400, help="held-out images for the logit scale")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    network, config, info = load_model(args.run)
+    run = Path(args.run)
+    if shard_files(run, "student"):
+        folder = tempfile.TemporaryDirectory()
+        read_shards(run, "student", Path(folder.name) / "model")
+        run = Path(folder.name)
+    network, config, info = load_model(run)
+    licence = LICENCES[args.data]
     if (config["kind"] == "resnet") != (args.levels is None):
         parser.error(f"--levels: expected for diffusion classifiers alone; {args.run} is of kind {config['kind']}")
     if args.levels is None:
-        save_model(args.out, network, config, {**info, "licence": LICENCE}, dtype=torch.float16)
-        data = holdout(2000, None)
+        save_model(args.out, network, config, {**info, "licence": licence}, dtype=torch.float16)
+        data = holdout(2000, args.data_root, args.data)
         right = (rdc.load(args.out)(data.pixels()).argmax(1) == data.labels).double().mean()
         print(f"{args.out}: held-out accuracy {right:.4f} ({len(data)} images)")
         return
     levels = rdc.parse_levels(args.levels)
-    save_model(args.out, network, config, {**info, "licence": LICENCE}, dtype=torch.float16)
-    data = holdout(2000, None).subset(slice(1000, 1000 + args.n))
+    save_model(args.out, network, config, {**info, "licence": licence}, dtype=torch.float16)
+    data = holdout(2000, args.data_root, args.data).subset(slice(1000, 1000 + args.n))
     classifier = rdc.load(args.out, levels=levels, logit_scale="sum")  # the float16 weights
     with torch.no_grad():
         losses = torch.cat([classifier.class_losses(x) for x in data.pixels().split(20)]).double()
@@ -54,7 +71,7 @@ def main() -> None:
 
     scale = float(f"{np.exp(minimize_scalar(entropy, bounds=(-8, 4), method='bounded').x):.2g}")
     named = args.levels if not args.levels.endswith(".json") else levels.to_json()
-    about = {**info, "classifier": {"levels": named, "logit_scale": scale}, "licence": LICENCE}
+    about = {**info, "classifier": {"levels": named, "logit_scale": scale}, "licence": licence}
     if args.accurate:
         about["level_presets"] = {"fast": named, "accurate": args.accurate}
     save_model(args.out, network, config, about, dtype=torch.float16)

@@ -22,6 +22,7 @@ ASSETS = Path(__file__).parent / "assets"
 #: Shipped models and what they are.
 MODELS: dict[str, str] = {
     "fashion-mnist": "multi-head diffusion classifier, Fashion-MNIST 28 x 28, one network pass a level",
+    "cifar10": "multi-head diffusion classifier, CIFAR-10 32 x 32, one network pass a level; five minutes on a GPU, far from converged",
     "fashion-mnist-teacher": "class-conditional diffusion classifier, Fashion-MNIST 28 x 28, ten passes a level",
     "fashion-mnist-standard": "small ResNet, ordinary training: the undefended baseline",
     "fashion-mnist-pgd-at": "small ResNet, adversarial training (PGD-AT) at l_inf 8/255: a baseline",
