@@ -51,7 +51,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="everything else, a new one for every --resume (default: rdc-cifar10 in /tmp)",
     )
-    made.add_argument("--resume", type=Path, metavar="DIR", help="the --out folder of an earlier run to go on from")
+    made.add_argument(
+        "--resume", type=Path, metavar="DIR", help="the --out folder of an earlier run to go on from, or cifar10"
+    )
     made.add_argument("--data-root", type=Path, metavar="DIR", help="where CIFAR-10 is (or, unpack: is to be)")
     made.add_argument("--pack", type=Path, metavar="DIR", help="folder of the packed files (runs/cifar10-pack)")
     made.add_argument("--part-mib", type=float, default=46.5, help="largest packed file (default: %(default)s)")

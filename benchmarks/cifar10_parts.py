@@ -122,9 +122,9 @@ def student(run: Run) -> dict[str, Any]:
 
 def robust(run: Run) -> dict[str, Any]:
     """The student with --secant-eps, from the student if there is one."""
-    begin = run.model("student")
-    init = ["--init", begin] if begin else []
-    return _train(run, "robust", ["distill", "--teacher", _needed(run, "teacher"), *init])
+    begin, teacher = run.model("student"), run.model("teacher")
+    words = ["--init", begin] if begin else ["--teacher", _needed(run, "teacher")]
+    return _train(run, "robust", ["distill", *words, *(["--teacher", teacher] if begin and teacher else [])])
 
 
 def _needed(run: Run, name: str) -> Path:
@@ -320,15 +320,16 @@ def speed(run: Run) -> dict[str, Any]:
     return {"line": f"images/s: {', '.join(words)}" if words else "nothing ran", "rows": rows}
 
 
-def _cases(run: Run) -> list[tuple[str, bool, str]]:
+def _cases(run: Run) -> list[tuple[str, bool | str, str]]:
     """(recipe, compiled, memory format), the ones that matter most first."""
     if run.dry:
         return [("teacher", False, "channels_last"), ("robust", False, "contiguous")]
-    cases = [(kind, False, "contiguous") for kind in ("teacher", "robust", "student", "margin")]
-    return [*cases, ("robust", False, "channels_last"), ("robust", True, "channels_last")]
+    plain = [(kind, False, "contiguous") for kind in ("teacher", "robust", "student", "margin")]
+    norms = [(kind, "norms", "channels_last") for kind in ("robust", "teacher")]
+    return [*plain[:2], *norms, *plain[2:], ("robust", False, "channels_last"), ("robust", True, "channels_last")]
 
 
-def _one_speed(run: Run, kind: str, compiled: bool, layout: str) -> dict[str, Any]:
+def _one_speed(run: Run, kind: str, compiled: bool | str, layout: str) -> dict[str, Any]:
     from rdc.time_box import images_per_second
     from rdc.training import TrainConfig, Trainer
 

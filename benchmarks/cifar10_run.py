@@ -21,9 +21,12 @@ import torch
 from cifar10_shards import read_shards, shard_files, write_shards
 from measuring import about
 
+from rdc.checkpoints import save_model
 from rdc.cli import main as rdc_main
+from rdc.cli.training_run import open_model
 from rdc.errors import ConfigError
 from rdc.files import atomic_write, write_json
+from rdc.presets import MODELS
 
 __all__ = ["Run", "last_row"]
 
@@ -73,10 +76,17 @@ class Run:
 
     def _resume(self, folder: Path) -> None:
         names = [name for name in ("teacher", "student") if shard_files(folder, name)]
+        if str(folder) in MODELS and not names:
+            network, config, info = open_model(str(folder))
+            if config["kind"] != "multihead":
+                raise ConfigError(f"--resume {folder}: expected a student; that model is of kind {config['kind']}")
+            save_model(self.work / "resumed" / "student" / "model", network, config, info)
+            self.result["resumed"] = {"student": info.get("history", [])}
+            return
         if not names:
             raise ConfigError(
-                f"--resume {folder}: expected the --out folder of an earlier run, with teacher-1-of-... or student-1-of-...; "
-                "got neither"
+                f"--resume {folder}: expected the --out folder of an earlier run, with teacher-1-of-... or student-1-of-..., or "
+                "the name of a shipped student; got neither"
             )
         for name in names:
             info = read_shards(folder, name, self.work / "resumed" / name / "model")

@@ -40,7 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdc.batches import normal, uniform
-from rdc.denoiser import ConditionalDenoiser
+from rdc.denoiser import Denoiser
 from rdc.errors import ConfigError
 from rdc.first_order import check_margin, draw_rivals, worst_logits, worst_step
 from rdc.networks.heads import MultiHeadUNet, PatchUNet
@@ -84,7 +84,8 @@ class DistillationObjective:
     """Training objective for :class:`rdc.training.Trainer`.
 
     Args:
-        teacher: frozen conditional denoiser.
+        teacher: conditional denoiser, which is frozen. Without ``classes_per_image`` nothing is asked of it but its number of
+            classes and its preconditioning; the student's own denoiser will do.
         noise: distribution of the noise levels.
         classes_per_image: m; the true class and m - 1 others (or the null label) are distilled per image.
             0: L_posterior alone.
@@ -102,7 +103,7 @@ class DistillationObjective:
 
     def __init__(
         self,
-        teacher: ConditionalDenoiser,
+        teacher: Denoiser,
         noise: NoiseDistribution,
         classes_per_image: int = 3,
         difference_weight: float = 1.0,
@@ -129,11 +130,8 @@ class DistillationObjective:
             )
         if classes_per_image == 0 and posterior_weight == 0:
             raise ConfigError("distillation: expected classes_per_image > 0 or posterior_weight > 0; got neither")
-        self.teacher, self.noise, self.classes_per_image = (
-            teacher.eval().requires_grad_(False),
-            noise,
-            classes_per_image,
-        )
+        self.teacher = teacher.eval().requires_grad_(False) if classes_per_image else None
+        self.noise, self.classes_per_image = noise, classes_per_image
         self.difference_weight, self.posterior_weight = difference_weight, posterior_weight
         self.posterior_scale, self.margin_eps, self.margin_norm = posterior_scale, margin_eps, margin_norm
         self.secant, self.differentiates_twice = secant, bool(margin_eps)
@@ -231,6 +229,7 @@ class DistillationObjective:
     def _match(self, predicted: Tensor, x_t: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Mean squared distance to the teacher, of the predictions and of their differences to the true class's."""
         count = classes.shape[1]
+        assert self.teacher is not None
         with torch.no_grad():
             taught = self.teacher.f(
                 x_t.repeat_interleave(count, 0), sigma.repeat_interleave(count), classes.flatten()

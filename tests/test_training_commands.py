@@ -163,6 +163,25 @@ def test_distill_can_start_from_another_student(teacher: Path, data: Path, tmp_p
     assert "it differs in wide_channels" in capsys.readouterr().err
 
 
+def test_distill_goes_on_without_a_teacher(teacher: Path, data: Path, tmp_path: Path, capsys) -> None:
+    first = tmp_path / "first"
+    command = ["distill", "--data", str(data), *FAST]
+    assert main([*command, "--teacher", str(teacher), "--wide-channels", "8", "--out", str(first)]) == 0
+    alone = [*command, "--posterior-weight", "1", "--lr", "1e-3", "--out"]
+    labels = ["--classes-per-image", "0", "--init", str(first)]
+    assert main([*alone, str(tmp_path / "on"), *labels]) == 0
+    network, _, info = load_model(tmp_path / "on")
+    before = dict(load_model(first)[0].named_parameters())
+    assert "teacher" not in info and len(info["init"]) == 8
+    moved = [name for name, p in network.named_parameters() if not torch.equal(p, before[name])]
+    assert len(moved) > 0.9 * len(before)  # trained, not frozen as a teacher would be
+    for words in (["--init", str(first)], ["--classes-per-image", "0"]):
+        assert main([*alone, str(tmp_path / "no"), *words]) == 2
+        assert "it may be left out with --init STUDENT and --classes-per-image 0" in capsys.readouterr().err
+    assert main([*alone, str(tmp_path / "no"), "--classes-per-image", "0", "--init", str(teacher)]) == 2
+    assert "expected a student (kind multihead)" in capsys.readouterr().err
+
+
 def test_distill_trains_on_the_first_order_worst_case(teacher: Path, data: Path, tmp_path: Path, capsys) -> None:
     command = ["distill", "--teacher", str(teacher), "--data", str(data), "--wide-channels", "8", "--lr", "1e-4", *FAST]
     command += ["--classes-per-image", "0", "--posterior-weight", "1", "--margin-eps", "8/255"]
@@ -173,6 +192,22 @@ def test_distill_trains_on_the_first_order_worst_case(teacher: Path, data: Path,
     assert terms["margin_eps"] == 8 / 255 and terms["margin_norm"] == "linf"
     assert main([*command, "--out", str(tmp_path / "no"), "--compile"]) == 2
     assert "expected no --compile with it" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["network", "norms"])
+def test_a_secant_step_compiles(what, teacher: Path, data: Path, tmp_path: Path, monkeypatch) -> None:
+    """Really compiled, by a C++ compiler: backward runs twice through the first pass; the losses are those of a plain run."""
+    command = ["distill", "--teacher", str(teacher), "--data", str(data), "--wide-channels", "8", "--lr", "1e-4", *FAST]
+    command += ["--classes-per-image", "0", "--posterior-weight", "1", "--secant-eps", "8/255"]
+    monkeypatch.setattr("rdc.cli.training_run.Exporter.samples", lambda *_: None)
+    rows = []
+    for name, more in (("plain", []), (what, ["--compile", what])):
+        assert main([*command, *more, "--out", str(tmp_path / name)]) == 0
+        rows.append([json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()])
+    for plain, compiled in zip(*rows, strict=True):
+        assert compiled["loss"] == pytest.approx(plain["loss"], rel=2e-3)
+        assert compiled["rise"] == pytest.approx(plain["rise"], rel=2e-2)
 
 
 def test_distill_trains_by_differences(teacher: Path, data: Path, tmp_path: Path, capsys) -> None:

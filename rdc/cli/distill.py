@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   rdc distill --teacher runs/teacher --out runs/student --classes-per-image 4 --noise-mean 0.2 --noise-std 0.8 --compile
   rdc distill --teacher runs/teacher --init runs/student --out runs/robust --classes-per-image 0 --posterior-weight 1 --margin-eps 8/255
   rdc distill --teacher runs/teacher --out runs/robust --classes-per-image 0 --posterior-weight 1 --secant-eps 8/255 --compile
+  rdc distill --init cifar10 --data cifar10 --out runs/longer --classes-per-image 0 --posterior-weight 1 --secant-eps 8/255
 
 The student starts from the teacher's weights, or from another student's (--init). A run that was stopped or killed is
 continued by the same command.
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rdc distill``."""
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     model = parser.add_argument_group("model")
-    model.add_argument("--teacher", required=True, metavar="MODEL", help="conditional model: its folder or name")
+    model.add_argument("--teacher", metavar="MODEL", help="conditional model: its folder or name")
     model.add_argument("--init", metavar="MODEL", help="start from this student, not from the teacher's weights")
     model.add_argument("--classes-per-image", type=int, default=3, metavar="M", help="distilled per image (default: 3)")
     model.add_argument("--difference-weight", type=float, default=1.0, metavar="X", help="of class differences (1.0)")
@@ -74,15 +75,25 @@ def run(args: argparse.Namespace) -> int:
         )
     device = open_device(args)
     data = load_training_data(args)
-    teacher, teacher_config, teacher_info = open_model(args.teacher)
+    alone = args.teacher is None
+    if alone and (args.init is None or args.classes_per_image):
+        raise ConfigError(
+            "--teacher: expected a conditional model; it may be left out with --init STUDENT and --classes-per-image 0, where "
+            "nothing is asked of it"
+        )
+    teacher, teacher_config, teacher_info = open_model(args.init if alone else args.teacher)
     expected = (teacher_config["num_classes"], tuple(teacher_config["image_shape"]))
     if expected != (data.num_classes, data.image_shape):
         raise ConfigError(
-            f"--teacher {args.teacher}: expected data of {expected[0]} classes, images {expected[1]}; "
+            f"--{'init' if alone else 'teacher'} {args.init if alone else args.teacher}: expected data of {expected[0]} classes, images {expected[1]}; "
             f"{data!r} has {data.num_classes} classes, images {data.image_shape}"
         )
+    if alone and teacher_config["kind"] != "multihead":
+        raise ConfigError(f"--init {args.init}: expected a student (kind multihead); got kind {teacher_config['kind']}")
     with seeded(args.seed):
-        student, config = student_from_teacher(teacher, teacher_config, args.wide_channels)
+        student, config = (
+            (teacher, teacher_config) if alone else student_from_teacher(teacher, teacher_config, args.wide_channels)
+        )
     recorded = teacher_info.get("noise", (-1.2, 1.2))
     noise = noise_distribution(args, *recorded)
     terms = {
@@ -97,17 +108,17 @@ def run(args: argparse.Namespace) -> int:
     if device.type == "cuda" and args.memory_format == "channels_last":
         teacher.to(memory_format=torch.channels_last)  # like the student
     denoiser = make_denoiser(teacher.to(device), teacher_config)
-    if args.compile:
+    if args.compile == "network" and not alone:
         denoiser.network.compile()  # in place: the teacher's passes are most of the work
     objective = Shifted(DistillationObjective(denoiser, noise, **terms, secant=secant), args.shift)
     settings = {
         "command": "distill",
         "noise": [noise.mean, noise.std],
-        "teacher": fingerprint(*teacher.state_dict().values()),
+        **({} if alone else {"teacher": fingerprint(*teacher.state_dict().values())}),
         "distillation": recorded_terms,
     }
     if args.shift:
         settings["shift"] = args.shift
     if args.init:
-        settings["init"] = start_from(args.init, student, config)
+        settings["init"] = start_from(args.init, student.requires_grad_(), config)
     return run_training(args, student.to(device), config, objective, data, settings)

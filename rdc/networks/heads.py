@@ -83,7 +83,7 @@ class MultiHeadUNet(nn.Module):
         """Last feature map h [B, c, H / patch_size, W / patch_size] of x [B, C, H, W] at noise_labels [B]."""
         emb = self.unet.embed(noise_labels, None, None)
         trunk, prediction = self.unet.decode(F.pixel_unshuffle(x, self.patch_size), emb)
-        return torch.cat([F.silu(self.norm(self.wide(trunk, emb))), prediction], dim=1)
+        return torch.cat([self.norm.silu(self.wide(trunk, emb)), prediction], dim=1)
 
     def predict(self, h: Tensor, first: int, last: int) -> Tensor:
         """F of classes first ... last - 1 (K: the null label) from features h: [B, last - first, C, H, W]."""

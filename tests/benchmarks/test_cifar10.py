@@ -193,6 +193,20 @@ def test_everything_and_then_on_from_what_came_back(root, small, tmp_path, monke
     assert "--init" in second["parts"]["teacher"]["command"] and len(second["resumed"]["student"]) == 2
 
 
+def test_going_on_from_the_shipped_student_needs_no_teacher(root, small, tmp_path, monkeypatch, capsys):
+    words = ["--dry-run", "--data-root", root, "--only", "robust", "--words", "robust=--batch-size 2 --images 2"]
+    status, printed = start(
+        monkeypatch, capsys, *words, "--resume", "cifar10", "--out", tmp_path, "--work", tmp_path / "work"
+    )
+    assert status == 0, printed
+    found = json.loads((tmp_path / "cifar10.json").read_text())
+    assert "--teacher" not in found["parts"]["robust"]["command"]
+    info = cifar10_shards.read_shards(tmp_path, "student", tmp_path / "back")
+    assert len(info["history"]) > 1 and info["history"][-1]["images"] == 2
+    status, printed = start(monkeypatch, capsys, *words, "--resume", "fashion-mnist-trades", "--work", tmp_path / "no")
+    assert status == 2 and "expected a student" in printed
+
+
 def test_a_part_that_fails_keeps_the_others(root, small, tmp_path, monkeypatch, capsys):
     words = ["--dry-run", "--data-root", root, "--out", tmp_path / "out", "--work", tmp_path / "work"]
     status, printed = start(
