@@ -85,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
     expected = (teacher_config["num_classes"], tuple(teacher_config["image_shape"]))
     if expected != (data.num_classes, data.image_shape):
         raise ConfigError(
-            f"--{'init' if alone else 'teacher'} {args.init if alone else args.teacher}: expected data of {expected[0]} classes, images {expected[1]}; "
-            f"{data!r} has {data.num_classes} classes, images {data.image_shape}"
+            f"--{'init' if alone else 'teacher'} {args.init if alone else args.teacher}: expected data of {expected[0]} classes, "
+            f"images {expected[1]}; {data!r} has {data.num_classes} classes, images {data.image_shape}"
         )
     if alone and teacher_config["kind"] != "multihead":
         raise ConfigError(f"--init {args.init}: expected a student (kind multihead); got kind {teacher_config['kind']}")

@@ -1,0 +1,114 @@
+"""How to train for margins: first order by second derivatives, by differences, or one whole step. A small student on CIFAR-10, one thread.
+
+    python benchmarks/secant_study.py --data-root ~/cifar10 --out out/secant --threads 1     # about seven minutes a row, resumable
+    python benchmarks/secant_study.py --data-root ~/cifar10 --rows "secant 0.05-0.3" --images 100000
+
+A teacher of 60,000 images comes first, then every row trains a student from it for --images and is attacked: first 256 test images,
+l_inf 8/255, APGD-CE, 20 steps, exact gradient, known noise. The row "secant 1" is adversarial training with one step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import about
+
+import rdc
+from rdc.augmentation import Shifted
+from rdc.checkpoints import load_model, save_model
+from rdc.cli import main as rdc_main
+from rdc.data import Dataset, train_holdout
+from rdc.denoiser import make_denoiser
+from rdc.distillation import DistillationObjective, Secant, student_from_teacher
+from rdc.files import write_json
+from rdc.networks.presets import build_network, network_preset
+from rdc.objective import ConditionalObjective, NoiseDistribution
+from rdc.training import TrainConfig, Trainer
+
+EPS = 8 / 255
+ROWS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "margin": {"margin_eps": EPS},
+    "secant 0.05-0.3": {"secant": Secant(EPS, low=0.05, high=0.3)},
+    "secant 0.1-1": {"secant": Secant(EPS, low=0.1, high=1.0)},
+    "secant 1": {"secant": Secant(EPS, low=1.0, high=1.0)},
+}
+
+
+def train(
+    folder: Path, net: torch.nn.Module, config: dict[str, Any], objective: Any, data: Dataset, images: int, lr: float
+) -> Path:
+    """The model in ``folder``; a run that is there is continued or, finished, kept."""
+    if not (folder / "model.json").exists():
+        settings = TrainConfig(
+            images=images, batch_size=64, learning_rate=lr, warmup_images=3000, ema_images=8000, precision="bfloat16",
+            flip=True,
+        )  # fmt: skip
+        run = Trainer(net, objective, data, settings, folder, {"study": folder.name})
+        run.run()
+        about_data = {"dataset": data.name, "class_names": list(data.class_names)}
+        save_model(folder / "model", run.averaged_network(), config, about_data)
+    return folder
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True, help="where CIFAR-10 is")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/secant"), help="folder of the runs (default: %(default)s)"
+    )
+    parser.add_argument("--rows", default=",".join(ROWS), help="which (default: all)")
+    parser.add_argument(
+        "--images", type=int, default=30_000, help="training images of a student (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    if unknown := [name for name in args.rows.split(",") if name not in ROWS]:
+        parser.error(f"--rows: expected some of {', '.join(ROWS)}; got {unknown[0]!r}")
+    torch.set_num_threads(args.threads)
+    data = train_holdout(rdc.load_dataset("cifar10", "train", args.data_root), 2000)[0]
+    config = network_preset("medium-32", 10)
+    config["unet"] |= {"model_channels": 32, "channel_mult": [1, 2]}
+    torch.manual_seed(0)
+    generative = ConditionalObjective(10, NoiseDistribution(-0.6, 1.1))
+    train(args.out / "teacher", build_network(config), config, generative, data, 60_000, 2e-3)
+    result = args.out / "study.json"
+    rows = json.loads(result.read_text())["rows"] if result.exists() else {}
+    for name in args.rows.split(","):
+        folder = args.out / name.replace(" ", "-")
+        teacher, _, _ = load_model(args.out / "teacher")
+        student, described = student_from_teacher(teacher, config, 48)
+        terms = {"classes_per_image": 0, "posterior_weight": 1.0, "posterior_scale": 0.03, **ROWS[name]}
+        objective = DistillationObjective(make_denoiser(teacher, config), NoiseDistribution(-1.2, 0.7), **terms)
+        train(folder, student, described, Shifted(objective, 2), data, args.images, 1e-3)
+        words = [
+            "--model",
+            folder,
+            "--data",
+            "cifar10",
+            "--data-root",
+            args.data_root,
+            "--levels",
+            "log:4:0.08:0.7:eps",
+        ]
+        words += ["--n", 256, "--batch", 128, "--attacks", "apgd-ce", "--steps", 20, "--sanity", 0, "--quiet"]
+        words += ["--threads", args.threads, "--out", folder / "evaluation"]
+        if status := rdc_main(["evaluate", *map(str, words)]):
+            return status
+        report = json.loads((folder / "evaluation" / "report.json").read_text())
+        last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+        rows[name] = {"clean": report["clean"], "robust": report["robust"], "seconds_of_training": last["seconds"]}
+        write_json(result, {"about": about(), "images": args.images, "rows": rows})
+        print(
+            f"{name:16s} clean {100 * report['clean']['accuracy']:.1f} %, robust {100 * report['robust']['accuracy']:.1f} %"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
