@@ -1,9 +1,9 @@
-"""CIFAR-10 on a machine with a GPU and little time: pack, train, distil, choose levels, evaluate. NOT YET RUN ON A GPU.
+"""CIFAR-10 on a machine with a GPU and little time: pack, train, distil, choose levels, evaluate.
 
     python benchmarks/cifar10.py --only pack --data-root ~/cifar10 --pack runs/cifar10-pack     # at home: files to send
     python benchmarks/cifar10.py --only unpack --pack runs/cifar10-pack --data-root /tmp/cifar10   # there, once for each file sent
     python benchmarks/cifar10.py --data-root /tmp/cifar10 --out out                             # there: everything else, 8.6 minutes
-    python benchmarks/cifar10.py --data-root /tmp/cifar10 --out out --resume earlier            # goes on from what came back
+    python benchmarks/cifar10.py --data-root /tmp/cifar10 --out out --resume earlier            # goes on from what came back, or cifar10
     python benchmarks/cifar10.py --only robust,attack --resume earlier --words "robust=--secant-eps 10/255"
     python benchmarks/cifar10.py --data-root /tmp/cifar10 --only attack --resume out --out report   # the full attacks, seven minutes
     python benchmarks/cifar10.py --dry-run                                                      # on a CPU, tiny: does the script work?

@@ -1,4 +1,4 @@
-"""Everything for a machine with a GPU and no network: build, test, check, time; a short table last; JSON. NOT YET RUN ON A GPU.
+"""Everything for a machine with a GPU and no network: build, test, check, time; a short table last; JSON.
 
     python benchmarks/gpu.py --out benchmarks/results/gpu.json                     # at most nine minutes
     python benchmarks/gpu.py --only build,test                                     # parts: see --list
@@ -6,7 +6,7 @@
 
 Each part has its share of the time (--minutes); what does not fit is left out, and the table says so. The JSON is written after every
 part, so that a run that is cut off keeps what it found. Seconds are CUDA events' (medians); "peak" is what matrix products and copies
-reach on the same device in the same run.
+reach on the same device in the same run. Run on an H200: build, op, an earlier form of test; the others NOT YET RUN ON A GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(1, str(ROOT))  # rdc need not be installed: the first part builds it
 
-from device_timing import flops_of, measure, peaks, precision, roofline  # noqa: E402
+from device_timing import flops_of, precision, roofline  # noqa: E402
+from gpu_run import Run  # noqa: E402
 from measuring import about  # noqa: E402
 
 import rdc  # noqa: E402
@@ -48,31 +49,6 @@ for dtype in (torch.float32, torch.bfloat16):
 torch.cuda.synchronize()
 print("done")
 """
-
-
-class Run:
-    """Device, sizes, time that is left, and what was found."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.dry, self.deadline = args.dry_run, time.monotonic() + 60 * args.minutes
-        self.architectures = args.architectures
-        self.device = torch.device("cpu" if self.dry else "cuda")
-        self.rounds = 1 if self.dry else 10
-        self.top: dict[str, float] | None = None
-
-    def left(self) -> float:
-        """Seconds."""
-        return self.deadline - time.monotonic()
-
-    def peaks(self) -> dict[str, float]:
-        """Measured once."""
-        if self.top is None:
-            self.top = peaks(self.device, 256 if self.dry else 8192)
-        return self.top
-
-    def measure(self, call: Callable[[], Any]) -> dict[str, Any]:
-        """:func:`device_timing.measure` on this device."""
-        return measure(call, self.device, self.rounds, warm=1 if self.dry else 2)
 
 
 def command(words: list[str], run: Run, most: float, **environment: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
 from rdc.cli.training_run import (
     add_run_arguments,
@@ -16,6 +17,11 @@ from rdc.cli.training_run import (
     seeded,
     start_from,
 )
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rdc.data import Dataset
 
 EXAMPLES = """examples:
   rdc distill --teacher runs/teacher --data fashion-mnist --out runs/student --images 500000
@@ -59,66 +65,82 @@ def run(args: argparse.Namespace) -> int:
     """Distil; returns the exit status."""
     import torch
 
-    from rdc.attacks import parse_eps
     from rdc.augmentation import Shifted
     from rdc.denoiser import make_denoiser
-    from rdc.distillation import DistillationObjective, Secant, student_from_teacher
-    from rdc.errors import ConfigError
+    from rdc.distillation import DistillationObjective
 
-    margin, radius, secant = parse_eps(args.margin_eps), parse_eps(args.secant_eps), None
-    if radius:
-        secant = Secant(radius, args.secant_norm, args.secant_low, args.secant_high, args.secant_share)
-    if margin and args.compile:
-        raise ConfigError(
-            "--margin-eps: expected no --compile with it, a step differentiates twice, which torch.compile cannot; "
-            "leave one of the two out, or use --secant-eps"
-        )
+    threat = _threat(args)
     device = open_device(args)
     data = load_training_data(args)
-    alone = args.teacher is None
-    if alone and (args.init is None or args.classes_per_image):
-        raise ConfigError(
-            "--teacher: expected a conditional model; it may be left out with --init STUDENT and --classes-per-image 0, where "
-            "nothing is asked of it"
-        )
-    teacher, teacher_config, teacher_info = open_model(args.init if alone else args.teacher)
-    expected = (teacher_config["num_classes"], tuple(teacher_config["image_shape"]))
-    if expected != (data.num_classes, data.image_shape):
-        raise ConfigError(
-            f"--{'init' if alone else 'teacher'} {args.init if alone else args.teacher}: expected data of {expected[0]} classes, "
-            f"images {expected[1]}; {data!r} has {data.num_classes} classes, images {data.image_shape}"
-        )
-    if alone and teacher_config["kind"] != "multihead":
-        raise ConfigError(f"--init {args.init}: expected a student (kind multihead); got kind {teacher_config['kind']}")
-    with seeded(args.seed):
-        student, config = (
-            (teacher, teacher_config) if alone else student_from_teacher(teacher, teacher_config, args.wide_channels)
-        )
-    recorded = teacher_info.get("noise", (-1.2, 1.2))
-    noise = noise_distribution(args, *recorded)
+    teacher, teacher_config, teacher_info, student, config = _models(args, data)
+    noise = noise_distribution(args, *teacher_info.get("noise", (-1.2, 1.2)))
     terms = {
         "classes_per_image": args.classes_per_image,
         "difference_weight": args.difference_weight,
         "posterior_weight": args.posterior_weight,
         "posterior_scale": args.posterior_scale,
     }
-    if margin:  # absent otherwise: runs of earlier versions continue
-        terms |= {"margin_eps": margin, "margin_norm": args.margin_norm}
-    recorded_terms = terms | ({"secant": dataclasses.asdict(secant)} if secant else {})
     if device.type == "cuda" and args.memory_format == "channels_last":
         teacher.to(memory_format=torch.channels_last)  # like the student
     denoiser = make_denoiser(teacher.to(device), teacher_config)
-    if args.compile == "network" and not alone:
+    if args.compile == "network" and teacher is not student:
         denoiser.network.compile()  # in place: the teacher's passes are most of the work
-    objective = Shifted(DistillationObjective(denoiser, noise, **terms, secant=secant), args.shift)
-    settings = {
-        "command": "distill",
-        "noise": [noise.mean, noise.std],
-        **({} if alone else {"teacher": fingerprint(*teacher.state_dict().values())}),
-        "distillation": recorded_terms,
-    }
+    objective = Shifted(DistillationObjective(denoiser, noise, **terms, **threat), args.shift)
+    if "secant" in threat:
+        threat = {"secant": dataclasses.asdict(threat["secant"])}
+    settings = {"command": "distill", "noise": [noise.mean, noise.std], "distillation": terms | threat}
+    if teacher is not student:
+        settings["teacher"] = fingerprint(*teacher.state_dict().values())
     if args.shift:
         settings["shift"] = args.shift
     if args.init:
-        settings["init"] = start_from(args.init, student.requires_grad_(), config)
+        settings["init"] = start_from(args.init, student, config)
     return run_training(args, student.to(device), config, objective, data, settings)
+
+
+def _threat(args: argparse.Namespace) -> dict[str, Any]:
+    """What --margin-eps or --secant-eps asks of the objective; nothing where neither is given: runs of earlier versions continue."""
+    from rdc.attacks import parse_eps
+    from rdc.distillation import Secant
+    from rdc.errors import ConfigError
+
+    threat: dict[str, Any] = {}
+    if margin := parse_eps(args.margin_eps):
+        threat |= {"margin_eps": margin, "margin_norm": args.margin_norm}
+    if radius := parse_eps(args.secant_eps):
+        threat["secant"] = Secant(radius, args.secant_norm, args.secant_low, args.secant_high, args.secant_share)
+    if margin and args.compile:
+        raise ConfigError(
+            "--margin-eps: expected no --compile with it, a step differentiates twice, which torch.compile cannot; "
+            "leave one of the two out, or use --secant-eps"
+        )
+    return threat
+
+
+def _models(
+    args: argparse.Namespace, data: Dataset
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any], nn.Module, dict[str, Any]]:
+    """Teacher, its description and record, student and its description; without --teacher the student stands for it."""
+    from rdc.distillation import student_from_teacher
+    from rdc.errors import ConfigError
+
+    alone = args.teacher is None
+    if alone and (args.init is None or args.classes_per_image):
+        raise ConfigError(
+            "--teacher: expected a conditional model; it may be left out with --init STUDENT and --classes-per-image 0, where "
+            "nothing is asked of it"
+        )
+    option, name = ("--init", args.init) if alone else ("--teacher", args.teacher)
+    teacher, config, info = open_model(name)
+    expected = (config["num_classes"], tuple(config["image_shape"]))
+    if expected != (data.num_classes, data.image_shape):
+        raise ConfigError(
+            f"{option} {name}: expected data of {expected[0]} classes, images {expected[1]}; "
+            f"{data!r} has {data.num_classes} classes, images {data.image_shape}"
+        )
+    if not alone:
+        with seeded(args.seed):
+            return (teacher, config, info, *student_from_teacher(teacher, config, args.wide_channels))
+    if config["kind"] != "multihead":
+        raise ConfigError(f"--init {name}: expected a student (kind multihead); got kind {config['kind']}")
+    return teacher, config, info, teacher, config
