@@ -30,8 +30,11 @@ _TITLES = {
     "distilled": "distance to the teacher",
     "differences": "distance to the teacher's differences between classes",
     "denoising": "denoising loss of the true class",
+    "unlabelled": "denoising loss without a class",
+    "robust_first_order": "right in the first-order worst case",
+    "rise": "what the first-order worst case adds to a wrong class",
 }
-_SHARES = ("hits", "clean", "robust")  # linear axes
+_SHARES = ("hits", "clean", "robust", "robust_first_order")  # linear axes
 
 
 def read_log(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

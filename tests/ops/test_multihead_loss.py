@@ -633,6 +633,11 @@ def test_cuda_runs_on_the_current_stream():
 
 @pytest.mark.gpu
 @needs_gpu
+@pytest.mark.xfail(
+    tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 12),
+    reason="torch 2.11 on an H200: a convolution's second derivative refuses symbolic sizes, inside torch",
+    strict=False,
+)
 def test_opcheck_cuda():
     x, upstream = make((2, 2, 4, 3, 5, 3, 2), device="cuda")
     torch.library.opcheck(module._forward_op, (*(v.requires_grad_() for v in x), False))
