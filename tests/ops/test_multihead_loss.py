@@ -602,6 +602,13 @@ def test_cuda_kernels_emulated(emulated, shape, channels_last, dtype):
     assert_as_good_as_naive(emulate(emulated, x, upstream), x, upstream)
 
 
+def test_auto_takes_torch_on_a_gpu(monkeypatch):
+    """The CUDA kernels are there to be asked for; they are slower (docs/kernels.md)."""
+    monkeypatch.setattr(module, "_why_not", lambda device: "")
+    assert module._use_native("cpu", torch.float32, "auto") and module._use_native("cuda", torch.float32, "native")
+    assert not module._use_native("cuda", torch.float32, "auto") and not module._use_native("cuda", torch.bfloat16, "auto")
+
+
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
