@@ -657,3 +657,14 @@ def test_endpoints_go_on_from_every_attack_before(dataset, tmp_path, monkeypatch
     ((first, second),) = starts
     assert first.shape == second.shape and not torch.equal(first, second)
     assert result.report["attacks"][-1]["restarts"] == 2
+
+
+def test_versions_say_what_a_gpu_makes_of_float32(monkeypatch):
+    from rdc import evaluation
+
+    assert "float32_convolutions" not in evaluation.versions(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    for allowed, words in ((True, "TF32"), (False, "float32")):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+        found = evaluation.versions(torch.device("cuda"))
+        assert found["float32_convolutions"] == words and found["device"] == "cuda (a GPU)"

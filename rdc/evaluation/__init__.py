@@ -268,7 +268,7 @@ def commit() -> str | None:
 
 
 def versions(device: torch.device) -> dict[str, str]:
-    """Versions of rdc, Python, PyTorch and NumPy, the machine and the device."""
+    """Versions of rdc, Python, PyTorch and NumPy, the machine, the device and what it makes of float32."""
     found = {
         "rdc": rdc.__version__,
         "python": platform.python_version(),
@@ -277,4 +277,6 @@ def versions(device: torch.device) -> dict[str, str]:
     }
     backend = describe()["ops"]["multihead_loss"][device.type]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    if device.type == "cuda":  # PyTorch's default: ten bits of mantissa in float32 convolutions
+        found["float32_convolutions"] = "TF32" if torch.backends.cudnn.allow_tf32 else "float32"
     return {**found, "multihead_loss": backend, "device": f"{device.type} ({name})", "system": platform.system()}

@@ -606,7 +606,9 @@ def test_auto_takes_torch_on_a_gpu(monkeypatch):
     """The CUDA kernels are there to be asked for; they are slower (docs/kernels.md)."""
     monkeypatch.setattr(module, "_why_not", lambda device: "")
     assert module._use_native("cpu", torch.float32, "auto") and module._use_native("cuda", torch.float32, "native")
-    assert not module._use_native("cuda", torch.float32, "auto") and not module._use_native("cuda", torch.bfloat16, "auto")
+    assert not module._use_native("cuda", torch.float32, "auto") and not module._use_native(
+        "cuda", torch.bfloat16, "auto"
+    )
 
 
 @pytest.mark.gpu
