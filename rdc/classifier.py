@@ -9,6 +9,7 @@ An ordinary ``nn.Module``: [0, 1] NCHW -> [N, K], so that any attack library tak
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -137,8 +138,9 @@ class DiffusionClassifier(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.denoiser.parameters()).device
+        """Where the weights are; a CPU where there are none."""
+        tensors = itertools.chain(self.denoiser.parameters(), self.denoiser.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     @property
     def evaluations_per_image(self) -> int:
