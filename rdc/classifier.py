@@ -9,7 +9,6 @@ An ordinary ``nn.Module``: [0, 1] NCHW -> [N, K], so that any attack library tak
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ from rdc.likelihood_maximization import (
     maximize_likelihood,
     resolve_lm,
 )
-from rdc.memory import bytes_per_item, memory_budget
+from rdc.memory import bytes_per_item, device_of, memory_budget
 from rdc.noise import NoisePlan
 from rdc.timesteps import NoiseLevels, parse_levels
 
@@ -139,8 +138,7 @@ class DiffusionClassifier(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are; a CPU where there are none."""
-        tensors = itertools.chain(self.denoiser.parameters(), self.denoiser.buffers())
-        return next((tensor.device for tensor in tensors), torch.device("cpu"))
+        return device_of(self.denoiser)
 
     @property
     def evaluations_per_image(self) -> int:

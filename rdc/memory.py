@@ -6,20 +6,27 @@ allocates and frees inside (a convolution's workspace), nor the allocator's own 
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rdc.errors import ConfigError
 
-__all__ = ["bytes_per_item", "memory_budget", "peak_bytes"]
+__all__ = ["bytes_per_item", "device_of", "memory_budget", "peak_bytes"]
 
 LEAST_MB = 2048.0  # the budget where nothing is known of the device's memory, and the least on a GPU
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the weights of ``module`` are; a CPU where it has none."""
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def memory_budget(megabytes: float | None, device: torch.device) -> float:

@@ -25,7 +25,7 @@ from rdc.likelihood_maximization import (
     maximize_likelihood,
     resolve_lm,
 )
-from rdc.memory import bytes_per_item, memory_budget
+from rdc.memory import bytes_per_item, device_of, memory_budget
 from rdc.noise import NoisePlan
 
 __all__ = ["DiffusionPurifier", "LikelihoodPurifier", "Purifier"]
@@ -45,7 +45,7 @@ class Purifier(nn.Module):
     def __init__(self, denoiser: Denoiser, memory_budget_mb: float | None = None) -> None:
         super().__init__()
         self.denoiser = denoiser.eval().requires_grad_(False)
-        self.memory_budget_mb = memory_budget(memory_budget_mb, next(denoiser.parameters()).device)
+        self.memory_budget_mb = memory_budget(memory_budget_mb, device_of(denoiser))
         self._bytes: dict[Any, int] = {}
 
     @property
