@@ -153,7 +153,7 @@ class Trainer:
             net.to(memory_format=torch.channels_last)
         if config.compile == "norms":
             fuse_norms(net)
-        elif on_gpu and config.precision == "bfloat16" and not getattr(objective, "differentiates_twice", False):
+        if on_gpu and config.precision == "bfloat16" and not getattr(objective, "differentiates_twice", False):
             half_norms(net)
         self.progress = progress and self.rank == 0
         self.parameters = dict(net.named_parameters())

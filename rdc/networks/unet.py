@@ -179,9 +179,9 @@ class SongUNet(nn.Module):
             if "aux_up" in name:
                 output = block(output)
             elif "aux_norm" in name:
-                normed = block(x)
+                normed = block.silu(x)
             elif "aux_conv" in name:
-                y = block(F.silu(normed))
+                y = block(normed)
                 output = y if output is None else y + output
             else:
                 if x.shape[1] != block.in_channels:
@@ -290,7 +290,7 @@ class DhariwalUNet(nn.Module):
             if x.shape[1] != block.in_channels:
                 x = torch.cat([x, skips.pop()], dim=1)
             x = block(x, emb)
-        return self.out_conv(F.silu(self.out_norm(x)))
+        return self.out_conv(self.out_norm.silu(x))
 
 
 def _expect(what: str, value: str, allowed: tuple[str, ...]) -> None:
