@@ -1,6 +1,6 @@
 // CUDA kernels of multihead_loss: implicit GEMM through shared memory, float32 FMA, no atomics (every sum has one order).
 //
-// Ran on an H200 (sm_90a, CUDA 13.0): right, and slow. 5 to 13 TFLOP/s; PyTorch's convolution in TF32 and torch.compile take 1/2 to 1/25
+// Ran on an H200 (sm_90a, CUDA 13.0): right, and slow. 5 to 13 TFLOP/s; PyTorch's convolution in TF32 and torch.compile take 1/2 to 1/22
 // of its time (docs/kernels.md), so that "auto" takes torch on a GPU. What it is good for: no prediction in memory, the same bits again,
 // strict float32. A fast one needs tensor cores (wgmma). The emulation in tests/ops/cuda_emulation checks the logic without a GPU.
 //

@@ -54,7 +54,7 @@ def multihead_loss(
         level_weight: [T].
         backend: "native", "reference" (torch), "gram" (:mod:`rdc.ops.multihead_gram`: torch, float32 inside, no gradient in
             ``level_weight``), or "auto": on a CPU native where it was built for the type, or gram where that is expected to win;
-            on a GPU torch, which is 2 to 25 times as fast there (measured on an H200: docs/kernels.md).
+            on a GPU torch, which is 2 to 22 times as fast there (measured on an H200: docs/kernels.md).
 
     Returns:
         Loss [N, K] in float32 (float64 for float64 inputs).
