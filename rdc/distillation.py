@@ -24,7 +24,7 @@ perturbation of the ball and u a fraction drawn for each image from low .. high;
 where both z are taken at the same noise level and with the same noise. For u = 1 this is adversarial training with one step
 (Goodfellow et al., arXiv 1412.6572), for u -> 0 it is the first order itself. One step of a fixed length can be learnt by
 heart: the loss falls at its end and nowhere else (Kim et al., arXiv 2010.01799, who vary the length too); a drawn u leaves no
-such place. The network does see perturbed images. No second derivative is taken, so that a step costs half as much or less, and
+such place. The network does see perturbed images. No second derivative is taken, and
 ``torch.compile`` works.
 """
 
