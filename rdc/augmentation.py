@@ -1,4 +1,4 @@
-"""Random displacements in front of a training objective."""
+"""Random changes to images in front of a training objective: displacements, and rectangles of another image."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdc.batches import integers
+from rdc.batches import integers, uniform
 from rdc.errors import ConfigError
 from rdc.objective import Objective
 
-__all__ = ["Shifted", "mirror_shifted"]
+__all__ = ["Shifted", "cut_and_mixed", "mirror_shifted"]
 
 
 class Shifted:
@@ -65,3 +65,33 @@ def mirror_shifted(x: Tensor, largest: int, generator: torch.Generator) -> Tenso
     moved = padded[image[:, None, None, None], channel[:, None, None], rows, columns]
     layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     return moved.contiguous(memory_format=layout)
+
+
+def cut_and_mixed(x: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """CutMix (Yun et al., arXiv 1905.04899): a rectangle of some images is replaced by what their neighbour shows there.
+
+    The rectangle's area is uniform in 0..1 of the image's before it is cut at the border, its centre uniform. Neighbours are rows
+    2i and 2i + 1 of the batch.
+
+    Args:
+        x: [B, C, H, W], B even.
+        probability: of an image to get a rectangle.
+        generator: see :mod:`rdc.batches`.
+
+    Returns:
+        (mixed images [B, C, H, W], the row [B] int64 each rectangle comes from, the share [B] of the image that is its own).
+
+    Raises:
+        ConfigError: B is odd.
+    """
+    if len(x) % 2:
+        raise ConfigError(f"cutmix: expected an even number of images a step and process; got {len(x)}")
+    height, width = x.shape[2:]
+    draw = uniform((len(x), 4), generator).to(x.device, torch.float32)
+    half = draw[:, 0].sqrt() / 2
+    rows, columns = ((torch.arange(size, device=x.device) + 0.5) / size for size in (height, width))
+    tall = (rows - draw[:, 1:2]).abs() < half[:, None]
+    wide = (columns - draw[:, 2:3]).abs() < half[:, None]
+    inside = tall[:, :, None] & wide[:, None] & (draw[:, 3] < probability)[:, None, None]
+    other = torch.arange(len(x), device=x.device) ^ 1
+    return torch.where(inside[:, None], x[other], x), other, 1 - inside.float().mean((1, 2))

@@ -119,8 +119,12 @@ class Batches:
     def generator(self, step: int) -> BatchGenerator:
         """Random numbers of a step, on the device."""
         generator = BatchGenerator(self.device, self.share, self.rank, self.world)
-        generator.manual_seed((self.seed * 1_000_003 + step) * 4099)
+        self.seed_for(step, generator)
         return generator
+
+    def seed_for(self, step: int, generator: BatchGenerator) -> None:
+        """Let ``generator`` begin with the numbers of a step."""
+        generator.manual_seed((self.seed * 1_000_003 + step) * 4099)
 
     def positions(self, step: int) -> np.ndarray:
         """Positions [B] in the data set of this process's images."""

@@ -26,6 +26,10 @@ where both z are taken at the same noise level and with the same noise. For u = 
 heart: the loss falls at its end and nowhere else (Kim et al., arXiv 2010.01799, who vary the length too); a drawn u leaves no
 such place. The network does see perturbed images. No second derivative is taken, and
 ``torch.compile`` works.
+
+With ``cutmix`` a share of the images has a rectangle of another image, and y becomes a distribution over two classes: its share
+of each weighs both the denoising losses and the cross-entropies. Together with averaged weights this keeps robust training from
+learning its images by heart (Rebuffi et al., arXiv 2111.05328).
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rdc.augmentation import cut_and_mixed
 from rdc.batches import normal, uniform
 from rdc.denoiser import Denoiser
 from rdc.errors import ConfigError
@@ -96,9 +101,11 @@ class DistillationObjective:
             then differentiates twice, which ``torch.compile`` cannot.
         margin_norm: "linf", "l2" or "l1".
         secant: the threat that is trained for by differences; None: none.
+        cutmix: probability of an image to have a rectangle of another (:func:`rdc.augmentation.cut_and_mixed`).
 
     Raises:
-        ConfigError: a setting is out of range, ``margin_eps`` or ``secant`` without ``posterior_weight``, or both.
+        ConfigError: a setting is out of range, ``margin_eps`` or ``secant`` without ``posterior_weight``, or both, or
+            ``margin_eps`` with ``cutmix``.
     """
 
     def __init__(
@@ -112,8 +119,13 @@ class DistillationObjective:
         margin_eps: float = 0.0,
         margin_norm: str = "linf",
         secant: Secant | None = None,
+        cutmix: float = 0.0,
     ) -> None:
         check_margin(margin_eps, margin_norm)
+        if not 0 <= cutmix <= 1:
+            raise ConfigError(f"cutmix: expected a probability in 0..1; got {cutmix}")
+        if cutmix and margin_eps:
+            raise ConfigError("margin_eps and cutmix: expected at most one of them; got both. Use secant with cutmix")
         if margin_eps and secant:
             raise ConfigError("margin_eps and secant: expected at most one of them; got both")
         for name in ["margin_eps"] * bool(margin_eps) + ["secant"] * bool(secant):
@@ -134,19 +146,28 @@ class DistillationObjective:
         self.noise, self.classes_per_image = noise, classes_per_image
         self.difference_weight, self.posterior_weight = difference_weight, posterior_weight
         self.posterior_scale, self.margin_eps, self.margin_norm = posterior_scale, margin_eps, margin_norm
-        self.secant, self.differentiates_twice = secant, bool(margin_eps)
+        self.secant, self.differentiates_twice, self.cutmix = secant, bool(margin_eps), cutmix
         self.precondition, self.num_classes = teacher.precondition, teacher.num_classes
 
     def __call__(
         self, net: nn.Module, x0: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        own = (labels[:, None] == torch.arange(self.num_classes + 1, device=labels.device)).to(x0.dtype)  # [B, K + 1]
+        truth = labels
+        if self.cutmix:
+            x0, other, share = cut_and_mixed(x0, self.cutmix, generator)
+            share = share.to(x0.dtype)[:, None]
+            own = share * own + (1 - share) * own[other]
+            labels, truth = own.argmax(1), own[:, : self.num_classes]
         sigma = self.noise.sample(len(x0), generator).to(x0.device)
         noise = normal(x0.shape, generator).to(x0.device, x0.dtype)
         if self.margin_eps or self.secant:
             x0 = x0.detach().requires_grad_()
         classes = self._choose(labels, generator)
         x_t, target, predicted = self._predict(net, x0, sigma, noise)
-        error = (predicted[torch.arange(len(x0), device=x0.device), labels] - target).square().mean()
+        errors = self._errors(predicted, target)
+        pixels = target[0].numel()
+        error = (errors * own).sum() / (len(x0) * pixels)
         values = {"denoising": error.detach()}
         total = x0.new_zeros(())
         if self.classes_per_image:
@@ -154,11 +175,11 @@ class DistillationObjective:
             total = total + distilled + self.difference_weight * differences
             values |= {"distilled": distilled.detach(), "differences": differences.detach()}
         if self.posterior_weight:
-            unlabelled = (predicted[:, self.num_classes] - target).square().mean()
-            logits = self._logits(predicted, target, sigma)
-            entropy, seen = self._posterior(logits, labels, x0, generator)
+            unlabelled = errors[:, self.num_classes].mean() / pixels
+            logits = self._logits(errors, sigma)
+            entropy, seen = self._posterior(logits, labels, truth, x0, generator)
             if self.secant:
-                far, seen = self._extrapolated(net, x0, labels, logits, sigma, noise, generator)
+                far, seen = self._extrapolated(net, x0, labels, own, logits, sigma, noise, generator)
                 entropy = (1 - self.secant.share) * entropy + self.secant.share * far
             total = total + error + unlabelled + self.posterior_weight * entropy
             values |= {"unlabelled": unlabelled.detach(), "posterior": entropy.detach()}
@@ -177,17 +198,21 @@ class DistillationObjective:
         """On a CPU channels_last; on a GPU as the weights are, which the Trainer decides."""
         return x if x.device.type == "cuda" else x.contiguous(memory_format=torch.channels_last)
 
-    def _logits(self, predicted: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
+    def _errors(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """[B, K + 1]: ||S_k - F*||^2."""
+        return (predicted - target[:, None]).square().flatten(2).sum(2)
+
+    def _logits(self, errors: Tensor, sigma: Tensor) -> Tensor:
         """[B, K]: -g(s) ||S_k - F*||^2."""
-        loss = (predicted[:, : self.num_classes] - target[:, None]).square().flatten(2).sum(2)
         scale = self.posterior_scale * (self.precondition.c_out(sigma) / sigma) ** 2
-        return -scale[:, None] * loss
+        return -scale[:, None] * errors[:, : self.num_classes]
 
     def _extrapolated(
         self,
         net: nn.Module,
         x0: Tensor,
         labels: Tensor,
+        own: Tensor,
         logits: Tensor,
         sigma: Tensor,
         noise: Tensor,
@@ -195,26 +220,31 @@ class DistillationObjective:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of z', and what the log shows of it."""
         assert self.secant is not None
-        rows = torch.arange(len(labels), device=labels.device)
-        rivals = draw_rivals(logits, labels, generator)
-        margin = logits[rows, rivals] - logits[rows, labels]
+        own = own[:, : self.num_classes]
+        shown = (own > 0) if self.num_classes > 2 else torch.zeros_like(own, dtype=torch.bool)  # no rivals
+        rivals = draw_rivals(logits.masked_fill(shown, -math.inf), labels, generator)
+        margin = _lead(logits, rivals, own)
         with torch.autocast(x0.device.type, enabled=False):  # the gradient's types are those of the forward pass
             (gradient,) = torch.autograd.grad(margin.sum(), x0, retain_graph=True)
         step = 2 * worst_step(gradient, (x0.detach() + 1) / 2, self.secant.eps, self.secant.norm)
         u = uniform((len(x0),), generator).to(x0) * (self.secant.high - self.secant.low) + self.secant.low
         x = (x0.detach() + u[:, None, None, None] * step).requires_grad_()  # like x0: one graph, where it is compiled
         _, target, predicted = self._predict(net, x, sigma, noise)
-        far = logits + (self._logits(predicted, target, sigma) - logits) / u[:, None]
-        rise = far[rows, rivals] - far[rows, labels] - margin
+        far = logits + (self._logits(self._errors(predicted, target), sigma) - logits) / u[:, None]
+        rise = _lead(far, rivals, own) - margin
         hits = (far.argmax(1) == labels).float().mean()
-        return F.cross_entropy(far, labels), {"robust_first_order": hits, "rise": rise.detach().mean()}
+        truth = own if self.cutmix else labels
+        return F.cross_entropy(far, truth), {"robust_first_order": hits, "rise": rise.detach().mean()}
 
     def _posterior(
-        self, logits: Tensor, labels: Tensor, x0: Tensor, generator: torch.Generator
+        self, logits: Tensor, labels: Tensor, truth: Tensor, x0: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of the logits [B, K], or of their first-order worst case, and what the log shows of that."""
+        """Cross-entropy of the logits [B, K], or of their first-order worst case, and what the log shows of that.
+
+        ``truth`` is ``labels`` [B], or the images' shares of the classes [B, K].
+        """
         if not self.margin_eps:
-            return F.cross_entropy(logits, labels), {}
+            return F.cross_entropy(logits, truth), {}
         rivals = draw_rivals(logits, labels, generator)
         worst, rise = worst_logits(logits, labels, rivals, x0, self.margin_eps, self.margin_norm)
         robust = (worst.argmax(1) == labels).float().mean()
@@ -223,7 +253,7 @@ class DistillationObjective:
     def _choose(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """[B, m] classes: the true one first, then distinct others, K standing for the null label."""
         order = uniform((len(labels), self.num_classes + 1), generator).to(labels.device)
-        order[torch.arange(len(labels), device=labels.device), labels] = -1
+        order = order.scatter(1, labels[:, None], -1.0)
         return order.argsort(1)[:, : self.classes_per_image]
 
     def _match(self, predicted: Tensor, x_t: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,6 +269,14 @@ class DistillationObjective:
         if count == 1:
             return gap.square().mean(), gap.new_zeros(())
         return gap.square().mean(), (gap[:, 1:] - gap[:, :1]).square().mean()
+
+
+def _lead(logits: Tensor, rivals: Tensor, own: Tensor) -> Tensor:
+    """[B]: what the rival's logit exceeds the image's own by, ``own`` [B, K] being its shares of the classes.
+
+    No index is taken, whose backward pass would sort.
+    """
+    return logits.gather(1, rivals[:, None])[:, 0] - (logits * own).sum(1)
 
 
 def student_from_teacher(

@@ -87,7 +87,7 @@ def plan_images(trainer: Trainer, minutes: float, begun: float) -> int:
                 f"start and compilation, at {speed:.3g} images/s; expected more minutes"
             )
     trainer.config = dataclasses.replace(trainer.config, images=max(planned, trainer.config.batch_size))
-    trainer.folder.describe_training(dataclasses.asdict(trainer.config))
+    trainer.folder.describe_training(trainer.config.describe())
     return trainer.config.images
 
 

@@ -24,7 +24,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rdc.batches import Batches
+from rdc.batches import Batches, BatchGenerator
+from rdc.cuda_graph import GraphedStep
 from rdc.data import Dataset
 from rdc.errors import CheckpointError, ConfigError
 from rdc.networks.blocks import allow_backward_again, fuse_norms, half_norms
@@ -55,6 +56,7 @@ class TrainConfig:
         learning_rate: peak of Adam; warm-up over ``warmup_images``, then cosine decay to zero.
         ema_images: half-life of the weight average, in images.
         clip: largest gradient norm.
+        weight_decay: of AdamW, for weights of two dimensions and more; 0: Adam.
         precision: "float32" or "bfloat16" (autocast; weights stay float32). On a GPU group norm answers in bfloat16 too, unless
             the objective differentiates twice.
         flip: mirror half of the images left to right.
@@ -62,6 +64,7 @@ class TrainConfig:
             sizes; seconds to compile, and on a GPU they are most of what a network without ``compile`` spends. False: nothing.
         checkpoint_seconds: time between checkpoints.
         memory_format: of the weights on a GPU, "channels_last" or "contiguous"; it changes rounding and speed, nothing else.
+        cuda_graph: record the step once and replay it (:mod:`rdc.cuda_graph`); needs a GPU and one process.
     """
 
     images: int
@@ -76,6 +79,8 @@ class TrainConfig:
     compile: bool | str = False
     checkpoint_seconds: float = 60.0
     memory_format: str = "channels_last"
+    cuda_graph: bool = False
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.images < self.batch_size:
@@ -89,7 +94,7 @@ class TrainConfig:
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected a positive number; got {getattr(self, name)}")
-        for name in ("warmup_images", "ema_images", "checkpoint_seconds"):
+        for name in ("warmup_images", "ema_images", "checkpoint_seconds", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected 0 or more; got {getattr(self, name)}")
         if not 0 <= self.seed < 2**31:
@@ -103,6 +108,11 @@ class TrainConfig:
     def log_steps(self) -> int:
         """Steps between log rows: 50, fewer in short runs."""
         return max(1, min(50, self.steps // 50))
+
+    def describe(self) -> dict[str, Any]:
+        """For the run's folder; what was added since 0.1 and is off is left out, so that older runs continue."""
+        settings = dataclasses.asdict(self)
+        return settings if self.weight_decay else {k: v for k, v in settings.items() if k != "weight_decay"}
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, cosine decay."""
@@ -144,7 +154,7 @@ class Trainer:
         export: Export | None = None,
     ) -> None:
         self.net, self.objective, self.config, self.export = net, objective, config, export
-        self.folder = RunFolder(out, {**description, "train": dataclasses.asdict(config)})
+        self.folder = RunFolder(out, {**description, "train": config.describe()})
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.device = next(net.parameters()).device
@@ -155,16 +165,20 @@ class Trainer:
             fuse_norms(net)
         if on_gpu and config.precision == "bfloat16" and not getattr(objective, "differentiates_twice", False):
             half_norms(net)
+        if config.cuda_graph and not (on_gpu and self.world == 1):
+            found = f"{self.world} processes" if on_gpu else f"a network on {self.device}"
+            raise ConfigError(f"cuda_graph: expected a GPU and one process; got {found}. Leave --cuda-graph out")
         self.progress = progress and self.rank == 0
         self.parameters = dict(net.named_parameters())
-        self.optimizer = torch.optim.Adam(
-            net.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), eps=1e-8, fused=on_gpu or None
-        )
+        self.optimizer = _optimizer(net, config, on_gpu)
         self.ema = {name: value.detach().clone() for name, value in self.parameters.items()}
         self.batches = Batches(data, config.batch_size, config.seed, self.device, config.flip, self.rank, self.world)
         if config.compile is True:
             allow_backward_again()
         self.forward = torch.compile(net) if config.compile is True else net
+        self.graphed = None
+        if config.cuda_graph:
+            self.graphed = GraphedStep(self._gradients, net.parameters(), self.batches.generator(0))
         self.step, self.seconds = 0, 0.0
         self.window: list[dict[str, float]] = []
         self.stop, self.deadline = StopRequest(), math.inf
@@ -181,18 +195,17 @@ class Trainer:
         rate = config.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        half = torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
         on_gpu = self.device.type == "cuda"
-        with torch.random.fork_rng([self.device] if on_gpu else []), half:  # the global generators, for dropout alone
+        with torch.random.fork_rng([self.device] if on_gpu else []):  # the global generators, for dropout alone
             dropout = torch.cuda if on_gpu else torch.default_generator
             dropout.manual_seed((config.seed * 1_000_003 + self.step) * 4099 + self.rank)
-            loss, values = self.objective(self.forward, x0, labels, self.batches.generator(self.step))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        numbers = torch.stack([value.detach().to(loss.device, torch.float32) for value in (loss, *values.values())])
-        numbers = self._average_over_processes(numbers)
-        norm = nn.utils.clip_grad_norm_(self.net.parameters(), config.clip)
-        *logged, norm_value = torch.cat([numbers, norm[None].float()]).tolist()
+            if self.graphed is None:
+                self.optimizer.zero_grad(set_to_none=True)
+                numbers, names = self._gradients(x0, labels, self.batches.generator(self.step))
+            else:
+                self.batches.seed_for(self.step, self.graphed.generator)
+                numbers, names = self.graphed(x0, labels)
+        *logged, norm_value = numbers.tolist()
         if not (math.isfinite(norm_value) and math.isfinite(logged[0])):
             raise ConfigError(
                 f"step {self.step}: the loss ({logged[0]}) or its gradient (norm {norm_value}) is not finite. This "
@@ -202,7 +215,17 @@ class Trainer:
         self.optimizer.step()
         self._average_weights()
         self.step += 1
-        return {"lr": rate, "grad_norm": norm_value, **dict(zip(values, logged[1:], strict=True))}
+        return {"lr": rate, "grad_norm": norm_value, **dict(zip(names, logged[1:], strict=True))}
+
+    def _gradients(self, x0: Tensor, labels: Tensor, generator: BatchGenerator) -> tuple[Tensor, list[str]]:
+        """Clipped gradients into the parameters; [loss, values of the log, norm before clipping] and the values' names."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            loss, values = self.objective(self.forward, x0, labels, generator)
+        loss.backward()
+        numbers = torch.stack([value.detach().to(loss.device, torch.float32) for value in (loss, *values.values())])
+        numbers = self._average_over_processes(numbers)
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip)
+        return torch.cat([numbers, norm[None].float()]), list(values)
 
     def _average_over_processes(self, numbers: Tensor) -> Tensor:
         """Average gradients and ``numbers`` [M]; a signal that one process got reaches all."""
@@ -366,6 +389,15 @@ class Trainer:
         for name, value in targets.items():
             value.copy_(tensors[name])
         self.step, self.seconds, self.window = state.step, state.seconds, state.window
+
+
+def _optimizer(net: nn.Module, config: TrainConfig, on_gpu: bool) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, 0.99), "eps": 1e-8, "fused": on_gpu or None}
+    if not config.weight_decay:
+        return torch.optim.Adam(net.parameters(), **settings)
+    kept = [p for p in net.parameters() if p.ndim < 2]
+    groups = [{"params": [p for p in net.parameters() if p.ndim >= 2], "weight_decay": config.weight_decay}]
+    return torch.optim.AdamW([*groups, {"params": kept, "weight_decay": 0.0}], **settings)
 
 
 def start_processes(device: str = "cpu", timeout: float = 1800.0) -> torch.device:

@@ -24,7 +24,7 @@ __all__ = ["RunFolder", "State", "StopRequest", "TrainingStopped", "stop_on_sign
 
 STATE, LOG, CONFIG, LOCK = "state.safetensors", "log.jsonl", "config.json", "lock"
 #: settings that do not change what is computed; a run may be continued with others
-_FREE = ("compile", "checkpoint_seconds", "memory_format")
+_FREE = ("compile", "checkpoint_seconds", "memory_format", "cuda_graph")
 
 
 class TrainingStopped(KeyboardInterrupt):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rdc.augmentation import Shifted, mirror_shifted
+from rdc.augmentation import Shifted, cut_and_mixed, mirror_shifted
 from rdc.batches import BatchGenerator
 from rdc.errors import ConfigError
 
@@ -66,3 +66,39 @@ def test_refusals() -> None:
             Shifted(lambda *_: None, largest)
     with pytest.raises(ConfigError, match="fewer pixels than the image"):
         mirror_shifted(images(1), 5, torch.Generator())
+
+
+# --- CutMix -----------------------------------------------------------------------------------------------------------
+def test_a_rectangle_comes_from_the_neighbour_and_the_share_counts_pixels() -> None:
+    x = torch.rand(400, 2, 9, 7, generator=torch.Generator().manual_seed(0))
+    mixed, other, share = cut_and_mixed(x, 1.0, torch.Generator().manual_seed(1))
+    assert other.tolist()[:4] == [1, 0, 3, 2]
+    theirs = (mixed != x).any(1)  # no two pixels are alike
+    assert torch.equal(mixed, torch.where(theirs[:, None], x[other], x))
+    torch.testing.assert_close(share, 1 - theirs.float().mean((1, 2)))
+    for place in theirs[theirs.any(2).any(1)]:  # a rectangle: rows times columns
+        assert torch.equal(place, place.any(1)[:, None] & place.any(0)[None])
+    assert (
+        0.6 < share.mean() < 0.8 and share.min() < 0.2 and share.max() > 0.9
+    )  # half the image, less what the border cuts
+
+
+def test_a_share_of_the_images_is_left_alone() -> None:
+    x = images(1000)
+    mixed, _, share = cut_and_mixed(x, 0.3, torch.Generator().manual_seed(1))
+    untouched = (mixed == x).flatten(1).all(1)
+    assert torch.equal(untouched, share == 1) and 0.66 < untouched.float().mean() < 0.8
+    assert torch.equal(cut_and_mixed(x, 0.0, torch.Generator().manual_seed(1))[0], x)
+
+
+def test_two_processes_mix_the_images_that_one_would() -> None:
+    x = images(8)
+    whole = cut_and_mixed(x, 0.8, BatchGenerator("cpu", 8).manual_seed(4))
+    parts = [cut_and_mixed(x[4 * r : 4 * r + 4], 0.8, BatchGenerator("cpu", 4, r, 2).manual_seed(4)) for r in (0, 1)]
+    assert torch.equal(whole[0], torch.cat([part[0] for part in parts]))
+    assert torch.equal(whole[2], torch.cat([part[2] for part in parts]))
+
+
+def test_an_odd_batch_has_no_neighbours() -> None:
+    with pytest.raises(ConfigError, match="cutmix: expected an even number of images a step and process; got 3"):
+        cut_and_mixed(images(3), 0.5, torch.Generator())

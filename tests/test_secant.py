@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rdc.augmentation import cut_and_mixed
 from rdc.batches import uniform
 from rdc.distillation import DistillationObjective, Secant
 from rdc.errors import ConfigError
@@ -142,3 +143,47 @@ def test_wrong_settings_are_refused():
         objective(margin_eps=EPS)
     with pytest.raises(ConfigError, match="secant: expected posterior_weight > 0"):
         objective(posterior_weight=0.0, classes_per_image=2)
+    with pytest.raises(ConfigError, match="cutmix: expected a probability"):
+        objective(Secant(EPS), cutmix=1.5)
+    with pytest.raises(ConfigError, match="margin_eps and cutmix: expected at most one of them"):
+        objective(None, margin_eps=EPS, cutmix=0.5)
+
+
+def test_cutmix_shares_losses_and_labels_between_two_classes():
+    """Denoising losses and both cross-entropies, from the formulas alone."""
+    made, net = objective(Secant(EPS, "linf", 0.2, 0.9, share=0.3), cutmix=1.0), student()
+    loss, values = run(made, net)
+    generator = torch.Generator().manual_seed(0)
+    x0, other, share = cut_and_mixed(images(), 1.0, generator)
+    assert share.min() < 0.9
+    share = share.double()
+    sigma = NOISE.sample(4, generator)
+    noise = torch.randn(4, *images().shape[1:], generator=generator).double()
+    shares = share[:, None] * F.one_hot(LABELS, 3) + (1 - share)[:, None] * F.one_hot(LABELS[other], 3)
+    made._choose(shares.argmax(1), generator)
+    x0.requires_grad_()
+    p, s = made.precondition, sigma.reshape(-1, 1, 1, 1)
+
+    def errors(x):
+        x_t = x + s * noise
+        target = (x - p.c_skip(s) * x_t) / p.c_out(s)
+        found = (net(p.c_in(s) * x_t, p.c_noise(sigma)) - target[:, None]).square()
+        return found.flatten(2).mean(2), -1.5 * ((p.c_out(sigma) / sigma) ** 2)[:, None] * found[:, :3].flatten(2).sum(
+            2
+        )
+
+    means, logits = errors(x0)
+    denoising = (means[:, :3] * shares).sum(1).mean() + means[:, 3].mean()
+    rivals = draw_rivals(logits.masked_fill(shares > 0, -torch.inf), shares.argmax(1), generator)
+    assert (
+        shares[torch.arange(4), rivals][shares.max(1).values < 1] == 0
+    ).all()  # neither of the two classes that are shown
+    u = 0.2 + 0.7 * uniform((4,), generator).double()[:, None, None, None]
+    margin = logits[torch.arange(4), rivals] - (shares * logits).sum(1)
+    (slope,) = torch.autograd.grad(margin.sum(), x0, retain_graph=True)
+    _, there = errors((x0 + u * 2 * EPS * slope.sign()).detach())
+    far = logits + (there - logits) / u[:, :, 0, 0]
+    entropies = [-(shares * z.log_softmax(1)).sum(1).mean() for z in (logits, far)]
+    total = denoising + 0.7 * (0.7 * entropies[0] + 0.3 * entropies[1])
+    torch.testing.assert_close(loss, total, rtol=1e-5, atol=0)
+    assert values["robust_first_order"] <= values["hits"]

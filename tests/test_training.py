@@ -153,6 +153,23 @@ def expect_same_state(one: Path, other: Path) -> None:
     assert not different
 
 
+def test_weight_decay_is_adamw_of_matrices_alone(tmp_path: Path) -> None:
+    decayed = trainer(tmp_path / "a", TrainConfig(**{**vars(CONFIG), "weight_decay": 0.5}), dropout=0.0)
+    plain = trainer(tmp_path / "b", dropout=0.0)
+    before = {name: p.detach().clone() for name, p in plain.parameters.items()}
+    rate = plain.train_step()["lr"]
+    decayed.train_step()
+    for name, p in decayed.parameters.items():
+        expected = plain.parameters[name] - (0.5 * rate * before[name] if p.ndim >= 2 else 0)
+        torch.testing.assert_close(p, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_settings_that_are_off_are_not_described() -> None:
+    """A run that began before they existed goes on."""
+    assert "weight_decay" not in CONFIG.describe() and CONFIG.describe()["images"] == 240
+    assert TrainConfig(**{**vars(CONFIG), "weight_decay": 0.5}).describe()["weight_decay"] == 0.5
+
+
 # --- resume -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("mode", "last"), [("between", 10), ("while-saving", 7)])
 def test_a_killed_run_continues_as_if_it_had_not_been(mode: str, last: int, finished: Path, tmp_path: Path) -> None:

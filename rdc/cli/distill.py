@@ -58,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--wide-channels", type=int, default=156, metavar="N", help="of the last residual block (156)")
     model.add_argument("--shift", type=int, default=0, metavar="N", help="move each image by up to N pixels (0)")
+    model.add_argument(
+        "--cutmix", type=float, default=0.0, metavar="P", help="share of images with a rectangle of another (0)"
+    )
     add_run_arguments(parser, learning_rate=1e-3)
 
 
@@ -82,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
     }
     if device.type == "cuda" and args.memory_format == "channels_last":
         teacher.to(memory_format=torch.channels_last)  # like the student
+    if args.cutmix:
+        terms["cutmix"] = args.cutmix
     denoiser = make_denoiser(teacher.to(device), teacher_config)
     if args.compile == "network" and teacher is not student:
         denoiser.network.compile()  # in place: the teacher's passes are most of the work

@@ -69,6 +69,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: float | st
     length.add_argument("--warmup-images", type=int, default=10_000, metavar="N", help="until the peak (10000)")
     length.add_argument("--ema-images", type=int, default=15_000, metavar="N", help="half-life of the average (15000)")
     length.add_argument("--clip", type=float, default=1.0, metavar="X", help="largest gradient norm (1.0)")
+    length.add_argument("--weight-decay", type=float, default=0.0, metavar="X", help="AdamW's, of matrices (0: Adam)")
     length.add_argument("--noise-mean", type=float, metavar="X", help="mean of ln sigma (EDM: -1.2)")
     length.add_argument("--noise-std", type=float, metavar="X", help="standard deviation of ln sigma (EDM: 1.2)")
     length.add_argument("--seed", type=int, default=0, metavar="N")
@@ -86,6 +87,9 @@ def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: float | st
         default="channels_last",
         choices=("channels_last", "contiguous"),
         help="of the weights on a GPU (channels_last)",
+    )
+    speed.add_argument(
+        "--cuda-graph", action="store_true", help="record a step once and replay it: no waiting for Python (GPU)"
     )
     speed.add_argument(
         "--checkpoint-seconds", type=float, default=60.0, metavar="S", help="time between checkpoints (default: 60)"
@@ -207,6 +211,8 @@ def _train_config(args: argparse.Namespace) -> Any:
         compile=args.compile if args.compile == "norms" else args.compile is not None,
         checkpoint_seconds=args.checkpoint_seconds,
         memory_format=args.memory_format,
+        cuda_graph=args.cuda_graph,
+        weight_decay=args.weight_decay,
     )
 
 

@@ -1,0 +1,220 @@
+"""Group norm with its SiLU, and the sum that ends a residual block, in one pass each over channels_last tensors on a GPU.
+
+PyTorch's group norm on a GPU takes contiguous tensors only, so a network in channels_last, which its convolutions want, copies
+around every norm; and each bias, scale and activation is a pass of its own over memory. Here a norm with the bias before it, its
+conditioning and its SiLU is one kernel, forward and backward, and so is the residual sum with both biases. Sums and
+intermediate values are float32, and one rounding follows. Where Triton or a GPU is missing, :func:`usable` says no and the
+networks compute with PyTorch.
+
+Environment (read at every call):
+    RDC_DISABLE_TRITON=1   behave as if Triton were not installed
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["fits", "norm_act", "norm_act_reference", "residual_sum", "usable", "why_not"]
+
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_ELEMENTS = 16384  # of a group that a program can hold
+
+
+def why_not() -> str:
+    """Why the kernels do not run on GPUs here; empty if they do."""
+    if os.environ.get("RDC_DISABLE_TRITON", "") not in ("", "0"):
+        return f"RDC_DISABLE_TRITON={os.environ['RDC_DISABLE_TRITON']} is set"
+    if torch.version.hip:
+        return "this torch runs on ROCm, where the kernels were never tried"
+    return "" if _triton_found() else "Triton is not installed"
+
+
+@functools.cache
+def _triton_found() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _kernels() -> ModuleType:
+    from rdc.networks import triton_kernels  # imports Triton, which takes a second
+
+    return triton_kernels
+
+
+def usable(x: Tensor) -> bool:
+    """Whether the kernels take x [B, C, H, W]: on a GPU, in channels_last, of a floating type they know, outside tracing."""
+    if x.device.type != "cuda" or x.dtype not in _TYPES or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last) and x.numel() > 0 and not why_not()
+
+
+def fits(x: Tensor, groups: int) -> bool:
+    """Whether a group of x [B, C, H, W] fits one program."""
+    return _power(x.shape[2] * x.shape[3]) * _power(x.shape[1] // groups) <= _ELEMENTS
+
+
+def norm_act_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    pre: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    silu: bool = True,
+) -> Tensor:
+    """What :func:`norm_act` computes, in PyTorch; differentiable any number of times."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    y = x.to(dtype) if pre is None else x.to(dtype) + pre.to(dtype)[:, :, None, None]
+    y = F.group_norm(y, groups, weight.to(dtype), bias.to(dtype), eps)
+    if scale is not None and shift is not None:
+        y = y * (scale.to(dtype) + 1)[:, :, None, None] + shift.to(dtype)[:, :, None, None]
+    return (F.silu(y) if silu else y).to(x.dtype)
+
+
+def norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    pre: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    silu: bool = True,
+) -> Tensor:
+    """Group normalisation of x + pre, scaled and shifted, then SiLU; for x that is :func:`usable` and :func:`fits`.
+
+    Args:
+        x: [B, C, H, W] in channels_last.
+        weight, bias: [C].
+        groups: of channels; divides C.
+        eps: added to the variance.
+        pre: [B, C] (or expanded to it) added to x first; None: nothing.
+        scale, shift: [B, C]; the normalised x is multiplied by scale + 1 and shifted. Both or neither.
+        silu: False: no activation.
+
+    Returns:
+        [B, C, H, W] in channels_last and in the type of x. Second derivatives go through :func:`norm_act_reference`.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return _NormAct.apply(x, weight, bias, pre, scale, shift, groups, eps, silu)
+
+
+def residual_sum(x: Tensor, skip: Tensor, bias: Tensor | None, factor: float) -> Tensor:
+    """factor * (x + skip + bias) for x and skip [B, C, H, W] of one type in channels_last, bias [C] or None."""
+    return _ResidualSum.apply(x, skip, bias, factor)
+
+
+def _power(number: int) -> int:
+    return 1 << max(0, number - 1).bit_length()
+
+
+def _tile(x: Tensor, groups: int, elements: int) -> tuple[dict[str, int], tuple[int, int]]:
+    """Block sizes for as many groups a program as ``elements`` registers hold, and the grid."""
+    positions, group = x.shape[2] * x.shape[3], x.shape[1] // groups
+    rows, padded = _power(positions), _power(group)
+    tile = max(1, min(elements // (rows * padded), _power(groups)))
+    warps = max(1, min(16, rows * padded * tile // 1024))
+    sizes = {"GROUP": group, "ROWS": rows, "TILE": tile, "PADDED": padded, "num_warps": warps}
+    return sizes, (x.shape[0], -(-groups // tile))
+
+
+def _rows(conditions: Tensor | None) -> Tensor | None:
+    """[B, C] whose channels lie side by side; rows may have any stride."""
+    return conditions if conditions is None or conditions.stride(1) == 1 else conditions.contiguous()
+
+
+class _NormAct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, pre, scale, shift, groups, eps, silu):  # type: ignore[no-untyped-def]
+        pre, scale, shift = _rows(pre), _rows(scale), _rows(shift)
+        if scale is not None and scale.stride(0) != shift.stride(0):
+            scale, shift = scale.contiguous(), shift.contiguous()
+        y = torch.empty_like(x)
+        mean, rstd = (torch.empty(len(x), groups, dtype=torch.float32, device=x.device) for _ in range(2))
+        sizes, grid = _tile(x, groups, 16384)
+        given = [x if tensor is None else tensor for tensor in (pre, weight, bias, scale, shift)]
+        strides = (0 if pre is None else pre.stride(0), 0 if scale is None else scale.stride(0))
+        flags = {"PRE": pre is not None, "ADAPTIVE": scale is not None, "SILU": silu}
+        _kernels().norm_forward[grid](
+            x, *given, y, mean, rstd, x.shape[2] * x.shape[3], x.shape[1], groups, *strides, eps, **flags, **sizes
+        )
+        ctx.save_for_backward(x, weight, bias, pre, scale, shift, mean, rstd)
+        ctx.settings = groups, eps, silu
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        *inputs, mean, rstd = ctx.saved_tensors
+        groups, eps, silu = ctx.settings
+        if torch.is_grad_enabled():
+            return (*_differentiable(ctx, inputs, grad), None, None, None)
+        x, weight, bias, pre, scale, shift = inputs
+        grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        grad_x = torch.empty_like(x)
+        sums, normed_sums, grad_sums = torch.empty(3, *x.shape[:2], dtype=torch.float32, device=x.device)
+        sizes, grid = _tile(x, groups, 8192)
+        given = [x if tensor is None else tensor for tensor in (pre, weight, bias, scale, shift)]
+        strides = (0 if pre is None else pre.stride(0), 0 if scale is None else scale.stride(0))
+        flags = {"PRE": pre is not None, "ADAPTIVE": scale is not None, "SILU": silu}
+        _kernels().norm_backward[grid](
+            grad, x, *given, mean, rstd, grad_x, sums, normed_sums, grad_sums,
+            x.shape[2] * x.shape[3], x.shape[1], groups, *strides, **flags, **sizes,
+        )  # fmt: skip
+        grads: list[Tensor | None] = [grad_x, None, None, None, None, None]
+        wanted = ctx.needs_input_grad
+        factor = 1 if scale is None else 1 + scale.float()
+        if wanted[1]:
+            grads[1] = (normed_sums * factor).sum(0).to(weight.dtype)
+        if wanted[2]:
+            grads[2] = (sums * factor).sum(0).to(bias.dtype)
+        if wanted[3] and pre is not None:
+            grads[3] = grad_sums.to(pre.dtype)
+        if wanted[4] and scale is not None:
+            grads[4] = (normed_sums * weight.float() + sums * bias.float()).to(scale.dtype)
+        if wanted[5] and shift is not None:
+            grads[5] = sums.to(shift.dtype)
+        return (*grads, None, None, None)
+
+
+def _differentiable(ctx, inputs, grad):  # type: ignore[no-untyped-def]
+    """The gradients as functions that can be differentiated again: those of the reference."""
+    groups, eps, silu = ctx.settings
+    named = [
+        None if tensor is None else tensor.view_as(tensor) for tensor in inputs
+    ]  # only partial derivatives are wanted
+    y = norm_act_reference(*named[:3], groups, eps, *named[3:], silu)
+    asked = [i for i, tensor in enumerate(named) if tensor is not None and ctx.needs_input_grad[i]]
+    found = torch.autograd.grad(y, [named[i] for i in asked], grad, create_graph=True)
+    grads = [None] * len(inputs)
+    for i, value in zip(asked, found, strict=True):
+        grads[i] = value
+    return grads
+
+
+class _ResidualSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, skip, bias, factor):  # type: ignore[no-untyped-def]
+        ctx.factor, ctx.bias_dtype = factor, None if bias is None else bias.dtype
+        y, block = torch.empty_like(x), 2048
+        given = x if bias is None else bias.contiguous()
+        _kernels().residual_forward[(-(-x.numel() // block),)](
+            x, skip, given, y, x.numel(), x.shape[1], factor, BIAS=bias is not None, BLOCK=block, num_warps=8
+        )
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        grad = grad * ctx.factor
+        wanted = ctx.bias_dtype is not None and ctx.needs_input_grad[2]
+        bias = grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype) if wanted else None
+        return grad, grad, bias, None
