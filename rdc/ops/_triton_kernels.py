@@ -53,8 +53,9 @@ def residuals(
     """One tile of pixels of one row of h, one group of outputs.
 
     ``PLANES``: the outputs of a group have one image channel, so that a target value is read once a pixel. Otherwise they are taken
-    in the order of ``weight``. ``STEPS``: blocks of ``CHANNELS`` that cover c; ``WHOLE``: they do so exactly. ``CUT``: each tap is summed by itself,
-    for long chains of float32 lose bits. ``WIDEN``: multiply in float32 (Triton's interpreter takes the bits of bfloat16 for integers).
+    in the order of ``weight``. ``STEPS``: blocks of ``CHANNELS`` that cover c; ``WHOLE``: they do so exactly. ``CUT``: each tap is
+    summed by itself, for long chains of float32 lose bits. ``WIDEN``: multiply in float32 (Triton's interpreter takes the bits of
+    bfloat16 for integers).
     """
     pid = tl.program_id(0)
     group = pid % groups

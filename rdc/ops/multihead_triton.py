@@ -1,7 +1,7 @@
 """multihead_loss on tensor cores: kernels in Triton, and cuDNN for the gradients of features and weights.
 
-Forward: one kernel predicts a tile of pixels and outputs, subtracts the target, and writes one sum of squares for each output and tile; torch
-adds these up in float64. Backward: the same kernel predicts again and writes R = 2 w g (P - F*) for a chunk of rows
+Forward: one kernel predicts a tile of pixels and outputs, subtracts the target, and writes one sum of squares for each output and
+tile; torch adds these up in float64. Backward: the same kernel predicts again and writes R = 2 w g (P - F*) for a chunk of rows
 (:data:`BYTES_AT_ONCE`); the transposed convolution and the correlation of R are cuDNN's. Gradients of bias, target and level weights
 are summed inside the kernel, in float32 over a tile, and then by torch.
 
@@ -13,6 +13,7 @@ Source: equations of :mod:`rdc.ops.multihead_loss`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 from collections.abc import Iterator
 from types import ModuleType
@@ -104,6 +105,11 @@ def why_not(device_type: str) -> str:
         return ""
     if device_type != "cuda":
         return f"the kernels are for CUDA devices; got {device_type!r} (TRITON_INTERPRET=1 runs them slowly on a CPU)"
+    return _why_not_cuda()
+
+
+@functools.cache
+def _why_not_cuda() -> str:
     if torch.version.hip:
         return "this torch runs on ROCm; the kernels were made for CUDA"
     if not torch.cuda.is_available():

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -139,6 +140,80 @@ def test_weights_are_arranged_and_restored(planes, classes, channels):
     for k in range(classes):
         for j in range(channels):
             assert torch.equal(there[j * plane + k if planes else k * channels + j], weight[k * channels + j])
+
+
+class Compiled:
+    """Stands for a kernel: a launch compiles it for an architecture, specialised as Triton would, and runs nothing."""
+
+    def __init__(self, kernel, architecture):
+        self.kernel, self.architecture, self.found = kernel, architecture, []
+
+    def __getitem__(self, grid):
+        return self.launch
+
+    def launch(self, *arguments, num_warps, num_stages=3, **named):
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource, compile
+
+        names = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+        given = {**dict(zip(self.kernel.arg_names, arguments, strict=False)), **named}
+        fixed = {p.name for p in self.kernel.params if p.is_constexpr}
+        types, constants, divisible = {}, {}, {}
+        for i, name in enumerate(self.kernel.arg_names):
+            value = given[name]
+            if name in fixed or (isinstance(value, int) and value == 1):
+                types[name], constants[(i,)] = "constexpr", value
+                continue
+            is_tensor = isinstance(value, torch.Tensor)
+            types[name] = names[value.dtype] if is_tensor else "i32"
+            if (value.data_ptr() if is_tensor else value) % 16 == 0:
+                divisible[(i,)] = [["tt.divisibility", 16]]
+        source = ASTSource(self.kernel, types, constants, divisible)
+        options = {"num_warps": num_warps, "num_stages": num_stages}
+        self.found.append(compile(source, target=GPUTarget("cuda", self.architecture, 32), options=options))
+
+
+def compile_for(monkeypatch, architecture, x, upstream):
+    """What forward and backward launch."""
+    real = module._kernels()
+    kernels = SimpleNamespace(
+        residuals=Compiled(real.residuals, architecture), transpose=Compiled(real.transpose, architecture)
+    )
+    monkeypatch.setattr(module, "_kernels", lambda: kernels)
+    module.forward_op(*x)
+    module.backward_op(upstream, *x, [True] * 5)
+    return kernels
+
+
+@needs_triton
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("architecture", [80, 90])
+@both_types
+@pytest.mark.parametrize("classes", [10, 100])
+def test_compiled_kernels_use_tensor_cores(monkeypatch, classes, dtype, architecture):
+    x, upstream = make((1, 1, 64, 32, 32, classes, 3), dtype)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    kernels = compile_for(monkeypatch, architecture, x, upstream)
+    word = {90: "wgmma.mma_async", 80: "mma.sync"}[architecture]
+    for made in kernels.residuals.found:
+        assert word in made.asm["ptx"] and "cp.async.cg.shared.global" in made.asm["ptx"]
+        assert made.metadata.shared <= 99 * 1024
+    assert len(kernels.residuals.found) == 2 and len(kernels.transpose.found) == 3  # h twice, its gradient once
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("tf32", [False, True])
+@both_types
+@both_layouts
+def test_every_shape_compiles(monkeypatch, channels_last, dtype, tf32):
+    """Sizes of one become constants when a kernel is launched: what the interpreter does not show."""
+    for shape in SHAPES.values():
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+            x, upstream = make(shape, dtype, channels_last)
+            assert len(compile_for(patch, 90, x, upstream).residuals.found) == 2
 
 
 # --- Interpreted ----------------------------------------------------------------------------------------------------------------------
