@@ -36,6 +36,9 @@ def residuals(
     channels: tl.constexpr,
     tiles,
     groups,
+    first_output,
+    first_group,
+    target_groups,
     PLANES: tl.constexpr,
     SQUARES: tl.constexpr,
     SUMS: tl.constexpr,
@@ -53,9 +56,9 @@ def residuals(
     """One tile of pixels of one row of h, one group of outputs.
 
     ``PLANES``: the outputs of a group have one image channel, so that a target value is read once a pixel. Otherwise they are taken
-    in the order of ``weight``. ``STEPS``: blocks of ``CHANNELS`` that cover c; ``WHOLE``: they do so exactly. ``CUT``: each tap is
-    summed by itself, for long chains of float32 lose bits. ``WIDEN``: multiply in float32 (Triton's interpreter takes the bits of
-    bfloat16 for integers).
+    in the order of ``weight``, from ``first_output`` on. ``STEPS``: blocks of ``CHANNELS`` that cover c; ``WHOLE``: they do so
+    exactly. ``CUT``: each tap is summed by itself, for long chains of float32 lose bits. ``WIDEN``: multiply in float32 (Triton's
+    interpreter takes the bits of bfloat16 for integers).
     """
     pid = tl.program_id(0)
     group = pid % groups
@@ -78,8 +81,8 @@ def residuals(
         column = j * plane + k
         written = k < plane
     else:
-        part = group
-        o = group * OUTPUTS + number
+        part = first_group + group
+        o = first_output + group * OUTPUTS + number
         valid = o < outputs
         k = o // channels
         column = o
@@ -120,11 +123,14 @@ def residuals(
     target_at = target + row * channels * pixels
     if PLANES:
         total -= tl.load(target_at + j * pixels + p, mask=inside, other=0.0).to(tl.float32)[:, None]
+    elif channels <= 4:
+        for i in tl.static_range(channels):
+            value = tl.load(target_at + i * pixels + p, mask=inside, other=0.0).to(tl.float32)
+            total -= tl.where((o % channels == i)[None, :], value[:, None], 0.0)
     else:
         both = inside[:, None] & valid[None, :]
-        total -= tl.load(target_at + ((o % channels) * pixels)[None, :] + p[:, None], mask=both, other=0.0).to(
-            tl.float32
-        )
+        value = tl.load(target_at + ((o % channels) * pixels)[None, :] + p[:, None], mask=both, other=0.0)
+        total -= value.to(tl.float32)
     total = tl.where(inside[:, None] & valid[None, :], total, 0.0)
 
     sums_at = (row * tiles + tile) * outputs + o
@@ -136,10 +142,10 @@ def residuals(
         total *= tl.load(coefficient + row * classes + k, mask=valid, other=0.0)[None, :]
     if TOWARDS_TARGET:
         if PLANES:
-            at = towards_target + ((row * (groups // channels) + part) * channels + j) * pixels + p
+            at = towards_target + ((row * target_groups + part) * channels + j) * pixels + p
             tl.store(at, -tl.sum(total, 1), mask=inside)
         else:
-            at = towards_target + (row * groups + part) * channels * pixels + p
+            at = towards_target + (row * target_groups + part) * channels * pixels + p
             for i in range(channels):
                 chosen = tl.where((o % channels == i)[None, :], total, 0.0)
                 tl.store(at + i * pixels, -tl.sum(chosen, 1), mask=inside)

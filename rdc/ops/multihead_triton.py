@@ -73,10 +73,18 @@ def default_tile(pixels: int, c: int, classes: int, channels: int, precision: st
     step = next((s for s in (wide, wide // 2, 16) if c % s == 0), 16 if c <= 16 else 32)
     if precision == "ieee":
         return Tile(_power(pixels, 16, 64), _power(outputs, 16, 64), min(step, 16), 4, 2, False)
-    across = _power(outputs, 16, 128)
-    wasted = channels * -(-classes // across) * across > 1.3 * (-(-outputs // across) * across)
-    high = _power(pixels, 16, 128)
-    return Tile(high, across, step, 8 if high * across >= 128 * 64 else 4, 3, not wasted)
+    across, high = _power(outputs, 16, 128), _power(pixels, 16, 128)
+    columns = sum(groups * width for width, groups in _groups(outputs, across))
+    planes = channels * -(-classes // across) * across <= 1.05 * columns
+    return Tile(high, across, step, 8 if high * across >= 128 * 64 else 4, 3, planes)
+
+
+def _groups(outputs: int, across: int) -> list[tuple[int, int]]:
+    """Width and number of groups that cover the outputs: what is left over gets a narrower one where that is half as wide or less."""
+    whole, rest = divmod(outputs, across)
+    if not whole or not rest or _power(rest, 16, across) == across:
+        return [(across, -(-outputs // across))]
+    return [(across, whole), (_power(rest, 16, across), 1)]
 
 
 def _power(value: int, least: int, most: int) -> int:
@@ -123,12 +131,14 @@ def _why_not_cuda() -> str:
 
 
 class _Plan(NamedTuple):
-    """Sizes of a call: tile, tiles of pixels, groups of outputs, columns of R (a multiple of 8) and of each of its planes."""
+    """Sizes of a call: tile, tiles of pixels, launches (width and number of groups of outputs), groups that a target's gradient is
+    summed from, columns of R (a multiple of 8) and of each of its planes."""
 
     precision: str
     tile: Tile
     tiles: int
-    groups: int
+    launches: list[tuple[int, int]]
+    target_groups: int
     line: int
     plane: int
     rows_at_once: int
@@ -145,10 +155,15 @@ def _plan(h: Tensor, weight: Tensor, target: Tensor, backward: bool) -> _Plan:
     tile = _FORCED[-1] if _FORCED else _fitting(default_tile(pixels, c, classes, channels, precision), h)
     plane = (classes + 7) // 8 * 8
     line = channels * plane if tile.planes else (classes * channels + 7) // 8 * 8
-    groups = -(-classes // tile.outputs) * channels if tile.planes else -(-classes * channels // tile.outputs)
+    if tile.planes:
+        target_groups = -(-classes // tile.outputs)
+        launches = [(tile.outputs, target_groups * channels)]
+    else:
+        launches = _groups(classes * channels, tile.outputs)
+        target_groups = sum(groups for _, groups in launches)
     row_bytes = pixels * h.element_size() * (max(c, line) if backward else c)
     at_once = max(1, BYTES_AT_ONCE // row_bytes)
-    return _Plan(precision, tile, -(-pixels // tile.pixels), groups, line, plane, at_once)
+    return _Plan(precision, tile, -(-pixels // tile.pixels), launches, target_groups, line, plane, at_once)
 
 
 def _fitting(tile: Tile, h: Tensor) -> Tile:
@@ -187,19 +202,21 @@ def _launch(plan: _Plan, h: Tensor, weight: Tensor, bias: Tensor, target: Tensor
     channels, tile = target.shape[1], plan.tile
     coefficient, results = out.pop("coefficient", None), ("squares", "sums", "towards_target", "scaled")
     steps = -(-c // tile.channels)
-    kernels = _kernels()
-    kernels.residuals[(n * plan.tiles * plan.groups,)](
-        h, weight, bias, target,
-        bias if coefficient is None else coefficient,
-        *(bias if out.get(name) is None else out[name] for name in results),
-        h.stride(0), h.stride(2), h.stride(3), height, width, c, weight.shape[1] // channels, plan.line, plan.plane, channels,
-        plan.tiles, plan.groups, tile.planes,
-        *(out.get(name) is not None for name in results),
-        steps, steps * tile.channels == c, "tf32" if plan.precision == "tf32" else "ieee",
-        plan.precision == "ieee", h.dtype == torch.bfloat16 and _interpreted(kernels),
-        tile.pixels, tile.outputs, tile.channels,
-        num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
+    kernels, first_output, first_group = _kernels(), 0, 0
+    for across, groups in plan.launches:
+        kernels.residuals[(n * plan.tiles * groups,)](
+            h, weight, bias, target,
+            bias if coefficient is None else coefficient,
+            *(bias if out.get(name) is None else out[name] for name in results),
+            h.stride(0), h.stride(2), h.stride(3), height, width, c, weight.shape[1] // channels, plan.line, plan.plane, channels,
+            plan.tiles, groups, first_output, first_group, plan.target_groups, tile.planes,
+            *(out.get(name) is not None for name in results),
+            steps, steps * tile.channels == c, "tf32" if plan.precision == "tf32" else "ieee",
+            plan.precision == "ieee", h.dtype == torch.bfloat16 and _interpreted(kernels),
+            tile.pixels, across, tile.channels,
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+        first_output, first_group = first_output + across * groups, first_group + groups
 
 
 def _taps(weight: Tensor) -> Tensor:
@@ -302,8 +319,7 @@ class _Totals:
             dtype = torch.float32 if _interpreted(_kernels()) else h.dtype  # the interpreter cuts where it should round
             scaled = torch.empty(n, height, width, plan.line, dtype=dtype, device=h.device)
         if self.wanted[3]:
-            groups = plan.groups // target.shape[1] if plan.tile.planes else plan.groups
-            towards = torch.empty(n, groups, *target.shape[1:], dtype=torch.float32, device=h.device)
+            towards = torch.empty(n, plan.target_groups, *target.shape[1:], dtype=torch.float32, device=h.device)
         sums, squares = (None if v is None else v[part] for v in (self.sums, self.squares))
         _launch(
             plan, h, taps, bias, target,

@@ -49,7 +49,7 @@ SMALL = {
     "one class": (1, 2, 16, 5, 7, 1, 1),
     "three": (2, 1, 20, 6, 3, 3, 3),
     "ten, colour": (1, 3, 17, 7, 5, 10, 3),
-    "twelve channels": (1, 2, 33, 4, 9, 3, 12),
+    "twelve channels": (1, 2, 17, 3, 5, 3, 12),
     "hundred": (1, 2, 8, 3, 3, 100, 1),
     "hundred, colour": (1, 1, 16, 3, 4, 100, 3),
     "several tiles": (1, 2, 24, 13, 11, 23, 3),
@@ -127,13 +127,30 @@ def test_tiles_fit_the_kernel(shape, precision):
     assert tile.stages * stage <= 99 * 1024
 
 
+@pytest.mark.parametrize(
+    ("outputs", "across", "expected"),
+    [
+        (300, 128, [(128, 2), (64, 1)]),
+        (3000, 128, [(128, 23), (64, 1)]),
+        (256, 128, [(128, 2)]),
+        (200, 128, [(128, 2)]),
+        (130, 128, [(128, 1), (16, 1)]),
+        (30, 32, [(32, 1)]),
+        (5, 16, [(16, 1)]),
+    ],
+)
+def test_groups_cover_the_outputs(outputs, across, expected):
+    assert module._groups(outputs, across) == expected
+    assert sum(width * groups for width, groups in expected) >= (outputs + 7) // 8 * 8
+
+
 @pytest.mark.parametrize("planes", [False, True])
 @pytest.mark.parametrize(("classes", "channels"), [(3, 1), (10, 3), (8, 2)])
 def test_weights_are_arranged_and_restored(planes, classes, channels):
     weight = torch.randn(classes * channels, 5, 3, 3)
     plane = (classes + 7) // 8 * 8
     line = channels * plane if planes else (classes * channels + 7) // 8 * 8
-    plan = module._Plan("ieee", module.Tile(16, 16, 16, 4, 1, planes), 1, 1, line, plane, 1)
+    plan = module._Plan("ieee", module.Tile(16, 16, 16, 4, 1, planes), 1, [], 1, line, plane, 1)
     there = module._arranged(weight, plan, channels)
     assert len(there) == line and line % 8 == 0
     assert torch.equal(module._restored(there, plan, channels, len(weight)), weight)
@@ -198,7 +215,10 @@ def test_compiled_kernels_use_tensor_cores(monkeypatch, classes, dtype, architec
     for made in kernels.residuals.found:
         assert word in made.asm["ptx"] and "cp.async.cg.shared.global" in made.asm["ptx"]
         assert made.metadata.shared <= 99 * 1024
-    assert len(kernels.residuals.found) == 2 and len(kernels.transpose.found) == 3  # h twice, its gradient once
+    launches = {10: 1, 100: 2}[classes]  # 300 outputs are 256 + 44
+    assert (
+        len(kernels.residuals.found) == 2 * launches and len(kernels.transpose.found) == 3
+    )  # h twice, its gradient once
 
 
 @needs_triton
@@ -213,7 +233,7 @@ def test_every_shape_compiles(monkeypatch, channels_last, dtype, tf32):
         with monkeypatch.context() as patch:
             patch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
             x, upstream = make(shape, dtype, channels_last)
-            assert len(compile_for(patch, 90, x, upstream).residuals.found) == 2
+            assert len(compile_for(patch, 90, x, upstream).residuals.found) >= 2
 
 
 # --- Interpreted ----------------------------------------------------------------------------------------------------------------------
