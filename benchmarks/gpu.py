@@ -285,7 +285,7 @@ def main() -> int:
     )
     parser.add_argument(
         "--cases",
-        default="K10 c64,K100 c128,K1000 c128",
+        default="K10 c64,K100 c128",
         metavar="LIST",
         help=f"of the part op, by commas: {', '.join(CASES)} (default: %(default)s)",
     )

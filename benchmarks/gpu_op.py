@@ -5,6 +5,7 @@ Every contender's results are compared with eager torch's before it is timed; on
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -54,13 +55,13 @@ def op(run: Run) -> dict[str, Any]:
 
 def tiles(default: Tile, backward: bool) -> list[Tile]:
     """The default and what is tried beside it; in a backward pass only what has registers left for its sums."""
-    step, across, planes = default.channels, default.outputs, default.planes
-    if across >= 128:
-        others = [Tile(128, 64, step, 4, 4, False), Tile(256, 64, step, 8, 3, False)]
-        forward = [Tile(128, 128, step, 4, 3, planes), Tile(128, 256, step, 8, 3, planes)]
-    else:
+    step, across = default.channels, default.outputs
+    if default.pixels < 128 or across < 64:
         others = [Tile(64, across, step, 4, 4, False), Tile(128, across, step, 4, 1, False)]
         forward = [Tile(256, across, step, 8, 3, False), Tile(128, across, step, 4, 5, False)]
+    else:
+        others = [Tile(128, 128, step, 8, 3, planes) for planes in (False, True)] + [Tile(256, 64, step, 8, 3, False)]
+        forward = [Tile(128, 64, step, 4, 4, False), Tile(128, 256, step, 8, 3, True)]
     return [default, *others, *(() if backward else forward)]
 
 
@@ -116,7 +117,7 @@ def _case(run: Run, name: str, case: tuple[int, ...], kind: str, work: str) -> d
         for who, once in contenders.items():
             row[who] = timed(once, None if who == "eager" else truth)
         pixels = side * side
-        default = multihead_triton.default_tile(pixels, width, classes, channels, kind)
+        default = multihead_triton.default_tile(pixels, width, classes, channels, kind, work != "forward")
         row["triton"] = _triton(run, call(lambda *v: multihead_loss(*v, backend="triton")), default, truth, timed)
     torch_best = min(
         (v["median"] for who, v in row.items() if who[:5] in ("eager", "compi") and "median" in v), default=0
@@ -139,10 +140,11 @@ def _triton(
     for tile in tiles(default, len(truth) > 1):
         if tried and run.left() < 5:
             break
-        with multihead_triton.tile_of(tile):
+        with multihead_triton.tile_of(tile) if tile != default else contextlib.nullcontext():
             row = {"tile": tile._asdict(), **timed(once, truth)}
         name = f"{tile.pixels}x{tile.outputs}x{tile.channels}, {tile.warps} warps, {tile.stages} stages"
-        name += (", planes" if tile.planes else "") + (" (default)" if tile == default else "")
+        name += (", planes" if tile.planes else "") + (f", {tile.registers} registers" if tile.registers else "")
+        name += " (default)" if tile == default else ""
         tried[name] = row.get("error") or 1e3 * row["median"]
         rows.append(row)
     best = min(rows, key=lambda row: row.get("median", float("inf")))

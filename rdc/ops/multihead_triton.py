@@ -36,6 +36,7 @@ class Tile(NamedTuple):
         pixels, outputs, channels: block of the product, powers of two from 16; channels is the step of its sum.
         warps, stages: Triton's; stages are blocks in flight.
         planes: one image channel for all outputs of a block.
+        registers: at most so many for a thread, so that two programs fit one multiprocessor; None: as many as it takes.
     """
 
     pixels: int
@@ -44,6 +45,7 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     planes: bool
+    registers: int | None = None
 
 
 _FORCED: list[Tile] = []
@@ -59,7 +61,7 @@ def tile_of(tile: Tile) -> Iterator[None]:
         _FORCED.pop()
 
 
-def default_tile(pixels: int, c: int, classes: int, channels: int, precision: str) -> Tile:
+def default_tile(pixels: int, c: int, classes: int, channels: int, precision: str, backward: bool = False) -> Tile:
     """Tile by shape alone.
 
     Args:
@@ -67,6 +69,7 @@ def default_tile(pixels: int, c: int, classes: int, channels: int, precision: st
         c: channels of h.
         classes, channels: K and C.
         precision: "bfloat16", "tf32" or "ieee" (float32 products).
+        backward: for the backward pass, whose sums need registers: a narrower tile.
     """
     outputs = classes * channels
     wide = 64 if precision == "bfloat16" else 32
@@ -76,7 +79,11 @@ def default_tile(pixels: int, c: int, classes: int, channels: int, precision: st
     across, high = _power(outputs, 16, 128), _power(pixels, 16, 128)
     columns = sum(groups * width for width, groups in _groups(outputs, across))
     planes = channels * -(-classes // across) * across <= 1.05 * columns
-    return Tile(high, across, step, 8 if high * across >= 128 * 64 else 4, 3, planes)
+    if high * across < 128 * 128:
+        return Tile(high, across, step, 8 if high * across >= 128 * 64 else 4, 3, planes)
+    if backward:
+        return Tile(high, 64, step, 4, 4, channels == 1)
+    return Tile(high, across, step, 8, 3, planes, 128)
 
 
 def _groups(outputs: int, across: int) -> list[tuple[int, int]]:
@@ -152,7 +159,7 @@ def _plan(h: Tensor, weight: Tensor, target: Tensor, backward: bool) -> _Plan:
         precision = "bfloat16"
     elif torch.backends.cudnn.allow_tf32:
         precision = "tf32"
-    tile = _FORCED[-1] if _FORCED else _fitting(default_tile(pixels, c, classes, channels, precision), h)
+    tile = _FORCED[-1] if _FORCED else _fitting(default_tile(pixels, c, classes, channels, precision, backward), h)
     plane = (classes + 7) // 8 * 8
     line = channels * plane if tile.planes else (classes * channels + 7) // 8 * 8
     if tile.planes:
@@ -214,7 +221,7 @@ def _launch(plan: _Plan, h: Tensor, weight: Tensor, bias: Tensor, target: Tensor
             steps, steps * tile.channels == c, "tf32" if plan.precision == "tf32" else "ieee",
             plan.precision == "ieee", h.dtype == torch.bfloat16 and _interpreted(kernels),
             tile.pixels, across, tile.channels,
-            num_warps=tile.warps, num_stages=tile.stages,
+            num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
         )  # fmt: skip
         first_output, first_group = first_output + across * groups, first_group + groups
 

@@ -113,11 +113,12 @@ def test_a_cpu_is_refused():
         triton(*x)
 
 
+@pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("precision", ["bfloat16", "tf32", "ieee"])
 @pytest.mark.parametrize("shape", [*SHAPES.values(), *SMALL.values(), (1, 1, 128, 32, 32, 1000, 3)])
-def test_tiles_fit_the_kernel(shape, precision):
+def test_tiles_fit_the_kernel(shape, precision, backward):
     _, _, c, height, width, classes, channels = shape
-    tile = module.default_tile(height * width, c, classes, channels, precision)
+    tile = module.default_tile(height * width, c, classes, channels, precision, backward)
     for size in tile[:3]:
         assert size >= 16 and size & (size - 1) == 0
     assert tile.channels <= 64 and tile.pixels * tile.outputs <= 128 * 128
@@ -168,7 +169,7 @@ class Compiled:
     def __getitem__(self, grid):
         return self.launch
 
-    def launch(self, *arguments, num_warps, num_stages=3, **named):
+    def launch(self, *arguments, num_warps, num_stages=3, maxnreg=None, **named):
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource, compile
 
@@ -186,7 +187,7 @@ class Compiled:
             if (value.data_ptr() if is_tensor else value) % 16 == 0:
                 divisible[(i,)] = [["tt.divisibility", 16]]
         source = ASTSource(self.kernel, types, constants, divisible)
-        options = {"num_warps": num_warps, "num_stages": num_stages}
+        options = {"num_warps": num_warps, "num_stages": num_stages, "maxnreg": maxnreg}
         self.found.append(compile(source, target=GPUTarget("cuda", self.architecture, 32), options=options))
 
 
