@@ -57,8 +57,8 @@ SMALL = {
     "one column": (1, 2, 17, 9, 1, 13, 2),
     "one pixel": (3, 1, 1, 1, 1, 4, 1),
 }
-#: TF32 has 10 bits of mantissa: relative error of sums of products, with room for accumulation
-TF32 = 2e-3
+#: TF32 keeps 10 bits, and may cut where it should round: both factors, in the prediction and again in the gradients
+TF32 = 4e-3
 
 
 def triton(*x):
@@ -216,10 +216,8 @@ def test_compiled_kernels_use_tensor_cores(monkeypatch, classes, dtype, architec
     for made in kernels.residuals.found:
         assert word in made.asm["ptx"] and "cp.async.cg.shared.global" in made.asm["ptx"]
         assert made.metadata.shared <= 99 * 1024
-    launches = {10: 1, 100: 2}[classes]  # 300 outputs are 256 + 44
-    assert (
-        len(kernels.residuals.found) == 2 * launches and len(kernels.transpose.found) == 3
-    )  # h twice, its gradient once
+    assert len(kernels.residuals.found) == {10: 2, 100: 3}[classes]  # 300 outputs forward: 256 + 44, backward: 5 x 64
+    assert len(kernels.transpose.found) == 3  # h twice, its gradient once
 
 
 @needs_triton
