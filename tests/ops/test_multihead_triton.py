@@ -80,6 +80,7 @@ def check(got, x, upstream):
 
 
 @needs_triton
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is the process inside")
 def test_interpreted():
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider", __file__]
