@@ -6,7 +6,7 @@
 
 Each part has its share of the time (--minutes); what does not fit is left out, and the table says so. The JSON is written after every
 part, so that a run that is cut off keeps what it found. Seconds are CUDA events' (medians); "peak" is what matrix products and copies
-reach on the same device in the same run. Run on an H200: build, op, an earlier form of test; the others NOT YET RUN ON A GPU.
+reach on the same device in the same run. Run on an H200: build, an earlier form of op and of test; the others NOT YET RUN ON A GPU.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(1, str(ROOT))  # rdc need not be installed: the first part builds it
 
 from device_timing import flops_of, precision, roofline  # noqa: E402
+from gpu_op import CASES, op  # noqa: E402
 from gpu_run import Run  # noqa: E402
 from measuring import about  # noqa: E402
 
@@ -147,71 +148,6 @@ def sanitize(run: Run) -> dict[str, Any]:
         "line": ", ".join(f"{name}: {'clean' if f['status'] == 0 else f['status']}" for name, f in found.items()),
         **found,
     }
-
-
-def op(run: Run) -> dict[str, Any]:
-    """multihead_loss against eager torch (and compile): forward, and forward with all gradients."""
-    cases = {
-        "K10 c64 32x32": (10, 3, 64, 32),
-        "K100 c128 32x32": (100, 3, 128, 32),
-        "K1000 c128 32x32": (1000, 3, 128, 32),
-    }
-    cases = {"K3 c8 8x8": (3, 2, 8, 8)} if run.dry else cases
-    rows = [
-        _op_case(run, name, case, kind, work)
-        for name, case in cases.items()
-        for kind in ("tf32", "bfloat16")
-        for work in ("forward", "forward + backward")
-        if run.left() > 5
-    ]
-    best = [row["speedup"] for row in rows if row.get("speedup")]
-    return {
-        "line": f"native / best of torch: {min(best):.2f}x to {max(best):.2f}x" if best else "no native op",
-        "rows": rows,
-    }
-
-
-def _op_case(run: Run, name: str, case: tuple[int, ...], kind: str, work: str) -> dict[str, Any]:
-    from rdc.ops import _native
-    from rdc.ops.multihead_loss import multihead_loss, multihead_loss_reference
-
-    classes, channels, width, side = case
-    images, levels = (2, 2) if run.dry else (32, 8)
-    make = torch.Generator().manual_seed(0)
-    shapes = ((images * levels, width, side, side), (classes * channels, width, 3, 3), (classes * channels,))
-    shapes += ((images * levels, channels, side, side),)
-    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
-    x = [torch.randn(s, generator=make).to(run.device, dtype).requires_grad_(work != "forward") for s in shapes]
-    weight = torch.rand(levels, generator=make).to(run.device)
-
-    def call(function: Callable[..., Any]) -> Callable[[], Any]:
-        def once() -> Any:
-            loss = function(*x, weight)
-            return loss if work == "forward" else torch.autograd.grad(loss.sum(), x)
-
-        return once
-
-    contenders = {"eager": call(multihead_loss_reference)}
-    if not run.dry:
-        torch._dynamo.reset()  # else the ninth shape is not compiled any more, and the others for sizes that vary
-        contenders["compile"] = call(torch.compile(multihead_loss_reference))
-    if not _native.why_not(run.device.type):
-        contenders["native"] = call(lambda *v: multihead_loss(*v, backend="native"))
-    flops = 2.0 * images * levels * width * 9 * classes * channels * side**2 * (1 if work == "forward" else 3)
-    moved = float(x[0].nbytes + x[3].nbytes) * (1 if work == "forward" else 3)
-    row: dict[str, Any] = {"case": name, "precision": kind, "work": work}
-    with precision(kind, run.device, cast=False):
-        for who, once in contenders.items():
-            try:
-                seconds = run.measure(once)
-            except Exception as error:  # out of memory, or torch.compile lacks something: the others go on
-                row[who] = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
-                continue
-            row[who] = {**seconds, **roofline(seconds["median"], flops, moved, run.peaks(), kind)}
-    torch_best = [row[who]["median"] for who in ("eager", "compile") if "median" in row.get(who, {})]
-    if "median" in row.get("native", {}) and torch_best:
-        row["speedup"] = round(min(torch_best) / row["native"]["median"], 3)
-    return row
 
 
 def _student(run: Run, **settings: Any) -> tuple[Any, torch.Tensor]:
@@ -347,6 +283,13 @@ def main() -> int:
         metavar="LIST",
         help="what the build compiles for: here (the GPU that is there), all, or 80;90a",
     )
+    parser.add_argument(
+        "--cases",
+        default="K10 c64,K100 c128",
+        metavar="LIST",
+        help=f"of the part op, by commas: {', '.join(CASES)} (default: %(default)s)",
+    )
+    parser.add_argument("--native", action="store_true", help="the part op times the CUDA kernel of csrc too")
     parser.add_argument("--out", type=Path, help="JSON file, written after every part")
     args = parser.parse_args()
     if args.list:
@@ -356,6 +299,8 @@ def main() -> int:
     chosen = [name for name in PARTS if name in named]  # the build comes first: what follows uses it
     if unknown := [name for name in named if name not in PARTS]:
         parser.error(f"--only: expected some of {', '.join(PARTS)}; got {unknown[0]!r}")
+    if unknown := [name for name in args.cases.split(",") if name not in CASES]:
+        parser.error(f"--cases: expected some of {', '.join(CASES)}; got {unknown[0]!r}")
     if not args.dry_run and not torch.cuda.is_available():
         parser.error(
             "expected a CUDA device; there is none that torch sees. Use --dry-run to try the script on the CPU"

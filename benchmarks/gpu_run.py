@@ -18,7 +18,7 @@ class Run:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.dry, self.deadline = args.dry_run, time.monotonic() + 60 * args.minutes
-        self.architectures = args.architectures
+        self.architectures, self.cases, self.native = args.architectures, args.cases.split(","), args.native
         self.device = torch.device("cpu" if self.dry else "cuda")
         self.rounds = 1 if self.dry else 10
         self.top: dict[str, float] | None = None

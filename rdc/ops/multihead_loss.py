@@ -16,6 +16,7 @@ and level weights w [T]:
 The native kernels never hold the prediction [N*T, K*C, H, W]. Where a gradient will be asked for and K*C <= c, the CPU forward pass keeps
 the residuals P - F* in the type of h: they take no more memory than h, which autograd keeps as well. Otherwise the backward pass predicts
 again, one block at a time. Classes whose upstream gradient is zero are left out of the CPU backward pass.
+On a GPU there are also kernels for tensor cores in Triton (:mod:`rdc.ops.multihead_triton`).
 With very many classes the CPU takes the Gram form (:mod:`rdc.ops.multihead_gram`), whose cost hardly grows with them.
 Sums are taken in float32 or wider, in an order that does not depend on the number of threads.
 
@@ -29,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rdc.errors import ConfigError, InputError
-from rdc.ops import _native
+from rdc.ops import _native, multihead_triton
 from rdc.ops.multihead_gram import costs_less, multihead_loss_gram
 
 __all__ = ["multihead_loss", "multihead_loss_reference"]
@@ -53,15 +54,16 @@ def multihead_loss(
         target: F* [N*T, C, H, W].
         level_weight: [T].
         backend: "native", "reference" (torch), "gram" (:mod:`rdc.ops.multihead_gram`: torch, float32 inside, no gradient in
-            ``level_weight``), or "auto": on a CPU native where it was built for the type, or gram where that is expected to win;
-            on a GPU torch, which is 2 to 22 times as fast there (measured on an H200: docs/kernels.md).
+            ``level_weight``), "triton" (:mod:`rdc.ops.multihead_triton`: CUDA, tensor cores), or "auto": on a CPU native where it was
+            built for the type, or gram where that is expected to win; on a GPU torch, which is 2 to 22 times as fast as native there
+            (measured on an H200: docs/kernels.md).
 
     Returns:
         Loss [N, K] in float32 (float64 for float64 inputs).
 
     Raises:
-        InputError: shapes, types or devices do not fit together, or are beyond the native kernels asked for.
-        ConfigError: unknown backend, or "native" where it is not available.
+        InputError: shapes, types or devices do not fit together, or are beyond the kernels asked for.
+        ConfigError: unknown backend, or "native" or "triton" where it is not available.
     """
     _check_shapes(h, weight, bias, target, level_weight)
     if backend == "gram" or (backend == "auto" and _gram_wins(h, weight, level_weight)):
@@ -73,6 +75,9 @@ def multihead_loss(
         dtype = torch.float32
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     operands = (h.to(dtype), weight.to(dtype), bias.to(dtype), target.to(dtype), level_weight.to(accumulate))
+    if backend == "triton":
+        _check_triton(h.device.type, dtype)
+        return multihead_triton.forward_op(*operands)
     if _use_native(h.device.type, dtype, backend):
         return _forward_op(*operands, _keeps_residuals(*operands))[0]
     return multihead_loss_reference(*operands)
@@ -148,7 +153,9 @@ def _check_shapes(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level
 
 def _use_native(device_type: str, dtype: torch.dtype, backend: str) -> bool:
     if backend not in ("auto", "native", "reference"):
-        raise ConfigError(f"multihead_loss: expected backend 'auto', 'native', 'gram' or 'reference'; got {backend!r}.")
+        raise ConfigError(
+            f"multihead_loss: expected backend 'auto', 'native', 'triton', 'gram' or 'reference'; got {backend!r}."
+        )
     if backend == "reference":
         return False
     supported = dtype in (torch.float32, torch.bfloat16)
@@ -162,6 +169,15 @@ def _use_native(device_type: str, dtype: torch.dtype, backend: str) -> bool:
     if reason:
         raise ConfigError(f"multihead_loss: backend='native' is not available: {reason}. Use backend='auto'.")
     return True
+
+
+def _check_triton(device_type: str, dtype: torch.dtype) -> None:
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise InputError(
+            f"multihead_loss: the Triton kernels take float32 and bfloat16; got {dtype}. Use backend='auto'."
+        )
+    if reason := _why_not_triton(device_type):
+        raise ConfigError(f"multihead_loss: backend='triton' is not available: {reason}. Use backend='auto'.")
 
 
 def _gram_wins(h: Tensor, weight: Tensor, level_weight: Tensor) -> bool:
@@ -181,6 +197,11 @@ def _gram(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight:
 @torch.compiler.assume_constant_result
 def _why_not(device_type: str) -> str:
     return _native.why_not(device_type)
+
+
+@torch.compiler.assume_constant_result
+def _why_not_triton(device_type: str) -> str:
+    return multihead_triton.why_not(device_type)
 
 
 # --- Native ops -----------------------------------------------------------------------------------------------------------------------
@@ -283,7 +304,7 @@ def _(grad_loss, h, weight, bias, target, level_weight, kept, wanted):
     return _empty_gradients(h, weight, bias, target, level_weight, wanted)
 
 
-# --- Autograd: once natively, a second time through the reference ------------------------------------------------------------------------
+# --- Autograd: once by the kernels, a second time through the reference ------------------------------------------------------------------
 
 
 def _save_inputs(ctx, inputs, output) -> None:
@@ -299,8 +320,9 @@ def _backward(ctx, grad_loss: Tensor, grad_kept: Tensor | None):
 
 
 def _save_backward_inputs(ctx, inputs, output) -> None:
-    *tensors, _, ctx.wanted = inputs  # the kept residuals are a function of the others
-    ctx.save_for_backward(*tensors)
+    *tensors, ctx.wanted = inputs
+    ctx.save_for_backward(*tensors[:6])  # the kept residuals are a function of the others
+    ctx.rest = len(tensors) - 5
 
 
 def _double_backward(ctx, grad_grads: list[Tensor]):
@@ -327,8 +349,20 @@ def _double_backward(ctx, grad_grads: list[Tensor]):
             else [None] * len(asked)
         )
     second = iter(second)
-    return *(next(second) if need else None for need in needs), None, None
+    return *(next(second) if need else None for need in needs), *(None,) * ctx.rest
+
+
+def _save_triton_inputs(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _triton_backward(ctx, grad_loss: Tensor):
+    wanted = list(ctx.needs_input_grad)
+    grads = multihead_triton.backward_op(grad_loss, *ctx.saved_tensors, wanted)
+    return tuple(g if want else None for g, want in zip(grads, wanted, strict=True))
 
 
 _forward_op.register_autograd(_backward, setup_context=_save_inputs)
 _backward_op.register_autograd(_double_backward, setup_context=_save_backward_inputs)
+multihead_triton.forward_op.register_autograd(_triton_backward, setup_context=_save_triton_inputs)
+multihead_triton.backward_op.register_autograd(_double_backward, setup_context=_save_backward_inputs)

@@ -10,14 +10,17 @@ import torch
 
 gpu = pytest.importorskip("gpu")
 import device_timing  # noqa: E402
+import gpu_op  # noqa: E402
+
+from rdc.ops import _native  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 
-def dry(monkeypatch, capsys, tmp_path, only):
+def dry(monkeypatch, capsys, tmp_path, only, *more):
     out = tmp_path / "gpu.json"
-    monkeypatch.setattr(sys, "argv", ["gpu.py", "--dry-run", "--only", only, "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--dry-run", "--only", only, "--out", str(out), *more])
     status = gpu.main()
     return status, capsys.readouterr().out, json.loads(out.read_text())
 
@@ -28,6 +31,17 @@ def test_op_part(monkeypatch, capsys, tmp_path):
     rows = found["parts"]["op"]["rows"]
     assert len(rows) == 4 and all(row["eager"]["median"] > 0 and 0 < row["eager"]["of_roofline"] for row in rows)
     assert "NOT YET RUN ON A GPU" in printed and found["about"]["machine"]["gpu_label"] == "not yet run on a GPU"
+    assert all("native" not in row and row["triton"].keys() & {"error", "tried"} for row in rows)
+
+
+@pytest.mark.skipif(bool(_native.why_not("cpu")), reason="needs a second implementation: the native one")
+def test_what_differs_is_not_timed(monkeypatch, capsys, tmp_path):
+    rows = dry(monkeypatch, capsys, tmp_path, "op", "--native")[2]["parts"]["op"]["rows"]
+    assert all(row["native"]["median"] > 0 and row["native"]["difference"] < 1e-2 for row in rows)
+    monkeypatch.setattr(gpu_op, "MOST", {"tf32": 1e-30, "bfloat16": 1e-30})
+    rows = dry(monkeypatch, capsys, tmp_path, "op", "--native")[2]["parts"]["op"]["rows"]
+    assert all("not timed" in row["native"]["error"] and "median" not in row["native"] for row in rows)
+    assert not any(row["speedup"] for row in rows)
 
 
 @pytest.mark.slow
@@ -62,7 +76,12 @@ def test_no_time_is_said(monkeypatch, capsys, tmp_path):
     assert gpu.main() == 0 and "left out: no time left" in capsys.readouterr().out
 
 
-def test_wrong_use():
+def test_wrong_use(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--dry-run", "--cases", "K10 c64,K7"])
+    with pytest.raises(SystemExit):
+        gpu.main()
+    assert "--cases: expected some of K10 c64" in capsys.readouterr().err
+
     def start(*words):
         return subprocess.run([sys.executable, ROOT / "benchmarks" / "gpu.py", *words], capture_output=True, text=True)
 

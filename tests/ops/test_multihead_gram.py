@@ -119,5 +119,5 @@ def test_refusals():
     x, _ = make(ALL["one line"])
     with pytest.raises(InputError, match="no gradient in level_weight; use backend='auto'"):
         multihead_loss(*x[:4], x[4].requires_grad_(), backend="gram")
-    with pytest.raises(ConfigError, match="'auto', 'native', 'gram' or 'reference'; got 'toeplitz'"):
+    with pytest.raises(ConfigError, match="'auto', 'native', 'triton', 'gram' or 'reference'; got 'toeplitz'"):
         multihead_loss(*make(ALL["one line"])[0], backend="toeplitz")

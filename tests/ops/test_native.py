@@ -77,5 +77,5 @@ def test_other_devices_have_a_reason():
 
 
 def test_unknown_backend():
-    with pytest.raises(ConfigError, match="'auto', 'native', 'gram' or 'reference'"):
+    with pytest.raises(ConfigError, match="'auto', 'native', 'triton', 'gram' or 'reference'"):
         multihead_loss(*arguments(), backend="cuda")
