@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from cifar10_pack import pack as write_pack
 from cifar10_pack import unpack as read_pack
+from cifar10_recipes import RECIPES, SHARED
 from cifar10_run import Run, last_row
+from cifar10_speed import speed
 
 import rdc
+from rdc.attacks import ThreatModel, apgd
 from rdc.checkpoints import load_model, save_model
 from rdc.data import Dataset, load_dataset, save_npz, train_holdout
 from rdc.data.cifar10 import CLASS_NAMES, load_cifar10
@@ -26,21 +26,9 @@ from rdc.files import write_json
 from rdc.level_weights import fit_weights, level_margins, worst_margins
 from rdc.timesteps import NoiseLevels, parse_levels
 
-__all__ = ["BOXES", "PARTS", "RECIPES"]
+__all__ = ["BOXES", "PARTS"]
 
 HOLDOUT = 2000
-_LABELS = "--classes-per-image 0 --posterior-weight 1 --posterior-scale 0.03 --shift 3 --wide-channels 256"
-#: options of rdc train and rdc distill on a GPU; the student's labels are its own posterior, without passes of the teacher
-RECIPES = {
-    "teacher": "--batch-size 1024 --lr 2e-3 --warmup-images 100000 --ema-images 300000 --noise-mean -0.6 --noise-std 1.1",
-    "student": f"--batch-size 1024 --lr 1e-3 --warmup-images 60000 --ema-images 200000 {_LABELS} --noise-mean -0.5 "
-    "--noise-std 0.9",
-    "robust": f"--batch-size 512 --lr 1.2e-3 --warmup-images 60000 --ema-images 150000 {_LABELS} --secant-eps 8/255 "
-    "--noise-mean -1.2 --noise-std 0.7",
-}
-#: not compiled: on an H200 torch.compile of the teacher had made no step after 75 seconds. Without it contiguous is 1.29 times as fast
-#: as channels_last
-_SHARED = "--precision bfloat16 --flip --checkpoint-seconds 60 --memory-format contiguous"
 _DRY = "--batch-size 4 --images 16 --warmup-images 8 --ema-images 16"
 _SETTINGS = ("log:4:0.08:0.7:eps", "log:4:0.1:1:eps", "log:8:0.08:0.7:eps", "log:4:0.08:0.7:flat", "log:8:0.25:2:flat")
 _EPS = 8 / 255
@@ -142,10 +130,12 @@ def _needed(run: Run, name: str) -> Path:
 def _train(run: Run, part: str, words: list[Any]) -> dict[str, Any]:
     folder, kept = run.work / part, "teacher" if part == "teacher" else "student"
     seconds, seen = run.seconds(part), [_stamp(folder)]
-    recipe = [*RECIPES[part].split(), *_SHARED.split()]
+    recipe = [*RECIPES[part].split(), *SHARED.split()]
     recipe += ["--device", run.device.type, "--out", str(folder), "--quiet", *_data_words(run)]
     if run.dry:
-        recipe = [word for word in recipe if word != "--compile"] + _DRY.split() + ["--holdout", "20", "--threads", "1"]
+        recipe = (
+            [word for word in recipe if word != "--cuda-graph"] + _DRY.split() + ["--holdout", "20", "--threads", "1"]
+        )
     else:
         recipe += ["--holdout", str(HOLDOUT), "--minutes", f"{seconds / 60:.3f}"]
 
@@ -180,7 +170,10 @@ def _stamp(folder: Path) -> int:
 
 # --- levels and evaluation ------------------------------------------------------------------------------------------
 def levels(run: Run) -> dict[str, Any]:
-    """Noise levels and weights by first order on held-out training images; half fits, the other half chooses."""
+    """Noise levels and weights on held-out training images: half fits them by first order, APGD on the other half chooses.
+
+    First order alone chose weights that APGD broke more often than equal steps of ln sigma (docs/models/cifar10.md).
+    """
     model = run.model("robust", "student")
     if model is None:
         model = _needed(run, "student")
@@ -197,8 +190,15 @@ def levels(run: Run) -> dict[str, Any]:
         start = torch.tensor(plain.weight, dtype=torch.float32, device=run.device)
         fitted = fit_weights(*fit_on[1:3], _EPS, fit_on[3], [start], steps=5 if run.dry else 100)
         for name, weight in ((text, start), (f"{text}, fitted", fitted)):
-            rows[name] = {**_judge(choose_on, weight), "weight": [round(value, 5) for value in weight.tolist()]}
-            if best is None or rows[name]["robust_first_order"] > rows[best]["robust_first_order"]:
+            tried = NoiseLevels(
+                tuple(plain.sigma), tuple(round(value, 5) for value in weight.tolist()), "custom", "custom"
+            )
+            rows[name] = {
+                **_judge(choose_on, weight),
+                **_under_attack(run, model, tried, parts[1]),
+                "weight": tried.weight,
+            }
+            if best is None or rows[name]["apgd"] > rows[best]["apgd"]:
                 best, sigma = name, plain.sigma
     if best is None:
         return {"line": "left out: no time left"}
@@ -212,7 +212,8 @@ def levels(run: Run) -> dict[str, Any]:
         history = [*run.result.get("resumed", {}).get("student", []), *run.result.get("trained", {}).get("student", [])]
         write_shards(run.work / "final" / "model", run.out, "student", history=history or info.get("history", []))
     words = (
-        f"{best}: clean {100 * rows[best]['clean']:.1f} %, first order {100 * rows[best]['robust_first_order']:.1f} %"
+        f"{best}: clean {100 * rows[best]['clean']:.1f} %, first order {100 * rows[best]['robust_first_order']:.1f} %, "
+        f"APGD {100 * rows[best]['apgd']:.1f} %"
     )
     return {"line": f"{words} ({len(parts[1])} held-out images)", "chosen": best, "levels": chosen, "rows": rows}
 
@@ -231,6 +232,15 @@ def _judge(found: tuple[torch.Tensor, ...], weight: torch.Tensor) -> dict[str, f
     right = torch.einsum("ntk,t->nk", losses, weight).argmin(1) == labels
     robust = right & (worst_margins(weight, margins, gradients, _EPS, pixels) > 0)
     return {"clean": right.double().mean().item(), "robust_first_order": robust.double().mean().item()}
+
+
+def _under_attack(run: Run, model: Path, tried: NoiseLevels, part: Dataset) -> dict[str, float]:
+    """Share of the images that ten steps of APGD-DLR leave."""
+    classifier = rdc.load(model, device=run.device, levels=tried, lm=None)
+    pixels, labels = part.pixels().to(run.device), part.labels.to(run.device)
+    threat, steps = ThreatModel("linf", _EPS), 1 if run.dry else 10
+    found = apgd(classifier, pixels, labels, threat, seed=0, image_ids=range(len(part)), steps=steps, loss="dlr")
+    return {"apgd": found.correct.double().mean().item()}
 
 
 def evaluate(run: Run) -> dict[str, Any]:
@@ -297,136 +307,6 @@ def _figures(folder: Path) -> dict[str, Any]:
         "line": f"{100 * sum(right) / len(right):.1f} % of the first {len(right)} (stopped)",
         "finished": len(right),
     }
-
-
-# --- speed ----------------------------------------------------------------------------------------------------------
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A kind of training step, and what is switched on for it."""
-
-    step: str
-    layout: str = "channels_last"
-    kernels: bool = True
-    graph: bool = False
-    compile: bool | str = False
-    batch: int | None = None
-
-    def __str__(self) -> str:
-        how = ["kernels"] * self.kernels + ["graph"] * self.graph + [f"compile {self.compile}"] * bool(self.compile)
-        return " ".join([self.step, self.layout, *how, *([] if self.batch is None else [f"batch {self.batch}"])])
-
-
-def speed(run: Run) -> dict[str, Any]:
-    """Training images a second of every kind of step, in bfloat16, what matters most first; the whole compiled comes last.
-
-    "margin" is --margin-eps in place of --secant-eps: a step differentiates twice, which cannot be compiled or recorded.
-    """
-    rows: list[dict[str, Any]] = []
-    for case in _cases(run):
-        if run.left() < 10 or sum(row.get("seconds", 0) for row in rows) > run.seconds("speed"):
-            break
-        begun, row = time.monotonic(), {"case": str(case), **dataclasses.asdict(case)}
-        with _environment(RDC_DISABLE_TRITON="0" if case.kernels else "1"):
-            try:
-                row |= _one_speed(run, case)
-            except (torch.OutOfMemoryError, ConfigError, RuntimeError) as error:
-                row["error"] = str(error).splitlines()[0][:300]
-        rows.append({**row, "seconds": round(time.monotonic() - begun, 1)})
-        print(f"  {case}: {row.get('images_per_second', row.get('error'))}", flush=True)
-        run.result["parts"]["speed"] = {"line": "stopped", "seconds_of_part": 0.0, "rows": rows}
-        run.save()
-    words = [f"{row['case']} {row['images_per_second']:.0f}" for row in rows if "images_per_second" in row]
-    return {"line": f"images/s: {'; '.join(words)}" if words else "nothing ran", "rows": rows}
-
-
-def _cases(run: Run) -> list[Case]:
-    if run.dry:
-        return [Case("teacher", kernels=False), Case("robust", "contiguous", kernels=False)]
-    return [
-        Case("robust", "contiguous", kernels=False),
-        Case("robust"),
-        Case("robust", graph=True),
-        Case("robust", graph=True, batch=1024),
-        Case("robust", "contiguous", kernels=False, graph=True),
-        Case("teacher", graph=True),
-        Case("student", graph=True),
-        Case("robust", kernels=False, compile="norms"),
-        Case("teacher", "contiguous", kernels=False),
-        Case("margin"),
-        Case("robust", kernels=False, compile=True),
-    ]
-
-
-def _one_speed(run: Run, case: Case) -> dict[str, Any]:
-    from rdc.time_box import images_per_second
-    from rdc.training import TrainConfig, Trainer
-
-    network, objective = _step_of(run, case.step)
-    words = RECIPES["robust" if case.step == "margin" else case.step].split()
-    size = 4 if run.dry else case.batch or int(words[words.index("--batch-size") + 1])
-    settings = TrainConfig(
-        images=10**9, batch_size=size, precision="bfloat16", flip=True, compile=case.compile, memory_format=case.layout,
-        cuda_graph=case.graph,
-    )  # fmt: skip
-    data = Dataset(
-        torch.randint(0, 256, (max(64, 2 * size), 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
-        torch.arange(max(64, 2 * size)) % 10, CLASS_NAMES, "noise", "train",
-    )  # fmt: skip
-    on_gpu, found = run.device.type == "cuda", {}
-    with tempfile.TemporaryDirectory() as folder:
-        made = Trainer(network.to(run.device), objective, data, settings, Path(folder), {}, progress=False)
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        value = images_per_second(made, 0.0 if run.dry else 2.0)
-        if on_gpu and not case.graph:
-            found["device_ms"], found["kernels_ms"] = _profile(made)
-    peak = round(torch.cuda.max_memory_allocated() / 2**20) if on_gpu else None
-    return {"images_per_second": float(f"{value:.4g}"), "batch_size": size, "peak_mib": peak, **found}
-
-
-def _profile(trainer: Any, steps: int = 2) -> tuple[float, dict[str, float]]:
-    """Milliseconds on the device of one step, and of its dearest kernels."""
-    kinds = [torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=kinds) as seen:
-        for _ in range(steps):
-            trainer.train_step()
-        torch.cuda.synchronize()
-    events = sorted(seen.key_averages(), key=lambda event: -event.self_device_time_total)
-    times = {
-        f"{event.key[:90]} x{event.count // steps}": event.self_device_time_total / steps / 1000 for event in events
-    }
-    return round(sum(times.values()), 2), {name: round(value, 3) for name, value in list(times.items())[:16]}
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _step_of(run: Run, kind: str) -> tuple[Any, Any]:
-    """A network with drawn weights and the objective of that recipe (weights do not matter for time)."""
-    from rdc.denoiser import make_denoiser
-    from rdc.distillation import DistillationObjective, Secant, student_from_teacher
-    from rdc.networks.presets import build_network, network_preset
-    from rdc.objective import ConditionalObjective, NoiseDistribution
-
-    config = network_preset(run.args.network, 10)
-    network = build_network(config)
-    if kind == "teacher":
-        return network, ConditionalObjective(10, NoiseDistribution())
-    made, _ = student_from_teacher(network, config, 256)
-    threat = {"margin": {"margin_eps": _EPS}, "robust": {"secant": Secant(_EPS)}}.get(kind, {})
-    settings = {"classes_per_image": 0, "posterior_weight": 1.0, "posterior_scale": 0.03, **threat}
-    return made, DistillationObjective(make_denoiser(network.to(run.device), config), NoiseDistribution(), **settings)
 
 
 PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {

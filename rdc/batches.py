@@ -122,7 +122,7 @@ class Batches:
         self.seed_for(step, generator)
         return generator
 
-    def seed_for(self, step: int, generator: BatchGenerator) -> None:
+    def seed_for(self, step: int, generator: torch.Generator) -> None:
         """Let ``generator`` begin with the numbers of a step."""
         generator.manual_seed((self.seed * 1_000_003 + step) * 4099)
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from rdc.batches import BatchGenerator
 from rdc.errors import ConfigError
 
 __all__ = ["GraphedStep"]
@@ -28,7 +27,8 @@ class GraphedStep:
         function: of images [B, C, H, W], labels [B] and the generator; backpropagates, and returns numbers to read and their names.
             It may not wait for the GPU, and every call has to ask for the same kernels.
         parameters: whose gradients the function makes.
-        generator: of the step's random numbers, on the GPU; the caller seeds it before every call.
+        generator: of the step's random numbers, on the GPU; the caller seeds it before every call. A ``torch.Generator`` itself:
+            PyTorch registers no other.
 
     Raises:
         ConfigError: the first call finds that the function cannot be recorded.
@@ -39,7 +39,7 @@ class GraphedStep:
 
     warm = 3
 
-    def __init__(self, function: Step, parameters: Iterable[nn.Parameter], generator: BatchGenerator) -> None:
+    def __init__(self, function: Step, parameters: Iterable[nn.Parameter], generator: torch.Generator) -> None:
         self.function, self.parameters, self.generator = function, list(parameters), generator
         self.graph: torch.cuda.CUDAGraph | None = None
 

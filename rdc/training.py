@@ -8,7 +8,6 @@ processes see the batch that one would.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import datetime
 import math
 import os
@@ -24,12 +23,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rdc.batches import Batches, BatchGenerator
+from rdc.batches import Batches
 from rdc.cuda_graph import GraphedStep
 from rdc.data import Dataset
 from rdc.errors import CheckpointError, ConfigError
-from rdc.networks.blocks import allow_backward_again, fuse_norms, half_norms
+from rdc.networks.blocks import allow_backward_again, half_norms
 from rdc.objective import ConditionalObjective, NoiseDistribution, Objective, noisy
+from rdc.train_config import TrainConfig, optimizer_of
 from rdc.training_state import RunFolder, State, StopRequest, TrainingStopped, stop_on_signals
 
 __all__ = [
@@ -44,81 +44,6 @@ __all__ = [
 
 #: export(network with the averaged weights, {"step", "images", "seconds", "processes"}), called after every checkpoint
 Export = Callable[[nn.Module, dict[str, Any]], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """How long, how fast, from which seed.
-
-    Args:
-        images: training images to process in all (each epoch counts again).
-        batch_size: images a step, over all processes.
-        learning_rate: peak of Adam; warm-up over ``warmup_images``, then cosine decay to zero.
-        ema_images: half-life of the weight average, in images.
-        clip: largest gradient norm.
-        weight_decay: of AdamW, for weights of two dimensions and more; 0: Adam.
-        precision: "float32" or "bfloat16" (autocast; weights stay float32). On a GPU group norm answers in bfloat16 too, unless
-            the objective differentiates twice.
-        flip: mirror half of the images left to right.
-        compile: True: run the network through ``torch.compile``. "norms": its group norms with their SiLU alone, whatever their
-            sizes; seconds to compile, and on a GPU they are most of what a network without ``compile`` spends. False: nothing.
-        checkpoint_seconds: time between checkpoints.
-        memory_format: of the weights on a GPU, "channels_last" or "contiguous"; it changes rounding and speed, nothing else.
-        cuda_graph: record the step once and replay it (:mod:`rdc.cuda_graph`); needs a GPU and one process.
-    """
-
-    images: int
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    warmup_images: int = 10_000
-    ema_images: int = 15_000
-    clip: float = 1.0
-    seed: int = 0
-    precision: str = "float32"
-    flip: bool = False
-    compile: bool | str = False
-    checkpoint_seconds: float = 60.0
-    memory_format: str = "channels_last"
-    cuda_graph: bool = False
-    weight_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.images < self.batch_size:
-            raise ConfigError(f"images: expected at least batch_size ({self.batch_size}) >= 1; got {self.images}")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ConfigError(f"precision: expected float32 or bfloat16; got {self.precision!r}")
-        if self.memory_format not in ("channels_last", "contiguous"):
-            raise ConfigError(f"memory_format: expected channels_last or contiguous; got {self.memory_format!r}")
-        if self.compile not in (False, True, "norms"):
-            raise ConfigError(f'compile: expected False, True or "norms"; got {self.compile!r}')
-        for name in ("learning_rate", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name}: expected a positive number; got {getattr(self, name)}")
-        for name in ("warmup_images", "ema_images", "checkpoint_seconds", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name}: expected 0 or more; got {getattr(self, name)}")
-        if not 0 <= self.seed < 2**31:
-            raise ConfigError(f"seed: expected 0..{2**31 - 1}; got {self.seed}")
-
-    @property
-    def steps(self) -> int:
-        return self.images // self.batch_size
-
-    @property
-    def log_steps(self) -> int:
-        """Steps between log rows: 50, fewer in short runs."""
-        return max(1, min(50, self.steps // 50))
-
-    def describe(self) -> dict[str, Any]:
-        """For the run's folder; what was added since 0.1 and is off is left out, so that older runs continue."""
-        settings = dataclasses.asdict(self)
-        return settings if self.weight_decay else {k: v for k, v in settings.items() if k != "weight_decay"}
-
-    def rate(self, step: int) -> float:
-        """Learning rate of a step: linear warm-up, cosine decay."""
-        done = step * self.batch_size
-        warm = min(1.0, (done + self.batch_size) / max(1, self.warmup_images))
-        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 class Trainer:
@@ -161,8 +86,6 @@ class Trainer:
         on_gpu = self.device.type == "cuda"
         if on_gpu and config.memory_format == "channels_last":
             net.to(memory_format=torch.channels_last)
-        if config.compile == "norms":
-            fuse_norms(net)
         if on_gpu and config.precision == "bfloat16" and not getattr(objective, "differentiates_twice", False):
             half_norms(net)
         if config.cuda_graph and not (on_gpu and self.world == 1):
@@ -170,15 +93,15 @@ class Trainer:
             raise ConfigError(f"cuda_graph: expected a GPU and one process; got {found}. Leave --cuda-graph out")
         self.progress = progress and self.rank == 0
         self.parameters = dict(net.named_parameters())
-        self.optimizer = _optimizer(net, config, on_gpu)
+        self.optimizer = optimizer_of(net, config, on_gpu)
         self.ema = {name: value.detach().clone() for name, value in self.parameters.items()}
         self.batches = Batches(data, config.batch_size, config.seed, self.device, config.flip, self.rank, self.world)
-        if config.compile is True:
+        if config.compile:
             allow_backward_again()
-        self.forward = torch.compile(net) if config.compile is True else net
+        self.forward = torch.compile(net) if config.compile else net
         self.graphed = None
         if config.cuda_graph:
-            self.graphed = GraphedStep(self._gradients, net.parameters(), self.batches.generator(0))
+            self.graphed = GraphedStep(self._gradients, net.parameters(), torch.Generator(self.device))
         self.step, self.seconds = 0, 0.0
         self.window: list[dict[str, float]] = []
         self.stop, self.deadline = StopRequest(), math.inf
@@ -217,7 +140,7 @@ class Trainer:
         self.step += 1
         return {"lr": rate, "grad_norm": norm_value, **dict(zip(names, logged[1:], strict=True))}
 
-    def _gradients(self, x0: Tensor, labels: Tensor, generator: BatchGenerator) -> tuple[Tensor, list[str]]:
+    def _gradients(self, x0: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:
         """Clipped gradients into the parameters; [loss, values of the log, norm before clipping] and the values' names."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             loss, values = self.objective(self.forward, x0, labels, generator)
@@ -340,7 +263,6 @@ class Trainer:
     def averaged_network(self) -> nn.Module:
         """A copy of the network with the averaged weights, in evaluation mode."""
         network = copy.deepcopy(self.net).eval().requires_grad_(False)
-        fuse_norms(network, False)
         for name, p in network.named_parameters():
             p.copy_(self.ema[name])
         return network
@@ -389,15 +311,6 @@ class Trainer:
         for name, value in targets.items():
             value.copy_(tensors[name])
         self.step, self.seconds, self.window = state.step, state.seconds, state.window
-
-
-def _optimizer(net: nn.Module, config: TrainConfig, on_gpu: bool) -> torch.optim.Optimizer:
-    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, 0.99), "eps": 1e-8, "fused": on_gpu or None}
-    if not config.weight_decay:
-        return torch.optim.Adam(net.parameters(), **settings)
-    kept = [p for p in net.parameters() if p.ndim < 2]
-    groups = [{"params": [p for p in net.parameters() if p.ndim >= 2], "weight_decay": config.weight_decay}]
-    return torch.optim.AdamW([*groups, {"params": kept, "weight_decay": 0.0}], **settings)
 
 
 def start_processes(device: str = "cpu", timeout: float = 1800.0) -> torch.device:

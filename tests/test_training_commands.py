@@ -20,7 +20,6 @@ pytest.importorskip("matplotlib")
 from rdc.checkpoints import load_model
 from rdc.cli import main
 from rdc.data import Dataset, save_npz
-from rdc.networks import blocks
 from rdc.networks.heads import MultiHeadUNet
 from rdc.training import Trainer
 
@@ -196,19 +195,16 @@ def test_distill_trains_on_the_first_order_worst_case(teacher: Path, data: Path,
     assert "expected no --compile with it" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("what", ["network", "norms"])
-def test_a_secant_step_compiles(what, teacher: Path, data: Path, tmp_path: Path, monkeypatch) -> None:
-    """Traced as by torch.compile (its code generation is tested in tests/networks): backward runs twice through the first pass."""
+def test_a_secant_step_compiles(teacher: Path, data: Path, tmp_path: Path, monkeypatch) -> None:
+    """Traced as by torch.compile (without its code generation): backward runs twice through the first pass."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     monkeypatch.setattr("rdc.cli.training_run.Exporter.samples", lambda *_: None)
-    blocks._fused_norm_silu.cache_clear()
     command = ["distill", "--teacher", str(teacher), "--data", str(data), "--wide-channels", "8", "--lr", "1e-4", *FAST]
     command += ["--classes-per-image", "0", "--posterior-weight", "1", "--secant-eps", "8/255"]
     rows = []
-    for name, more in (("plain", []), (what, ["--compile", what])):
+    for name, more in (("plain", []), ("compiled", ["--compile"])):
         assert main([*command, *more, "--out", str(tmp_path / name)]) == 0
         rows.append([json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()])
-    blocks._fused_norm_silu.cache_clear()
     for plain, compiled in zip(*rows, strict=True):
         assert compiled["loss"] == pytest.approx(plain["loss"], rel=2e-3)
         assert compiled["rise"] == pytest.approx(plain["rise"], rel=2e-2)

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     if args.cutmix:
         terms["cutmix"] = args.cutmix
     denoiser = make_denoiser(teacher.to(device), teacher_config)
-    if args.compile == "network" and teacher is not student:
+    if args.compile and teacher is not student:
         denoiser.network.compile()  # in place: the teacher's passes are most of the work
     objective = Shifted(DistillationObjective(denoiser, noise, **terms, **threat), args.shift)
     if "secant" in threat:

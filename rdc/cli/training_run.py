@@ -75,13 +75,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: float | st
     length.add_argument("--seed", type=int, default=0, metavar="N")
     speed = parser.add_argument_group("speed")
     speed.add_argument("--precision", default="float32", choices=("float32", "bfloat16"), help="bfloat16: autocast")
-    speed.add_argument(
-        "--compile",
-        nargs="?",
-        const="network",
-        choices=("network", "norms"),
-        help="torch.compile: minutes to start, then faster; norms: of the group norms alone, half a minute",
-    )
+    speed.add_argument("--compile", action="store_true", help="torch.compile: minutes to start, then faster")
     speed.add_argument(
         "--memory-format",
         default="channels_last",
@@ -208,7 +202,7 @@ def _train_config(args: argparse.Namespace) -> Any:
         seed=args.seed,
         precision=args.precision,
         flip=args.flip,
-        compile=args.compile if args.compile == "norms" else args.compile is not None,
+        compile=args.compile,
         checkpoint_seconds=args.checkpoint_seconds,
         memory_format=args.memory_format,
         cuda_graph=args.cuda_graph,

@@ -7,9 +7,7 @@ memory layouts work.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +24,7 @@ __all__ = [
     "UNetBlock",
     "allow_backward_again",
     "fastest_layout",
-    "fuse_norms",
     "half_norms",
-    "norm_silu",
 ]
 
 
@@ -42,47 +38,6 @@ def fastest_layout(device: torch.device | str) -> torch.memory_format:
     return torch.contiguous_format if copies else torch.channels_last
 
 
-def norm_silu(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-) -> Tensor:
-    """SiLU of a group normalisation, in float32 inside, written so that channels_last needs no copy: for ``torch.compile``.
-
-    Compiled it is one read for the moments and one for the answer, both ways; not compiled it is slow.
-
-    Args:
-        x: [B, C, H, W], best in channels_last.
-        weight, bias: [C].
-        groups: of channels; divides C.
-        eps: added to the variance.
-        scale, shift: [B, C]; the normalised x is multiplied by scale + 1 and shifted. Both or neither.
-
-    Returns:
-        [B, C, H, W] in channels_last and in the type of x.
-    """
-    batch, channels, height, width = x.shape
-    y = x.permute(0, 2, 3, 1).reshape(batch, height * width, groups, channels // groups)
-    y = y.to(torch.promote_types(x.dtype, torch.float32))
-    variance, mean = torch.var_mean(y, dim=(1, 3), correction=0, keepdim=True)
-    y = ((y - mean) * torch.rsqrt(variance + eps)).reshape(batch, height * width, channels)
-    y = y * weight.to(y.dtype) + bias.to(y.dtype)
-    if scale is not None and shift is not None:
-        y = y * (scale.to(y.dtype)[:, None] + 1) + shift.to(y.dtype)[:, None]
-    return F.silu(y).to(x.dtype).reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-
-
-@functools.cache
-def _fused_norm_silu() -> Callable[..., Tensor]:
-    """Compiled for all sizes at once (dynamic), so that a network costs two compilations, not one for every layer."""
-    allow_backward_again()
-    return torch.compile(norm_silu, dynamic=True)
-
-
 def allow_backward_again() -> None:
     """Let what is compiled from now on be differentiated more than once with ``retain_graph``.
 
@@ -92,13 +47,6 @@ def allow_backward_again() -> None:
 
     if hasattr(settings, "donated_buffer"):
         settings.donated_buffer = False
-
-
-def fuse_norms(network: nn.Module, on: bool = True) -> None:
-    """Let the group norms of ``network`` that a SiLU follows run as :func:`norm_silu`, compiled; no second derivatives then."""
-    for module in network.modules():
-        if isinstance(module, GroupNorm):
-            module.fused = on
 
 
 def half_norms(network: nn.Module) -> None:
@@ -200,11 +148,15 @@ class Conv2d(nn.Module):
         return x if weight is None else F.conv2d(x, weight, bias, padding=margin)
 
 
+def _channels_innermost(x: Tensor) -> bool:
+    return x.device.type == "cuda" and x.is_contiguous(memory_format=torch.channels_last)
+
+
 def _filter_up(x: Tensor, taps: Tensor) -> Tensor:
     """Upsample [B, C, H, W] by two. The box filter is nearest-neighbour repetition."""
     if taps.shape[-1] == 2:
         batch, channels, height, width = x.shape
-        if x.device.type == "cuda" and x.is_contiguous(memory_format=torch.channels_last):
+        if _channels_innermost(x):
             x = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(batch, height, 2, width, 2, channels)
             return x.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
         x = x[:, :, :, None, :, None].expand(batch, channels, height, 2, width, 2)
@@ -217,6 +169,11 @@ def _filter_up(x: Tensor, taps: Tensor) -> Tensor:
 def _filter_down(x: Tensor, taps: Tensor, padding: int) -> Tensor:
     """Downsample [B, C, H, W] by two. The box filter without padding is average pooling."""
     if taps.shape[-1] == 2 and padding == 0:
+        even = x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
+        if _channels_innermost(x) and even:  # the backward pass of pooling took 7 times as long there
+            batch, channels, height, width = x.shape
+            x = x.permute(0, 2, 3, 1).reshape(batch, height // 2, 2, width // 2, 2, channels)
+            return x.mean((2, 4)).permute(0, 3, 1, 2)
         return F.avg_pool2d(x, 2)
     channels = x.shape[1]
     return F.conv2d(x, taps.to(x.dtype).expand(channels, 1, -1, -1), groups=channels, stride=2, padding=padding)
@@ -231,11 +188,9 @@ class GroupNorm(nn.Module):
         float32: under autocast, leave the type to PyTorch: float32 on CUDA, which a second derivative needs. False: the type of
             the input, with sums in float32, as EDM's float16 networks do; a fraction of the memory traffic where nothing is
             compiled.
-        fused: :meth:`silu` runs compiled (:func:`fuse_norms`).
     """
 
     float32 = True
-    fused = False
 
     def __init__(self, channels: int, num_groups: int = 32, min_channels_per_group: int = 4, eps: float = 1e-5) -> None:
         super().__init__()
@@ -247,10 +202,6 @@ class GroupNorm(nn.Module):
 
     def silu(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """SiLU of the normalised x [B, C, H, W], which is first multiplied by ``scale`` + 1 and shifted ([B, C, 1, 1] each)."""
-        if self.fused:
-            conditions = [] if scale is None or shift is None else [scale.flatten(1), shift.flatten(1)]
-            with torch.autocast(x.device.type, enabled=False):
-                return _fused_norm_silu()(x, self.weight, self.bias, self.num_groups, self.eps, *conditions)
         if self.takes(x):
             flat = [None if condition is None else condition.flatten(1) for condition in (scale, shift)]
             return fused.norm_act(x, self.weight, self.bias, self.num_groups, self.eps, None, *flat)
@@ -341,7 +292,7 @@ class UNetBlock(nn.Module):
             self.proj = Conv2d(out_channels, out_channels, 1, init=init, scale=zero_scale)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        if not self.norm1.fused and self.norm0.takes(x):
+        if self.norm0.takes(x):
             return self._forward_fused(x, emb)
         residual = x
         x = self.conv0(self.norm0.silu(x))
@@ -364,7 +315,7 @@ class UNetBlock(nn.Module):
         x = self.conv0(self.norm0.silu(x), biased=False)
         condition = self.affine(emb)
         scale, shift = condition.chunk(2, dim=1) if self.adaptive_scale else (None, None)
-        pre = self.conv0.bias.expand(len(x), -1) if self.adaptive_scale else condition + self.conv0.bias
+        pre = self.conv0.bias if self.adaptive_scale else condition + self.conv0.bias
         norm = self.norm1
         if norm.takes(x):
             x = fused.norm_act(x, norm.weight, norm.bias, norm.num_groups, norm.eps, pre, scale, shift)

@@ -73,7 +73,7 @@ def norm_act_reference(
 ) -> Tensor:
     """What :func:`norm_act` computes, in PyTorch; differentiable any number of times."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    y = x.to(dtype) if pre is None else x.to(dtype) + pre.to(dtype)[:, :, None, None]
+    y = x.to(dtype) if pre is None else x.to(dtype) + pre.to(dtype)[..., None, None]
     y = F.group_norm(y, groups, weight.to(dtype), bias.to(dtype), eps)
     if scale is not None and shift is not None:
         y = y * (scale.to(dtype) + 1)[:, :, None, None] + shift.to(dtype)[:, :, None, None]
@@ -98,7 +98,7 @@ def norm_act(
         weight, bias: [C].
         groups: of channels; divides C.
         eps: added to the variance.
-        pre: [B, C] (or expanded to it) added to x first; None: nothing.
+        pre: [B, C], or [C] for all images, added to x first; None: nothing.
         scale, shift: [B, C]; the normalised x is multiplied by scale + 1 and shifted. Both or neither.
         silu: False: no activation.
 
@@ -118,19 +118,31 @@ def _power(number: int) -> int:
     return 1 << max(0, number - 1).bit_length()
 
 
-def _tile(x: Tensor, groups: int, elements: int) -> tuple[dict[str, int], tuple[int, int]]:
+def _tile(x: Tensor, groups: int, elements: int = 8192) -> tuple[dict[str, int], tuple[int, int]]:
     """Block sizes for as many groups a program as ``elements`` registers hold, and the grid."""
     positions, group = x.shape[2] * x.shape[3], x.shape[1] // groups
     rows, padded = _power(positions), _power(group)
     tile = max(1, min(elements // (rows * padded), _power(groups)))
     warps = max(1, min(16, rows * padded * tile // 1024))
-    sizes = {"GROUP": group, "ROWS": rows, "TILE": tile, "PADDED": padded, "num_warps": warps}
+    sizes = {
+        "GROUP": group,
+        "ROWS": rows,
+        "TILE": tile,
+        "PADDED": padded,
+        "FULL": rows == positions,
+        "num_warps": warps,
+    }
     return sizes, (x.shape[0], -(-groups // tile))
 
 
 def _rows(conditions: Tensor | None) -> Tensor | None:
-    """[B, C] whose channels lie side by side; rows may have any stride."""
-    return conditions if conditions is None or conditions.stride(1) == 1 else conditions.contiguous()
+    """[B, C] or [C] whose channels lie side by side; rows may have any stride."""
+    return conditions if conditions is None or conditions.stride(-1) == 1 else conditions.contiguous()
+
+
+def _row_stride(conditions: Tensor | None) -> int:
+    """0 where all images share a row."""
+    return 0 if conditions is None or conditions.ndim == 1 else conditions.stride(0)
 
 
 class _NormAct(torch.autograd.Function):
@@ -140,10 +152,10 @@ class _NormAct(torch.autograd.Function):
         if scale is not None and scale.stride(0) != shift.stride(0):
             scale, shift = scale.contiguous(), shift.contiguous()
         y = torch.empty_like(x)
-        mean, rstd = (torch.empty(len(x), groups, dtype=torch.float32, device=x.device) for _ in range(2))
-        sizes, grid = _tile(x, groups, 16384)
+        mean, rstd = torch.empty(2, *x.shape[:2], dtype=torch.float32, device=x.device)
+        sizes, grid = _tile(x, groups)
         given = [x if tensor is None else tensor for tensor in (pre, weight, bias, scale, shift)]
-        strides = (0 if pre is None else pre.stride(0), 0 if scale is None else scale.stride(0))
+        strides = (_row_stride(pre), _row_stride(scale))
         flags = {"PRE": pre is not None, "ADAPTIVE": scale is not None, "SILU": silu}
         _kernels().norm_forward[grid](
             x, *given, y, mean, rstd, x.shape[2] * x.shape[3], x.shape[1], groups, *strides, eps, **flags, **sizes
@@ -161,10 +173,11 @@ class _NormAct(torch.autograd.Function):
         x, weight, bias, pre, scale, shift = inputs
         grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
         grad_x = torch.empty_like(x)
-        sums, normed_sums, grad_sums = torch.empty(3, *x.shape[:2], dtype=torch.float32, device=x.device)
-        sizes, grid = _tile(x, groups, 8192)
+        kept = torch.empty(3 if pre is not None else 2, *x.shape[:2], dtype=torch.float32, device=x.device)
+        sums, normed_sums, grad_sums = kept[0], kept[1], kept[-1]
+        sizes, grid = _tile(x, groups)
         given = [x if tensor is None else tensor for tensor in (pre, weight, bias, scale, shift)]
-        strides = (0 if pre is None else pre.stride(0), 0 if scale is None else scale.stride(0))
+        strides = (_row_stride(pre), _row_stride(scale))
         flags = {"PRE": pre is not None, "ADAPTIVE": scale is not None, "SILU": silu}
         _kernels().norm_backward[grid](
             grad, x, *given, mean, rstd, grad_x, sums, normed_sums, grad_sums,
@@ -172,15 +185,19 @@ class _NormAct(torch.autograd.Function):
         )  # fmt: skip
         grads: list[Tensor | None] = [grad_x, None, None, None, None, None]
         wanted = ctx.needs_input_grad
-        factor = 1 if scale is None else 1 + scale.float()
+        if scale is None:  # one sum over images for all
+            over_images = kept.sum(1)
+        else:
+            factor = 1 + scale.float()
+            over_images = torch.cat([kept[:2] * factor, kept[2:]]).sum(1)
         if wanted[1]:
-            grads[1] = (normed_sums * factor).sum(0).to(weight.dtype)
+            grads[1] = over_images[1].to(weight.dtype)
         if wanted[2]:
-            grads[2] = (sums * factor).sum(0).to(bias.dtype)
+            grads[2] = over_images[0].to(bias.dtype)
         if wanted[3] and pre is not None:
-            grads[3] = grad_sums.to(pre.dtype)
+            grads[3] = (over_images[2] if pre.ndim == 1 else grad_sums).to(pre.dtype)
         if wanted[4] and scale is not None:
-            grads[4] = (normed_sums * weight.float() + sums * bias.float()).to(scale.dtype)
+            grads[4] = torch.addcmul(normed_sums * weight.float(), sums, bias.float()).to(scale.dtype)
         if wanted[5] and shift is not None:
             grads[5] = sums.to(shift.dtype)
         return (*grads, None, None, None)

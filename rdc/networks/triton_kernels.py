@@ -1,8 +1,10 @@
 """Kernels of :mod:`rdc.networks.fused`, in Triton; import it only where Triton is installed.
 
 A program holds some whole groups of one image in registers, so that a normalisation reads its input once and writes its answer
-once, forward and backward. Blocks are [positions, groups, channels of a group], each rounded up to a power of two and masked;
-tensors lie as [B, H*W, C]. Sums are in float32 and in a fixed order: no atomics.
+once, forward and backward. Blocks are [positions, columns], a column being a channel and each group rounded up to a power of two
+of columns; tensors lie as [B, H*W, C]. Everything that belongs to a channel is a vector: as [1, groups, channels] next to blocks of
+three dimensions the compiler moved whole blocks between threads, and an H200 took six times as long. Sums are in float32 and in a
+fixed order: no atomics.
 """
 
 from __future__ import annotations
@@ -14,29 +16,45 @@ __all__ = ["norm_backward", "norm_forward", "residual_forward"]
 
 
 @triton.jit
-def _place(
-    positions, channels, groups, GROUP: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, PADDED: tl.constexpr
-):
-    """Offsets in x [ROWS, TILE, PADDED] and their mask, channels [1, TILE, PADDED] and theirs, groups [TILE] of this program."""
-    image = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    row = tl.arange(0, ROWS)[:, None, None]
-    member = tl.arange(0, PADDED)[None, None, :]
-    channel = group[None, :, None] * GROUP + member
-    inside = (member < GROUP) & (group < groups)[None, :, None]
-    at = image * positions * channels + row * channels + channel
-    return image, at, (row < positions) & inside, channel, inside, group
+def _columns(channels, groups, GROUP: tl.constexpr, TILE: tl.constexpr, PADDED: tl.constexpr):
+    """Channel [TILE * PADDED] of every column of this program's block, and whether there is one."""
+    column = tl.arange(0, TILE * PADDED)
+    first = tl.program_id(1) * TILE
+    if GROUP == PADDED:  # columns are consecutive channels, and the compiler sees it
+        channel = first * GROUP + column
+        return channel, channel < channels
+    member = column % PADDED
+    group = first + column // PADDED
+    return group * GROUP + member, (member < GROUP) & (group < groups)
 
 
 @triton.jit
-def _affine(weight, bias, scale, shift, stride, image, channel, inside, ADAPTIVE: tl.constexpr):
-    """Slope and offset [1, TILE, PADDED] of what follows the normalisation."""
+def _block(tensor, row, channel, inside, positions, channels, ROWS: tl.constexpr, FULL: tl.constexpr):
+    """Pointers [ROWS, columns] into this program's image of a tensor, and their mask."""
+    start = tensor + tl.program_id(0).to(tl.int64) * positions * channels
+    mask = inside[None, :]
+    if not FULL:
+        mask = mask & (row < positions)[:, None]
+    return start + (row[:, None] * channels + channel[None, :]), mask
+
+
+@triton.jit
+def _over_groups(columns, TILE: tl.constexpr, PADDED: tl.constexpr):
+    """Sums over each group's columns, for every column."""
+    sums = tl.sum(tl.reshape(columns, (TILE, PADDED)), 1)
+    return tl.reshape(tl.broadcast_to(sums[:, None], (TILE, PADDED)), (TILE * PADDED,))
+
+
+@triton.jit
+def _affine(weight, bias, scale, shift, stride, channel, inside, ADAPTIVE: tl.constexpr):
+    """Slope and offset [columns] of what follows the normalisation."""
     slope = tl.load(weight + channel, inside, 0).to(tl.float32)
     offset = tl.load(bias + channel, inside, 0).to(tl.float32)
     if ADAPTIVE:
-        factor = 1 + tl.load(scale + image * stride + channel, inside, 0).to(tl.float32)
+        image = tl.program_id(0).to(tl.int64) * stride
+        factor = 1 + tl.load(scale + image + channel, inside, 0).to(tl.float32)
         slope = slope * factor
-        offset = offset * factor + tl.load(shift + image * stride + channel, inside, 0).to(tl.float32)
+        offset = offset * factor + tl.load(shift + image + channel, inside, 0).to(tl.float32)
     return slope, offset
 
 
@@ -44,63 +62,72 @@ def _affine(weight, bias, scale, shift, stride, image, channel, inside, ADAPTIVE
 def norm_forward(
     x, pre, weight, bias, scale, shift, y, mean, rstd,
     positions, channels, groups, pre_stride, stride, eps,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, PADDED: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, PADDED: tl.constexpr, FULL: tl.constexpr,
     PRE: tl.constexpr, ADAPTIVE: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    """y = act(slope * normalised(x + pre) + offset); mean and 1 / deviation [B, groups] are kept."""
-    image, at, mask, channel, inside, group = _place(positions, channels, groups, GROUP, ROWS, TILE, PADDED)
-    v = tl.load(x + at, mask, 0).to(tl.float32)
+    """y = act(slope * normalised(x + pre) + offset); mean and 1 / deviation are kept [B, C], the same for all of a group."""
+    channel, inside = _columns(channels, groups, GROUP, TILE, PADDED)
+    row = tl.arange(0, ROWS)
+    at, mask = _block(x, row, channel, inside, positions, channels, ROWS, FULL)
+    v = tl.load(at, mask, 0).to(tl.float32)
+    image = tl.program_id(0).to(tl.int64)
     if PRE:
-        v += tl.load(pre + image * pre_stride + channel, inside, 0).to(tl.float32)
-        v = tl.where(mask, v, 0.0)
+        v += tl.load(pre + image * pre_stride + channel, inside, 0).to(tl.float32)[None, :]
+        if not FULL:
+            v = tl.where(mask, v, 0.0)
     count = positions * GROUP
-    centre = tl.sum(tl.sum(v, 0), 1) / count
-    v = tl.where(mask, v - centre[None, :, None], 0.0)
-    inverse = 1 / tl.sqrt(tl.sum(tl.sum(v * v, 0), 1) / count + eps)
-    kept = image * groups + group
-    tl.store(mean + kept, centre, group < groups)
-    tl.store(rstd + kept, inverse, group < groups)
-    slope, offset = _affine(weight, bias, scale, shift, stride, image, channel, inside, ADAPTIVE)
-    z = v * inverse[None, :, None] * slope + offset
+    centre = _over_groups(tl.sum(v, 0), TILE, PADDED) / count
+    v = tl.where(mask, v - centre[None, :], 0.0)
+    inverse = 1 / tl.sqrt(_over_groups(tl.sum(v * v, 0), TILE, PADDED) / count + eps)
+    tl.store(mean + image * channels + channel, centre, inside)
+    tl.store(rstd + image * channels + channel, inverse, inside)
+    slope, offset = _affine(weight, bias, scale, shift, stride, channel, inside, ADAPTIVE)
+    z = v * (inverse * slope)[None, :] + offset[None, :]
     if SILU:
-        z = z * tl.sigmoid(z)
-    tl.store(y + at, z.to(y.dtype.element_ty), mask)
+        z = z / (1 + tl.exp(-z))
+    to, mask = _block(y, row, channel, inside, positions, channels, ROWS, FULL)
+    tl.store(to, z.to(y.dtype.element_ty), mask)
 
 
 @triton.jit
 def norm_backward(
     grad, x, pre, weight, bias, scale, shift, mean, rstd, grad_x, sums, normed_sums, grad_sums,
     positions, channels, groups, pre_stride, stride,
-    GROUP: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, PADDED: tl.constexpr,
+    GROUP: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, PADDED: tl.constexpr, FULL: tl.constexpr,
     PRE: tl.constexpr, ADAPTIVE: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """grad_x, and for every image and channel the sums over positions of dz, of dz * normalised x, and (PRE) of grad_x."""
-    image, at, mask, channel, inside, group = _place(positions, channels, groups, GROUP, ROWS, TILE, PADDED)
-    kept = image * groups + group
-    centre = tl.load(mean + kept, group < groups, 0)[None, :, None]
-    inverse = tl.load(rstd + kept, group < groups, 0)[None, :, None]
-    v = tl.load(x + at, mask, 0).to(tl.float32)
-    if PRE:
-        v += tl.load(pre + image * pre_stride + channel, inside, 0).to(tl.float32)
-    v = tl.where(mask, (v - centre) * inverse, 0.0)
-    dz = tl.load(grad + at, mask, 0).to(tl.float32)
-    slope, offset = _affine(weight, bias, scale, shift, stride, image, channel, inside, ADAPTIVE)
-    if SILU:
-        z = v * slope + offset
-        gate = tl.sigmoid(z)
-        dz = dz * gate * (1 + z * (1 - gate))
-    one = tl.sum(dz, 0)[None, :, :]
-    two = tl.sum(dz * v, 0)[None, :, :]
+    channel, inside = _columns(channels, groups, GROUP, TILE, PADDED)
+    row = tl.arange(0, ROWS)
+    image = tl.program_id(0).to(tl.int64)
     place = image * channels + channel
+    at, mask = _block(x, row, channel, inside, positions, channels, ROWS, FULL)
+    v = tl.load(at, mask, 0).to(tl.float32)
+    at, mask = _block(grad, row, channel, inside, positions, channels, ROWS, FULL)
+    dz = tl.load(at, mask, 0).to(tl.float32)
+    centre = tl.load(mean + place, inside, 0)
+    inverse = tl.load(rstd + place, inside, 0)
+    if PRE:
+        centre -= tl.load(pre + image * pre_stride + channel, inside, 0).to(tl.float32)
+    v = (v - centre[None, :]) * inverse[None, :]
+    if not FULL:
+        v = tl.where(mask, v, 0.0)
+    slope, offset = _affine(weight, bias, scale, shift, stride, channel, inside, ADAPTIVE)
+    if SILU:
+        z = v * slope[None, :] + offset[None, :]
+        gate = 1 / (1 + tl.exp(-z))
+        dz = dz * gate * (1 + z * (1 - gate))
+    one, two = tl.sum(dz, 0), tl.sum(dz * v, 0)
     tl.store(sums + place, one, inside)
     tl.store(normed_sums + place, two, inside)
     count = positions * GROUP
-    level = (tl.sum(slope * one, 2) / count)[:, :, None]
-    tilt = (tl.sum(slope * two, 2) / count)[:, :, None]
-    dx = tl.where(mask, inverse * (slope * dz - level - v * tilt), 0.0)
+    level = _over_groups(slope * one, TILE, PADDED) / count
+    tilt = _over_groups(slope * two, TILE, PADDED) / count
+    dx = inverse[None, :] * (slope[None, :] * dz - level[None, :] - v * tilt[None, :])
     if PRE:
-        tl.store(grad_sums + place, tl.sum(dx, 0)[None, :, :], inside)
-    tl.store(grad_x + at, dx.to(grad_x.dtype.element_ty), mask)
+        tl.store(grad_sums + place, tl.sum(tl.where(mask, dx, 0.0), 0), inside)
+    to, mask = _block(grad_x, row, channel, inside, positions, channels, ROWS, FULL)
+    tl.store(to, dx.to(grad_x.dtype.element_ty), mask)
 
 
 @triton.jit

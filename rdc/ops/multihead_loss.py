@@ -55,8 +55,9 @@ def multihead_loss(
         level_weight: [T].
         backend: "native", "reference" (torch), "gram" (:mod:`rdc.ops.multihead_gram`: torch, float32 inside, no gradient in
             ``level_weight``), "triton" (:mod:`rdc.ops.multihead_triton`: CUDA, tensor cores), or "auto": on a CPU native where it was
-            built for the type, or gram where that is expected to win; on a GPU torch, which is 2 to 22 times as fast as native there
-            (measured on an H200: docs/kernels.md).
+            built for the type, or gram where that is expected to win; on a GPU triton where it was measured to win
+            (:func:`rdc.ops.multihead_triton.preferred`), else torch, which is 2 to 22 times as fast as native there (on an H200:
+            docs/kernels.md).
 
     Returns:
         Loss [N, K] in float32 (float64 for float64 inputs).
@@ -75,7 +76,7 @@ def multihead_loss(
         dtype = torch.float32
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     operands = (h.to(dtype), weight.to(dtype), bias.to(dtype), target.to(dtype), level_weight.to(accumulate))
-    if backend == "triton":
+    if backend == "triton" or (backend == "auto" and _triton_wins(*operands[:2])):
         _check_triton(h.device.type, dtype)
         return multihead_triton.forward_op(*operands)
     if _use_native(h.device.type, dtype, backend):
@@ -178,6 +179,10 @@ def _check_triton(device_type: str, dtype: torch.dtype) -> None:
         )
     if reason := _why_not_triton(device_type):
         raise ConfigError(f"multihead_loss: backend='triton' is not available: {reason}. Use backend='auto'.")
+
+
+def _triton_wins(h: Tensor, weight: Tensor) -> bool:
+    return h.device.type == "cuda" and multihead_triton.preferred(h, weight) and not _why_not_triton("cuda")
 
 
 def _gram_wins(h: Tensor, weight: Tensor, level_weight: Tensor) -> bool:

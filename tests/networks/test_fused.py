@@ -58,14 +58,14 @@ def relative(found: torch.Tensor, truth: torch.Tensor) -> float:
 
 @needs_kernels
 @pytest.mark.parametrize("dtype, most", [(torch.float32, 2e-6), (torch.bfloat16, 8e-3)])
-@pytest.mark.parametrize("pre, adaptive, silu", [(0, 0, 1), (1, 0, 0), (1, 1, 1), (0, 1, 1)])
+@pytest.mark.parametrize("pre, adaptive, silu", [(0, 0, 1), (1, 0, 0), (1, 1, 1), (2, 1, 1), (2, 0, 1), (0, 1, 1)])
 @pytest.mark.parametrize("channels, groups, height, width", SHAPES)
 def test_norm_and_its_gradients(channels, groups, height, width, pre, adaptive, silu, dtype, most):
     """Values and every gradient against float64."""
     x = laid_out(2 + drawn(3, channels, height, width)).to(dtype)
     given = {"x": x, "weight": drawn(channels, seed=1), "bias": drawn(channels, seed=2)}
     if pre:
-        given["pre"] = drawn(3, channels, seed=3)
+        given["pre"] = drawn(*[3] * (pre == 1), channels, seed=3)  # 2: the same for all images
     if adaptive:
         given["both"] = drawn(3, 2 * channels, seed=4, dtype=dtype)
 
@@ -91,7 +91,7 @@ def test_norm_and_its_gradients(channels, groups, height, width, pre, adaptive, 
 @needs_kernels
 def test_large_groups_and_a_bias_for_all_images():
     x = laid_out(drawn(2, 8, 32, 32))
-    pre = drawn(8).expand(2, -1)
+    pre = drawn(8)
     assert fused.fits(x, 2) and not fused.fits(laid_out(drawn(1, 64, 32, 32)), 2)
     found = norm_act(x, drawn(8, seed=1), drawn(8, seed=2), 2, 1e-5, pre)
     assert relative(found, norm_act_reference(x, drawn(8, seed=1), drawn(8, seed=2), 2, 1e-5, pre)) < 2e-6
@@ -180,8 +180,13 @@ def test_programs_cover_every_group(groups, elements, size):
     assert held <= max(elements, sizes["ROWS"] * sizes["PADDED"]) and 1 <= sizes["num_warps"] <= 16
 
 
-def test_upsampling_repeats_in_any_layout():
+def test_resampling_in_any_layout():
     """On a GPU channels_last stays channels_last."""
+    y, small = drawn(2, 6, 4, 8), torch.nn.functional.avg_pool2d(drawn(2, 6, 4, 8), 2)
+    box = torch.ones(1, 1, 2, 2, device=DEVICE) / 4
+    for given in (y, laid_out(y)):
+        torch.testing.assert_close(blocks._filter_down(given, box, 0), small, rtol=1e-6, atol=1e-6)
+    assert DEVICE == "cpu" or laid_out(blocks._filter_down(laid_out(y), box, 0)).stride()[1] == 1
     x = drawn(2, 6, 3, 5)
     expected = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
     taps = torch.ones(1, 1, 2, 2, device=DEVICE) / 4

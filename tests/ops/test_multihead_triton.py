@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from rdc.errors import ConfigError, InputError
 from rdc.ops import multihead_triton as module
-from rdc.ops.multihead_loss import multihead_loss, multihead_loss_reference
+from rdc.ops.multihead_loss import _triton_wins, multihead_loss, multihead_loss_reference
 
 from .test_multihead_loss import (
     NAMES,
@@ -112,6 +112,18 @@ def test_a_cpu_is_refused():
     x, _ = make((1, 1, 2, 3, 3, 2, 1))
     with pytest.raises(ConfigError, match="for CUDA devices; got 'cpu'"):
         triton(*x)
+
+
+def test_auto_takes_them_where_they_were_measured_to_win(monkeypatch):
+    wide, narrow = torch.empty(300, 128, 3, 3), torch.empty(120, 128, 3, 3)
+    h = torch.empty(2, 128, 4, 4)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert module.preferred(h, wide) and module.preferred(h.bfloat16(), wide)
+    assert not module.preferred(h, narrow) and not module.preferred(h.double(), wide)
+    assert not module.preferred(torch.empty(2, 268, 4, 4), wide)  # channels that do not load in whole vectors
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert not module.preferred(h, wide) and module.preferred(h.bfloat16(), wide)
+    assert not _triton_wins(h.bfloat16(), wide)  # on a CPU
 
 
 @pytest.mark.parametrize("backward", [False, True])
