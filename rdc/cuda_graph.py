@@ -45,12 +45,13 @@ class GraphedStep:
 
     def __call__(self, x0: Tensor, labels: Tensor) -> tuple[Tensor, list[str]]:
         """Numbers and names as ``function`` returns them; gradients are in the parameters. Overwritten by the next call."""
-        if self.graph is None:
-            self._record(x0, labels)
-        assert self.graph is not None
-        self.x0.copy_(x0)
-        self.labels.copy_(labels)
-        self.graph.replay()
+        with torch.cuda.device(x0.device):
+            if self.graph is None:
+                self._record(x0, labels)
+            assert self.graph is not None
+            self.x0.copy_(x0)
+            self.labels.copy_(labels)
+            self.graph.replay()
         for parameter, grad in zip(self.parameters, self.grads, strict=True):
             parameter.grad = grad
         return self.numbers, self.names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 
+from rdc.networks import fused
 from rdc.ops import _native
 
 __all__ = ["format_info"]
@@ -22,5 +23,8 @@ def format_info() -> str:
     for op, backends in facts["ops"].items():
         for device, backend in backends.items():
             lines.append(f"{op:<14} {device:<5} {backend}")
+    lines.append(
+        f"{'norms':<14} cuda  {'kernels of rdc (Triton)' if not fused.why_not() else 'torch: ' + fused.why_not()}"
+    )
     lines.append("gpus       " + ("; ".join(facts["gpus"]) or "none that torch can use"))
     return "\n".join(lines)

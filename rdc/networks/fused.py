@@ -12,6 +12,7 @@ Environment (read at every call):
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
@@ -33,7 +34,15 @@ def why_not() -> str:
         return f"RDC_DISABLE_TRITON={os.environ['RDC_DISABLE_TRITON']} is set"
     if torch.version.hip:
         return "this torch runs on ROCm, where the kernels were never tried"
-    return "" if _triton_found() else "Triton is not installed"
+    if not _triton_found():
+        return "Triton is not installed"
+    return _too_old()
+
+
+@functools.cache
+def _too_old() -> str:
+    old = torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0)
+    return "the GPU is older than compute capability 8.0" if old else ""
 
 
 @functools.cache
@@ -114,6 +123,11 @@ def residual_sum(x: Tensor, skip: Tensor, bias: Tensor | None, factor: float) ->
     return _ResidualSum.apply(x, skip, bias, factor)
 
 
+def _device(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device."""
+    return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
+
+
 def _power(number: int) -> int:
     return 1 << max(0, number - 1).bit_length()
 
@@ -157,9 +171,10 @@ class _NormAct(torch.autograd.Function):
         given = [x if tensor is None else tensor for tensor in (pre, weight, bias, scale, shift)]
         strides = (_row_stride(pre), _row_stride(scale))
         flags = {"PRE": pre is not None, "ADAPTIVE": scale is not None, "SILU": silu}
-        _kernels().norm_forward[grid](
-            x, *given, y, mean, rstd, x.shape[2] * x.shape[3], x.shape[1], groups, *strides, eps, **flags, **sizes
-        )
+        with _device(x):
+            _kernels().norm_forward[grid](
+                x, *given, y, mean, rstd, x.shape[2] * x.shape[3], x.shape[1], groups, *strides, eps, **flags, **sizes
+            )
         ctx.save_for_backward(x, weight, bias, pre, scale, shift, mean, rstd)
         ctx.settings = groups, eps, silu
         return y
@@ -179,10 +194,11 @@ class _NormAct(torch.autograd.Function):
         given = [x if tensor is None else tensor for tensor in (pre, weight, bias, scale, shift)]
         strides = (_row_stride(pre), _row_stride(scale))
         flags = {"PRE": pre is not None, "ADAPTIVE": scale is not None, "SILU": silu}
-        _kernels().norm_backward[grid](
-            grad, x, *given, mean, rstd, grad_x, sums, normed_sums, grad_sums,
-            x.shape[2] * x.shape[3], x.shape[1], groups, *strides, **flags, **sizes,
-        )  # fmt: skip
+        with _device(x):
+            _kernels().norm_backward[grid](
+                grad, x, *given, mean, rstd, grad_x, sums, normed_sums, grad_sums,
+                x.shape[2] * x.shape[3], x.shape[1], groups, *strides, **flags, **sizes,
+            )  # fmt: skip
         grads: list[Tensor | None] = [grad_x, None, None, None, None, None]
         wanted = ctx.needs_input_grad
         if scale is None:  # one sum over images for all
@@ -206,9 +222,7 @@ class _NormAct(torch.autograd.Function):
 def _differentiable(ctx, inputs, grad):  # type: ignore[no-untyped-def]
     """The gradients as functions that can be differentiated again: those of the reference."""
     groups, eps, silu = ctx.settings
-    named = [
-        None if tensor is None else tensor.view_as(tensor) for tensor in inputs
-    ]  # only partial derivatives are wanted
+    named = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]  # for partial derivatives only
     y = norm_act_reference(*named[:3], groups, eps, *named[3:], silu)
     asked = [i for i, tensor in enumerate(named) if tensor is not None and ctx.needs_input_grad[i]]
     found = torch.autograd.grad(y, [named[i] for i in asked], grad, create_graph=True)
@@ -224,9 +238,10 @@ class _ResidualSum(torch.autograd.Function):
         ctx.factor, ctx.bias_dtype = factor, None if bias is None else bias.dtype
         y, block = torch.empty_like(x), 2048
         given = x if bias is None else bias.contiguous()
-        _kernels().residual_forward[(-(-x.numel() // block),)](
-            x, skip, given, y, x.numel(), x.shape[1], factor, BIAS=bias is not None, BLOCK=block, num_warps=8
-        )
+        with _device(x):
+            _kernels().residual_forward[(-(-x.numel() // block),)](
+                x, skip, given, y, x.numel(), x.shape[1], factor, BIAS=bias is not None, BLOCK=block, num_warps=8
+            )
         return y
 
     @staticmethod

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from rdc.errors import ConfigError
+from rdc.ops import multihead_triton
 
 __all__ = ["cpu_isa", "describe", "extension", "why_not"]
 
@@ -88,7 +89,9 @@ def _backend(device_type: str) -> str:
         return f"reference (torch): {reason}"
     if device_type in SLOWER_THAN_TORCH:
         built = f'backend="native" was built ({extension().cuda_status()}), and is slower'
-        return f"reference (torch): {built}" + ("" if torch.cuda.is_available() else "; torch finds no GPU")
+        tensor_cores = multihead_triton.why_not(device_type)
+        wide = f"; not in Triton: {tensor_cores}" if tensor_cores else "; wide heads in Triton"
+        return f"reference (torch): {built}" + (wide if torch.cuda.is_available() else "; torch finds no GPU")
     return f"native ({cpu_isa()})"
 
 

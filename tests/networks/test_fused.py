@@ -166,6 +166,9 @@ def test_cpu_tensors_and_traces_are_left_to_pytorch(monkeypatch):
     monkeypatch.setattr(fused, "_triton_found", lambda: False)
     assert fused.why_not() == "Triton is not installed" and fastest_layout("cuda") is torch.contiguous_format
     monkeypatch.setattr(fused, "_triton_found", lambda: True)
+    monkeypatch.setattr(fused, "_too_old", lambda: "the GPU is older than compute capability 8.0")
+    assert "older" in fused.why_not()
+    monkeypatch.setattr(fused, "_too_old", lambda: "")
     assert fused.why_not() == "" and fastest_layout("cuda") is torch.channels_last
 
 

@@ -32,6 +32,7 @@ def test_describe_names_every_op_and_version():
 
 def test_info_is_readable():
     text = format_info()
+    assert "\nnorms          cuda  " in text
     for word in ("versions", "extension", "instruction set", "multihead_loss cpu", "multihead_loss cuda", "gpus"):
         assert word in text
 
