@@ -64,6 +64,9 @@ class Secant:
         norm: "linf", "l2" or "l1".
         low, high: the fraction u of the worst perturbation is drawn between these; 0 < low <= high <= 1.
         share: s, of the extrapolated cross-entropy; above 0, at most 1.
+        steps: 1: d is the first-order worst perturbation. More: d is what as many steps of Frank-Wolfe find (Jaggi 2013), each a
+            mean of the last d and the worst perturbation by the gradient there: iterates never leave ball and pixel box, no step
+            size is chosen. Every further step costs a forward pass and an input gradient, and **makes d an adversarial example**.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -74,9 +77,12 @@ class Secant:
     low: float = 0.05
     high: float = 0.3
     share: float = 1.0
+    steps: int = 1
 
     def __post_init__(self) -> None:
         check_margin(self.eps, self.norm, "secant")
+        if type(self.steps) is not int or self.steps < 1:
+            raise ConfigError(f"secant_steps: expected a whole number >= 1; got {self.steps!r}")
         if not self.eps > 0:
             raise ConfigError("secant_eps: expected a radius > 0, such as 8/255; got 0")
         if not 0 < self.low <= self.high <= 1:
@@ -227,6 +233,8 @@ class DistillationObjective:
         with torch.autocast(x0.device.type, enabled=False):  # the gradient's types are those of the forward pass
             (gradient,) = torch.autograd.grad(margin.sum(), x0, retain_graph=True)
         step = 2 * worst_step(gradient, (x0.detach() + 1) / 2, self.secant.eps, self.secant.norm)
+        for count in range(2, self.secant.steps + 1):
+            step = step + (self._next_step(net, x0, step, rivals, own, sigma, noise) - step) / count
         u = uniform((len(x0),), generator).to(x0) * (self.secant.high - self.secant.low) + self.secant.low
         x = (x0.detach() + u[:, None, None, None] * step).requires_grad_()  # like x0: one graph, where it is compiled
         _, target, predicted = self._predict(net, x, sigma, noise)
@@ -235,6 +243,18 @@ class DistillationObjective:
         hits = (far.argmax(1) == labels).float().mean()
         truth = own if self.cutmix else labels
         return F.cross_entropy(far, truth), {"robust_first_order": hits, "rise": rise.detach().mean()}
+
+    def _next_step(
+        self, net: nn.Module, x0: Tensor, step: Tensor, rivals: Tensor, own: Tensor, sigma: Tensor, noise: Tensor
+    ) -> Tensor:
+        """The worst perturbation of x0 by the gradient at x0 + step, in [-1, 1] units."""
+        assert self.secant is not None
+        x = (x0.detach() + step).requires_grad_()
+        _, target, predicted = self._predict(net, x, sigma, noise)
+        lead = _lead(self._logits(self._errors(predicted, target), sigma), rivals, own)
+        with torch.autocast(x0.device.type, enabled=False):
+            (gradient,) = torch.autograd.grad(lead.sum(), x)
+        return 2 * worst_step(gradient, (x0.detach() + 1) / 2, self.secant.eps, self.secant.norm)
 
     def _posterior(
         self, logits: Tensor, labels: Tensor, truth: Tensor, x0: Tensor, generator: torch.Generator

@@ -136,6 +136,7 @@ def test_wrong_settings_are_refused():
         ({"eps": EPS, "low": 0.0}, "secant_range: expected 0 < low"),
         ({"eps": EPS, "low": 0.5, "high": 0.4}, "secant_range: expected 0 < low"),
         ({"eps": EPS, "share": 0.0}, "secant_share: expected a share above 0"),
+        ({"eps": EPS, "steps": 0}, "secant_steps: expected a whole number >= 1; got 0"),
     ):
         with pytest.raises(ConfigError, match=text):
             Secant(**settings)
@@ -187,3 +188,39 @@ def test_cutmix_shares_losses_and_labels_between_two_classes():
     total = denoising + 0.7 * (0.7 * entropies[0] + 0.3 * entropies[1])
     torch.testing.assert_close(loss, total, rtol=1e-5, atol=0)
     assert values["robust_first_order"] <= values["hits"]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_more_steps_find_worse_perturbations_within_the_ball(norm):
+    """Frank-Wolfe: the network sees every iterate; the margin of the last is the largest, within radius and pixel box."""
+    rises, eps = [], 0.2 if norm == "linf" else 1.5
+    for steps in (1, 2, 6):
+        seen = Seen()
+        _, values = run(objective(Secant(eps, norm, 1.0, 1.0, steps=steps)), seen)
+        assert len(seen.inputs) == 1 + steps  # the image, the iterates, the end
+        rises.append(values["rise"].item())
+    assert rises[0] < rises[1] < rises[2]
+
+
+def test_two_steps_are_the_mean_of_two_worst_perturbations():
+    made, net = objective(Secant(EPS, "linf", 1.0, 1.0, steps=2)), student()
+    seen = []
+    predict = made._predict
+    made._predict = lambda net, x0, sigma, noise: seen.append((x0.detach(), sigma, noise)) or predict(
+        net, x0, sigma, noise
+    )
+    run(made, net)
+    (x0, sigma, noise), (first, _, _), (end, _, _) = seen
+    generator = torch.Generator().manual_seed(0)
+    NOISE.sample(4, generator)
+    torch.randn(4, *images().shape[1:], generator=generator)
+    made._choose(LABELS, generator)
+    leaf = first.clone().requires_grad_()
+    rivals = draw_rivals(by_hand(net, x0, sigma, noise, made)[1], LABELS, generator)
+    _, logits = by_hand(net, leaf, sigma, noise, made)
+    rows = torch.arange(4)
+    (slope,) = torch.autograd.grad((logits[rows, rivals] - logits[rows, LABELS]).sum(), leaf)
+    torch.testing.assert_close(
+        (first - x0).abs().amax((1, 2, 3)), torch.full((4,), 2 * EPS, dtype=torch.float64), rtol=1e-6, atol=0
+    )
+    torch.testing.assert_close(end, x0 + ((first - x0) + 2 * EPS * slope.sign()) / 2, rtol=0, atol=1e-7)

@@ -56,6 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--secant-share", type=float, default=1.0, metavar="S", help="of that in the cross-entropy (1.0)"
     )
+    model.add_argument(
+        "--secant-steps",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of the search for the perturbation; above 1: an attack (1)",
+    )
     model.add_argument("--wide-channels", type=int, default=156, metavar="N", help="of the last residual block (156)")
     model.add_argument("--shift", type=int, default=0, metavar="N", help="move each image by up to N pixels (0)")
     model.add_argument(
@@ -92,7 +99,10 @@ def run(args: argparse.Namespace) -> int:
         denoiser.network.compile()  # in place: the teacher's passes are most of the work
     objective = Shifted(DistillationObjective(denoiser, noise, **terms, **threat), args.shift)
     if "secant" in threat:
-        threat = {"secant": dataclasses.asdict(threat["secant"])}
+        described = dataclasses.asdict(threat["secant"])
+        threat = {
+            "secant": {k: v for k, v in described.items() if (k, v) != ("steps", 1)}
+        }  # as before there were steps
     settings = {"command": "distill", "noise": [noise.mean, noise.std], "distillation": terms | threat}
     if teacher is not student:
         settings["teacher"] = fingerprint(*teacher.state_dict().values())
@@ -113,7 +123,8 @@ def _threat(args: argparse.Namespace) -> dict[str, Any]:
     if margin := parse_eps(args.margin_eps):
         threat |= {"margin_eps": margin, "margin_norm": args.margin_norm}
     if radius := parse_eps(args.secant_eps):
-        threat["secant"] = Secant(radius, args.secant_norm, args.secant_low, args.secant_high, args.secant_share)
+        fractions = (args.secant_low, args.secant_high, args.secant_share)
+        threat["secant"] = Secant(radius, args.secant_norm, *fractions, args.secant_steps)
     if margin and args.compile:
         raise ConfigError(
             "--margin-eps: expected no --compile with it, a step differentiates twice, which torch.compile cannot; "
