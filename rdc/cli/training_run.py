@@ -83,7 +83,10 @@ def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: float | st
         help="of the weights on a GPU (channels_last)",
     )
     speed.add_argument(
-        "--cuda-graph", action="store_true", help="record a step once and replay it: no waiting for Python (GPU)"
+        "--cuda-graph",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="record a step once and replay it: no waiting for Python (GPU)",
     )
     speed.add_argument(
         "--checkpoint-seconds", type=float, default=60.0, metavar="S", help="time between checkpoints (default: 60)"
