@@ -163,6 +163,7 @@ def table() -> str:
         clean = next(iter(mine.values()))["clean"]["accuracy"]
         numbers = [_number(mine[threat]["robust"]) if threat in mine else "-" for threat in THREATS]
         lines.append(f"| {name} | {row.trained_on} | {100 * clean:.1f} | " + " | ".join(numbers) + " |")
+    lines += _fresh(cells)
     for threat, (_, _, words) in THREATS.items():
         lines += [
             "",
@@ -178,6 +179,25 @@ def table() -> str:
             passes, seconds = report["network_evaluations"] / report["n"], report["seconds"] / report["n"]
             lines.append(f"| {name} | {steps} | {passes:,.0f} | {seconds:.1f} |")
     return "\n".join(lines) + "\n"
+
+
+def _fresh(cells: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
+    """The same adversarial images under noise drawn anew, for the rows that draw any."""
+    lines = ["", "### The same images under fresh noise", ""]
+    lines.append("| defence | " + " | ".join(words for _, _, words in THREATS.values()) + " |")
+    lines.append("|" + "---|" * (1 + len(THREATS)))
+    for name in ROWS:
+        mine = [cells.get((name, threat), {}).get("scores", {}) for threat in THREATS]
+        if any("worst" in scores for scores in mine):
+            lines.append(f"| {name} | " + " | ".join(_scorings(scores) if scores else "-" for scores in mine) + " |")
+    return lines
+
+
+def _scorings(scores: dict[str, Any]) -> str:
+    """Average, majority and worst of the draws; bold where that is below the known noise's."""
+    average, majority, worst = (100 * scores[key]["accuracy"] for key in ("average", "majority", "worst"))
+    lowest = f"**{worst:.1f}**" if scores["worst"]["accuracy"] < scores["known"]["accuracy"] else f"{worst:.1f}"
+    return f"{average:.1f} / {majority:.1f} / {lowest}"
 
 
 def _number(rate: dict[str, Any]) -> str:

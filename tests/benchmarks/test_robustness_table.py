@@ -1,0 +1,37 @@
+"""The table in docs/robustness.md is that of the kept reports."""
+
+import copy
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import robustness_table  # noqa: E402
+
+from rdc.files import read_json  # noqa: E402
+
+
+def test_the_document_has_the_table_of_the_reports():
+    text = (ROOT / "docs/robustness.md").read_text()
+    assert text.split(robustness_table.MARKER)[1].strip() == robustness_table.table().strip()
+
+
+def test_every_cell_is_there_and_says_how_it_was_attacked():
+    for row in robustness_table.ROWS:
+        for threat, (norm, _, _) in robustness_table.THREATS.items():
+            report = read_json(robustness_table._kept(row, threat))
+            assert report["n"] == 128 and report["attacks"] and report["model"] == robustness_table.ROWS[row].model
+            assert {attack["norm"] for attack in report["attacks"]} == {norm}
+            assert (
+                report["robust"]["accuracy"]
+                == report["scores"]["known"]["accuracy"]
+                == report["attacks"][-1]["accuracy"]
+            )
+
+
+def test_the_worst_draw_is_bold_where_it_is_lower():
+    scores = {name: {"accuracy": 0.5} for name in ("known", "average", "majority", "worst")}
+    assert robustness_table._scorings(scores) == "50.0 / 50.0 / 50.0"
+    lower = copy.deepcopy(scores) | {"worst": {"accuracy": 0.25}}
+    assert robustness_table._scorings(lower) == "50.0 / 50.0 / **25.0**"
