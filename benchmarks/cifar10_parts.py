@@ -172,7 +172,7 @@ def _stamp(folder: Path) -> int:
 def levels(run: Run) -> dict[str, Any]:
     """Noise levels and weights on held-out training images: half fits them by first order, APGD on the other half chooses.
 
-    First order alone chose weights that APGD broke more often than equal steps of ln sigma (docs/models/cifar10.md).
+    First order alone is further from APGD the longer a student was trained for it (docs/models/cifar10.md).
     """
     model = run.model("robust", "student")
     if model is None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import os
 from collections.abc import Iterator
 from types import ModuleType
 from typing import NamedTuple
@@ -121,7 +122,9 @@ def _interpreted(kernels: ModuleType) -> bool:
 
 
 def why_not(device_type: str) -> str:
-    """Why the Triton kernels do not run on ``device_type``; empty if they do."""
+    """Why the Triton kernels do not run on ``device_type``; empty if they do. ``RDC_DISABLE_TRITON=1``: as if there were no Triton."""
+    if os.environ.get("RDC_DISABLE_TRITON", "") not in ("", "0"):
+        return f"RDC_DISABLE_TRITON={os.environ['RDC_DISABLE_TRITON']} is set"
     try:
         kernels = _kernels()
     except ImportError as error:

@@ -100,6 +100,13 @@ def test_missing_triton_says_what_to_do(monkeypatch):
         triton(*x)
 
 
+def test_the_environment_switches_it_off(monkeypatch):
+    monkeypatch.setenv("RDC_DISABLE_TRITON", "1")
+    x, _ = make((1, 1, 2, 3, 3, 2, 1))
+    with pytest.raises(ConfigError, match="'triton' is not available: RDC_DISABLE_TRITON=1 is set"):
+        triton(*x)
+
+
 def test_float64_is_refused():
     x, _ = make((1, 1, 2, 3, 3, 2, 1), torch.float64)
     with pytest.raises(InputError, match="take float32 and bfloat16; got torch.float64"):
