@@ -31,6 +31,7 @@ from torch import Tensor
 
 from rdc.errors import ConfigError, InputError
 from rdc.ops import _native, multihead_triton
+from rdc.ops._outputs import empty_gradients, empty_loss
 from rdc.ops.multihead_gram import costs_less, multihead_loss_gram
 
 __all__ = ["multihead_loss", "multihead_loss_reference"]
@@ -248,22 +249,23 @@ def _forward_op(
 ) -> tuple[Tensor, Tensor]:
     """Loss [N, K] and the kept residuals [N*T, H*W, K*C rounded up to a multiple of 16] (no elements without ``keep``)."""
     arguments, alive = _arguments(h, weight, bias, target, level_weight)
-    loss, kept = _empty_loss(h, weight, target, level_weight, keep)
+    loss, kept = _empty_results(h, weight, target, level_weight, keep)
     if loss.numel() and h.numel():
         _launch("forward", (*arguments, loss.data_ptr()), kept, h.device)
     del alive
     return loss, kept
 
 
-def _empty_loss(h: Tensor, weight: Tensor, target: Tensor, level_weight: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    shape = (h.shape[0] // level_weight.shape[0], weight.shape[0] // target.shape[1])
+def _empty_results(
+    h: Tensor, weight: Tensor, target: Tensor, level_weight: Tensor, keep: bool
+) -> tuple[Tensor, Tensor]:
     kept = (h.shape[0], h.shape[2] * h.shape[3], (weight.shape[0] + 15) // 16 * 16) if keep else (0,)
-    return torch.empty(shape, dtype=torch.float32, device=h.device), h.new_empty(kept)
+    return empty_loss(h, weight, target, level_weight), h.new_empty(kept)
 
 
 @_forward_op.register_fake
 def _(h, weight, bias, target, level_weight, keep):
-    return _empty_loss(h, weight, target, level_weight, keep)
+    return _empty_results(h, weight, target, level_weight, keep)
 
 
 @torch.library.custom_op("rdc::multihead_loss_backward", mutates_args=(), device_types=("cpu", "cuda"))
@@ -278,7 +280,7 @@ def _backward_op(
     wanted: list[bool],
 ) -> list[Tensor]:
     """Gradients of (h, weight, bias, target, level_weight); those not wanted come back with no elements and cost nothing."""
-    grads = _empty_gradients(h, weight, bias, target, level_weight, wanted)
+    grads = empty_gradients(h, weight, bias, target, level_weight, wanted)
     if not grad_loss.numel() or not any(wanted):
         return [g.zero_() for g in grads]
     arguments, alive = _arguments(h, weight, bias, target, level_weight)
@@ -294,19 +296,9 @@ def _backward_op(
     return grads
 
 
-def _empty_gradients(
-    h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor, wanted: list[bool]
-) -> list[Tensor]:
-    contiguous = torch.contiguous_format
-    like = [torch.empty_like(h)] if wanted[0] else [h.new_empty(0)]  # keeps channels_last
-    for t, want in zip((weight, bias, target, level_weight), wanted[1:], strict=True):
-        like.append(torch.empty_like(t, memory_format=contiguous) if want else t.new_empty(0))
-    return like
-
-
 @_backward_op.register_fake
 def _(grad_loss, h, weight, bias, target, level_weight, kept, wanted):
-    return _empty_gradients(h, weight, bias, target, level_weight, wanted)
+    return empty_gradients(h, weight, bias, target, level_weight, wanted)
 
 
 # --- Autograd: once by the kernels, a second time through the reference ------------------------------------------------------------------

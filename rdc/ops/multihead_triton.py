@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rdc.ops._outputs import empty_gradients, empty_loss
+
 __all__ = ["Tile", "backward_op", "default_tile", "forward_op", "preferred", "tile_of", "why_not"]
 
 #: at most this much of R, and of a copy of h, exists at once (but always one row)
@@ -262,7 +264,7 @@ def forward_op(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_we
     outputs = weight.shape[0]
     classes = outputs // channels
     if not rows:
-        return _empty_loss(h, weight, target, level_weight)
+        return empty_loss(h, weight, target, level_weight)
     plan, taps, bias, target = _plan(h, weight, target, False), _taps(weight), bias.contiguous(), target.contiguous()
     squares = torch.empty(rows, plan.tiles, classes, channels, dtype=torch.float32, device=h.device)
     with _on(h.device):
@@ -272,14 +274,9 @@ def forward_op(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_we
     return (row_loss * level_weight[:, None]).sum(1).to(torch.float32)
 
 
-def _empty_loss(h: Tensor, weight: Tensor, target: Tensor, level_weight: Tensor) -> Tensor:
-    shape = (h.shape[0] // level_weight.shape[0], weight.shape[0] // target.shape[1])
-    return torch.empty(shape, dtype=torch.float32, device=h.device)
-
-
 @forward_op.register_fake
 def _(h, weight, bias, target, level_weight):
-    return _empty_loss(h, weight, target, level_weight)
+    return empty_loss(h, weight, target, level_weight)
 
 
 @torch.library.custom_op("rdc::multihead_loss_triton_backward", mutates_args=(), device_types=("cpu", "cuda"))
@@ -293,7 +290,7 @@ def backward_op(
     wanted: list[bool],
 ) -> list[Tensor]:
     """Gradients of (h, weight, bias, target, level_weight); those not wanted come back with no elements and cost nothing."""
-    grads = _empty_gradients(h, weight, bias, target, level_weight, wanted)
+    grads = empty_gradients(h, weight, bias, target, level_weight, wanted)
     if not grad_loss.numel() or not any(wanted):
         return [g.zero_() for g in grads]
     rows, levels, channels = h.shape[0], level_weight.shape[0], target.shape[1]
@@ -378,16 +375,6 @@ def _restored(weight: Tensor, plan: _Plan, channels: int, outputs: int) -> Tenso
     return weight[:outputs]
 
 
-def _empty_gradients(
-    h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor, wanted: list[bool]
-) -> list[Tensor]:
-    contiguous = torch.contiguous_format
-    like = [torch.empty_like(h)] if wanted[0] else [h.new_empty(0)]  # keeps channels_last
-    for t, want in zip((weight, bias, target, level_weight), wanted[1:], strict=True):
-        like.append(torch.empty_like(t, memory_format=contiguous) if want else t.new_empty(0))
-    return like
-
-
 @backward_op.register_fake
 def _(grad_loss, h, weight, bias, target, level_weight, wanted):
-    return _empty_gradients(h, weight, bias, target, level_weight, wanted)
+    return empty_gradients(h, weight, bias, target, level_weight, wanted)
