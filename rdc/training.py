@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import importlib
 import math
 import os
 import sys
@@ -328,6 +329,10 @@ def start_processes(device: str = "cpu", timeout: float = 1800.0) -> torch.devic
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
         torch.cuda.set_device(device)
     if several and not dist.is_initialized():
+        # Its functions have `group=group.WORLD` as a default value. Imported after init_process_group (by torch.optim, through
+        # torch._dynamo) they would keep the group alive past destroy_process_group: gloo's threads then still hold tensors
+        # while the interpreter ends, which now and then aborts the process.
+        importlib.import_module("torch.distributed.nn.functional")
         backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
     return torch.device(device)
