@@ -19,7 +19,7 @@ void predict_line(const Plan<U>& p, const Weights& w, const Block& block, const 
                  {3 / pieces, 1, n}, width, block.vectors, line, block.width, u + i > 0);
     }
   if (block.dotted)
-    dots<U>(a, p.cu, p.W2 * p.cu, w.by_dot + static_cast<i64>(block.vectors) * VL * 9 * p.cu, 9 * p.cu, 3 * p.cu, 3, inner, width,
+    dots<U>(a, p.cu, p.W2 * p.cu, w.taps + static_cast<i64>(block.vectors) * VL * 9 * p.cu, 9 * p.cu, 3 * p.cu, 3, inner, width,
             block.dotted, line + block.vectors * VL, block.width);
 }
 
@@ -27,7 +27,7 @@ void predict_line(const Plan<U>& p, const Weights& w, const Block& block, const 
 template <typename U>
 void features_gradient(const Plan<U>& p, const Weights& w, const Block& block, const float* residual, float* grad_h, bool accumulate) {
   const i64 pixel = block.width / U::PER_UNIT, row = p.W2 * pixel, count = (block.count + U::PER_UNIT - 1) / U::PER_UNIT;
-  const Walk b{w.flipped, VL, 3 * count * p.cp, count * p.cp, p.cp};
+  const Walk b{w.by_output, VL, 3 * count * p.cp, count * p.cp, p.cp};
   for (i64 y = 0; y < p.H; ++y) {
     Walk a{residual + y * row, pixel, row, pixel, 1}, bu = b;
     const int parts = count > 24 ? 3 : 1;  // long sums are cut at the kernel's rows: chains of at most 3 * BLOCK roundings

@@ -1,8 +1,9 @@
 // CPU kernels of multihead_loss; compiled once for each instruction set (RDC_ISA = baseline, avx2, avx512, avx512bf16).
 //
-// A thread takes a chunk of images, and for every block of at most BLOCK outputs packs the weights and goes through the images:
+// A thread takes a chunk of images, and for every block of outputs packs the weights and goes through the images:
 //   forward   residuals -> squares, summed in float32 along a line or strip, in float64 beyond; residuals kept if asked for.
 //   backward  residuals (kept, or predicted again), scaled -> r [padded, block]; features: r (*) flipped weight; weight: r^T h per tap.
+//             Many classes in bfloat16: differences from a reference head (reference.h).
 // Classes whose upstream gradient is zero are left out of the backward pass.
 // What a row of images gives does not depend on its chunk. Weight gradients are summed over groups of images whose number depends
 // on the shape alone. So results do not depend on the number of threads.
@@ -12,7 +13,7 @@
 #include <omp.h>
 #endif
 
-#include "residuals.h"
+#include "reference.h"
 
 #define RDC_JOIN2(a, b) a##b
 #define RDC_JOIN(a, b) RDC_JOIN2(a, b)
@@ -30,8 +31,8 @@ inline int thread_number() {
 
 // Images that one thread packs weights for: as many as fit, and few enough to occupy every thread.
 template <typename U>
-i64 images_at_once(const Plan<U>& p, bool gradients, i64 threads) {
-  const i64 fit = CHUNK_BYTES / (4 * (p.padded * p.cu + (gradients ? p.pixels * p.cp : 0)));
+i64 images_at_once(const Plan<U>& p, bool backward, bool features, i64 threads) {
+  const i64 fit = CHUNK_BYTES[backward] / (4 * (p.padded * p.cu + (features ? p.pixels * p.cp : 0)));
   return larger(1, smaller(smaller(fit, 32), (p.B + threads - 1) / threads));
 }
 
@@ -58,9 +59,9 @@ void forward_block(const Plan<U>& p, const Weights& w, const Block& block, const
 
 template <typename U, typename T>
 Status forward(const MultiheadLossInputs& in, float* loss, T* kept, int threads) {
-  const Plan<U> p(in.shape);
+  const Plan<U> p(in.shape, false);
   if (p.B == 0 || p.K == 0) return nullptr;
-  const i64 at_once = images_at_once(p, false, threads), chunks = (p.B + at_once - 1) / at_once, blocks = (p.KC + BLOCK - 1) / BLOCK;
+  const i64 at_once = images_at_once(p, false, false, threads), chunks = (p.B + at_once - 1) / at_once, blocks = (p.KC + BLOCK - 1) / BLOCK;
   const i64 parts = (blocks + p.C - 1) / p.C;  // C blocks hold whole classes
   const i64 slices = larger(1, smaller(parts, threads / chunks));  // few images: share classes out, too
   threads = static_cast<int>(larger(1, smaller(threads, chunks * slices)));
@@ -90,7 +91,7 @@ Status forward(const MultiheadLossInputs& in, float* loss, T* kept, int threads)
         pad_image(p, static_cast<const T*>(in.h) + b * in.h_stride[0], in.h_stride, mine + images + (b - begin) * p.padded * p.cu);
       for (i64 index = parts * slice / slices * p.C; index < smaller(blocks, parts * (slice + 1) / slices * p.C); ++index) {
         const Block block(p, nullptr, index * BLOCK, p.KC);
-        pack_weights(p, block, static_cast<const T*>(in.weight), static_cast<const T*>(in.bias), w, true, false);
+        pack_weights(p, block, static_cast<const T*>(in.weight), static_cast<const T*>(in.bias), w, true, false, nullptr, nullptr);
         for (i64 b = begin; b < end; ++b) {
           spread_target(p, static_cast<const T*>(in.target) + b * p.C * p.pixels, my.targets);
           forward_block(p, w, block, mine + images + (b - begin) * p.padded * p.cu, my, kept ? kept + b * p.pixels * p.kept : nullptr,
@@ -129,6 +130,8 @@ struct Backward {
   // One thread's.
   Buffers my{};
   Weights w{};
+  Reference reference{};
+  bool differences{};  // this chunk
   float *images{}, *grad_pixels{}, *grad_targets{}, *residual{}, *scale{}, *bias_sums{}, *h_pairs{}, *r_pairs{}, *block_weight{};
   double *level{}, *squares{};
   int* outputs{};
@@ -145,18 +148,19 @@ struct Backward {
     auto floats = [&](bool wanted, i64 n) { return base + own.take(wanted ? n : 0); };
     my = Buffers::take(p, own, base);
     w = Weights::take(p, own, base);
+    reference = Reference::take(p, own, base, at_once);
     images = floats(reads_h, at_once * p.padded * p.cu);
     grad_pixels = floats(out.h && !in_place, at_once * p.pixels * p.cp);
-    grad_targets = floats(out.target, at_once * p.pixels * p.TL);
-    residual = floats(true, p.padded * BLOCK / U::PER_UNIT);
-    scale = floats(true, BLOCK);
-    bias_sums = floats(true, BLOCK);
+    grad_targets = floats(out.target || (out.h && p.differences), at_once * p.pixels * p.TL);
+    residual = floats(true, p.padded * p.block / U::PER_UNIT);
+    scale = floats(true, p.block);
+    bias_sums = floats(true, p.block);
     const bool pairs = out.weight && U::PER_UNIT > 1;
     h_pairs = floats(pairs, p.padded * p.cp);
     r_pairs = floats(pairs, p.H * ((p.W + 1) / 2) * BLOCK);
-    block_weight = floats(out.weight, BLOCK * 9 * p.cp);
+    block_weight = floats(out.weight, larger(BLOCK * 9, p.tiled ? p.block * POINTS : 0) * p.cp);
     level = reinterpret_cast<double*>(floats(true, 2 * at_once));
-    squares = reinterpret_cast<double*>(floats(true, 2 * BLOCK));
+    squares = reinterpret_cast<double*>(floats(true, 2 * p.block));
     outputs = reinterpret_cast<int*>(floats(true, p.KC));
     return own.used;
   }
@@ -184,20 +188,26 @@ struct Backward {
     i64 count = 0;
     for (i64 o = 0; o < p.KC; ++o)
       if (active(begin / p.T, o / p.C)) outputs[count++] = static_cast<int>(o);
+    const int* list = count == p.KC ? nullptr : outputs;
+    const T *weight = static_cast<const T*>(in.weight), *bias = static_cast<const T*>(in.bias);
+    differences = p.differences && count >= DIFFERENCES_FROM * p.C;
+    if (differences) mean_head(p, weight, bias, list, count, reference);
     for (i64 b = begin; b < end; ++b) {
+      float* padded = images + (b - begin) * p.padded * p.cu;
       level[b - begin] = 0;
-      if (reads_h && count)
-        pad_image(p, static_cast<const T*>(in.h) + b * in.h_stride[0], in.h_stride, images + (b - begin) * p.padded * p.cu);
+      if (reads_h && count) pad_image(p, static_cast<const T*>(in.h) + b * in.h_stride[0], in.h_stride, padded);
+      if (differences && predicts)
+        less_reference(p, reference, static_cast<const T*>(in.target) + b * p.C * p.pixels, padded, my.line, targets_of(b - begin));
       if (out.h && !count) std::memset(pixels_of(b, b - begin), 0, p.pixels * p.cp * 4);
     }
-    if (out.target) std::memset(grad_targets, 0, (end - begin) * p.pixels * p.TL * 4);
-    for (i64 first = 0; first < count; first += BLOCK) {
-      const Block block(p, count == p.KC ? nullptr : outputs, first, count);
+    if (sums_residuals()) std::memset(grad_targets, 0, (end - begin) * p.pixels * p.TL * 4);
+    for (i64 first = 0; first < count; first += differences ? WIDE_BLOCK : BLOCK) {
+      const Block block(p, list, first, count, differences);
       if (predicts || out.h)
-        pack_weights(p, block, static_cast<const T*>(in.weight), static_cast<const T*>(in.bias), w, predicts, out.h != nullptr);
+        pack_weights(p, block, weight, bias, w, predicts, out.h != nullptr, differences ? reference.taps : nullptr, reference.bias);
       std::memset(residual, 0, p.padded * block.width / U::PER_UNIT * 4);
-      std::memset(bias_sums, 0, BLOCK * 4);
-      if (out.weight) std::memset(block_weight, 0, block.count * 9 * p.cp * 4);
+      std::memset(bias_sums, 0, p.block * 4);
+      if (out.weight) std::memset(block_weight, 0, block.count * (block.fast ? POINTS : 9) * p.cp * 4);
       for (i64 b = begin; b < end; ++b) image_block(block, b, b - begin);
       collect_block(block, weight_sums, bias_total);
     }
@@ -208,6 +218,9 @@ struct Backward {
     return in_place ? reinterpret_cast<float*>(static_cast<T*>(out.h) + b * out.h_stride[0]) : grad_pixels + i * p.pixels * p.cp;
   }
 
+  float* targets_of(i64 i) { return reference.targets + i * p.C * p.pixels; }
+  bool sums_residuals() const { return out.target || (out.h && differences); }
+
   // Everything that one block adds for image b, the chunk's i-th.
   void image_block(const Block& block, i64 b, i64 i) {
     const i64 n = b / p.T, t = b % p.T;
@@ -217,7 +230,8 @@ struct Backward {
       scale[o] = o < block.count ? 2.f * in.level_weight[t] * upstream[block.output(o) / p.C] : 0.f;
     for (int o = 0; o < block.count; ++o) squares[o] = 0;
     if (predicts) {
-      spread_target(p, static_cast<const T*>(in.target) + b * p.C * p.pixels, my.targets);
+      if (differences) spread_target(p, targets_of(i), my.targets);
+      else spread_target(p, static_cast<const T*>(in.target) + b * p.C * p.pixels, my.targets);
       predict_residuals(p, w, block, padded, my, [&](int v, auto each) { scale_residuals(block, i, v, each); });
     } else {
       read_residuals(p, block, kept + b * p.pixels * p.kept, [&](int v, auto each) { scale_residuals(block, i, v, each); });
@@ -226,19 +240,18 @@ struct Backward {
       for (int o = 0; o < block.count; ++o) level[i] += upstream[block.output(o) / p.C] * squares[o];
     if (out.h) {
       float* to = pixels_of(b, i);
-      bool done = false;
-      if constexpr (U::PER_UNIT == 1) {
-        if (block.fast) features_gradient_fast(p, w, block, residual, my.strip_in, my.strip_out, to, block.first > 0);
-        done = block.fast;
-      }
-      if (!done) features_gradient(p, w, block, residual, to, block.first > 0);
+      if (block.fast) features_gradient_fast(p, w, block, residual, my.strip_in, my.strip_out, to, block.first > 0);
+      else features_gradient(p, w, block, residual, to, block.first > 0);
     }
-    if (out.weight) {
+    if (!out.weight) return;
+    if (block.fast) {
+      weight_gradient_fast(p, block, residual, padded, my.strip_in, my.strip_out, block_weight);
+      return;
+    }
 #ifdef __AVX512BF16__
-      if constexpr (U::PER_UNIT == 2) pair_pixels(p, padded, h_pairs);
+    if constexpr (U::PER_UNIT == 2) pair_pixels(p, padded, h_pairs);
 #endif
-      weight_gradient(p, block, residual, padded, h_pairs, r_pairs, block_weight);
-    }
+    weight_gradient(p, block, residual, padded, h_pairs, r_pairs, block_weight);
   }
 
   // r <- scale * residual, one vector of outputs, and the sums that need nothing else.
@@ -250,7 +263,7 @@ struct Backward {
     const bool wants_level = out.level_row;
     const vu mask = output_lanes(block, v);
     S* const to = reinterpret_cast<S*>(residual) + (W2 + 1) * width + v * VL;
-    float* const targets = out.target ? grad_targets + i * p.pixels * TL + (block.first + v * VL) % p.C : nullptr;
+    float* const targets = sums_residuals() ? grad_targets + i * p.pixels * TL + (block.first + v * VL) % p.C : nullptr;
     vf sum[4] = {}, square[4] = {};
     each([&](i64 y, i64 x, int chain, vf d) {
       d = reinterpret_cast<vf>(reinterpret_cast<vu>(d) & mask);
@@ -274,14 +287,27 @@ struct Backward {
     for (int o = 0; o < block.count; ++o) {
       if (bias_total) bias_total[block.output(o)] += bias_sums[o];
       if (!weight_sums) continue;
-      const float* from = block_weight + static_cast<i64>(o) * 9 * p.cp;
       float* to = weight_sums + block.output(o) * 9 * p.cp;
+      if (block.fast) {
+        for (i64 j = 0; j < p.cp; j += VL) gather_taps(block_weight + o * p.cp + j, block.count * p.cp, to + j, p.cp);
+        continue;
+      }
+      const float* from = block_weight + static_cast<i64>(o) * 9 * p.cp;
       for (i64 j = 0; j < 9 * p.cp; j += VL) store(to + j, load(to + j) + load(from + j));
     }
   }
 
   void finish(i64 b, i64 i) {
     if (out.level_row) out.level_row[b] = static_cast<float>(level[i]);
+    if (out.h && differences)
+      add_reference(
+          p, reference,
+          [&](i64 q, i64 j) {
+            float sum = 0;
+            for (i64 l = j; l < p.TL; l += p.C) sum -= grad_targets[(i * p.pixels + q) * p.TL + l];
+            return sum;
+          },
+          pixels_of(b, i));
     if (out.h && !in_place)
       unpack_image(p, grad_pixels + i * p.pixels * p.cp, static_cast<T*>(out.h) + b * out.h_stride[0], out.h_stride);
     if (!out.target) return;
@@ -321,12 +347,12 @@ void collect_groups(const Plan<U>& p, const MultiheadLossGradients& out, float* 
 
 template <typename U, typename T>
 Status backward(const MultiheadLossInputs& in, const MultiheadLossGradients& out, const T* kept, int threads) {
-  const Plan<U> p(in.shape);
+  const Plan<U> p(in.shape, true);
   if (p.B == 0 || p.K == 0) return nullptr;
   const bool summed = out.weight || out.bias;
   const i64 weight_size = out.weight ? p.KC * 9 * p.cp : 0, bias_size = out.bias ? p.KC : 0;
   // Sums over images: neither groups nor chunks may depend on the threads.
-  const i64 at_once = images_at_once(p, out.h && !lies_in_place<T>(p, out), summed ? 1 : threads);
+  const i64 at_once = images_at_once(p, true, out.h && !lies_in_place<T>(p, out), summed ? 1 : threads);
   i64 groups = (p.B + at_once - 1) / at_once;
   if (summed) groups = smaller(smaller(MOST_GROUPS, p.B), larger(FEWEST_GROUPS, GROUP_BYTES / (4 * (weight_size + bias_size))));
   threads = static_cast<int>(larger(1, smaller(threads, groups)));

@@ -110,53 +110,84 @@ inline void transpose_rows(const float* in, i64 stride, int rows, i64 n, float* 
   }
 }
 
-// The weights of one block of outputs, in the orders that the tiles read. fast: for 2 x 2 tiles of pixels (winograd.h).
+// The weights of one block of outputs, in the orders that the tiles read. tiles: for 2 x 2 tiles of pixels (winograd.h).
 struct Weights {
-  float* bias;     // [BLOCK]
-  float* taps;     // [count, 9, cu] units
-  float* by_dot;   // fast: [16, count, cp];   else the same as taps
-  float* by_lane;  // fast: [16, vectors, cp, VL];   else [vectors, 9 * cu, VL] units      (prediction)
-  float* flipped;  // [9 (reversed), count in units, cp] units                           (gradient of the features; not fast)
+  float* bias;       // [block]
+  float* taps;       // [count, 9, cu] units; not for tiles
+  float* by_dot;     // tiles: [16, count, cu] units, bfloat16: of VL outputs
+  float* by_lane;    // tiles: [16, vectors, cu, VL];   else [vectors, 9 * cu, VL] units                 (prediction)
+  float* by_output;  // tiles: [16, count in units, cp], float32: by_dot;   else [9 (reversed), count in units, cp]   (gradient of the features)
   template <typename U>
   static Weights take(const Plan<U>& p, Layout& own, float* base) {  // base null: sizes only
-    const i64 bias = own.take(BLOCK), taps = own.take(BLOCK * 9 * p.cu), dot = p.fast ? own.take(BLOCK * 16 * p.cp) : taps;
-    const i64 lane = own.take(BLOCK * (p.fast ? 16 : 9) * p.cu), flipped = own.take(BLOCK / U::PER_UNIT * 9 * p.cp);
-    return {base + bias, base + taps, base + dot, base + lane, base + flipped};
+    const i64 points = p.tiled ? 16 : 0, direct = 9 * BLOCK * p.cu;
+    const i64 lanes = larger(direct, points * p.block * p.cu), outputs = U::PER_UNIT == 1 ? 9 * BLOCK * p.cp : lanes;
+    const i64 bias = own.take(p.block), dot = own.take(points * (U::PER_UNIT == 1 ? BLOCK : VL) * p.cu);
+    const i64 lane = own.take(lanes), output = own.take(outputs);
+    const i64 taps = outputs >= 2 * direct ? output + direct : own.take(direct);  // no room of its own where tiles leave it some
+    return {base + bias, base + taps, base + dot, base + lane, base + output};
   }
 };
 
+// Channels i .. i + VL - 1 of output o, tap by tap; zeros beyond channel c.
 template <typename U, typename T>
-void pack_taps(const Plan<U>& p, const Block& block, const T* weight, const T* bias, const Weights& w) {
-  using S = typename U::Stored;
-  for (int o = 0; o < BLOCK; ++o) w.bias[o] = o < block.count ? to_float(bias[block.output(o)]) : 0.f;
-  for (int o = 0; o < block.count; ++o) {
-    const T* from = weight + block.output(o) * p.c * 9;
-    S* to = reinterpret_cast<S*>(w.taps) + static_cast<i64>(o) * 9 * p.cp;
-    for (i64 i = 0; i < p.c; ++i)
-      for (i64 tap = 0; tap < 9; ++tap) convert(to[tap * p.cp + i], from[i * 9 + tap]);
-    for (i64 tap = 0; tap < 9; ++tap)
-      for (i64 i = p.c; i < p.cp; ++i) to[tap * p.cp + i] = 0;
+inline void load_taps(const Plan<U>& p, const T* weight, i64 o, i64 i, vf (&taps)[9]) {
+  const T* from = weight + (o * p.c + i) * 9;
+  const i64 channels = larger(0, smaller(VL, p.c - i));
+  if constexpr (VL > 9) {  // a vector holds a channel's taps, and some of the next channel's
+    T edge[VL * 9 + VL - 9];
+    if (channels < VL || (o + 1 == p.KC && i + VL == p.c)) {
+      std::memset(edge, 0, sizeof edge);
+      std::memcpy(edge, from, channels * 9 * sizeof(T));
+      from = edge;
+    }
+    vf v[VL];
+#pragma GCC unroll 16
+    for (int l = 0; l < VL; ++l) v[l] = load_float(from + l * 9);
+    transpose(v);
+#pragma GCC unroll 9
+    for (int t = 0; t < 9; ++t) taps[t] = v[t];
+  } else {
+    float lanes[9][VL] = {};
+    for (i64 l = 0; l < channels; ++l)
+      for (int t = 0; t < 9; ++t) lanes[t][l] = to_float(from[l * 9 + t]);
+#pragma GCC unroll 9
+    for (int t = 0; t < 9; ++t) taps[t] = load(lanes[t]);
   }
 }
 
-inline void flip_taps(const Plan<Float32>& p, const Block& block, const Weights& w) {
-  for (int o = 0; o < block.count; ++o)
-    for (i64 tap = 0; tap < 9; ++tap)
-      std::memcpy(w.flipped + ((8 - tap) * block.count + o) * p.cp, w.taps + (o * 9 + tap) * p.cp, p.cp * 4);
+// The block's weights -> taps [count, 9, cu]
+template <typename U, typename T>
+void pack_taps(const Plan<U>& p, const Block& block, const T* weight, float* taps) {
+  for (int o = 0; o < block.count; ++o) {
+    auto* to = reinterpret_cast<typename U::Stored*>(taps) + static_cast<i64>(o) * 9 * p.cp;
+    for (i64 i = 0; i < p.cp; i += VL) {
+      vf tap[9];
+      load_taps(p, weight, block.output(o), i, tap);
+#pragma GCC unroll 9
+      for (int t = 0; t < 9; ++t) store_rounded(to + t * p.cp + i, tap[t]);
+    }
+  }
+}
+
+// rows [count, cp] -> [count in units, cp] units
+inline void join_outputs(const Plan<Float32>& p, const float* rows, i64 stride, int count, float* out) {
+  for (int o = 0; o < count; ++o) std::memcpy(out + o * p.cp, rows + o * stride, p.cp * 4);
 }
 #ifdef __AVX512BF16__
-inline void flip_taps(const Plan<Bfloat16Pair>& p, const Block& block, const Weights& w) {
-  const uint16_t* taps = reinterpret_cast<const uint16_t*>(w.taps);
-  const int pairs = (block.count + 1) / 2;
-  for (int o = 0; o < pairs; ++o)
-    for (i64 tap = 0; tap < 9; ++tap) {
-      const uint16_t* even = taps + (2 * o * 9 + tap) * p.cp;
-      float* to = w.flipped + ((8 - tap) * pairs + o) * p.cp;
-      const bool both = 2 * o + 1 < block.count;
-      interleave(even, both ? even + 9 * p.cp : even, to, p.cp);  // an odd count's last partner meets a residual of zero
-    }
+inline void join_outputs(const Plan<Bfloat16Pair>& p, const uint16_t* rows, i64 stride, int count, float* out) {
+  for (int o = 0; o < count; o += 2) {
+    const uint16_t* even = rows + o * stride;
+    interleave(even, o + 1 < count ? even + stride : even, out + o / 2 * p.cp, p.cp);  // an odd count's last partner meets a residual of zero
+  }
 }
 #endif
+
+template <typename U>
+void flip_taps(const Plan<U>& p, const Block& block, const Weights& w) {
+  const i64 units = (block.count + U::PER_UNIT - 1) / U::PER_UNIT;
+  const auto* taps = reinterpret_cast<const typename U::Stored*>(w.taps);
+  for (i64 tap = 0; tap < 9; ++tap) join_outputs(p, taps + tap * p.cp, 9 * p.cp, block.count, w.by_output + (8 - tap) * units * p.cp);
+}
 
 }  // namespace
 }  // namespace rdc

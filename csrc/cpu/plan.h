@@ -9,9 +9,11 @@
 namespace rdc {
 namespace {
 
-constexpr int BLOCK = 64;               // outputs that are worked on at once; a multiple of every VL
+constexpr int BLOCK = 64;               // outputs that are worked on at once; a multiple of every VL ...
+constexpr int WIDE_BLOCK = 160;         // ... or, for bfloat16 in 2 x 2 tiles, this
 constexpr int STRIP = 30;               // 2 x 2 tiles of pixels that are transformed at once; a multiple of MAX_ROWS
-constexpr i64 CHUNK_BYTES = 3 << 19;    // padded images, and float32 gradients of h, that one thread holds (at least one image)
+constexpr i64 DIFFERENCES_FROM = 16;    // classes with gradient; with fewer, predicting by the reference head costs what 2 x 2 tiles save
+constexpr i64 CHUNK_BYTES[2] = {1 << 20, 7 << 18};  // padded images (backward: and float32 gradients of h) that one thread holds; one at least
 constexpr i64 GROUP_BYTES = 8 << 20;    // partial sums of the weight gradient, all groups together ...
 constexpr i64 FEWEST_GROUPS = 4;        // ... but not fewer groups than this: they are what threads share
 constexpr i64 MOST_GROUPS = 16;
@@ -30,8 +32,11 @@ struct Plan : MultiheadLossShape {
   i64 W2, padded, pixels;   // padded image: a border of one pixel, and up to full tiles
   i64 TL;                 // a pixel's target, repeated so that VL lanes can start at any of the C channels
   i64 kept;               // outputs of a pixel in the kept residuals
-  bool fast;              // 2 x 2 tiles pay
-  explicit Plan(const MultiheadLossShape& s) : MultiheadLossShape(s) {
+  bool fast;              // 2 x 2 tiles of pixels pay
+  bool differences;       // backward pass in bfloat16: 2 x 2 tiles, of what heads differ by (reference.h)
+  bool tiled;             // either
+  int block;              // most outputs of a block
+  Plan(const MultiheadLossShape& s, bool backward) : MultiheadLossShape(s) {
     B = rows();
     KC = outputs();
     cp = round_up(c, VL * U::PER_UNIT);
@@ -44,7 +49,11 @@ struct Plan : MultiheadLossShape {
     pixels = H * W;
     TL = VL + C - 1;
     kept = kept_outputs(s);
-    fast = U::PER_UNIT == 1 && c >= 24 && H >= 4 && W >= 4;
+    const bool large = c >= 24 && H >= 4 && W >= 4;
+    fast = U::PER_UNIT == 1 && large;
+    differences = U::PER_UNIT == 2 && large && backward && K >= DIFFERENCES_FROM;
+    tiled = fast || differences;
+    block = differences ? WIDE_BLOCK : BLOCK;
   }
 };
 
@@ -53,17 +62,17 @@ struct Block {
   const int* index;  // their numbers; null: first, first + 1, ...
   i64 first;
   int count, width, vectors, dotted;  // width: count padded to full vectors
-  bool fast;
+  bool fast;  // 2 x 2 tiles
   template <typename U>
-  Block(const Plan<U>& p, const int* list, i64 begin, i64 total) {
+  Block(const Plan<U>& p, const int* list, i64 begin, i64 total, bool differences = false) {
     first = begin;
     index = list ? list + begin : nullptr;
-    count = static_cast<int>(smaller(BLOCK, total - begin));
+    count = static_cast<int>(smaller(differences ? WIDE_BLOCK : BLOCK, total - begin));
     width = static_cast<int>(round_up(count, VL));
     vectors = count / VL;
     dotted = count % VL;
-    if (dotted * 4 > VL * 3) { ++vectors; dotted = 0; }
-    fast = p.fast && count >= 8;
+    fast = p.fast ? count >= 8 : differences;
+    if (dotted * 4 > VL * (differences ? 1 : 3)) { ++vectors; dotted = 0; }  // sums too short to add up lanes for
   }
   i64 output(int o) const { return index ? index[o] : first + o; }
 };

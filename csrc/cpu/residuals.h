@@ -13,30 +13,46 @@ struct Buffers {
   template <typename U>
   static Buffers take(const Plan<U>& p, Layout& own, float* base) {
     const i64 targets = own.take(p.pixels * p.TL), line = own.take(p.W * BLOCK);
-    const i64 in = own.take(p.fast ? POINTS * plane_of(larger(p.cp, BLOCK)) : 0), out = own.take(p.fast ? POINTS * plane_of(BLOCK) : 0);
+    const i64 in = own.take(p.tiled ? POINTS * plane_of(larger(p.cp, p.block)) / U::PER_UNIT : 0);
+    const i64 out = own.take(p.tiled ? POINTS * larger(plane_of(LANES), plane_of(p.block) / U::PER_UNIT) : 0);  // and transformed residuals
     return {base + targets, base + line, base + in, base + out};
   }
 };
 
+// Weights of a block in 2 x 2 tiles, VL outputs at a time. reference: see transform_weights.
 template <typename U, typename T>
-void pack_weights(const Plan<U>& p, const Block& block, const T* weight, const T* bias, const Weights& w, bool predict, bool features) {
-  pack_taps(p, block, weight, bias, w);
-  if constexpr (U::PER_UNIT == 1) {
-    if (block.fast) {
-      transform_weights(p, block, w);
-      if (!predict) return;
-      for (int k = 0; k < POINTS; ++k)
-        for (int v = 0; v < block.vectors; ++v)
-          transpose_rows(w.by_dot + (k * block.count + v * VL) * p.cp, p.cp, static_cast<int>(smaller(VL, block.count - v * VL)), p.cp,
-                         w.by_lane + (k * block.vectors + v) * p.cp * VL);
-      return;
+void pack_points(const Plan<U>& p, const Block& block, const T* weight, const Weights& w, bool predict, const float* reference) {
+  constexpr bool IN_PLACE = U::PER_UNIT == 1;
+  const i64 units = (block.count + U::PER_UNIT - 1) / U::PER_UNIT;
+  for (int begin = 0; begin < block.count; begin += VL) {
+    const int end = static_cast<int>(smaller(begin + VL, block.count)), count = end - begin, v = begin / VL;
+    float* points = w.by_dot + (IN_PLACE ? begin * p.cu : 0);
+    const i64 plane = (IN_PLACE ? block.count : count) * p.cu;
+    transform_weights(p, block, begin, end, weight, reference, points, plane * U::PER_UNIT);
+    for (int k = 0; k < POINTS; ++k) {
+      if (predict && v < block.vectors)
+        transpose_rows(points + k * plane, p.cu, count, p.cu, w.by_lane + (k * block.vectors + v) * p.cu * VL);
+      if (!IN_PLACE)
+        join_outputs(p, reinterpret_cast<const typename U::Stored*>(points + k * plane), p.cp, count,
+                     w.by_output + (k * units + begin / U::PER_UNIT) * p.cp);
     }
-    if (p.fast && predict && block.dotted) std::memcpy(w.by_dot, w.taps, block.count * 9 * p.cu * 4);
   }
-  if (predict)
-    for (int v = 0; v < block.vectors; ++v)
-      transpose_rows(w.taps + v * VL * 9 * p.cu, 9 * p.cu, static_cast<int>(smaller(VL, block.count - v * VL)), 9 * p.cu,
-                     w.by_lane + v * VL * 9 * p.cu);
+}
+
+// reference [C, 9, cp] and its bias [C]: a head that is taken from all others; or null
+template <typename U, typename T>
+void pack_weights(const Plan<U>& p, const Block& block, const T* weight, const T* bias, const Weights& w, bool predict, bool features,
+                  const float* reference, const float* reference_bias) {
+  for (int o = 0; o < p.block; ++o) w.bias[o] = o < block.count ? to_float(bias[block.output(o)]) : 0.f;
+  for (int o = 0; o < block.count && reference; ++o) w.bias[o] -= reference_bias[block.output(o) % p.C];
+  if (block.fast) {
+    pack_points(p, block, weight, w, predict, reference);
+    return;
+  }
+  pack_taps(p, block, weight, w.taps);
+  for (int v = 0; v < block.vectors && predict; ++v)
+    transpose_rows(w.taps + v * VL * 9 * p.cu, 9 * p.cu, static_cast<int>(smaller(VL, block.count - v * VL)), 9 * p.cu,
+                   w.by_lane + v * VL * 9 * p.cu);
   if (features) flip_taps(p, block, w);
 }
 
@@ -46,16 +62,18 @@ template <typename U, typename Visit>
 void predict_residuals(const Plan<U>& p, const Weights& w, const Block& block, const float* padded, const Buffers& my, Visit visit) {
   const i64 phase = block.first % p.C;
   auto offset = [&](int v) { return (phase + v * VL) % p.C; };
-  if constexpr (U::PER_UNIT == 1) {
-    if (block.fast) {
-      for (Strip s = strip_at(p.tiles, 0); s.count > 0; s = strip_at(p.tiles, s.begin + s.count)) {
-        transform_strip(p, s, padded, p.cp, my.strip_in);
-        predict_strip(p, w, block, s, my.strip_in, my.strip_out);
-        for (int v = 0; v * VL < block.width; ++v) {
+  if (block.fast) {
+    for (Strip s = strip_at(p.tiles, 0); s.count > 0; s = strip_at(p.tiles, s.begin + s.count)) {
+      transform_strip(p, s, padded, p.cp, my.strip_in);
+      for (int first = 0, n; first * VL < block.width; first += n) {
+        n = predict_strip(p, w, block, first, s, my.strip_in, my.strip_out);
+        for (int v = first; v < first + n; ++v) {
           const vf bias = load(w.bias + v * VL);
-          const float* t = my.targets + offset(v);
+          const float *t = my.targets + offset(v), *out = my.strip_out + (v - first) * VL;
           visit(v, [&](auto f) {
-            each_tile(p, s, my.strip_out + v * VL, block.width, [&](i64 y, i64 x, const vf(&value)[4]) {
+            each_tile(p, s, [&](i64 tile, i64 y, i64 x) {
+              vf value[4];
+              transform_output(out + tile * LANES, plane_of(LANES), value);
               const float* at = t + (y * p.W + x) * p.TL;
               f(y, x, 0, value[0] + bias - load(at));
               if (x + 1 < p.W) f(y, x + 1, 1, value[1] + bias - load(at + p.TL));
@@ -67,8 +85,8 @@ void predict_residuals(const Plan<U>& p, const Weights& w, const Block& block, c
           });
         }
       }
-      return;
     }
+    return;
   }
   for (i64 y = 0; y < p.H; ++y) {
     predict_line(p, w, block, padded, y, my.line);

@@ -88,6 +88,10 @@ struct Bfloat16Pair {
     return reinterpret_cast<vf>(
         _mm512_dpbf16_ps(reinterpret_cast<__m512>(sum), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
   }
+  static vf join(vf low, vf high) {  // rounded
+    auto wide = [](vf v) { return _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(v)))); };
+    return reinterpret_cast<vf>(_mm512_or_si512(wide(low), _mm512_slli_epi32(wide(high), 16)));
+  }
 };
 #endif
 // n units (a multiple of VL) from two rows of bfloat16: (a[0], b[0]), (a[1], b[1]), ...

@@ -28,7 +28,7 @@ TIMES_NAIVE = 2.0
 #: ... plus one rounding of the result: where both are that good, their ratio says nothing (relative, in the 2-norm).
 ONE_ROUNDING = {torch.float32: 1.2e-7, torch.bfloat16: 4e-3}
 #: gradients may not be systematically too long or short: |<g, oracle> / <oracle, oracle> - 1|. Roundings average out only over
-#: many elements: below a thousand, one rounding is allowed.
+#: many elements: below a thousand, the whole error is allowed.
 BIAS = {torch.float32: 1e-6, torch.bfloat16: 1e-3}
 
 #: N, T, c, H, W, K, C
@@ -39,6 +39,9 @@ SHAPES = {
     "two blocks, colour": (1, 3, 16, 7, 5, 33, 3),
     "odd sizes, kept": (1, 2, 40, 7, 5, 9, 4),
     "odd sizes, predicted again": (2, 2, 40, 9, 7, 23, 3),
+    "many heads": (2, 2, 40, 9, 7, 33, 3),
+    "many heads, two wide blocks": (1, 2, 32, 6, 5, 70, 3),
+    "many heads, kept": (1, 2, 64, 8, 8, 20, 3),
     "shipped head": (1, 2, 160, 14, 14, 10, 4),
     "long sums": (1, 2, 160, 14, 14, 1, 4),
     "one line": (2, 2, 3, 1, 5, 1, 1),
@@ -132,9 +135,10 @@ def assert_as_good_as_naive(got, x, upstream, names=NAMES):
             continue
         assert value.shape == best.shape
         rounding = ONE_ROUNDING[dtype if name not in ("loss", "level_weight") else torch.float32]
-        assert error(value, best) <= TIMES_NAIVE * error(other, best) + rounding, name
+        allowed = TIMES_NAIVE * error(other, best) + rounding
+        assert error(value, best) <= allowed, name
         v, b = value.detach().cpu().double().numpy().ravel(), best.ravel()
-        assert abs(v @ b / (b @ b) - 1) <= max(BIAS[dtype], ONE_ROUNDING[dtype] * (v.size < 1000)), f"{name}: bias"
+        assert abs(v @ b / (b @ b) - 1) <= max(BIAS[dtype], allowed * (v.size < 1000)), f"{name}: bias"
         turned = 10 * ONE_ROUNDING[dtype] ** 2 + 1e-12 + TIMES_NAIVE * max(0.0, 1 - cosine(other, b))
         assert cosine(value, b) >= 1 - turned, f"{name}: cosine"
 
@@ -179,6 +183,27 @@ def test_reference_derivatives_in_float64():
 def test_native_is_as_good_as_naive_torch(monkeypatch, shape, channels_last, dtype, isa):
     monkeypatch.setenv("RDC_CPU_ISA", isa)
     x, upstream = make(shape, dtype, channels_last)
+    assert_as_good_as_naive(evaluate(native, x, upstream), x, upstream)
+
+
+@native_isa
+@pytest.mark.parametrize("upstream_of", ["signs", "softmax"])
+@pytest.mark.parametrize("residual", [1.0, 0.1, 0.02])
+@pytest.mark.parametrize("spread", [1.0, 0.1, 0.01])
+def test_heads_alike_and_small_residuals_in_bfloat16(monkeypatch, spread, residual, upstream_of, isa):
+    """What a trained classifier looks like: heads differ little, and predict the target well."""
+    monkeypatch.setenv("RDC_CPU_ISA", isa)
+    shape = (1, 2, 64, 12, 12, 40, 2)
+    x, upstream = make(shape)
+    _, t, _, height, width, k, channels = shape
+    common = x[1][:channels].repeat(k, 1, 1, 1)
+    x[1] = common + spread * (x[1] - common)
+    x[2] = x[2][:channels].repeat(k) + spread * x[2]
+    clean = F.conv2d(x[0], x[1][:channels], x[2][:channels], padding=1)
+    x[3] = clean + residual * clean.std() * x[3]
+    if upstream_of == "softmax":
+        upstream = (upstream * 3).softmax(1) - F.one_hot(torch.tensor([3]), k)
+    x = [v.to(torch.bfloat16) for v in x[:4]] + x[4:]
     assert_as_good_as_naive(evaluate(native, x, upstream), x, upstream)
 
 
@@ -307,7 +332,11 @@ def test_thread_count_changes_no_bit(shape, dtype):
 
 @needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [(5, 3, 24, 6, 7, 30, 1), (5, 3, 48, 6, 7, 10, 4)], ids=["predicted again", "kept"])
+@pytest.mark.parametrize(
+    "shape",
+    [(5, 3, 24, 6, 7, 30, 1), (5, 3, 48, 6, 7, 10, 4), (5, 3, 40, 6, 7, 30, 2)],
+    ids=["predicted again", "kept", "many heads"],
+)
 def test_batch_composition_changes_no_bit(shape, dtype):
     x, upstream = make(shape, dtype)
     upstream[2, ::2] = 0
