@@ -5,7 +5,8 @@
 //
 // m is rounded to bfloat16 once, and e computed of exact products. Transformed operands are rounded; an output's error is about 2.4 roundings
 // of the product that it belongs to, too many for a residual that is small beside its prediction, but not for what is added to e: where heads
-// agree, the products are small. sum_k r_k, whose terms cancel under a softmax, is not rounded at all.
+// agree, the products are small. sum_k r_k, whose terms cancel under a softmax, is not rounded at all. (One head that is more than K times as
+// large as the others would drag the mean along, and cost the others' weight gradients accuracy.)
 #pragma once
 
 #include "residuals.h"

@@ -2,8 +2,8 @@
 //
 // 1-D: with A = [1 1 1 0; 0 1 -1 -1], B = [1 0 -1 0; 0 1 1 0; 0 -1 1 0; 0 1 0 -1], G = [1 0 0; 1/2 1/2 1/2; 1/2 -1/2 1/2; 0 0 1],
 // A ((G g) . (B d)) is the correlation of four inputs d with three taps g at two places. 2-D: the same along both axes.
-// The taps reversed exchange transformed rows (and columns) 0 and 3 and leave 1 and 2. The gradient of the taps is G^T ((A r) . (B d)),
-// r the gradient of the two outputs.
+// The taps reversed exchange transformed rows (and columns) 0 and 3 and leave 1 and 2. The gradient of the taps is
+// G^T ((A^T r) . (B d)), r the gradient of the two outputs.
 //
 // Source: S. Winograd, Arithmetic Complexity of Computations, 1980; Lavin and Gray, arXiv 1509.09308.
 #pragma once
