@@ -28,7 +28,8 @@ TIMES_NAIVE = 2.0
 #: ... plus one rounding of the result: where both are that good, their ratio says nothing (relative, in the 2-norm).
 ONE_ROUNDING = {torch.float32: 1.2e-7, torch.bfloat16: 4e-3}
 #: gradients may not be systematically too long or short: |<g, oracle> / <oracle, oracle> - 1|. Roundings average out only over
-#: many elements: below a thousand, the whole error is allowed.
+#: many elements: below a thousand, one rounding is allowed. In bfloat16 the gradient of the level weights, T numbers
+#: that may cancel to little, is held by its error alone.
 BIAS = {torch.float32: 1e-6, torch.bfloat16: 1e-3}
 
 #: N, T, c, H, W, K, C
@@ -138,7 +139,8 @@ def assert_as_good_as_naive(got, x, upstream, names=NAMES):
         allowed = TIMES_NAIVE * error(other, best) + rounding
         assert error(value, best) <= allowed, name
         v, b = value.detach().cpu().double().numpy().ravel(), best.ravel()
-        assert abs(v @ b / (b @ b) - 1) <= max(BIAS[dtype], allowed * (v.size < 1000)), f"{name}: bias"
+        if name != "level_weight" or dtype == torch.float32:
+            assert abs(v @ b / (b @ b) - 1) <= max(BIAS[dtype], ONE_ROUNDING[dtype] * (v.size < 1000)), f"{name}: bias"
         turned = 10 * ONE_ROUNDING[dtype] ** 2 + 1e-12 + TIMES_NAIVE * max(0.0, 1 - cosine(other, b))
         assert cosine(value, b) >= 1 - turned, f"{name}: cosine"
 
