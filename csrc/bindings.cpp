@@ -76,15 +76,15 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_status", &rdc::cuda_status);
 
   // shape: (N, T, c, H, W, K, C); pointers: (h, weight, bias, target, level_weight); out: (grad_loss, h, weight, bias, target, level_row)
-  // kept: address of the kept residuals (multihead_loss.h), or 0
+  // kept, row_loss: addresses of what the forward pass keeps (multihead_loss.h), or 0
   m.def("multihead_loss_cpu_forward", [](py::tuple shape, bool bf16, py::tuple h_stride, py::tuple pointers, uintptr_t loss, uintptr_t kept,
-                                         int threads, const std::string& isa) {
+                                         uintptr_t row_loss, int threads, const std::string& isa) {
     auto in = inputs(shape, bf16, h_stride, pointers);
     CpuIsa which = parse_isa(isa);
     rdc::Status status;
     {
       py::gil_scoped_release release;
-      status = rdc::multihead_loss_cpu_forward(in, at<float*>(loss), at<void*>(kept), threads, which);
+      status = rdc::multihead_loss_cpu_forward(in, at<float*>(loss), at<void*>(kept), at<double*>(row_loss), threads, which);
     }
     check(status);
   });

@@ -24,8 +24,8 @@ static const MultiheadLossCpu& table(CpuIsa isa) {
   return multihead_loss_baseline;
 }
 
-Status multihead_loss_cpu_forward(const MultiheadLossInputs& in, float* loss, void* kept, int threads, CpuIsa isa) {
-  return table(isa).forward(in, loss, kept, threads);
+Status multihead_loss_cpu_forward(const MultiheadLossInputs& in, float* loss, void* kept, double* row_loss, int threads, CpuIsa isa) {
+  return table(isa).forward(in, loss, kept, row_loss, threads);
 }
 
 Status multihead_loss_cpu_backward(const MultiheadLossInputs& in, const MultiheadLossGradients& out, const void* kept, int threads,

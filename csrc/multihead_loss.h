@@ -45,19 +45,20 @@ struct MultiheadLossGradients {
   void* weight;            // [K*C, c, 3, 3] dtype
   void* bias;              // [K*C] dtype
   void* target;            // [N*T, C, H, W] dtype
-  float* level_row;        // [N*T] float32: its sum over n is the gradient of level_weight
+  float* level_row;        // CUDA: [N*T] float32, its sum over n is the gradient of level_weight. CPU: null, forward keeps row losses
 };
 
 // Returned by every entry point: null on success, else a message with static lifetime.
 using Status = const char*;
 
 // One table for each instruction set. kept: residuals that forward writes and backward then reads; null: backward predicts again.
+// row_loss [N*T, K] float64: the loss before it is weighted and summed over levels; null: not wanted
 struct MultiheadLossCpu {
-  Status (*forward)(const MultiheadLossInputs&, float* loss /* [N, K] float32 */, void* kept, int threads);
+  Status (*forward)(const MultiheadLossInputs&, float* loss /* [N, K] float32 */, void* kept, double* row_loss, int threads);
   Status (*backward)(const MultiheadLossInputs&, const MultiheadLossGradients&, const void* kept, int threads);
 };
 
-Status multihead_loss_cpu_forward(const MultiheadLossInputs&, float* loss, void* kept, int threads, CpuIsa);
+Status multihead_loss_cpu_forward(const MultiheadLossInputs&, float* loss, void* kept, double* row_loss, int threads, CpuIsa);
 Status multihead_loss_cpu_backward(const MultiheadLossInputs&, const MultiheadLossGradients&, const void* kept, int threads, CpuIsa);
 
 // CUDA: pointers on `device`; kernels go to `stream` and nothing waits for them. scratch: float32, at least

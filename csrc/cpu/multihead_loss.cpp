@@ -1,7 +1,7 @@
 // CPU kernels of multihead_loss; compiled once for each instruction set (RDC_ISA = baseline, avx2, avx512, avx512bf16).
 //
 // A thread takes a chunk of images, and for every block of outputs packs the weights and goes through the images:
-//   forward   residuals -> squares, summed in float32 along a line or strip, in float64 beyond; residuals kept if asked for.
+//   forward   residuals -> squares, summed in float32 along a line or strip, in float64 beyond; these and residuals kept if asked for.
 //   backward  residuals (kept, or predicted again), scaled -> r [padded, block]; features: r (*) flipped weight; weight: r^T h per tap.
 //             Many classes in bfloat16: differences from a reference head (reference.h).
 // Classes whose upstream gradient is zero are left out of the backward pass.
@@ -58,7 +58,7 @@ void forward_block(const Plan<U>& p, const Weights& w, const Block& block, const
 }
 
 template <typename U, typename T>
-Status forward(const MultiheadLossInputs& in, float* loss, T* kept, int threads) {
+Status forward(const MultiheadLossInputs& in, float* loss, T* kept, double* row_loss, int threads) {
   const Plan<U> p(in.shape, false);
   if (p.B == 0 || p.K == 0) return nullptr;
   const i64 at_once = images_at_once(p, false, false, threads), chunks = (p.B + at_once - 1) / at_once, blocks = (p.KC + BLOCK - 1) / BLOCK;
@@ -67,14 +67,14 @@ Status forward(const MultiheadLossInputs& in, float* loss, T* kept, int threads)
   threads = static_cast<int>(larger(1, smaller(threads, chunks * slices)));
 
   Layout size, own;
-  const i64 row_sums = size.take(p.B * p.K * 2);  // float64 [B, K]
+  const i64 row_sums = size.take(row_loss ? 0 : p.B * p.K * 2);  // float64 [B, K]
   const i64 images = own.take(at_once * p.padded * p.cu);
   Buffers::take(p, own, nullptr);
   Weights::take(p, own, nullptr);
   const i64 each = own.used, base = size.take(each * threads);
   Memory memory;
   if (!memory.allocate(size.used)) return "out of memory";
-  double* sums = reinterpret_cast<double*>(memory.at(row_sums));
+  double* sums = row_loss ? row_loss : reinterpret_cast<double*>(memory.at(row_sums));
   std::memset(sums, 0, p.B * p.K * sizeof(double));
 
 #pragma omp parallel num_threads(threads)
@@ -133,7 +133,6 @@ struct Backward {
   Reference reference{};
   bool differences{};  // this chunk
   float *images{}, *grad_pixels{}, *grad_targets{}, *residual{}, *scale{}, *bias_sums{}, *h_pairs{}, *r_pairs{}, *block_weight{};
-  double *level{}, *squares{};
   int* outputs{};
 
   Backward(const Plan<U>& plan, const MultiheadLossInputs& i, const MultiheadLossGradients& o, const T* k, i64 images_at_once)
@@ -159,8 +158,6 @@ struct Backward {
     h_pairs = floats(pairs, p.padded * p.cp);
     r_pairs = floats(pairs, p.H * ((p.W + 1) / 2) * BLOCK);
     block_weight = floats(out.weight, larger(BLOCK * 9, p.tiled ? p.block * POINTS : 0) * p.cp);
-    level = reinterpret_cast<double*>(floats(true, 2 * at_once));
-    squares = reinterpret_cast<double*>(floats(true, 2 * p.block));
     outputs = reinterpret_cast<int*>(floats(true, p.KC));
     return own.used;
   }
@@ -194,7 +191,6 @@ struct Backward {
     if (differences) mean_head(p, weight, bias, list, count, reference);
     for (i64 b = begin; b < end; ++b) {
       float* padded = images + (b - begin) * p.padded * p.cu;
-      level[b - begin] = 0;
       if (reads_h && count) pad_image(p, static_cast<const T*>(in.h) + b * in.h_stride[0], in.h_stride, padded);
       if (differences && predicts)
         less_reference(p, reference, static_cast<const T*>(in.target) + b * p.C * p.pixels, padded, my.line, targets_of(b - begin));
@@ -228,7 +224,6 @@ struct Backward {
     const float* padded = images + i * p.padded * p.cu;
     for (int o = 0; o < block.width; ++o)
       scale[o] = o < block.count ? 2.f * in.level_weight[t] * upstream[block.output(o) / p.C] : 0.f;
-    for (int o = 0; o < block.count; ++o) squares[o] = 0;
     if (predicts) {
       if (differences) spread_target(p, targets_of(i), my.targets);
       else spread_target(p, static_cast<const T*>(in.target) + b * p.C * p.pixels, my.targets);
@@ -236,8 +231,6 @@ struct Backward {
     } else {
       read_residuals(p, block, kept + b * p.pixels * p.kept, [&](int v, auto each) { scale_residuals(block, i, v, each); });
     }
-    if (out.level_row)
-      for (int o = 0; o < block.count; ++o) level[i] += upstream[block.output(o) / p.C] * squares[o];
     if (out.h) {
       float* to = pixels_of(b, i);
       if (block.fast) features_gradient_fast(p, w, block, residual, my.strip_in, my.strip_out, to, block.first > 0);
@@ -260,26 +253,21 @@ struct Backward {
     using S = typename U::Stored;
     const vf factor = load(scale + v * VL);
     const i64 width = block.width, W2 = p.W2, W = p.W, TL = p.TL;
-    const bool wants_level = out.level_row;
     const vu mask = output_lanes(block, v);
     S* const to = reinterpret_cast<S*>(residual) + (W2 + 1) * width + v * VL;
     float* const targets = sums_residuals() ? grad_targets + i * p.pixels * TL + (block.first + v * VL) % p.C : nullptr;
-    vf sum[4] = {}, square[4] = {};
+    vf sum[4] = {};
     each([&](i64 y, i64 x, int chain, vf d) {
       d = reinterpret_cast<vf>(reinterpret_cast<vu>(d) & mask);
       const vf r = factor * d;
       store_rounded(to + (y * W2 + x) * width, r);
       sum[chain] += r;
-      if (wants_level) square[chain] += d * d;
       if (targets) {
         float* at = targets + (y * W + x) * TL;
         store(at, load(at) - r);
       }
     });
     store(bias_sums + v * VL, load(bias_sums + v * VL) + ((sum[0] + sum[1]) + (sum[2] + sum[3])));
-    if (!wants_level) return;
-    const vf all = (square[0] + square[1]) + (square[2] + square[3]);
-    for (int l = 0; l < VL && v * VL + l < block.count; ++l) squares[v * VL + l] += all[l];
   }
 
   // The chunk's sums for one block -> the group's
@@ -298,7 +286,6 @@ struct Backward {
   }
 
   void finish(i64 b, i64 i) {
-    if (out.level_row) out.level_row[b] = static_cast<float>(level[i]);
     if (out.h && differences)
       add_reference(
           p, reference,
@@ -384,12 +371,12 @@ Status backward(const MultiheadLossInputs& in, const MultiheadLossGradients& out
 // bfloat16 products need enough channels to fill vectors of pairs, and long sums for their roundings to average out.
 [[maybe_unused]] inline bool pairs_pay(const MultiheadLossShape& s) { return s.c >= 32; }
 
-Status forward_any(const MultiheadLossInputs& in, float* loss, void* kept, int threads) {
-  if (in.dtype == DType::float32) return forward<Float32>(in, loss, static_cast<float*>(kept), threads);
+Status forward_any(const MultiheadLossInputs& in, float* loss, void* kept, double* row_loss, int threads) {
+  if (in.dtype == DType::float32) return forward<Float32>(in, loss, static_cast<float*>(kept), row_loss, threads);
 #ifdef __AVX512BF16__
-  if (pairs_pay(in.shape)) return forward<Bfloat16Pair>(in, loss, static_cast<uint16_t*>(kept), threads);
+  if (pairs_pay(in.shape)) return forward<Bfloat16Pair>(in, loss, static_cast<uint16_t*>(kept), row_loss, threads);
 #endif
-  return forward<Float32>(in, loss, static_cast<uint16_t*>(kept), threads);
+  return forward<Float32>(in, loss, static_cast<uint16_t*>(kept), row_loss, threads);
 }
 Status backward_any(const MultiheadLossInputs& in, const MultiheadLossGradients& out, const void* kept, int threads) {
   if (in.dtype == DType::float32) return backward<Float32>(in, out, static_cast<const float*>(kept), threads);

@@ -1,6 +1,8 @@
 // Sizes that everything else is derived from, and memory.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 
 #include "../multihead_loss.h"
@@ -17,6 +19,7 @@ constexpr i64 CHUNK_BYTES[2] = {1 << 20, 7 << 18};  // padded images (backward: 
 constexpr i64 GROUP_BYTES = 8 << 20;    // partial sums of the weight gradient, all groups together ...
 constexpr i64 FEWEST_GROUPS = 4;        // ... but not fewer groups than this: they are what threads share
 constexpr i64 MOST_GROUPS = 16;
+constexpr size_t MAP_FROM_BYTES = 1 << 20;  // scratch memory
 constexpr int LONGEST = 80;  // products in one chain of float32 sums of a prediction, or three times this without 2 x 2 tiles
 
 inline i64 round_up(i64 n, i64 m) { return (n + m - 1) / m * m; }
@@ -77,13 +80,25 @@ struct Block {
   i64 output(int o) const { return index ? index[o] : first + o; }
 };
 
-// One allocation for everything; sizes first, then pointers.
+// One allocation for everything; sizes first, then pointers. A large one comes from the system and goes back to it: a heap would keep the
+// forward pass's beside the backward pass's.
 struct Memory {
   char* base = nullptr;
-  ~Memory() { std::free(base); }
+  size_t mapped = 0;
+  ~Memory() {
+    if (mapped) munmap(base, mapped);
+    else std::free(base);
+  }
   bool allocate(i64 floats) {
+    const size_t bytes = static_cast<size_t>(larger(floats, 16)) * 4;
     void* p = nullptr;
-    if (posix_memalign(&p, 64, static_cast<size_t>(larger(floats, 16)) * 4)) return false;
+    if (bytes >= MAP_FROM_BYTES) {
+      p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (p == MAP_FAILED) return false;
+      mapped = bytes;
+    } else if (posix_memalign(&p, 64, bytes)) {
+      return false;
+    }
     base = static_cast<char*>(p);
     return true;
   }

@@ -15,7 +15,8 @@ and level weights w [T]:
 
 The native kernels never hold the prediction [N*T, K*C, H, W]. Where a gradient will be asked for and K*C <= c, the CPU forward pass keeps
 the residuals P - F* in the type of h: they take no more memory than h, which autograd keeps as well. Otherwise the backward pass predicts
-again, one block at a time. Classes whose upstream gradient is zero are left out of the CPU backward pass.
+again, one block at a time. Classes whose upstream gradient is zero are left out of the CPU backward pass. The gradient of the level
+weights needs the loss of every row before it is summed over levels: the CPU forward pass keeps these [N*T, K] float64 numbers for it.
 On a GPU there are also kernels for tensor cores in Triton (:mod:`rdc.ops.multihead_triton`).
 With very many classes the CPU takes the Gram form (:mod:`rdc.ops.multihead_gram`), whose cost hardly grows with them.
 Sums are taken in float32 or wider, in an order that does not depend on the number of threads.
@@ -81,7 +82,7 @@ def multihead_loss(
         _check_triton(h.device.type, dtype)
         return multihead_triton.forward_op(*operands)
     if _use_native(h.device.type, dtype, backend):
-        return _forward_op(*operands, _keeps_residuals(*operands))[0]
+        return _forward_op(*operands, _keeps_residuals(*operands), _keeps_row_loss(*operands))[0]
     return multihead_loss_reference(*operands)
 
 
@@ -231,11 +232,18 @@ def _keeps_residuals(h: Tensor, weight: Tensor, *others: Tensor) -> bool:
     return h.device.type == "cpu" and weight.shape[0] <= h.shape[1]
 
 
-def _launch(name: str, arguments: tuple, kept: Tensor, device: torch.device) -> None:
+def _keeps_row_loss(*tensors: Tensor) -> bool:
+    """Whether the forward pass keeps the loss of every row, which the gradient of the level weights (the last tensor) needs."""
+    return torch.is_grad_enabled() and tensors[-1].requires_grad and tensors[0].device.type == "cpu"
+
+
+def _launch(name: str, arguments: tuple, kept: list[Tensor], device: torch.device) -> None:
+    """kept: what the CPU's forward pass keeps for the backward pass, or empty tensors."""
     native = _native.extension()
     if device.type == "cpu":
         kernel = getattr(native, f"multihead_loss_cpu_{name}")
-        kernel(*arguments, kept.data_ptr() if kept.numel() else 0, torch.get_num_threads(), _native.cpu_isa())
+        pointers = (k.data_ptr() if k.numel() else 0 for k in kept)
+        kernel(*arguments, *pointers, torch.get_num_threads(), _native.cpu_isa())
         return
     floats = native.multihead_loss_cuda_scratch(arguments[0], name == "backward")
     scratch = torch.empty(floats, dtype=torch.float32, device=device)  # freed in stream order by torch's allocator
@@ -245,27 +253,32 @@ def _launch(name: str, arguments: tuple, kept: Tensor, device: torch.device) -> 
 
 @torch.library.custom_op("rdc::multihead_loss", mutates_args=(), device_types=("cpu", "cuda"))
 def _forward_op(
-    h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor, keep: bool
-) -> tuple[Tensor, Tensor]:
-    """Loss [N, K] and the kept residuals [N*T, H*W, K*C rounded up to a multiple of 16] (no elements without ``keep``)."""
+    h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor, keep: bool, keep_rows: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss [N, K], and for the backward pass on a CPU, without elements if not asked for:
+
+    ``keep``: residuals [N*T, H*W, K*C rounded up to a multiple of 16]; ``keep_rows``: losses of rows [N*T, K], float64.
+    """
     arguments, alive = _arguments(h, weight, bias, target, level_weight)
-    loss, kept = _empty_results(h, weight, target, level_weight, keep)
+    loss, *kept = _empty_results(h, weight, target, level_weight, keep, keep_rows)
     if loss.numel() and h.numel():
         _launch("forward", (*arguments, loss.data_ptr()), kept, h.device)
     del alive
-    return loss, kept
+    return loss, *kept
 
 
 def _empty_results(
-    h: Tensor, weight: Tensor, target: Tensor, level_weight: Tensor, keep: bool
-) -> tuple[Tensor, Tensor]:
+    h: Tensor, weight: Tensor, target: Tensor, level_weight: Tensor, keep: bool, keep_rows: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     kept = (h.shape[0], h.shape[2] * h.shape[3], (weight.shape[0] + 15) // 16 * 16) if keep else (0,)
-    return empty_loss(h, weight, target, level_weight), h.new_empty(kept)
+    rows = (h.shape[0], weight.shape[0] // target.shape[1]) if keep_rows else (0,)
+    loss = empty_loss(h, weight, target, level_weight)
+    return loss, h.new_empty(kept), h.new_empty(rows, dtype=torch.float64)
 
 
 @_forward_op.register_fake
-def _(h, weight, bias, target, level_weight, keep):
-    return _empty_results(h, weight, target, level_weight, keep)
+def _(h, weight, bias, target, level_weight, keep, keep_rows):
+    return _empty_results(h, weight, target, level_weight, keep, keep_rows)
 
 
 @torch.library.custom_op("rdc::multihead_loss_backward", mutates_args=(), device_types=("cpu", "cuda"))
@@ -277,6 +290,7 @@ def _backward_op(
     target: Tensor,
     level_weight: Tensor,
     kept: Tensor,
+    row_loss: Tensor,
     wanted: list[bool],
 ) -> list[Tensor]:
     """Gradients of (h, weight, bias, target, level_weight); those not wanted come back with no elements and cost nothing."""
@@ -285,19 +299,32 @@ def _backward_op(
         return [g.zero_() for g in grads]
     arguments, alive = _arguments(h, weight, bias, target, level_weight)
     upstream = grad_loss.to(torch.float32).contiguous()  # may arrive with stride 0
-    level_row = torch.empty(h.shape[0], dtype=torch.float32, device=h.device)
+    in_kernel = [*wanted[:4], wanted[4] and h.device.type != "cpu"]
+    level_row = torch.empty(h.shape[0] if in_kernel[4] else 0, dtype=torch.float32, device=h.device)
     outputs = [upstream, *grads[:4], level_row]
-    pointers = tuple(t.data_ptr() if want else 0 for t, want in zip(outputs, [True, *wanted], strict=True))
+    pointers = tuple(t.data_ptr() if want else 0 for t, want in zip(outputs, [True, *in_kernel], strict=True))
     strides = tuple(grads[0].stride()) if wanted[0] else (0,) * 4
-    _launch("backward", (*arguments, strides, pointers), kept, h.device)
+    if any(in_kernel):
+        _launch("backward", (*arguments, strides, pointers), [kept], h.device)
     del alive
-    if wanted[4]:
+    if in_kernel[4]:
         grads[4] = level_row.view(-1, level_weight.shape[0]).sum(0)
+    elif wanted[4]:
+        if not row_loss.numel():  # the op was called by itself
+            row_loss = _forward_op(h, weight, bias, target, level_weight, False, True)[2]
+        grads[4] = _level_gradient(upstream, row_loss)
     return grads
 
 
+def _level_gradient(upstream: Tensor, row_loss: Tensor) -> Tensor:
+    """sum_nk upstream[n, k] row_loss[n*T + t, k] in float64 -> [T] float32. A class without gradient adds nothing, whatever its loss."""
+    upstream = upstream[:, None].double()
+    products = upstream * row_loss.view(upstream.shape[0], -1, row_loss.shape[1])
+    return products.where(upstream != 0, 0).sum((0, 2)).float()
+
+
 @_backward_op.register_fake
-def _(grad_loss, h, weight, bias, target, level_weight, kept, wanted):
+def _(grad_loss, h, weight, bias, target, level_weight, kept, row_loss, wanted):
     return empty_gradients(h, weight, bias, target, level_weight, wanted)
 
 
@@ -305,20 +332,20 @@ def _(grad_loss, h, weight, bias, target, level_weight, kept, wanted):
 
 
 def _save_inputs(ctx, inputs, output) -> None:
-    _, kept = output
-    ctx.mark_non_differentiable(kept)
-    ctx.save_for_backward(*inputs[:5], kept)
+    _, kept, row_loss = output
+    ctx.mark_non_differentiable(kept, row_loss)
+    ctx.save_for_backward(*inputs[:5], kept, row_loss)
 
 
-def _backward(ctx, grad_loss: Tensor, grad_kept: Tensor | None):
+def _backward(ctx, grad_loss: Tensor, *grad_kept: Tensor | None):
     wanted = list(ctx.needs_input_grad[:5])
     grads = _backward_op(grad_loss, *ctx.saved_tensors, wanted)
-    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None
+    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None, None
 
 
 def _save_backward_inputs(ctx, inputs, output) -> None:
     *tensors, ctx.wanted = inputs
-    ctx.save_for_backward(*tensors[:6])  # the kept residuals are a function of the others
+    ctx.save_for_backward(*tensors[:6])  # what the forward pass kept is a function of the others
     ctx.rest = len(tensors) - 5
 
 
