@@ -183,6 +183,29 @@ def test_distill_goes_on_without_a_teacher(teacher: Path, data: Path, tmp_path: 
     assert "expected a student (kind multihead)" in capsys.readouterr().err
 
 
+def test_augmentation_adds_a_label_and_goes_on_from_networks_without(teacher: Path, data: Path, tmp_path: Path, capsys):
+    """Twice over: a model with the label is one to go on from as well, with --augment or without."""
+    told, more = tmp_path / "told", tmp_path / "more"
+    train = ["train", "--data", str(data), *FAST, "--augment", "0.5"]
+    assert main([*train, "--init", str(teacher), "--lr", "1e-3", "--out", str(told)]) == 0
+    network, config, info = load_model(told)
+    assert info["augment"] == 0.5 and config["unet"]["augment_dim"] == 9
+    assert network.unet.map_augment.weight.any()
+    assert main([*train, "--init", str(told), "--out", str(more)]) == 0
+    student, again = tmp_path / "student", tmp_path / "again"
+    distil = ["distill", "--data", str(data), *FAST, "--posterior-weight", "1", "--classes-per-image", "0"]
+    assert main([*distil, "--teacher", str(teacher), "--wide-channels", "8", "--out", str(student)]) == 0
+    assert main([*distil, "--init", str(student), "--augment", "0.5", "--lr", "1e-3", "--out", str(again)]) == 0
+    made, config, info = load_model(again)
+    assert (info["augment"], config["unet"]["augment_dim"]) == (0.5, 9) and made.unet.map_augment.weight.any()
+    assert main([*distil, "--init", str(again), "--out", str(tmp_path / "without")]) == 0
+    wrong = ["--teacher", str(teacher), "--augment", "0.1", "--classes-per-image", "2"]
+    assert main([*distil, *wrong, "--out", str(tmp_path / "no")]) == 2
+    assert "expected --classes-per-image 0 with it" in capsys.readouterr().err
+    assert main([*train, "--method", "standard", "--out", str(tmp_path / "no")]) == 2
+    assert "--augment: has no meaning for --method standard" in capsys.readouterr().err
+
+
 def test_distill_trains_on_the_first_order_worst_case(teacher: Path, data: Path, tmp_path: Path, capsys) -> None:
     command = ["distill", "--teacher", str(teacher), "--data", str(data), "--wide-channels", "8", "--lr", "1e-4", *FAST]
     command += ["--classes-per-image", "0", "--posterior-weight", "1", "--margin-eps", "8/255"]

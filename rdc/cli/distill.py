@@ -7,7 +7,9 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from rdc.cli.training_run import (
+    AUGMENT_HELP,
     add_run_arguments,
+    augmented,
     fingerprint,
     load_training_data,
     noise_distribution,
@@ -68,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--cutmix", type=float, default=0.0, metavar="P", help="share of images with a rectangle of another (0)"
     )
+    model.add_argument("--augment", type=float, default=0.0, metavar="P", help=AUGMENT_HELP)
     add_run_arguments(parser, learning_rate=1e-3)
 
 
@@ -78,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     from rdc.augmentation import Shifted
     from rdc.denoiser import make_denoiser
     from rdc.distillation import DistillationObjective
+    from rdc.errors import ConfigError
 
     threat = _threat(args)
     device = open_device(args)
@@ -108,6 +112,11 @@ def run(args: argparse.Namespace) -> int:
         settings["teacher"] = fingerprint(*teacher.state_dict().values())
     if args.shift:
         settings["shift"] = args.shift
+    if args.augment and args.classes_per_image:
+        raise ConfigError(
+            "--augment: expected --classes-per-image 0 with it, the teacher is not told of transformations; leave one of the two out"
+        )
+    config, objective = augmented(args, student, config, objective, settings)
     if args.init:
         settings["init"] = start_from(args.init, student, config)
     return run_training(args, student.to(device), config, objective, data, settings)

@@ -6,7 +6,9 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from rdc.cli.training_run import (
+    AUGMENT_HELP,
     add_run_arguments,
+    augmented,
     load_training_data,
     noise_distribution,
     open_device,
@@ -44,6 +46,7 @@ _OPTIONS: dict[str, tuple[tuple[str, ...], Any]] = {
     "posterior_weight": (_DIFFUSION, 0.0),
     "posterior_scale": (_DIFFUSION, 2.0),
     "wrong_classes": (_DIFFUSION, 2),
+    "augment": (_DIFFUSION, 0.0),
     "noise_mean": (_DIFFUSION, None),
     "noise_std": (_DIFFUSION, None),
     "norm": (_ATTACKED, "linf"),
@@ -76,6 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     diffusion.add_argument("--posterior-weight", type=float, metavar="X", help="of naming the class (0.0)")
     diffusion.add_argument("--posterior-scale", type=float, metavar="X", help="of the same (2.0)")
     diffusion.add_argument("--wrong-classes", type=int, metavar="M", help="to tell the class from (2)")
+    diffusion.add_argument("--augment", type=float, metavar="P", help=AUGMENT_HELP)
     others = parser.add_argument_group("--method standard, pgd-at, trades or mart")
     others.add_argument("--norm", choices=tuple(_EPS), help="of the perturbation trained against (linf)")
     others.add_argument("--eps", metavar="E", help="its radius, pixels in [0, 1] (8/255; l2: 0.5)")
@@ -105,6 +109,8 @@ def run(args: argparse.Namespace) -> int:
     objective, settings = _diffusion(args, data, config["sigma_data"]) if diffusion else _classifier(args)
     with seeded(args.seed):
         network = build_network(config)
+    if diffusion:
+        config, objective = augmented(args, network, config, objective, settings)
     if args.init:
         settings["init"] = start_from(args.init, network, config)
     network.to(device)

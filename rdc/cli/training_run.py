@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from rdc.objective import NoiseDistribution, Objective
 
 __all__ = [
+    "AUGMENT_HELP",
     "add_device_arguments",
     "add_run_arguments",
+    "augmented",
     "fingerprint",
     "load_training_data",
     "noise_distribution",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 INTERRUPTED = 128  # exit status: this plus the signal's number
+AUGMENT_HELP = "probability of each of EDM's transformations, of which the network is told (0; EDM: 0.12)"
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: float | str) -> None:
@@ -144,6 +147,10 @@ def start_from(name: str, network: nn.Module, config: dict[str, Any]) -> str:
         ConfigError: that model is of another network.
     """
     loaded, theirs, _ = open_model(name)
+    if (length := _label_length(config)) and not _label_length(theirs):
+        from rdc.networks.presets import with_augmentation_label
+
+        theirs = with_augmentation_label(loaded, theirs, length)
     if theirs != config:
         differ = sorted(key for key in {*theirs, *config} if theirs.get(key) != config.get(key))
         raise ConfigError(
@@ -152,6 +159,23 @@ def start_from(name: str, network: nn.Module, config: dict[str, Any]) -> str:
         )
     network.load_state_dict(loaded.state_dict())
     return fingerprint(*network.state_dict().values())
+
+
+def augmented(
+    args: argparse.Namespace, network: nn.Module, config: dict[str, Any], objective: Objective, settings: dict[str, Any]
+) -> tuple[dict[str, Any], Objective]:
+    """What ``--augment`` makes of the network's description and of the objective; recorded in ``settings``."""
+    if not args.augment:
+        return config, objective
+    from rdc.augmentation import AUGMENTATION_LABEL, Augmented
+    from rdc.networks.presets import with_augmentation_label
+
+    settings["augment"] = args.augment
+    return with_augmentation_label(network, config, AUGMENTATION_LABEL), Augmented(objective, args.augment)
+
+
+def _label_length(config: dict[str, Any]) -> int:
+    return config.get("unet", {}).get("augment_dim", 0)
 
 
 def load_training_data(args: argparse.Namespace) -> Dataset:

@@ -21,16 +21,19 @@ class PatchUNet(nn.Module):
     """A conditional U-Net on space-to-depth images.
 
     Forward:
-        x [B, C, H, W], noise_labels [B], class_labels [B, K] one-hot or None -> F [B, C, H, W].
+        x [B, C, H, W], noise_labels [B], class_labels [B, K] one-hot or None, augment_labels [B, 9] or None
+        -> F [B, C, H, W].
     """
 
     def __init__(self, unet: nn.Module, patch_size: int) -> None:
         super().__init__()
         self.unet, self.patch_size = unet, patch_size
 
-    def forward(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
+    ) -> Tensor:
         x = F.pixel_unshuffle(x, self.patch_size)
-        return F.pixel_shuffle(self.unet(x, noise_labels, class_labels), self.patch_size)
+        return F.pixel_shuffle(self.unet(x, noise_labels, class_labels, augment_labels), self.patch_size)
 
 
 class MultiHeadUNet(nn.Module):
@@ -79,9 +82,12 @@ class MultiHeadUNet(nn.Module):
         self.head_weight = nn.Parameter(weight)
         self.head_bias = nn.Parameter(torch.zeros(rows))
 
-    def features(self, x: Tensor, noise_labels: Tensor) -> Tensor:
-        """Last feature map h [B, c, H / patch_size, W / patch_size] of x [B, C, H, W] at noise_labels [B]."""
-        emb = self.unet.embed(noise_labels, None, None)
+    def features(self, x: Tensor, noise_labels: Tensor, augment_labels: Tensor | None = None) -> Tensor:
+        """Last feature map h [B, c, H / patch_size, W / patch_size] of x [B, C, H, W] at noise_labels [B].
+
+        augment_labels [B, 9]: how the image was transformed (:func:`rdc.augmentation.geometric`); None: not at all.
+        """
+        emb = self.unet.embed(noise_labels, None, augment_labels)
         trunk, prediction = self.unet.decode(F.pixel_unshuffle(x, self.patch_size), emb)
         return torch.cat([self.norm.silu(self.wide(trunk, emb)), prediction], dim=1)
 
@@ -92,6 +98,6 @@ class MultiHeadUNet(nn.Module):
         f = F.conv2d(h, weight, bias, padding=1).unflatten(1, (last - first, self.folded_channels))
         return F.pixel_shuffle(f, self.patch_size)
 
-    def forward(self, x: Tensor, noise_labels: Tensor) -> Tensor:
-        """F for every class and the null label: [B, K + 1, C, H, W]."""
-        return self.predict(self.features(x, noise_labels), 0, self.num_classes + 1)
+    def forward(self, x: Tensor, noise_labels: Tensor, augment_labels: Tensor | None = None) -> Tensor:
+        """F for every class and the null label: [B, K + 1, C, H, W]. Arguments as of :meth:`features`."""
+        return self.predict(self.features(x, noise_labels, augment_labels), 0, self.num_classes + 1)

@@ -8,13 +8,14 @@ from typing import Any
 from torch import nn
 
 from rdc.errors import ConfigError
+from rdc.networks.blocks import Linear
 from rdc.networks.diffusers_unet import DiffusersUNet
 from rdc.networks.heads import MultiHeadUNet, PatchUNet
 from rdc.networks.resnet import ResNet
 from rdc.networks.unet import DhariwalUNet, SongUNet
 from rdc.networks.vp import VPNetwork, vp_sigmas
 
-__all__ = ["NETWORK_PRESETS", "build_network", "network_preset"]
+__all__ = ["NETWORK_PRESETS", "build_network", "network_preset", "with_augmentation_label"]
 
 _SMALL_UNET = {
     "architecture": "SongUNet",
@@ -166,6 +167,34 @@ def build_network(config: dict[str, Any]) -> nn.Module:
         width = {"wide_channels": config["wide_channels"]} if "wide_channels" in config else {}
         return MultiHeadUNet(net, patch, channels, num_classes, **width)
     raise ConfigError(f'kind: expected "conditional", "multihead" or "resnet"; got {kind!r}')
+
+
+def with_augmentation_label(network: nn.Module, config: dict[str, Any], length: int) -> dict[str, Any]:
+    """Give ``network`` an input for the label of an augmentation, unless it has one; at first it changes nothing.
+
+    Args:
+        network: made from ``config``; gets a ``map_augment`` of zeros.
+        length: of the label, see :func:`rdc.augmentation.geometric`.
+
+    Returns:
+        The description of the network as it is now.
+
+    Raises:
+        ConfigError: the network takes no such label, or one of another length.
+    """
+    unet = network if isinstance(network, (SongUNet, DhariwalUNet)) else getattr(network, "unet", None)
+    if not isinstance(unet, (SongUNet, DhariwalUNet)):
+        architecture = config.get("unet", {}).get("architecture", config.get("kind"))
+        raise ConfigError(f"augment: expected a SongUNet or DhariwalUNet; {architecture} takes no augmentation label")
+    if unet.map_augment is not None:
+        if unet.map_augment.in_features != length:
+            raise ConfigError(
+                f"augment: expected a network for labels of length {length}; this one has {unet.map_augment.in_features}"
+            )
+        return config
+    width = unet.map_layer0.in_features
+    unet.map_augment = Linear(length, width, bias=False, scale=0.0).to(unet.map_layer0.weight)
+    return {**copy.deepcopy(config), "unet": {**config["unet"], "augment_dim": length}}
 
 
 def _build_resnet(config: dict[str, Any]) -> ResNet:
