@@ -154,21 +154,27 @@ def seconds(case: str, dtype: str, repeats: int) -> list[dict[str, Any]]:
 
 
 def peak(case: str, dtype: str, work: str, name: str) -> float:
-    """MiB that one call takes beyond its inputs and results, after a call that warmed everything up (Linux only)."""
+    """MiB that a call takes beyond its inputs and results, median of nine after one that warmed everything up (Linux only).
+
+    Where the heap finds room differs from call to call.
+    """
     torch.set_num_threads(1)
     function, x, up = candidates(case)[name], make(case, dtype), upstream(case, work)
     results = sum(v.numel() * v.element_size() for v in run(function, x, work, up))
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
 
     def status(field: str) -> int:
         (line,) = [v for v in Path("/proc/self/status").read_text().splitlines() if v.startswith(field)]
         return int(line.split()[1]) * 1024
 
-    before = status("VmRSS")
-    run(function, x, work, up)
-    return (status("VmHWM") - before - results) / 2**20
+    taken = []
+    for _ in range(9):
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
+        before = status("VmRSS")
+        run(function, x, work, up)
+        taken.append((status("VmHWM") - before - results) / 2**20)
+    return statistics.median(taken)
 
 
 def memory(case: str, dtype: str, work: str) -> dict[str, Any]:

@@ -9,10 +9,6 @@
 // on the shape alone. So results do not depend on the number of threads.
 #include "multihead_loss.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "reference.h"
 
 #define RDC_JOIN2(a, b) a##b
@@ -21,13 +17,7 @@
 namespace rdc {
 namespace {
 
-inline int thread_number() {
-#ifdef _OPENMP
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
+constexpr Status OUT_OF_MEMORY = "out of memory";
 
 // Images that one thread packs weights for: as many as fit, and few enough to occupy every thread.
 template <typename U>
@@ -66,40 +56,40 @@ Status forward(const MultiheadLossInputs& in, float* loss, T* kept, double* row_
   const i64 slices = larger(1, smaller(parts, threads / chunks));  // few images: share classes out, too
   threads = static_cast<int>(larger(1, smaller(threads, chunks * slices)));
 
-  Layout size, own;
-  const i64 row_sums = size.take(row_loss ? 0 : p.B * p.K * 2);  // float64 [B, K]
-  const i64 images = own.take(at_once * p.padded * p.cu);
-  Buffers::take(p, own, nullptr);
-  Weights::take(p, own, nullptr);
-  const i64 each = own.used, base = size.take(each * threads);
   Memory memory;
-  if (!memory.allocate(size.used)) return "out of memory";
-  double* sums = row_loss ? row_loss : reinterpret_cast<double*>(memory.at(row_sums));
+  double* sums = row_loss ? row_loss : memory.doubles(p.B * p.K);
+  if (memory.failed) return OUT_OF_MEMORY;
+  int failed = 0;
   std::memset(sums, 0, p.B * p.K * sizeof(double));
 
 #pragma omp parallel num_threads(threads)
   {
-    float* mine = memory.at(base + thread_number() * each);
-    Layout place;
-    place.take(at_once * p.padded * p.cu);
-    const Buffers my = Buffers::take(p, place, mine);
-    const Weights w = Weights::take(p, place, mine);
+    Memory own;
+    float* const images = own.take(at_once * p.padded * p.cu);
+    const Buffers my = Buffers::take(p, own);
+    const Weights w = Weights::take(p, own);
+    if (own.failed) {
+#pragma omp atomic write
+      failed = 1;
+    }
 #pragma omp for schedule(dynamic)
     for (i64 item = 0; item < chunks * slices; ++item) {
+      if (own.failed) continue;
       const i64 begin = item / slices * at_once, end = smaller(begin + at_once, p.B), slice = item % slices;
       for (i64 b = begin; b < end; ++b)
-        pad_image(p, static_cast<const T*>(in.h) + b * in.h_stride[0], in.h_stride, mine + images + (b - begin) * p.padded * p.cu);
+        pad_image(p, static_cast<const T*>(in.h) + b * in.h_stride[0], in.h_stride, images + (b - begin) * p.padded * p.cu);
       for (i64 index = parts * slice / slices * p.C; index < smaller(blocks, parts * (slice + 1) / slices * p.C); ++index) {
         const Block block(p, nullptr, index * BLOCK, p.KC);
         pack_weights(p, block, static_cast<const T*>(in.weight), static_cast<const T*>(in.bias), w, true, false, nullptr, nullptr);
         for (i64 b = begin; b < end; ++b) {
           spread_target(p, static_cast<const T*>(in.target) + b * p.C * p.pixels, my.targets);
-          forward_block(p, w, block, mine + images + (b - begin) * p.padded * p.cu, my, kept ? kept + b * p.pixels * p.kept : nullptr,
+          forward_block(p, w, block, images + (b - begin) * p.padded * p.cu, my, kept ? kept + b * p.pixels * p.kept : nullptr,
                         sums + b * p.K);
         }
       }
     }
   }
+  if (failed) return OUT_OF_MEMORY;
   for (i64 n = 0; n < p.N; ++n)
     for (i64 k = 0; k < p.K; ++k) {
       double total = 0;
@@ -142,12 +132,11 @@ struct Backward {
     in_place = lies_in_place<T>(p, out);
   }
 
-  i64 take(float* base) {  // returns the size
-    Layout own;
-    auto floats = [&](bool wanted, i64 n) { return base + own.take(wanted ? n : 0); };
-    my = Buffers::take(p, own, base);
-    w = Weights::take(p, own, base);
-    reference = Reference::take(p, own, base, at_once);
+  void take(Memory& own) {
+    auto floats = [&](bool wanted, i64 n) { return own.take(n, wanted); };
+    my = Buffers::take(p, own);
+    w = Weights::take(p, own);
+    reference = Reference::take(p, own, at_once);
     images = floats(reads_h, at_once * p.padded * p.cu);
     grad_pixels = floats(out.h && !in_place, at_once * p.pixels * p.cp);
     grad_targets = floats(out.target || (out.h && p.differences), at_once * p.pixels * p.TL);
@@ -159,7 +148,6 @@ struct Backward {
     r_pairs = floats(pairs, p.H * ((p.W + 1) / 2) * BLOCK);
     block_weight = floats(out.weight, larger(BLOCK * 9, p.tiled ? p.block * POINTS : 0) * p.cp);
     outputs = reinterpret_cast<int*>(floats(true, p.KC));
-    return own.used;
   }
 
   bool active(i64 n, i64 k) const { return out.grad_loss[n * p.K + k] != 0; }
@@ -344,27 +332,33 @@ Status backward(const MultiheadLossInputs& in, const MultiheadLossGradients& out
   if (summed) groups = smaller(smaller(MOST_GROUPS, p.B), larger(FEWEST_GROUPS, GROUP_BYTES / (4 * (weight_size + bias_size))));
   threads = static_cast<int>(larger(1, smaller(threads, groups)));
 
-  Layout size;
-  const i64 weight_sums = size.take(weight_size * groups), bias_sums = size.take(bias_size * groups);
-  const i64 each = Backward<U, T>(p, in, out, kept, at_once).take(nullptr), base = size.take(each * threads);
   Memory memory;
-  if (!memory.allocate(size.used)) return "out of memory";
+  float *const weight_sums = memory.take(weight_size * groups), *const bias_sums = memory.take(bias_size * groups);
+  if (memory.failed) return OUT_OF_MEMORY;
+  int failed = 0;
 
 #pragma omp parallel num_threads(threads)
   {
     Backward<U, T> mine(p, in, out, kept, at_once);
-    mine.take(memory.at(base + thread_number() * each));
+    Memory own;
+    mine.take(own);
+    if (own.failed) {
+#pragma omp atomic write
+      failed = 1;
+    }
 #pragma omp for schedule(dynamic)
     for (i64 g = 0; g < groups; ++g) {
-      float* gw = out.weight ? memory.at(weight_sums) + g * weight_size : nullptr;
-      float* gb = out.bias ? memory.at(bias_sums) + g * bias_size : nullptr;
+      if (own.failed) continue;
+      float* gw = out.weight ? weight_sums + g * weight_size : nullptr;
+      float* gb = out.bias ? bias_sums + g * bias_size : nullptr;
       if (gw) std::memset(gw, 0, weight_size * 4);
       if (gb) std::memset(gb, 0, bias_size * 4);
       if (summed) mine.rows(p.B * g / groups, p.B * (g + 1) / groups, gw, gb);
       else mine.rows(g * at_once, smaller(p.B, (g + 1) * at_once), gw, gb);
     }
   }
-  if (summed) collect_groups<U, T>(p, out, memory.at(weight_sums), weight_size, memory.at(bias_sums), bias_size, groups, threads);
+  if (failed) return OUT_OF_MEMORY;
+  if (summed) collect_groups<U, T>(p, out, weight_sums, weight_size, bias_sums, bias_size, groups, threads);
   return nullptr;
 }
 

@@ -118,13 +118,13 @@ struct Weights {
   float* by_lane;    // tiles: [16, vectors, cu, VL];   else [vectors, 9 * cu, VL] units                 (prediction)
   float* by_output;  // tiles: [16, count in units, cp], float32: by_dot;   else [9 (reversed), count in units, cp]   (gradient of the features)
   template <typename U>
-  static Weights take(const Plan<U>& p, Layout& own, float* base) {  // base null: sizes only
+  static Weights take(const Plan<U>& p, Memory& own) {
     const i64 points = p.tiled ? 16 : 0, direct = 9 * BLOCK * p.cu;
     const i64 lanes = larger(direct, points * p.block * p.cu), outputs = U::PER_UNIT == 1 ? 9 * BLOCK * p.cp : lanes;
-    const i64 bias = own.take(p.block), dot = own.take(points * (U::PER_UNIT == 1 ? BLOCK : VL) * p.cu);
-    const i64 lane = own.take(lanes), output = own.take(outputs);
-    const i64 taps = outputs >= 2 * direct ? output + direct : own.take(direct);  // no room of its own where tiles leave it some
-    return {base + bias, base + taps, base + dot, base + lane, base + output};
+    float *bias = own.take(p.block), *dot = own.take(points * (U::PER_UNIT == 1 ? BLOCK : VL) * p.cu);
+    float *lane = own.take(lanes), *output = own.take(outputs);
+    float* taps = outputs >= 2 * direct ? output + direct : own.take(direct);  // no room of its own where tiles leave it some
+    return {bias, taps, dot, lane, output};
   }
 };
 

@@ -1,8 +1,6 @@
 // Sizes that everything else is derived from, and memory.
 #pragma once
 
-#include <sys/mman.h>
-
 #include <cstdlib>
 
 #include "../multihead_loss.h"
@@ -19,7 +17,6 @@ constexpr i64 CHUNK_BYTES[2] = {1 << 20, 7 << 18};  // padded images (backward: 
 constexpr i64 GROUP_BYTES = 8 << 20;    // partial sums of the weight gradient, all groups together ...
 constexpr i64 FEWEST_GROUPS = 4;        // ... but not fewer groups than this: they are what threads share
 constexpr i64 MOST_GROUPS = 16;
-constexpr size_t MAP_FROM_BYTES = 1 << 20;  // scratch memory
 constexpr int LONGEST = 80;  // products in one chain of float32 sums of a prediction, or three times this without 2 x 2 tiles
 
 inline i64 round_up(i64 n, i64 m) { return (n + m - 1) / m * m; }
@@ -80,33 +77,27 @@ struct Block {
   i64 output(int o) const { return index ? index[o] : first + o; }
 };
 
-// One allocation for everything; sizes first, then pointers. A large one comes from the system and goes back to it: a heap would keep the
-// forward pass's beside the backward pass's.
+// Arrays that live as long as this. One at a time, so that a heap finds room where the forward pass had its own.
 struct Memory {
-  char* base = nullptr;
-  size_t mapped = 0;
+  static constexpr int MOST = 32;
+  void* pieces[MOST];
+  int count = 0;
+  bool failed = false;  // something did not fit; pointers are null then
+
+  Memory() = default;
+  Memory(const Memory&) = delete;
   ~Memory() {
-    if (mapped) munmap(base, mapped);
-    else std::free(base);
+    while (count > 0) std::free(pieces[--count]);
   }
-  bool allocate(i64 floats) {
-    const size_t bytes = static_cast<size_t>(larger(floats, 16)) * 4;
+  float* take(i64 floats, bool wanted = true) {
     void* p = nullptr;
-    if (bytes >= MAP_FROM_BYTES) {
-      p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-      if (p == MAP_FAILED) return false;
-      mapped = bytes;
-    } else if (posix_memalign(&p, 64, bytes)) {
-      return false;
+    if (wanted && floats > 0) {
+      if (count == MOST || posix_memalign(&p, 64, static_cast<size_t>(floats) * 4)) { failed = true; return nullptr; }
+      pieces[count++] = p;
     }
-    base = static_cast<char*>(p);
-    return true;
+    return static_cast<float*>(p);
   }
-  float* at(i64 floats) const { return reinterpret_cast<float*>(base) + floats; }
-};
-struct Layout {
-  i64 used = 0;
-  i64 take(i64 floats) { i64 at = used; used += round_up(floats, 16); return at; }
+  double* doubles(i64 n, bool wanted = true) { return reinterpret_cast<double*>(take(2 * n, wanted)); }
 };
 
 }  // namespace

@@ -25,8 +25,8 @@ struct Reference {
   float* border;    // [padded, C]
   float* targets;   // [images, C, H*W]: -e
   template <typename U>
-  static Reference take(const Plan<U>& p, Layout& own, float* base, i64 images) {
-    auto floats = [&](i64 n) { return base + own.take(p.differences ? n : 0); };
+  static Reference take(const Plan<U>& p, Memory& own, i64 images) {
+    auto floats = [&](i64 n) { return own.take(n, p.differences); };
     Reference r{};
     r.bias = floats(p.C);
     r.taps = floats(p.C * 9 * p.cp);

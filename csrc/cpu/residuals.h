@@ -11,11 +11,9 @@ namespace {
 struct Buffers {
   float *targets, *line, *strip_in, *strip_out;
   template <typename U>
-  static Buffers take(const Plan<U>& p, Layout& own, float* base) {
-    const i64 targets = own.take(p.pixels * p.TL), line = own.take(p.W * BLOCK);
-    const i64 in = own.take(p.tiled ? POINTS * plane_of(larger(p.cp, p.block)) / U::PER_UNIT : 0);
-    const i64 out = own.take(p.tiled ? POINTS * larger(plane_of(LANES), plane_of(p.block) / U::PER_UNIT) : 0);  // and transformed residuals
-    return {base + targets, base + line, base + in, base + out};
+  static Buffers take(const Plan<U>& p, Memory& own) {
+    return {own.take(p.pixels * p.TL), own.take(p.W * BLOCK), own.take(POINTS * plane_of(larger(p.cp, p.block)) / U::PER_UNIT, p.tiled),
+            own.take(POINTS * larger(plane_of(LANES), plane_of(p.block) / U::PER_UNIT), p.tiled)};  // and transformed residuals
   }
 };
 
