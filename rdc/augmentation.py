@@ -181,12 +181,13 @@ def geometric(x: Tensor, probability: float, generator: torch.Generator) -> tupl
     label = torch.stack([left_right, top_bottom, a, b.cos() - 1, b.sin(), *stretch, e, f], 1)
     x = torch.where(_per_image(left_right), x.flip(3), x)
     x = torch.where(_per_image(top_bottom), x.flip(2), x)
-    # From places in the result back to places in x, coordinates (column, row) in -1..1: the inverse of each, in reverse order.
-    turned = _rotation(b) @ (_rotation(d) @ _stretch(c) @ _rotation(-d))
-    linear = turned * torch.exp2(-0.2 * a)[:, None, None]
-    moved = torch.stack([e, f], 1)[:, :, None] / 4
-    grid = F.affine_grid(torch.cat([linear, -linear @ moved], 2), list(x.shape), align_corners=False)
-    made = F.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False).clamp(-1, 1)
+    with torch.autocast(x.device.type, enabled=False):  # places in bfloat16 would be off by tenths of a pixel
+        # From places in the result back to places in x, coordinates (column, row) in -1..1: each inverted, the last first.
+        turned = _rotation(b) @ (_rotation(d) @ _stretch(c) @ _rotation(-d))
+        linear = turned * torch.exp2(-0.2 * a)[:, None, None]
+        moved = torch.stack([e, f], 1)[:, :, None] / 4
+        grid = F.affine_grid(torch.cat([linear, -linear @ moved], 2), list(x.shape), align_corners=False)
+        made = F.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False).clamp(-1, 1)
     layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     resampled = (on[:, 1:] > 0).any(1)
     return torch.where(_per_image(resampled), made, x).contiguous(memory_format=layout), label

@@ -121,6 +121,14 @@ def test_each_transformation_has_its_chance_and_pixels_stay_in_range() -> None:
     assert made.abs().max() == 1
 
 
+def test_autocast_of_a_training_step_changes_nothing() -> None:
+    x = torch.rand(8, 3, 16, 16, generator=generator()) * 2 - 1
+    plain = geometric(x, 1.0, generator())
+    with torch.autocast("cpu", torch.bfloat16):
+        same = geometric(x, 1.0, generator())
+    assert torch.equal(plain[0], same[0]) and torch.equal(plain[1], same[1])
+
+
 def test_two_processes_and_the_memory_format() -> None:
     x = torch.rand(8, 3, 6, 6, generator=generator()).contiguous(memory_format=torch.channels_last)
     whole = geometric(x, 0.5, BatchGenerator("cpu", 8).manual_seed(4))
