@@ -35,7 +35,10 @@ from gpu_run import Run  # noqa: E402
 from measuring import about  # noqa: E402
 
 import rdc  # noqa: E402
+from rdc.denoiser import make_denoiser  # noqa: E402
 from rdc.files import write_json  # noqa: E402
+from rdc.networks.blocks import fastest_layout  # noqa: E402
+from rdc.networks.presets import build_network, network_preset  # noqa: E402
 
 KINDS = ("float32", "tf32", "bfloat16")
 
@@ -206,6 +209,45 @@ def _by_precision(run: Run, what: str, function: Callable[..., torch.Tensor], mo
     return {"line": f"{line}, {100 * best['of_peak']:.0f} % of peak" if best else line, "rows": rows}
 
 
+def network(run: Run) -> dict[str, Any]:
+    """EDM's CIFAR-10 network (56 million weights, random ones), 32 x 32: predictions and input gradients, share of the peak."""
+    rows, counts = [], (2,) if run.dry else (128, 256, 512)
+    config = network_preset("small-32" if run.dry else "edm-ddpmpp-32", 10)
+    made = build_network(config).to(run.device, memory_format=fastest_layout(run.device)).eval().requires_grad_(False)
+    plain = make_denoiser(made, config)
+    make = torch.Generator().manual_seed(0)
+    data = (torch.rand(max(counts), 3, 32, 32, generator=make) * 2 - 1).to(run.device)
+    sigma, labels = torch.full((len(data),), 0.5, device=run.device), torch.arange(len(data), device=run.device) % 10
+
+    def work(denoiser: Any, count: int, slope: bool) -> torch.Tensor:
+        x = data[:count].clone().requires_grad_(slope)
+        f = denoiser.f(x, sigma[:count], labels[:count])
+        return torch.autograd.grad(f.square().sum(), x)[0] if slope else f
+
+    for slope in (False, True):
+        flops = flops_of(lambda slope=slope: work(plain, 2, slope)) / 2
+        for kind in KINDS[1:]:
+            denoiser = plain.in_precision("bfloat16" if kind == "bfloat16" else "float32")
+            for count in counts:
+                if run.left() < 5:
+                    break
+                case = {"work": "input gradient" if slope else "prediction", "precision": kind, "images": count}
+                try:
+                    with precision(kind, run.device, cast=False):
+                        seconds = run.measure(lambda d=denoiser, n=count, s=slope: work(d, n, s))
+                except torch.OutOfMemoryError:
+                    rows.append({**case, "error": "out of memory"})
+                    break
+                speed = float(f"{count / seconds['median']:.4g}")
+                top = roofline(seconds["median"], flops * count, None, run.peaks(), kind)
+                rows.append({**case, **seconds, "images_per_second": speed, **top})
+    best = max((row for row in rows if "of_peak" in row), key=lambda row: row["of_peak"], default=None)
+    if best is None:
+        return {"line": "no time", "rows": rows}
+    words = f"{best['work']}, {best['precision']}, {best['images']} images: {best['images_per_second']:.0f} images/s"
+    return {"line": f"{words}, {100 * best['of_peak']:.0f} % of peak", "rows": rows}
+
+
 def train(run: Run) -> dict[str, Any]:
     """Training images a second: train, distill, distill --margin-eps."""
     import tempfile
@@ -267,7 +309,8 @@ def batch(run: Run) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {
-    "build": build, "test": test, "sanitize": sanitize, "op": op, "classify": classify, "attack": attack, "batch": batch, "train": train,
+    "build": build, "test": test, "sanitize": sanitize, "op": op, "classify": classify, "attack": attack,
+    "network": network, "batch": batch, "train": train,
 }  # fmt: skip
 
 

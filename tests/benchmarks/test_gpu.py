@@ -44,6 +44,16 @@ def test_what_differs_is_not_timed(monkeypatch, capsys, tmp_path):
     assert not any(row["speedup"] for row in rows)
 
 
+def test_network_part(monkeypatch, capsys, tmp_path):
+    status, _, found = dry(monkeypatch, capsys, tmp_path, "network")
+    rows = found["parts"]["network"]["rows"]
+    cases = {(row["work"], row["precision"]) for row in rows}
+    assert status == 0 and len(rows) == 4 and len(cases) == 4
+    assert all(row["images_per_second"] > 0 and row["tflops"] > 0 for row in rows)
+    flops = {row["work"]: row["tflops"] * row["median"] for row in rows}
+    assert 1.8 < flops["input gradient"] / flops["prediction"] < 2.1  # as much again backwards, but for the first layer
+
+
 @pytest.mark.slow
 def test_timed_parts(monkeypatch, capsys, tmp_path):
     parts = [name for name in gpu.PARTS if name != "test"]
@@ -51,7 +61,7 @@ def test_timed_parts(monkeypatch, capsys, tmp_path):
     assert status == 0, printed
     assert list(found["parts"]) == parts and "NOT YET RUN ON A GPU" in found["label"] and found["label"] in printed
     assert printed.strip().splitlines()[-1].lstrip().startswith("train")  # the table comes last
-    for name in ("op", "classify", "attack", "batch", "train"):
+    for name in ("op", "classify", "attack", "network", "batch", "train"):
         rows = found["parts"][name]["rows"]
         assert rows and all(row.get("median", row.get("eager", {}).get("median", 0)) > 0 for row in rows)
     assert {row["mode"] for row in found["parts"]["attack"]["rows"]} == {"dc exact", "rdc exact", "rdc bpda"}
