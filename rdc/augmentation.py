@@ -154,7 +154,8 @@ def geometric(x: Tensor, probability: float, generator: torch.Generator) -> tupl
     What comes in from outside is mirrored. Images are resampled once, bicubically, without a filter against aliasing (EDM
     resamples at twice the resolution), and clamped to [-1, 1]; those that are at most mirrored keep their values. d counts from
     the columns' axis towards the rows'. EDM's label of a stretch is c cos d, c sin d, which names two opposite stretches alike
-    (c at d, and -c at d + pi); the doubled angle does not. Signs were not compared with EDM's program.
+    (c at d, and -c at d + pi); the doubled angle does not. EDM's program also leaves half of the stretches along the columns' axis.
+    Signs were not compared with it.
 
     Args:
         probability: in 0..1.
