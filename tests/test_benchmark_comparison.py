@@ -122,6 +122,9 @@ def test_command(files, capsys):
         and "2 of 4 benchmarks: no change beyond noise" in out
         and "only in old: gone" in out
     )
+    many = write(files[0].parent / "many.json", {name: [1.0, 1.1, 1.2] for name in ("worse", *"abcdefg")})
+    main(["bench", "compare", str(many), new])
+    assert "only in old: a, b, c, d, e and 2 more (--json names them)" in capsys.readouterr().out
     assert main(["bench", "compare", old, old]) == 0
     assert "4 of 4" not in capsys.readouterr().out  # five benchmarks in the old file
     assert main(["bench", "compare", old, new, "--json"]) == 1

@@ -64,7 +64,8 @@ def _table(found: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> s
     lines.append(f"{'' if not shown else chr(10)}{same} of {len(found['changes'])} benchmarks: no change beyond noise")
     for words, names in (("only in old", found["only_old"]), ("only in new", found["only_new"])):
         if names:
-            lines.append(f"{words}: {', '.join(names)}")
+            rest = f" and {len(names) - 5} more (--json names them)" if len(names) > 5 else ""
+            lines.append(f"{words}: {', '.join(names[:5])}{rest}")
     return "\n".join([*lines, *(f"note: {note}" for note in found["notes"])])
 
 
