@@ -174,6 +174,29 @@ def test_a_label_is_added_without_changing_anything_and_then_reaches_the_output(
     build_network(made).load_state_dict(network.state_dict())
 
 
+@pytest.mark.parametrize("architecture", ["SongUNet", "DhariwalUNet"])
+def test_networks_without_patches_get_a_label_as_well(architecture: str) -> None:
+    torch.manual_seed(0)
+    unet = {
+        "architecture": architecture,
+        "model_channels": 32,
+        "channel_mult": [1],
+        "num_blocks": 1,
+        "attn_resolutions": [],
+    }
+    config = {"kind": "conditional", "image_shape": [3, 8, 8], "num_classes": 4, "unet": unet}
+    network = build_network(config).eval()
+    for p in network.parameters():
+        p.data.normal_(std=0.2)
+    inputs = torch.randn(3, 3, 8, 8), torch.randn(3), torch.eye(4)[:3]
+    before, label = network(*inputs), torch.randn(3, 9)
+    made = with_augmentation_label(network, config, AUGMENTATION_LABEL)
+    assert torch.equal(network(*inputs, augment_labels=label), before)
+    network.map_augment.weight.data.normal_()
+    assert not torch.allclose(network(*inputs, augment_labels=label), before)
+    build_network(made).load_state_dict(network.state_dict())
+
+
 def test_the_objectives_tell_it_in_every_pass() -> None:
     torch.manual_seed(0)
     x, labels, noise = torch.rand(4, 3, 8, 8) * 2 - 1, torch.arange(4), NoiseDistribution()
