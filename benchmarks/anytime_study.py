@@ -29,9 +29,9 @@ from rdc.anytime.calibration import (
     prior_scores,
     simulate_stopping,
 )
-from rdc.files import write_json
 from rdc.resampling import bootstrap_interval
 from rdc.statistics import wilson_interval
+from rdc.storage.json_files import write_json
 
 
 def study(args: argparse.Namespace) -> dict[str, Any]:

@@ -22,7 +22,8 @@ import numpy as np
 
 from rdc.data.cifar10 import BATCHES, load_cifar10
 from rdc.errors import DataError
-from rdc.files import atomic_write, write_json
+from rdc.storage.files import atomic_write
+from rdc.storage.json_files import write_json
 
 __all__ = ["decode", "encode", "pack", "unpack"]
 

@@ -22,8 +22,8 @@ from rdc.checkpoints import load_model, save_model
 from rdc.data import Dataset, load_dataset, save_npz, train_holdout
 from rdc.data.cifar10 import CLASS_NAMES, load_cifar10
 from rdc.errors import CheckpointError, ConfigError
-from rdc.files import write_json
 from rdc.level_weights import fit_weights, level_margins, worst_margins
+from rdc.storage.json_files import write_json
 from rdc.timesteps import NoiseLevels, parse_levels
 
 __all__ = ["BOXES", "PARTS"]

@@ -25,8 +25,9 @@ from rdc.checkpoints import save_model
 from rdc.cli import main as rdc_main
 from rdc.cli.training_run import open_model
 from rdc.errors import ConfigError
-from rdc.files import atomic_write, write_json
 from rdc.presets import MODELS
+from rdc.storage.files import atomic_write
+from rdc.storage.json_files import write_json
 
 __all__ = ["Run", "last_row"]
 

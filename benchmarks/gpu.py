@@ -36,9 +36,9 @@ from measuring import about  # noqa: E402
 
 import rdc  # noqa: E402
 from rdc.denoiser import make_denoiser  # noqa: E402
-from rdc.files import write_json  # noqa: E402
 from rdc.networks.blocks import fastest_layout  # noqa: E402
 from rdc.networks.presets import build_network, network_preset  # noqa: E402
+from rdc.storage.json_files import write_json  # noqa: E402
 
 KINDS = ("float32", "tf32", "bfloat16")
 

@@ -21,9 +21,9 @@ from measuring import about
 from torch import Tensor
 
 import rdc
-from rdc.files import write_json
 from rdc.ops.multihead_gram import _patch_products, patch_gram
 from rdc.ops.multihead_loss import multihead_loss, multihead_loss_reference
+from rdc.storage.json_files import write_json
 
 
 def plain_gram(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 import rdc
 from rdc.attacks import parse_eps
-from rdc.files import write_json
 from rdc.level_weights import level_margins, worst_margins
 from rdc.statistics import wilson_interval
+from rdc.storage.json_files import write_json
 from rdc.timesteps import WEIGHTINGS
 
 

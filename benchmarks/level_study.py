@@ -21,8 +21,8 @@ from tqdm import tqdm
 import rdc
 from rdc.attacks import ThreatModel, apgd, parse_eps
 from rdc.data import Dataset, train_holdout
-from rdc.files import read_json, write_json
 from rdc.statistics import wilson_interval
+from rdc.storage.json_files import read_json, write_json
 
 RANGES = ["0.25:1", "0.25:3", "0.5:2", "0.5:3", "0.5:4", "1:3", "1:5", "2:7"]
 SETTINGS = [f"log:8:{span}:flat" for span in RANGES] + [f"log:8:{span}:eps" for span in RANGES[:5]]

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 import rdc
 from rdc.attacks import parse_eps
-from rdc.files import write_json
 from rdc.level_weights import fit_weights, level_margins, worst_margins
+from rdc.storage.json_files import write_json
 from rdc.timesteps import WEIGHTINGS, NoiseLevels
 
 

@@ -21,7 +21,7 @@ from level_study import holdout
 import rdc
 from rdc.attacks import ThreatModel, apgd, parse_eps
 from rdc.data import Dataset
-from rdc.files import write_json
+from rdc.storage.json_files import write_json
 
 
 def measure(classifier: rdc.DiffusionClassifier, data: Dataset, eps: float, steps: int) -> dict[str, float]:

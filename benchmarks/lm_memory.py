@@ -63,7 +63,7 @@ def main() -> None:
         )
     if args.out:
         from rdc.evaluation import commit
-        from rdc.files import write_json
+        from rdc.storage.json_files import write_json
 
         about = {key: getattr(args, key) for key in ("model", "batch", "budget", "device")}
         write_json(

@@ -21,9 +21,9 @@ from measuring import about, clock
 
 import rdc
 from rdc.export import export_onnx
-from rdc.files import write_json
 from rdc.ops import _native
 from rdc.runtime import OnnxClassifier
+from rdc.storage.json_files import write_json
 
 
 def main() -> None:

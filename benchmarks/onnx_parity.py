@@ -18,8 +18,8 @@ import torch
 
 import rdc
 from rdc.export import export_onnx
-from rdc.files import write_json
 from rdc.runtime import OnnxClassifier
+from rdc.storage.json_files import write_json
 
 BATCH = 64
 

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rdc.files import atomic_write, read_json
+from rdc.storage.files import atomic_write
+from rdc.storage.json_files import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, IMAGES, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "images", ROOT / "docs" / "benchmarks.md"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rdc.cli import main as rdc_main
-from rdc.files import read_json
+from rdc.storage.json_files import read_json
 
 RESULTS = Path(__file__).parent / "results" / "table"
 

@@ -20,9 +20,9 @@ import rdc
 from rdc.classifier import DiffusionClassifier
 from rdc.denoiser import MultiHeadDenoiser
 from rdc.distillation import student_from_teacher
-from rdc.files import write_json
 from rdc.memory import peak_bytes
 from rdc.networks.presets import build_network, network_preset
+from rdc.storage.json_files import write_json
 
 IMAGES, LEVELS, CLASSES = (1, 2, 4, 8, 16, 32), (2, 4, 8, 16, 32), (10, 30, 100, 300)
 MEMORY_IMAGES, BUDGET = (16, 64, 256), 256.0

@@ -25,9 +25,9 @@ from rdc.cli import main as rdc_main
 from rdc.data import Dataset, train_holdout
 from rdc.denoiser import make_denoiser
 from rdc.distillation import DistillationObjective, Secant, student_from_teacher
-from rdc.files import write_json
 from rdc.networks.presets import build_network, network_preset
 from rdc.objective import ConditionalObjective, NoiseDistribution
+from rdc.storage.json_files import write_json
 from rdc.training import TrainConfig, Trainer
 
 EPS = 8 / 255

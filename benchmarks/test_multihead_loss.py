@@ -211,7 +211,7 @@ def main() -> None:
         peaks += [memory(case, dtype, work) for dtype in args.dtypes for work in ("h", "all gradients")]
     if args.out:
         from rdc.evaluation import commit
-        from rdc.files import write_json
+        from rdc.storage.json_files import write_json
 
         about = {
             "command": " ".join(["python", *sys.argv]),

@@ -24,8 +24,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rdc.errors import CheckpointError, ConfigError
-from rdc.files import atomic_write
 from rdc.networks.presets import build_network
+from rdc.storage.files import atomic_write
 
 __all__ = ["checkpoint_paths", "is_safetensors", "load_model", "network_from_state", "save_model"]
 

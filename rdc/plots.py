@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from rdc.errors import DataError, InputError
-from rdc.files import atomic_write
+from rdc.storage.files import atomic_write
 
 __all__ = ["plot_losses", "plot_samples", "read_log"]
 

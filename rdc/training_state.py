@@ -18,7 +18,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from rdc.errors import CheckpointError, ConfigError
-from rdc.files import atomic_write, write_json
+from rdc.storage.files import atomic_write
+from rdc.storage.json_files import write_json
 
 __all__ = ["RunFolder", "State", "StopRequest", "TrainingStopped", "stop_on_signals"]
 

@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-import rdc.files
+import rdc.storage.files
 from rdc.checkpoints import checkpoint_paths, is_safetensors, load_model, save_model
 from rdc.errors import CheckpointError
 from rdc.networks.presets import build_network
@@ -285,7 +285,7 @@ def test_disk_full(tmp_path, saved, monkeypatch, fails):
             raise OSError(28, "No space left on device")
         fsync(handle)
 
-    monkeypatch.setattr(rdc.files.os, "fsync", full)
+    monkeypatch.setattr(rdc.storage.files.os, "fsync", full)
     network, config = tiny(seed=1)
     with pytest.raises(CheckpointError, match="No space left.*unchanged"):
         save_model(saved, network, config)

@@ -8,9 +8,9 @@ from rdc.cli import main
 from rdc.errors import ConfigError, DataError
 from rdc.evaluation import EvaluationSettings, evaluate
 from rdc.evaluation.comparison import _after, compare_runs, read_run
-from rdc.files import read_json, write_json
 from rdc.reports import write_reports
 from rdc.resampling import paired_permutation_test
+from rdc.storage.json_files import read_json, write_json
 from tests.evaluation_models import gaussian_classifier, labelled_by
 
 COMMON = {"model": "gauss", "dataset": "blobs", "eps": "8/255", "steps": 4, "sanity": 0}

@@ -206,8 +206,8 @@ def test_two_steps_are_the_mean_of_two_worst_perturbations():
     made, net = objective(Secant(EPS, "linf", 1.0, 1.0, steps=2)), student()
     seen = []
     predict = made._predict
-    made._predict = lambda net, x0, sigma, noise: seen.append((x0.detach(), sigma, noise)) or predict(
-        net, x0, sigma, noise
+    made._predict = lambda net, x0, sigma, noise: (
+        seen.append((x0.detach(), sigma, noise)) or predict(net, x0, sigma, noise)
     )
     run(made, net)
     (x0, sigma, noise), (first, _, _), (end, _, _) = seen

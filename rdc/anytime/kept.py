@@ -11,7 +11,7 @@ from rdc.anytime.classifier import AnytimeClassifier
 from rdc.classifier import DiffusionClassifier
 from rdc.data import Dataset
 from rdc.errors import ConfigError
-from rdc.files import read_json, write_json
+from rdc.storage.json_files import read_json, write_json
 
 __all__ = ["calibrated"]
 

@@ -76,8 +76,9 @@ def run(args: argparse.Namespace) -> int:
     from rdc.attacks import parse_eps
     from rdc.data import load_dataset, train_holdout
     from rdc.errors import ConfigError
-    from rdc.files import atomic_write, write_json
     from rdc.reports import calibration_plots as plots
+    from rdc.storage.files import atomic_write
+    from rdc.storage.json_files import write_json
 
     if args.write and (args.levels or args.lm):
         raise ConfigError(
@@ -286,8 +287,8 @@ def _write_scale(model: str, scale: float) -> None:
     """Put the scale into the checkpoint's recommended settings; the weights stay as they are."""
     from rdc.checkpoints import checkpoint_paths
     from rdc.errors import ConfigError
-    from rdc.files import read_json, write_json
     from rdc.presets import MODELS
+    from rdc.storage.json_files import read_json, write_json
 
     path = checkpoint_paths(model)[1]
     if model in MODELS or not path.is_file():

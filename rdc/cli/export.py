@@ -10,7 +10,8 @@ import time
 from rdc.cli.options import positive_int
 
 ABOUT = """Write a diffusion classifier as one ONNX file that needs no PyTorch: levels, weights and noise are in it, likelihood
-maximisation (with its gradients) is a loop inside it whose number of steps is an input. Needs `pip install rdc[onnx]`."""
+maximisation (with its gradients) is a loop inside it whose number of steps is an input.
+Needs `pip install robust-diffusion-classifier[onnx]`."""
 EXAMPLES = """examples:
   rdc export fashion-mnist fashion-mnist.onnx                          the classifier alone (DC)
   rdc export fashion-mnist rdc.onnx --lm paper-v2                      with likelihood maximisation (RDC)
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     from rdc.errors import ConfigError
 
     if importlib.util.find_spec("onnx") is None:  # before the model is loaded
-        raise ConfigError("export: onnx is not installed; pip install rdc[onnx]")
+        raise ConfigError("export: onnx is not installed; pip install robust-diffusion-classifier[onnx]")
     from rdc.export import export_onnx
     from rdc.export.metadata import checkpoint_info
     from rdc.presets import load

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rdc.convert.state_dicts import read_safetensors, read_torch_file
 from rdc.errors import CheckpointError
-from rdc.files import read_json
 from rdc.networks.vp import PREDICTIONS
+from rdc.storage.json_files import read_json
 
 __all__ = ["read_diffusers_folder"]
 
@@ -162,15 +162,9 @@ def _weights(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _json_file(path: Path) -> dict[str, Any]:
-    try:
-        found = read_json(path)
-    except FileNotFoundError:
+    if not path.exists():
         raise CheckpointError(
             f"{path}: missing; expected a diffusers folder (unet/config.json and its weights) "
             "or the UNet2DModel's own folder"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: expected an object; got a {type(found).__name__}")
-    return found
+        )
+    return read_json(path, CheckpointError, kind=dict)

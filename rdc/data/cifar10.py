@@ -71,12 +71,13 @@ def load_cifar10(split: str, root: str | os.PathLike[str] | None = None, *, veri
             contents = _batches(source, split)
             if contents:
                 return _dataset(source, contents, split, verify)
-    looked = "\n".join(f"  {place}{'' if place.exists() else '  (does not exist)'}" for place in places)
     raise DataError(
         f"CIFAR-10, {split} split: the batches {', '.join(BATCHES[split])} (.bin, or python without an ending) not "
-        f"found together in\n{looked}\nrdc cannot download it (it has no formal licence). Get the binary or the python "
-        "version from\n  https://www.cs.toronto.edu/~kriz/cifar.html\nand name the .tar.gz or the unpacked folder with "
-        "root=, or put it into one of these places"
+        "found together in",
+        *(f"  {place}{'' if place.exists() else '  (does not exist)'}" for place in places),
+        "rdc cannot download it (it has no formal licence). Get the binary or the python version from",
+        "  https://www.cs.toronto.edu/~kriz/cifar.html",
+        "and name the .tar.gz or the unpacked folder with root=, or put it into one of these places",
     )
 
 

@@ -73,6 +73,8 @@ def check_digest(name: Path | str, content: bytes, algorithm: str, expected: str
     got = digest(content, algorithm)
     if got != expected:
         raise DataError(
-            f"{name}: the content's checksum ({algorithm.upper()}) is\n  {got}, expected\n  {expected}.\nThe file is "
-            "damaged or another version: delete it and get it again, or pass verify=False to use it as it is"
+            f"{name}: the content's checksum ({algorithm.upper()}) is",
+            f"  {got}, expected",
+            f"  {expected}.",
+            "The file is damaged or another version: delete it and get it again, or pass verify=False to use it as it is",
         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rdc.errors import DataError
-from rdc.files import atomic_write
+from rdc.storage.files import atomic_write
 
 __all__ = ["fetch"]
 
@@ -47,13 +47,14 @@ def fetch(
             content = _get(url, destination.name, limit, timeout, progress)
             check(content)
         except (_MirrorError, DataError) as error:
-            reasons.append(f"  {url}\n    {error}")
+            reasons += [f"  {url}", f"    {error}"]
             continue
         _write(destination, content)
         return
     raise DataError(
-        f"{destination.name} could not be downloaded; tried\n" + "\n".join(reasons) + "\nIs this machine offline? "
-        f"Put the file into {destination.parent} by hand, or name a folder that has it with root="
+        f"{destination.name} could not be downloaded; tried",
+        *reasons,
+        f"Is this machine offline? Put the file into {destination.parent} by hand, or name a folder that has it with root=",
     )
 
 

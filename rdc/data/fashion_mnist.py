@@ -176,13 +176,14 @@ def _path_of(folder: Path, file: IdxFile) -> Path | None:
 
 def _missing(places: list[Path], split: str) -> DataError:
     stems = " and ".join(f"{file.stem}[.gz]" for file in FILES[split])
-    looked = "\n".join(f"  {place}{_state(place, split)}" for place in places)
     return DataError(
-        f"Fashion-MNIST, {split} split: {stems} not found together in\n{looked}\nGet them by any of\n"
-        "  load_dataset('fashion-mnist', download=True), about 30 MB\n"
-        "  apt install dataset-fashion-mnist\n"
-        "  root= a folder that has them\n"
-        'The 512 test images of "fashion-mnist-sample" come with rdc'
+        f"Fashion-MNIST, {split} split: {stems} not found together in",
+        *(f"  {place}{_state(place, split)}" for place in places),
+        "Get them by any of",
+        "  load_dataset('fashion-mnist', download=True), about 30 MB",
+        "  apt install dataset-fashion-mnist",
+        "  root= a folder that has them",
+        'The 512 test images of "fashion-mnist-sample" come with rdc',
     )
 
 

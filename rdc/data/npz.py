@@ -12,7 +12,7 @@ import torch
 
 from rdc.data.dataset import Dataset
 from rdc.errors import DataError
-from rdc.files import atomic_write
+from rdc.storage.files import atomic_write
 
 __all__ = ["load_npz", "save_npz"]
 

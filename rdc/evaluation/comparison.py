@@ -12,8 +12,8 @@ import numpy as np
 
 from rdc.errors import ConfigError, DataError
 from rdc.evaluation.folder import SCHEMA
-from rdc.files import read_json
 from rdc.resampling import bootstrap_interval, paired_permutation_test
+from rdc.storage.json_files import read_json
 
 __all__ = ["compare_runs", "read_run"]
 

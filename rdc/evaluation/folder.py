@@ -23,7 +23,8 @@ import numpy as np
 
 from rdc.errors import ConfigError, DataError
 from rdc.evaluation.batch import BatchResult
-from rdc.files import atomic_write, read_json, write_json
+from rdc.storage.files import atomic_write
+from rdc.storage.json_files import read_json, write_json
 
 __all__ = ["SCHEMA", "RunFolder"]
 
@@ -246,10 +247,10 @@ def _compare(path: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
     differences = list(_differences(there, now, ""))
     if not differences:
         return
-    lines = "\n".join(f"  {name}: {_short(old)} there, {_short(new)} now" for name, old, new in differences)
     raise ConfigError(
-        f"{path} holds results of another command; nothing was changed. These settings differ:\n{lines}\n"
-        "Give the same settings to continue that run, name another --out, or use --overwrite to throw it away"
+        f"{path} holds results of another command; nothing was changed. These settings differ:",
+        *(f"  {name}: {_short(old)} there, {_short(new)} now" for name, old, new in differences),
+        "Give the same settings to continue that run, name another --out, or use --overwrite to throw it away",
     )
 
 

@@ -65,11 +65,11 @@ def export_onnx(
     try:
         import onnx
     except ImportError as error:
-        raise ConfigError("export: onnx is not installed; pip install rdc[onnx]") from error
+        raise ConfigError("export: onnx is not installed; pip install robust-diffusion-classifier[onnx]") from error
     from rdc.export.checks import check_model
     from rdc.export.metadata import describe_model, seal
     from rdc.export.model import build_model
-    from rdc.files import atomic_write
+    from rdc.storage.files import atomic_write
 
     frozen = _on_cpu(classifier)
     settings = {"max_steps": steps, "threshold": confidence_threshold, "precision": precision, "pixel_type": pixel_type}

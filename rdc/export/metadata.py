@@ -29,8 +29,8 @@ _PREPROCESSING = {
 def checkpoint_info(name: str | os.PathLike[str]) -> dict[str, Any]:
     """The model card of a shipped model or checkpoint: the ``info`` of its JSON description, {} if it has none."""
     from rdc.checkpoints import checkpoint_paths
-    from rdc.files import read_json
     from rdc.presets import ASSETS, MODELS
+    from rdc.storage.json_files import read_json
 
     description = checkpoint_paths(ASSETS / str(name) if str(name) in MODELS else name)[1]
     return dict(read_json(description).get("info") or {}) if description.is_file() else {}

@@ -23,9 +23,9 @@ import torch
 from rdc.data import Dataset
 from rdc.errors import ConfigError, DataError, InputError
 from rdc.evaluation import commit, versions, weights_digest
-from rdc.files import read_json, write_json
 from rdc.gradient_analysis.analysis import STAGES, analyze_model
 from rdc.gradient_analysis.settings import GradientSettings
+from rdc.storage.json_files import read_json, write_json
 
 __all__ = ["SCHEMA", "NamedModel", "compare_models"]
 
@@ -244,10 +244,10 @@ def _read(file: Path) -> dict[str, Any]:
 def _compare(path: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
     differences = list(_differences(there, now, ""))
     if differences:
-        lines = "\n".join(f"  {name}: {_short(old)} there, {_short(new)} now" for name, old, new in differences)
         raise ConfigError(
-            f"{path} holds results of another command; nothing was changed. These differ:\n{lines}\n"
-            "Give the same settings to go on, name another --out, or use --overwrite to throw it away"
+            f"{path} holds results of another command; nothing was changed. These differ:",
+            *(f"  {name}: {_short(old)} there, {_short(new)} now" for name, old, new in differences),
+            "Give the same settings to go on, name another --out, or use --overwrite to throw it away",
         )
 
 

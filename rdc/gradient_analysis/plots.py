@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rdc.files import atomic_write
+from rdc.storage.files import atomic_write
 
 __all__ = ["write_plots"]
 

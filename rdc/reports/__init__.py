@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from rdc.evaluation import Evaluation
-from rdc.files import atomic_write, write_json
 from rdc.reports.html import html_report
 from rdc.reports.markdown import markdown_report
 from rdc.reports.pictures import Gallery, gallery
 from rdc.reports.robustbench import model_info
+from rdc.storage.files import atomic_write
+from rdc.storage.json_files import write_json
 
 __all__ = ["Gallery", "gallery", "html_report", "markdown_report", "model_info", "write_reports"]
 

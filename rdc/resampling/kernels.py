@@ -35,7 +35,7 @@ def why_not_numba() -> str:
     if os.environ.get("RDC_DISABLE_NUMBA", "") not in ("", "0"):
         return f"RDC_DISABLE_NUMBA={os.environ['RDC_DISABLE_NUMBA']} is set"
     if importlib.util.find_spec("numba") is None:
-        return 'numba is not installed (pip install "rdc[numba]")'
+        return 'numba is not installed (pip install "robust-diffusion-classifier[numba]")'
     return ""
 
 

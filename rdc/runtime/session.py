@@ -72,7 +72,8 @@ def open_session(content: bytes, path: Any, provider: str, threads: int | None) 
         import onnxruntime
     except ImportError as error:
         raise ConfigError(
-            "onnxruntime is not installed; pip install onnxruntime (or rdc[onnx]), for CUDA rdc[gpu]"
+            "onnxruntime is not installed; pip install onnxruntime (for CUDA: onnxruntime-gpu), or the extras "
+            "robust-diffusion-classifier[onnx] (for CUDA: robust-diffusion-classifier[gpu])"
         ) from error
     if provider not in ("auto", *_PROVIDERS):
         raise ConfigError(f"provider: expected auto, cpu or cuda; got {provider!r}")
@@ -80,7 +81,8 @@ def open_session(content: bytes, path: Any, provider: str, threads: int | None) 
     has_cuda = _PROVIDERS["cuda"] in available
     if provider == "cuda" and not has_cuda:
         raise ConfigError(
-            f"provider: cuda asked for, but this onnxruntime has {', '.join(available)} only. Install onnxruntime-gpu (rdc[gpu]) "
+            f"provider: cuda asked for, but this onnxruntime has {', '.join(available)} only. Install onnxruntime-gpu "
+            "(robust-diffusion-classifier[gpu]) "
             "in place of onnxruntime, or use cpu"
         )
     chosen = "cuda" if provider != "cpu" and has_cuda else "cpu"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rdc.files import read_json
+from rdc.storage.json_files import read_json
 
 plot_results = pytest.importorskip("plot_results")
 THERE = [name for name in plot_results.PARTS if (plot_results.RESULTS / f"{name}.json").exists()]

@@ -9,7 +9,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import robustness_table  # noqa: E402
 
-from rdc.files import read_json  # noqa: E402
+from rdc.storage.json_files import read_json  # noqa: E402
 
 
 def test_the_document_has_the_table_of_the_reports():

@@ -194,13 +194,13 @@ def test_command_errors(tmp_path, capsys, change, words):
 
 def test_without_onnx(tmp_path, capsys, monkeypatch, multihead):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ConfigError, match=r"pip install rdc\[onnx\]"):
+    with pytest.raises(ConfigError, match=r"pip install robust-diffusion-classifier\[onnx\]"):
         export_onnx(multihead, tmp_path / "a.onnx")
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert main(["export", "fashion-mnist", str(tmp_path / "a.onnx")]) == 2
-    assert "pip install rdc[onnx]" in capsys.readouterr().err
+    assert "pip install robust-diffusion-classifier[onnx]" in capsys.readouterr().err
 
 
 def test_every_network_has_its_own_head(tmp_path):

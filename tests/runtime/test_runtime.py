@@ -189,7 +189,9 @@ def test_format_of_the_future(path, tmp_path):
 def test_providers(path, model, monkeypatch):
     assert model.provider == f"CPU (this onnxruntime has no CUDA), onnxruntime {onnxruntime.__version__}"
     assert OnnxClassifier(path, provider="cpu").provider.startswith("CPU, onnxruntime")
-    with pytest.raises(ConfigError, match=r"this onnxruntime has .*CPUExecutionProvider.*rdc\[gpu\]"):
+    with pytest.raises(
+        ConfigError, match=r"this onnxruntime has .*CPUExecutionProvider.*robust-diffusion-classifier\[gpu\]"
+    ):
         OnnxClassifier(path, provider="cuda")
     with pytest.raises(ConfigError, match="expected auto, cpu or cuda; got 'tpu'"):
         OnnxClassifier(path, provider="tpu")
@@ -268,7 +270,10 @@ def test_command_options(path, pictures, capsys):
     assert main(["predict", "--onnx", str(path), "--lm-steps", "0", "--threshold", "1", "--invert", str(files[0])]) == 0
     line = json.loads(capsys.readouterr().out)
     assert line["abstain"] and line["notices"] == ["inverted"]
-    for change, words in ((["--lm-steps", "9"], "expected 0..2"), (["--provider", "cuda"], "rdc[gpu]")):
+    for change, words in (
+        (["--lm-steps", "9"], "expected 0..2"),
+        (["--provider", "cuda"], "robust-diffusion-classifier[gpu]"),
+    ):
         assert main(["predict", "--onnx", str(path), *change, str(files[0])]) == 2
         assert words in capsys.readouterr().err
     assert main(["predict", str(files[0])]) == 2 and "--onnx" in capsys.readouterr().err

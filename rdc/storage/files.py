@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["atomic_write", "read_json", "write_json"]
+__all__ = ["atomic_write"]
 
 
 @contextlib.contextmanager
@@ -21,7 +20,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
 
     Args:
         path: the file to replace or create; its folder is created if missing.
-        mode: ``"wb"`` or ``"w"`` (UTF-8).
+        mode: ``"wb"`` or ``"w"`` (UTF-8; what UTF-8 cannot hold, such as half of a surrogate pair, is written as an escape).
 
     Yields:
         The open temporary file.
@@ -33,7 +32,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+        text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
+        with os.fdopen(handle, mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -49,15 +49,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically. NaN and infinity are refused (they are not JSON)."""
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    with atomic_write(path, "w") as file:
-        file.write(text)
-
-
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a UTF-8 JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 import pytest
 
-from rdc.files import atomic_write, read_json, write_json
+from rdc.storage.files import atomic_write
+from rdc.storage.json_files import read_json, write_json
 
 
 def test_json_round_trip_and_no_left_overs(tmp_path):
