@@ -15,21 +15,37 @@ levels as they are placed.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rdc.errors import ConfigError
+from rdc.errors import ConfigError, one_line
+from rdc.storage.json_files import read_json
 
-__all__ = ["LEVEL_PRESETS", "SCHEMES", "WEIGHTINGS", "NoiseLevels", "levels_from_json", "noise_levels", "parse_levels"]
+__all__ = [
+    "LEVEL_PRESETS",
+    "MOST_LEVELS",
+    "SCHEMES",
+    "SIGMA_RANGE",
+    "WEIGHTINGS",
+    "NoiseLevels",
+    "levels_from_json",
+    "noise_levels",
+    "parse_levels",
+]
 
 P_MEAN, P_STD, SIGMA_DATA = -1.2, 1.2, 0.5
+MOST_LEVELS = 10_000  #: largest T; the paper has 125
+SIGMA_RANGE = (
+    1e-6,
+    1e6,
+)  #: levels outside are refused: in float32 either the image or the noise would be lost in rounding
+_LONGEST_WORD = 100  # characters of a scheme's or weighting's name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +53,12 @@ class NoiseLevels:
     """T noise levels and their weights.
 
     Args:
-        sigma: T positive levels, EDM units (x_t = x0 + sigma * noise, x0 in [-1, 1]).
+        sigma: T <= :data:`MOST_LEVELS` levels in :data:`SIGMA_RANGE`, EDM units (x_t = x0 + sigma * noise, x0 in [-1, 1]).
         weight: T non-negative weights in F-space; they are scaled to sum to one.
         scheme, weighting: names for reports.
+
+    Raises:
+        ConfigError: not as stated.
     """
 
     sigma: tuple[float, ...]
@@ -48,15 +67,21 @@ class NoiseLevels:
     weighting: str = "custom"
 
     def __post_init__(self) -> None:
-        sigma, weight = np.asarray(self.sigma, float), np.asarray(self.weight, float)
-        if sigma.ndim != 1 or sigma.shape != weight.shape or sigma.size == 0:
+        sigma, weight = _numbers("sigma", self.sigma), _numbers("weights", self.weight)
+        if sigma.shape != weight.shape or not 1 <= sigma.size <= MOST_LEVELS:
             raise ConfigError(
-                f"noise levels: expected as many weights as levels, at least one; got {sigma.shape}, {weight.shape}"
+                f"noise levels: expected as many weights as levels, 1 to {MOST_LEVELS:,}; got {sigma.size:,} levels and "
+                f"{weight.size:,} weights"
             )
-        if not (np.isfinite(sigma).all() and (sigma > 0).all()):
-            raise ConfigError(f"noise levels: expected finite sigma > 0; got {self.sigma}")
-        if not (np.isfinite(weight).all() and (weight >= 0).all() and weight.sum() > 0):
-            raise ConfigError(f"noise levels: expected finite weights >= 0, not all zero; got {self.weight}")
+        low, high = SIGMA_RANGE
+        _refuse(sigma, (sigma >= low) & (sigma <= high), f"finite sigma between {low:g} and {high:g}")
+        _refuse(weight, np.isfinite(weight) & (weight >= 0), "finite weights >= 0")
+        with np.errstate(over="ignore"):
+            total = weight.sum()
+        if not 0 < total < np.inf:
+            raise ConfigError(
+                f"noise levels: expected weights of finite sum, not all zero; the {weight.size:,} sum to {total:g}"
+            )
         object.__setattr__(self, "sigma", tuple(sigma.tolist()))
         object.__setattr__(self, "weight", tuple((weight / weight.sum()).tolist()))
 
@@ -81,6 +106,29 @@ class NoiseLevels:
             "scheme": self.scheme,
             "weighting": self.weighting,
         }
+
+
+def _numbers(what: str, values: Any) -> np.ndarray:
+    """[T] float64."""
+    got = type(values).__name__
+    try:
+        array = np.asarray(values)
+        if array.dtype == object:  # integers beyond 64 bits, scalars of other libraries
+            odd = [v for v in values if isinstance(v, (str, bytes, bool)) or not hasattr(type(v), "__float__")]
+            got += f" with a {type(odd[0]).__name__} in it" if odd else ""
+            array = array if odd else np.array([float(value) for value in values])
+        if array.ndim == 1 and (array.dtype.kind in "iuf" or not array.size):
+            return array.astype(float)
+        got = f"{array.dtype} {list(array.shape)}" if array.dtype != object else got
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        got += f" ({one_line(error, 80)})"
+    raise ConfigError(f"noise levels: expected a list of numbers as {what}; got {got}")
+
+
+def _refuse(values: np.ndarray, good: np.ndarray, expected: str) -> None:
+    if not good.all():
+        at = int(np.argmin(good))
+        raise ConfigError(f"noise levels: expected {expected}; got {values[at]:g} at position {at}")
 
 
 def _systematic(count: int, low: float, high: float, seed: int) -> np.ndarray:
@@ -140,8 +188,8 @@ def noise_levels(
 
     Args:
         scheme: a key of :data:`SCHEMES`.
-        count: T >= 1.
-        sigma_min, sigma_max: range, 0 < sigma_min < sigma_max.
+        count: T, 1 to :data:`MOST_LEVELS`.
+        sigma_min, sigma_max: range, sigma_min < sigma_max, both within :data:`SIGMA_RANGE`.
         weighting: a key of :data:`WEIGHTINGS`.
         seed: for ``"uniform"`` only.
 
@@ -156,12 +204,16 @@ def noise_levels(
     for what, name, table in (("scheme", scheme, SCHEMES), ("weighting", weighting, WEIGHTINGS)):
         if name not in table:
             raise ConfigError(f"noise-level {what}: expected one of {', '.join(table)}; got {name!r}")
-    if count < 1 or not 0 < sigma_min < sigma_max:
+    low, high = SIGMA_RANGE
+    if not (1 <= count <= MOST_LEVELS and low <= sigma_min < sigma_max <= high):
         raise ConfigError(
-            f"noise levels: expected count >= 1 and 0 < sigma_min < sigma_max; got {count}, {sigma_min}, {sigma_max}"
+            f"noise levels: expected a count of 1 to {MOST_LEVELS:,} and {low:g} <= sigma_min < sigma_max <= {high:g}; got "
+            f"{one_line(count, 40)}, {sigma_min:g}, {sigma_max:g}"
         )
     sigma = SCHEMES[scheme](count, sigma_min, sigma_max, seed)
-    return NoiseLevels(tuple(sigma), tuple(WEIGHTINGS[weighting](sigma)), scheme, weighting)
+    with np.errstate(all="ignore"):  # NoiseLevels refuses what is not finite
+        weight = WEIGHTINGS[weighting](sigma)
+    return NoiseLevels(tuple(sigma), tuple(weight), scheme, weighting)
 
 
 #: Named settings. ``edm`` and ``rdc-released`` are the paper's 125 levels under the right and the released density.
@@ -180,31 +232,31 @@ def parse_levels(text: str) -> NoiseLevels:
     Raises:
         ConfigError: none of these, or the file does not hold such an object.
     """
+    if not isinstance(text, (str, os.PathLike)):
+        raise ConfigError(f"levels: expected text, such as edm or log:8:0.8:4:flat; got a {type(text).__name__}")
+    text = os.fspath(text)
     if text in LEVEL_PRESETS:
         return noise_levels(*LEVEL_PRESETS[text])
     if text.endswith(".json"):
-        return _levels_from_file(Path(text))
-    parts = text.split(":")
+        return _levels_from_file(text)
     try:
-        scheme, count, low, high, weighting = parts
+        scheme, count, low, high, weighting = text.split(":", 5)
         return noise_levels(scheme, int(count), float(low), float(high), weighting)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(
             f"levels: expected a preset ({', '.join(LEVEL_PRESETS)}), scheme:count:sigma_min:sigma_max:weighting "
-            f"such as log:8:0.8:4:flat, or a JSON file with the lists sigma and weight; got {text!r}"
+            f"such as log:8:0.8:4:flat, or a JSON file with the lists sigma and weight; got {one_line(repr(text))}"
         ) from error
 
 
-def _levels_from_file(path: Path) -> NoiseLevels:
+def _levels_from_file(path: str) -> NoiseLevels:
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"levels: expected {path} to be a JSON file with the lists sigma and weight; {error}"
-        ) from error
-    return levels_from_json(content, str(path))
+        content = read_json(path, ConfigError)
+    except ConfigError as error:
+        raise ConfigError(f"levels: expected a JSON file with the lists sigma and weight; {error}") from error
+    return levels_from_json(content, path)
 
 
 def levels_from_json(content: Any, where: str = "levels") -> NoiseLevels:
@@ -217,10 +269,21 @@ def levels_from_json(content: Any, where: str = "levels") -> NoiseLevels:
     if not isinstance(content, dict) or not {"sigma", "weight"} <= set(content) <= names:
         got = sorted(content) if isinstance(content, dict) else type(content).__name__
         raise ConfigError(
-            f"{where}: expected an object with the lists sigma and weight (and the words scheme, weighting); got {got}"
+            f"{where}: expected an object with the lists sigma and weight (and the words scheme, weighting); got {one_line(got)}"
         )
-    lists = [content["sigma"], content["weight"]]
-    if not all(isinstance(values, list) and all(type(v) in (int, float) for v in values) for values in lists):
-        raise ConfigError(f"{where}: expected sigma and weight to be lists of numbers; got {lists}")
-    words = {key: str(content[key]) for key in ("scheme", "weighting") if key in content}
-    return NoiseLevels(tuple(content["sigma"]), tuple(content["weight"]), **words)
+    for key in ("sigma", "weight"):
+        values = content[key]
+        odd = [values] if not isinstance(values, list) else [v for v in values if type(v) not in (int, float)]
+        if odd:
+            raise ConfigError(
+                f"{where}: expected sigma and weight to be lists of numbers; {key} has a {type(odd[0]).__name__}"
+            )
+    words = {key: content[key] for key in ("scheme", "weighting") if key in content}
+    for key, word in words.items():
+        if not isinstance(word, str) or len(word) > _LONGEST_WORD:
+            got = f"{len(word):,} characters" if isinstance(word, str) else f"a {type(word).__name__}"
+            raise ConfigError(f"{where}: expected {key} to be a word of at most {_LONGEST_WORD} characters; got {got}")
+    try:
+        return NoiseLevels(tuple(content["sigma"]), tuple(content["weight"]), **words)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error

@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rdc.errors import ConfigError
-from rdc.timesteps import LEVEL_PRESETS, SCHEMES, WEIGHTINGS, NoiseLevels, noise_levels, parse_levels
+from rdc.timesteps import (
+    LEVEL_PRESETS,
+    MOST_LEVELS,
+    SCHEMES,
+    SIGMA_RANGE,
+    WEIGHTINGS,
+    NoiseLevels,
+    noise_levels,
+    parse_levels,
+)
 
 
 @settings(deadline=None, max_examples=60)
@@ -72,11 +81,36 @@ def test_uniform_depends_on_its_seed_only():
         "lag:3:1:2:flat",
         "log:3:1:2:flut",
         "log:3:-1:2:flat",
+        "log:100000000:0.8:4:flat",
+        "systematic:10001:0.8:4:flat",
+        "log:8:0.8:1e30:flat",
+        "log:8:1e-30:4:flat",
+        "log:8:0.8:inf:flat",
+        "log:8:nan:4:flat",
+        "log:" + "9" * 6000 + ":1:2:flat",
+        "log:8:0.8:4:flat:" * 100_000,
+        "lognormal:3:9e5:1e6:edm",
+        "a\0b.json",
     ],
 )
 def test_unknown_levels_say_what_was_expected(text):
-    with pytest.raises(ConfigError, match="expected"):
+    with pytest.raises(ConfigError, match="expected") as caught:
         parse_levels(text)
+    assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize("wrong", [None, 3, b"edm", ["edm"]])
+def test_levels_that_are_no_text(wrong):
+    with pytest.raises(ConfigError, match="levels: expected text"):
+        parse_levels(wrong)
+
+
+def test_the_most_levels_and_the_widest_range_give_finite_weights():
+    low, high = SIGMA_RANGE
+    for scheme in SCHEMES:
+        for weighting in WEIGHTINGS:
+            levels = noise_levels(scheme, MOST_LEVELS, low, high, weighting)
+            assert len(levels) == MOST_LEVELS and np.isfinite([levels.sigma, levels.weight]).all()
 
 
 def test_presets_parse():
@@ -84,7 +118,26 @@ def test_presets_parse():
 
 
 @pytest.mark.parametrize(
-    "sigma, weight", [((), ()), ((1.0,), (0.0,)), ((1.0, 2.0), (1.0,)), ((-1.0,), (1.0,)), ((1.0,), (float("nan"),))]
+    "sigma, weight",
+    [
+        ((), ()),
+        ((1.0,), (0.0,)),
+        ((1.0, 2.0), (1.0,)),
+        ((-1.0,), (1.0,)),
+        ((1.0,), (float("nan"),)),
+        ((1e30,), (1.0,)),
+        ((0.0,), (1.0,)),
+        ((float("inf"),), (1.0,)),
+        ((1.0, 2.0), (1.0, -1e-9)),
+        ((1.0, 2.0), (1e308, 1e308)),
+        ((1.0,) * 20_000, (1.0,) * 20_000),
+        (("1.0",), (1.0,)),
+        ((10**400,), (1.0,)),
+        ((10**30, None), (1.0, 1.0)),
+        (((1.0,), (2.0, 3.0)), (1.0,)),
+        (1.0, 1.0),
+        (None, (1.0,)),
+    ],
 )
 def test_bad_levels_are_refused(sigma, weight):
     with pytest.raises(ConfigError, match="expected"):
@@ -110,12 +163,30 @@ def test_levels_from_a_file(tmp_path):
         ('{"sigma": [1, true], "weight": [1, 1]}', "lists of numbers"),
         ('{"sigma": [1, 2], "weight": [1]}', "as many weights as levels"),
         ("{", "JSON file"),
+        ("[" * 100_000, "JSON file .*nested too deeply"),
+        ('{"sigma": [NaN], "weight": [1]}', "JSON file .*NaN is not JSON"),
+        ('{"sigma": [1e30], "weight": [1]}', r"levels.json: .*between 1e-06 and 1e\+06; got 1e\+30 at position 0"),
+        ('{"sigma": [1' + "0" * 400 + '], "weight": [1]}', "levels.json: noise levels: expected a list of numbers"),
+        ('{"sigma": ' + "[" * 900 + "]" * 900 + ', "weight": [1]}', "sigma has a list"),
+        ('{"sigma": {}, "weight": [1]}', "sigma has a dict"),
+        ('{"sigma": [1], "weight": [1], "scheme": [2]}', "scheme to be a word .*got a list"),
+        ('{"sigma": [1], "weight": [1], "weighting": "' + "x" * 10**6 + '"}', "got 1,000,000 characters"),
+        ('{"sigma": [' + "1," * 99_999 + '1], "weight": [1]}', "1 to 10,000; got 100,000 levels"),
+        ('{"a": 1, "' + "b" * 10**6 + '": 1}', "got .'a', 'bbb.*1,000,0"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:1", "Git LFS pointer"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, content, match):
     path = tmp_path / "levels.json"
     path.write_text(content)
-    with pytest.raises(ConfigError, match=match):
+    with pytest.raises(ConfigError, match=match) as caught:
         parse_levels(str(path))
+    assert len(str(caught.value)) < 1500
     with pytest.raises(ConfigError, match="no.json"):
         parse_levels(str(tmp_path / "no.json"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_levels_as_editors_of_other_systems_save_them(tmp_path, encoding):
+    (tmp_path / "levels.json").write_bytes('{"sigma": [1, 2.0], "weight": [3, 1]}'.encode(encoding))
+    assert parse_levels(tmp_path / "levels.json").weight == (0.75, 0.25)
