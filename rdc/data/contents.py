@@ -1,4 +1,4 @@
-"""Reading whole data files with a bound on their size, and checking what was read."""
+"""Reading whole data files within bounds, and checking what was read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import zlib
 from pathlib import Path
 
 from rdc.errors import DataError
+from rdc.storage import reading
+from rdc.storage.home import cache_folder, expanded
 
 __all__ = ["check_digest", "decompress", "digest", "read_content", "search_places"]
 
@@ -24,13 +26,20 @@ def search_places(folder: str, root: str | os.PathLike[str] | None, *extra: Path
         folder: the data set's folder name, e.g. ``"fashion-mnist"``.
         root: a place the user named; then it is the only one.
         extra: further places, e.g. a distribution's folder; they come before the user's cache.
+
+    Raises:
+        DataError: there is no place at all: no ``root``, no ``RDC_DATA``, and a user without a home folder.
     """
     if root is not None:
-        return [Path(root).expanduser()]
-    places = []
-    if os.environ.get("RDC_DATA"):
-        places.append(Path(os.environ["RDC_DATA"]).expanduser() / folder)
-    return [*places, *extra, Path("~/.cache/rdc").expanduser() / folder]
+        return [expanded(root)]
+    own, cache = os.environ.get("RDC_DATA"), cache_folder(folder)
+    places = [*([expanded(own) / folder] if own else []), *extra, *([cache] if cache else [])]
+    if not places:
+        raise DataError(
+            f"{folder}: no place to look in: RDC_DATA is not set, and this user has no home folder. Set RDC_DATA, or name a folder "
+            "with root= (--data-root)"
+        )
+    return places
 
 
 def read_content(path: Path, limit: int) -> bytes:
@@ -38,17 +47,17 @@ def read_content(path: Path, limit: int) -> bytes:
 
     Args:
         path: the file.
-        limit: a file with more (decompressed) bytes is refused before they are all in memory.
+        limit: a file with more (decompressed) bytes is refused before they are all in memory. A compressed one may not grow to more
+            than ``rdc.storage.reading.EXPANSION`` times its size (or ``FLOOR_BYTES`` if that is more) either.
 
     Raises:
-        DataError: unreadable, truncated or damaged gzip, or longer than ``limit``.
+        DataError: unreadable, no plain file, truncated or damaged gzip, or longer than ``limit``.
     """
-    try:
-        with open(path, "rb") as file:
-            content = file.read(limit + _GZIP_OVERHEAD)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return decompress(content, path, limit)
+    size = reading.regular_file(path, DataError, "a data file")
+    with reading.reading(path, DataError, "a data file"), open(path, "rb") as file:
+        content = file.read(min(limit + _GZIP_OVERHEAD, size))  # as much memory is taken as is asked for
+    budget = max(reading.FLOOR_BYTES, reading.EXPANSION * size)
+    return decompress(content, path, min(limit, budget))
 
 
 def decompress(content: bytes, name: Path | str, limit: int) -> bytes:
@@ -56,7 +65,7 @@ def decompress(content: bytes, name: Path | str, limit: int) -> bytes:
     if content.startswith(_GZIP):
         try:
             content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(limit + 1)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        except (EOFError, OSError, zlib.error) as error:
             raise DataError(f"{name}: truncated or damaged gzip file ({error}). Delete it and get it again") from error
     if len(content) > limit:
         raise DataError(f"{name}: has more than the {limit:,} bytes expected, so it is another file. Get the right one")

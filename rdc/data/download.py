@@ -47,7 +47,7 @@ def fetch(
             content = _get(url, destination.name, limit, timeout, progress)
             check(content)
         except (_MirrorError, DataError) as error:
-            reasons += [f"  {url}", f"    {error}"]
+            reasons += [f"  {url}", *(f"    {part}" for part in error.args)]
             continue
         _write(destination, content)
         return

@@ -19,6 +19,7 @@ from rdc.data.dataset import Dataset
 from rdc.data.download import fetch
 from rdc.data.idx import parse_idx
 from rdc.errors import DataError
+from rdc.storage.home import expanded
 
 __all__ = ["CLASS_NAMES", "download_fashion_mnist", "load_fashion_mnist"]
 
@@ -116,12 +117,19 @@ def load_fashion_mnist(
     places = search_places("fashion-mnist", root, DEBIAN_FOLDER)
     paths = _find(places, split)
     if paths is None and download:
-        target = next(place for place in places if place != DEBIAN_FOLDER or root is not None)
+        target = next((place for place in places if place != DEBIAN_FOLDER or root is not None), None)
+        if target is None:
+            raise DataError(
+                "Fashion-MNIST: no folder to download into: RDC_DATA is not set, and this user has no home folder. Set RDC_DATA, or "
+                "name a folder with root="
+            )
         download_fashion_mnist(target, progress=progress)
         paths = _find([target], split)
     if paths is None:
         raise _missing(places, split)
     images, labels = (_read(path, file, verify) for path, file in zip(paths, FILES[split], strict=True))
+    if len(images) != len(labels):
+        raise DataError(f"{paths[1]}: {len(labels):,} labels for {len(images):,} images; expected one per image")
     return Dataset(
         torch.from_numpy(images[:, None]),
         torch.from_numpy(labels.astype(np.int64)),
@@ -143,7 +151,7 @@ def download_fashion_mnist(folder: str | os.PathLike[str], *, progress: bool = T
     Raises:
         DataError: offline, no mirror has the right file, or the folder cannot be written.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     own = os.environ.get(MIRROR_VARIABLE)
     mirrors = [own.rstrip("/") + "/", *MIRRORS] if own else list(MIRRORS)
     paths = []

@@ -12,6 +12,7 @@ from rdc.data.dataset import Dataset
 from rdc.data.fashion_mnist import load_fashion_mnist
 from rdc.data.npz import load_npz
 from rdc.errors import DataError
+from rdc.storage.home import expanded
 
 __all__ = ["DATASET_NAMES", "load_dataset"]
 
@@ -58,7 +59,9 @@ def load_dataset(
         return _load_sample(split, verify)
     if name == "cifar10":
         return load_cifar10(split, root, verify=verify)
-    path = Path(name).expanduser() if root is None else Path(root).expanduser() / name
+    if not isinstance(name, (str, os.PathLike)):
+        raise DataError(f"data set: expected a name or path; got a {type(name).__name__}")
+    path = expanded(name) if root is None else expanded(root) / name
     if path.exists():
         return load_npz(path, split)
     close = difflib.get_close_matches(str(name), DATASET_NAMES, n=1)

@@ -18,6 +18,7 @@ from rdc.data import Dataset, download_fashion_mnist, first_balanced, load_datas
 from rdc.data import fashion_mnist as module
 from rdc.data import load as load_module
 from rdc.errors import DataError
+from tests.bounds import bounded
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 DEBIAN_FILES = pytest.mark.skipif(
@@ -185,6 +186,29 @@ def test_unverified_files_may_differ_in_number_but_must_fit_together(files, tmp_
     write(tmp_path, {labels: b"\0\0\x08\x01\0\0\0\x01\x03"})
     with pytest.raises(DataError, match="one per image"):
         load_dataset("fashion-mnist", "test", root=tmp_path, verify=False)
+
+
+def test_unverified_files_that_inflate(files, tmp_path):
+    images, labels = (file.stem for file in module.FILES["test"])
+    count = 200_000
+    content = b"\0\0\x08\x03" + count.to_bytes(4, "big") + b"\0\0\0\x1c" * 2 + bytes(784 * count)
+    write(tmp_path, {images: content}, packed=True)
+    write(tmp_path, {labels: b"\0\0\x08\x01" + count.to_bytes(4, "big") + bytes(count)}, packed=True)
+    assert (tmp_path / f"{images}.gz").stat().st_size < 10**6
+    with bounded(), pytest.raises(DataError, match="more than the 67,108,864 bytes expected"):
+        load_dataset("fashion-mnist", "test", root=tmp_path, verify=False)
+    write(tmp_path, {labels: b"\0\0\x08\x01" + (60 * 2**20).to_bytes(4, "big") + bytes(60 * 2**20)}, packed=True)
+    write(tmp_path, {images: content[:4] + b"\0\0\0\x01" + content[8:16] + bytes(784)}, packed=True)
+    with bounded(), pytest.raises(DataError, match="62,914,560 labels for 1 images; expected one per image"):
+        load_dataset("fashion-mnist", "test", root=tmp_path, verify=False)
+
+
+def test_pointers_of_git_lfs_are_named(files, tmp_path):
+    write(
+        tmp_path, {**files, module.FILES["test"][0].stem: b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"}
+    )
+    with pytest.raises(DataError, match="Git LFS pointer"):
+        load_dataset("fashion-mnist", "test", root=tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------- download

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 import time
+import warnings
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +16,7 @@ import torch
 
 from rdc.data import Dataset, load_dataset, save_npz
 from rdc.errors import DataError
+from tests.bounds import bounded
 
 GREY = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
 COLOUR = np.arange(3 * 4 * 5 * 3, dtype=np.uint8).reshape(3, 4, 5, 3)
@@ -169,3 +175,192 @@ def test_damaged_files(tmp_path):
 def test_folder_without_npz(tmp_path):
     with pytest.raises(DataError, match=r"it has no \.npz file"):
         load_dataset(tmp_path)
+
+
+# ------------------------------------------------------------------------------------- files made to fill the memory
+
+
+def header(descr: object = "|u1", shape: str = "(3, 4, 5)", version: bytes = b"\1\0", text: str | None = None) -> bytes:
+    """A .npy header with this text in place of the shape's."""
+    text = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}" if text is None else text
+    content = text.encode("latin-1")
+    return b"\x93NUMPY" + version + len(content).to_bytes(2 if version == b"\1\0" else 4, "little") + content
+
+
+def member(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def archive(path, members: dict[str, bytes] | list[tuple[str, bytes]], method: int = zipfile.ZIP_DEFLATED):
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", method) as file:
+        warnings.simplefilter("ignore")  # names that come twice
+        for name, content in members.items() if isinstance(members, dict) else members:
+            file.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("label", [10**5, 10**8, 2**62])
+def test_a_label_does_not_make_names_without_end(tmp_path, label):
+    np.savez(tmp_path / "own.npz", images=GREY, labels=np.array([0, label, 1]))
+    with bounded(), pytest.raises(DataError, match=f"label {label} at position 1; expected at most 100,000 classes"):
+        load_dataset(tmp_path / "own.npz")
+    np.savez(tmp_path / "own.npz", images=GREY, labels=[0, 99_999, 1])
+    assert load_dataset(tmp_path / "own.npz").num_classes == 100_000
+
+
+def test_archives_that_inflate(tmp_path):
+    path, labels = tmp_path / "own.npz", member(LABELS)
+    archive(path, {"images.npy": header(shape="(200000, 28, 28)") + bytes(200_000 * 784), "labels.npy": labels})
+    assert path.stat().st_size < 200_000
+    with bounded(megabytes=20), pytest.raises(DataError, match="array images asks for 156,800,000 bytes.*uncompressed"):
+        load_dataset(path)
+    for name in ("labels", "class_names", "indices", "layout"):
+        arrays = {"images": GREY, "labels": LABELS, name: np.zeros(2**25, "U1" if name[0] in "cl" else np.int64)}
+        np.savez_compressed(path, **arrays)
+        with (
+            bounded(megabytes=300),
+            pytest.raises(DataError, match=f"array {name} asks for|{name} must be|class_names"),
+        ):
+            load_dataset(path)
+
+
+def test_black_images_that_compress_well_are_read(tmp_path):
+    np.savez_compressed(tmp_path / "own.npz", images=np.zeros((60_000, 28, 28), np.uint8), labels=np.zeros(60_000, int))
+    assert (tmp_path / "own.npz").stat().st_size < 60_000
+    assert len(load_dataset(tmp_path / "own.npz")) == 60_000
+
+
+def test_a_folder_of_archives_has_one_budget(tmp_path):
+    for number in range(5):
+        np.savez_compressed(
+            tmp_path / f"{number}.npz", images=np.zeros((50_000, 28, 28), np.uint8), labels=np.zeros(50_000, int)
+        )
+    with bounded(), pytest.raises(DataError, match="asks for 39,200,000 bytes"):
+        load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (header(shape=f"({2**40}, 28, 28)"), "promises 862,0"),
+        (header(shape=f"({2**40}, 28, 28)", version=b"\2\0"), "promises 862,0"),
+        (header(shape=f"({'1, ' * 3000})"), "of 3,000 axes"),
+        (header(shape=f"({'1, ' * 20_000})"), "header has 60,0"),
+        (header(shape=f"({2**62}, {2**62}, {2**62}, {2**62})"), "promises"),
+        (header(shape=f"(0, {2**62})"), "not image shapes"),
+        (header(shape="(" + "9" * 9000 + ",)"), "not a readable"),
+        (header(shape="(-1, 4, 5)"), "not of the form that NumPy writes"),
+        (header(shape="(3, 4, 5"), "not of the form"),
+        (header(shape="(" * 9000), "not of the form"),
+        (header(shape="(" + "1 " * 4000 + ")"), "sizes"),
+        (header(shape="-" * 9000 + "1"), "not of the form"),
+        (header(text="[" * 9000), "not of the form"),
+        (header(text="{" + "'descr': '|u1', " * 600), "not of the form"),
+        (header(text=""), "not of the form"),
+        (header("|O"), "array of type object"),
+        (header("|u99999999999999"), "not a readable"),
+        (header("<U0", f"({2**40},)"), "array of type <U0"),
+        (header("|V0", f"({2**40},)"), "array of type .*V0"),
+        (header([("a", "|u1")]), "not of the form"),
+        (header("__import__('os').abort()"), "not of the form|array of type"),
+        (header() + bytes(59), r"promises 60 bytes, 59 follow"),
+        (header() + bytes(61), r"promises 60 bytes, 61 follow"),
+        (header()[:20], "not of the form"),
+        (b"\x93NUMPY\4\0" + header()[8:], "format 1 to 3"),
+        (b"\x93NUMPY\2\0\xff\xff\xff\xff" + bytes(60), "header has 4,294,967,295 bytes"),
+        (b"", "no array"),
+    ],
+    ids=range(27),
+)
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_headers_of_anything(tmp_path, content, message, method):
+    path = archive(tmp_path / "own.npz", {"images.npy": content, "labels.npy": member(LABELS)}, method)
+    with bounded(megabytes=5), pytest.raises(DataError, match=message) as caught:
+        load_dataset(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("descr", ["|u1", "u1", "B"])
+def test_headers_as_other_programs_write_them(tmp_path, descr):
+    """Double quotes, another order, Python 2's long integers, Fortran's order."""
+    text = f'{{"shape": (3L,4L, 5L), "fortran_order": True , "descr": "{descr}"}}   \n'
+    content = header(text=text) + GREY.tobytes(order="F")
+    for version in (b"\1\0", b"\2\0", b"\3\0"):
+        again = header(text=text, version=version) + content[len(header(text=text)) :]
+        path = archive(tmp_path / "own.npz", {"images.npy": again, "labels.npy": member(LABELS.astype(">i4"))})
+        if descr == "B":
+            with pytest.raises(DataError, match="array of type B|not a readable"):
+                load_dataset(path)
+        else:
+            assert np.array_equal(load_dataset(path).images[:, 0].numpy(), GREY)
+            assert load_dataset(path).labels.tolist() == [0, 2, 1]
+
+
+def test_archives_of_many_members(tmp_path):
+    members = [(f"{number}.npy", b"") for number in range(30_000)]
+    path = archive(tmp_path / "own.npz", [*members, ("images.npy", member(GREY)), ("labels.npy", member(LABELS))])
+    with bounded(megabytes=50), pytest.raises(DataError, match="directory has more than the 1,048,576 bytes"):
+        load_dataset(path)
+    path = archive(tmp_path / "own.npz", [("images.npy", member(GREY))] * 2 + [("labels.npy", member(LABELS))])
+    with pytest.raises(DataError, match="has images more than once"):
+        load_dataset(path)
+    path = archive(tmp_path / "own.npz", [(f"{'x' * 60_000}\n.npy", b"")] * 5)
+    with pytest.raises(DataError, match="it has x") as caught:
+        load_dataset(path)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compressions_that_numpy_does_not_write(tmp_path, method):
+    path = archive(tmp_path / "own.npz", {"images.npy": member(GREY), "labels.npy": member(LABELS)}, method)
+    with pytest.raises(DataError, match="not a readable"):
+        load_dataset(path)
+
+
+def test_the_archives_checksums_are_compared(tmp_path):
+    path = tmp_path / "own.npz"
+    np.savez(path, images=GREY, labels=LABELS)
+    content = bytearray(path.read_bytes())
+    content[content.index(GREY.tobytes()) + 7] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="not a readable.*CRC"):
+        load_dataset(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a", "b\nc", "d"], r"without line breaks.*b\\nc"),
+        (["a", "b", "c" * 201], "at most 200 characters"),
+        (["\x1b[2J", "b", "c"], "control characters"),
+        (["\ud800", "b", "c"], "control characters"),
+        (np.zeros(100_001, "U1"), "100,001 class_names; expected at most 100,000"),
+    ],
+)
+def test_class_names_fit_on_a_line(tmp_path, names, message):
+    np.savez(tmp_path / "own.npz", images=GREY, labels=LABELS, class_names=names)
+    with bounded(), pytest.raises(DataError, match=message):
+        load_dataset(tmp_path / "own.npz")
+    np.savez(tmp_path / "own.npz", images=GREY, labels=LABELS, class_names=["größe\xa0∞", "猫", ""])
+    assert load_dataset(tmp_path / "own.npz").class_names == ("größe\xa0∞", "猫", "")
+
+
+def test_images_without_pixels(tmp_path):
+    np.savez(tmp_path / "own.npz", images=np.zeros((2**24, 0, 3), np.uint8), labels=LABELS)
+    with bounded(), pytest.raises(DataError, match="at least one pixel"):
+        load_dataset(tmp_path / "own.npz")
+
+
+def test_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n"
+    (tmp_path / "pointer.npz").write_text(pointer)
+    for name, words in (("pipe.npz", "device or pipe"), ("pointer.npz", "Git LFS pointer"), ("no\0.npz", "no file")):
+        with pytest.raises(DataError, match=words):
+            load_dataset(tmp_path / name)
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n.npz")
+    Path(odd).write_bytes(b"")
+    with pytest.raises(DataError, match=r"/\\udcff\\n\.npz: not a readable"):
+        load_dataset(odd)
