@@ -11,14 +11,19 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rdc.errors import DataError, InputError
+from rdc.errors import DataError, InputError, one_line
 from rdc.storage.files import atomic_write
+from rdc.storage.reading import read_content, reading
 
 __all__ = ["plot_losses", "plot_samples", "read_log"]
 
 DPI = 130
 INK, FAINT, GRID = "#1f2933", "#8895a3", "#e4e8ec"
 COLOURS = ("#2f5d9b", "#c05a2b", "#3c8262", "#7d4f9e", "#a08a1f")
+_LARGEST_LOG = 256 * 2**20  # bytes
+_MOST_COLUMNS = 100
+_MOST_DRAWN = 4000  # rows; of longer logs, neighbouring ones are averaged
+_NO_COLUMNS = ("crc",)
 #: log columns that are not a loss
 _PLACES = ("step", "images", "lr", "grad_norm", "images_per_s", "seconds")
 _TITLES = {
@@ -41,27 +46,46 @@ def read_log(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Columns of a training log (JSONL); NaN where a row lacks a column.
 
     Raises:
-        DataError: missing, empty, or not a training log. An unfinished last row is left out.
+        DataError: missing, empty, larger than 256 MiB, or not a training log. An unfinished last row is left out.
     """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as a training log ({error})") from error
-    rows = []
+    path, expected = Path(path), "a training log"
+    content = read_content(path, DataError, expected, _LARGEST_LOG)
+    with reading(path, DataError, expected):
+        lines = content.decode("utf-8-sig").splitlines()
+    columns: dict[str, list[float]] = {}
+    count = 0
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or "images" not in row:
-                raise ValueError('no "images"')
-            rows.append(row)
-        except ValueError as error:
+            row = _row(line)
+        except (ValueError, OverflowError, RecursionError) as error:
             if number < len(lines):
-                raise DataError(f"{path}, line {number}: expected a row of a training log ({error})") from error
-    if not rows:
+                raise DataError(
+                    f"{path}, line {number}: expected a row of a training log ({one_line(error)})"
+                ) from error
+            break
+        for name in row:
+            columns.setdefault(name, [np.nan] * count)
+        if len(columns) > _MOST_COLUMNS:
+            raise DataError(f"{path}, line {number}: more than {_MOST_COLUMNS} columns; this is no training log")
+        for name, values in columns.items():
+            values.append(row.get(name, np.nan))
+        count += 1
+    if not count:
         raise DataError(f"{path}: has no rows yet; the first comes after about 50 steps")
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: np.array([row.get(name, np.nan) for row in rows], dtype=float) for name in names}
+    return {name: np.array(values, dtype=float) for name, values in columns.items()}
+
+
+def _row(line: str) -> dict[str, float]:
+    row = json.loads(line)
+    if not isinstance(row, dict) or "images" not in row:
+        raise ValueError('no "images"')
+    odd = next((name for name, value in row.items() if type(value) not in (int, float) and value is not None), None)
+    if odd is not None and odd not in _NO_COLUMNS:
+        raise ValueError(f"{one_line(odd, 60)} is a {type(row[odd]).__name__}, not a number")
+    found = {name: np.nan if row[name] is None else float(row[name]) for name in row if name not in _NO_COLUMNS}
+    if not np.isfinite(found["images"]):
+        raise ValueError("images is not finite")
+    return found
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:
@@ -74,6 +98,21 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return np.where(total > 0, kernel @ values[known] / np.maximum(total, 1e-300), np.nan)
 
 
+def thinned(columns: dict[str, np.ndarray], most: int) -> dict[str, np.ndarray]:
+    """The same columns with at most ``most`` rows: means of neighbouring ones, NaN left out. Short logs stay as they are."""
+    count = len(next(iter(columns.values())))
+    if count <= most:
+        return columns
+    begins = np.arange(0, count, -(-count // most))
+    found = {}
+    for name, values in columns.items():
+        known = np.isfinite(values)
+        number = np.add.reduceat(known.astype(float), begins)
+        total = np.add.reduceat(np.where(known, values, 0.0), begins)
+        found[name] = np.where(number > 0, total / np.maximum(number, 1), np.nan)
+    return found
+
+
 def plot_losses(log: str | os.PathLike[str], out: str | os.PathLike[str], title: str = "") -> None:
     """Draw every loss of a training log against the images seen: raw (faint) and smoothed; below it the learning rate.
 
@@ -82,7 +121,7 @@ def plot_losses(log: str | os.PathLike[str], out: str | os.PathLike[str], title:
         out: PNG file, written atomically.
         title: heading.
     """
-    columns = read_log(log)
+    columns = thinned(read_log(log), _MOST_DRAWN)
     images = columns["images"]
     names = [name for name in columns if name not in _PLACES and np.isfinite(columns[name]).any()]
     scale, unit = (1e-6, "million") if images[-1] >= 2e6 else (1e-3, "thousand")

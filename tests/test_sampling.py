@@ -16,8 +16,9 @@ pytest.importorskip("matplotlib")
 
 from rdc.denoiser import Denoiser
 from rdc.errors import ConfigError, DataError, InputError
-from rdc.plots import plot_losses, plot_samples, read_log, smoothed
+from rdc.plots import plot_losses, plot_samples, read_log, smoothed, thinned
 from rdc.sampling import heun, sample_classes, sampling_levels
+from tests.bounds import bounded
 from tests.models import CLASSES, SHAPE, tiny_denoiser
 
 MEAN, STD = 0.3, 0.7
@@ -135,12 +136,42 @@ def test_logs_that_are_unfinished_missing_or_something_else(tmp_path: Path) -> N
         ("", "no rows yet"),
         ('nonsense\n{"images": 1}\n', "line 1"),
         ('[1]\n{"images": 1}\n', "line 1"),
+        ('{"images": 1}\n{"images": 2, "loss": "x"}\n{}', "line 2: .*loss is a str, not a number"),
+        ('{"images": [1]}\n{}', "images is a list"),
+        ('{"images": true}\n{}', "images is a bool"),
+        ('{"images": NaN}\n{}', "images is not finite"),
+        ('{"images": 1' + "0" * 400 + "}\n{}", "line 1: .*int too large"),
+        ("[" * 10**5 + "\n{}", "line 1: "),
+        ("\n".join(f'{{"images": {i}, "{i}": 1}}' for i in range(20_000)), "more than 100 columns"),
+        ("\xff\n", "no rows yet"),
+        ("version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
     ):
         log.write_text(content)
-        with pytest.raises(DataError, match=expected):
+        with bounded(megabytes=50), pytest.raises(DataError, match=expected) as caught:
             read_log(log)
-    with pytest.raises(DataError, match="cannot be read"):
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+    log.write_bytes(b'{"images": 1}\n\xff\n')
+    with pytest.raises(DataError, match="not a training log .UnicodeDecodeError"):
+        read_log(log)
+    log.write_bytes(
+        '{"images": 1, "loss": NaN}\n{"images": 2, "loss": null, "hits": 1, "crc": "a"}'.encode("utf-8-sig")
+    )
+    columns = read_log(log)
+    assert list(columns) == ["images", "loss", "hits"] and columns["images"].tolist() == [1, 2]
+    assert np.isnan(columns["loss"]).all() and columns["hits"][1] == 1 and np.isnan(columns["hits"][0])
+    with pytest.raises(DataError, match="no such file; expected a training log"):
         read_log(tmp_path / "nothing")
+
+
+def test_long_logs_are_thinned_for_drawing(tmp_path: Path) -> None:
+    columns = {"images": np.arange(10.0), "loss": np.array([1, np.nan, 3, 5, *[np.nan] * 6])}
+    assert thinned(columns, 10) is columns
+    found = thinned(columns, 4)
+    assert found["images"].tolist() == [1, 4, 7, 9]
+    assert found["loss"][:2].tolist() == [2, 5] and np.isnan(found["loss"][2:]).all()
+    log = write_log(tmp_path / "log.jsonl", 30_000)
+    with bounded(seconds=60):  # smoothing 30,000 rows would be 7 GB
+        plot_losses(log, tmp_path / "loss.png")
 
 
 def test_smoothing_keeps_constants_and_calms_noise() -> None:
