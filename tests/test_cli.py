@@ -99,8 +99,13 @@ def test_module_runs():
     assert child.communicate(timeout=60)[0].startswith("rdc ") and child.returncode == 0
 
 
-def test_defects_are_not_hidden(tiny, tmp_path, monkeypatch):
+def test_defects_are_called_defects(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rdc.evaluation, "evaluate", lambda *arguments, **options: 1 / 0)
+    assert main(evaluation_of(tiny, tmp_path)) == 70
+    error = capsys.readouterr().err
+    assert error.startswith("rdc: bug: ZeroDivisionError: division by zero (rdc/cli/evaluate.py, line ")
+    assert error.endswith("; please report it, RDC_DEBUG=1 shows the traceback\n") and error.count("\n") == 1
+    monkeypatch.setenv("RDC_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         main(evaluation_of(tiny, tmp_path))
 

@@ -2,7 +2,10 @@
 
 Command ``x`` lives in ``rdc/cli/x.py``, which has ``add_arguments(parser)`` and ``run(args) -> int`` (the exit status).
 
-Exit status: 0 done; 1 done in part (a file could not be read, say); 2 wrong use or bad input; 130 interrupted.
+Exit status: 0 done; 1 done in part (a file could not be read, say); 2 wrong use, bad input or an error of the system; 70 a
+defect of rdc; 130, 143 and 129 stopped by SIGINT, SIGTERM and SIGHUP.
+
+Whatever happens, a user sees one line on stderr, never a traceback; RDC_DEBUG=1 raises the exception instead.
 """
 
 from __future__ import annotations
@@ -14,6 +17,12 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NoReturn
+
+from rdc.cli.failures import BAD, explain, words
+from rdc.cli.shell import command_line
+from rdc.cli.stopping import Stop, stopping_signals
+from rdc.cli.streams import discard_output, flush_output, standard_streams
+from rdc.errors import one_line
 
 __all__ = ["COMMANDS", "main"]
 
@@ -46,32 +55,75 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with standard_streams(), stopping_signals() as stop:
+        try:
+            return _flushed(_run(arguments, stop))
+        except BrokenPipeError:  # `rdc ... | head`
+            discard_output()
+            return 1
+        except KeyboardInterrupt:  # after the command's own end
+            return stop.status
+
+
+def _flushed(status: int) -> int:
+    """The exit status once all output is written; another one if it could not be."""
+    try:
+        flush_output()
+        return status
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError) as error:  # the disk that the output goes to is full, say
+        discard_output()
+        return _say(f"rdc: error: standard output: {words(error)}", BAD)
+
+
+def _run(arguments: list[str], stop: Stop) -> int:
+    """The exit status; only a broken pipe comes out as an exception, and with RDC_DEBUG every error."""
+    args = None
     name = next((word for word in arguments if not word.startswith("-")), None)
     try:
         module = importlib.import_module(f"rdc.cli.{name}") if name in COMMANDS else None
-        args = _parser(name, module).parse_args(arguments)
+        try:
+            args = _parser(name, module).parse_args(arguments)
+        except SystemExit as end:  # argparse: --help, --version, wrong use
+            return end.code if isinstance(end.code, int) else BAD
         args.argv = arguments
         return module.run(args)
-    except SystemExit as stop:  # argparse: --help, --version, wrong use
-        return stop.code if isinstance(stop.code, int) else 2
-    except KeyboardInterrupt as stop:
-        print(f"\nrdc: interrupted{f'. {stop}' if str(stop) else ''}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `rdc ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except Exception as error:
-        if os.environ.get("RDC_DEBUG") or not _expected(error):
+    except KeyboardInterrupt as interrupt:
+        return _say(_interrupted(interrupt, stop, arguments), stop.status)
+    except BrokenPipeError:
+        raise
+    except (Exception, SystemExit) as error:
+        if os.environ.get("RDC_DEBUG"):
             raise
-        print(f"rdc: error: {_words(error)}", file=sys.stderr)
-        return 2
+        return _say(*explain(error, args))
+
+
+def _interrupted(interrupt: KeyboardInterrupt, stop: Stop, arguments: list[str]) -> str:
+    """What a command said about what it keeps (further arguments of the exception are further lines), or what holds for all."""
+    kept = interrupt.args or (
+        "Files are written whole or not at all; to start again, run the same command:",
+        f"  {command_line(arguments)}",
+    )
+    line = "\n" if sys.stderr.isatty() else ""  # after ^C or a bar
+    by = "" if stop.name == "SIGINT" else f" by {stop.name}"
+    return f"{line}rdc: interrupted{by}. " + "\n".join(one_line(part, 2000) for part in kept)
+
+
+def _say(text: str, status: int) -> int:
+    """Print on stderr; if that fails there is nobody to tell."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass
+    return status
 
 
 class _Parser(argparse.ArgumentParser):
     """Errors in one line, like all others of rdc."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"rdc: error: {message} (see `{self.prog} --help`)\n")
+        self.exit(BAD, f"rdc: error: {one_line(message, 1000)} (see `{self.prog} --help`)\n")
 
 
 def _parser(name: str | None, module: ModuleType | None) -> argparse.ArgumentParser:
@@ -91,16 +143,3 @@ class _Version(argparse.Action):
 
         print(f"rdc {__version__}")
         parser.exit(0)
-
-
-def _expected(error: Exception) -> bool:
-    """Errors that are answered by a line, not by a traceback: rdc's own, and those of the system."""
-    from rdc.errors import RdcError
-
-    return isinstance(error, (RdcError, OSError))
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)

@@ -6,19 +6,22 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rdc.cli.failures import words
 from rdc.cli.options import (
     add_image_options,
     add_model_options,
     join_processes,
     leave_processes,
     load_classifier,
+    need,
 )
+from rdc.cli.shell import command_line
+from rdc.errors import RdcError, one_line
 
 _HERE = {"--overwrite", "--quiet"}  # options that do not belong in the recorded command
 _DEFAULT_BATCH = {"cpu": 32, "cuda": 256}
@@ -122,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
     from rdc.evaluation import parse_attacks
 
     settings = _settings(args)
+    need("matplotlib", "PIL")  # for the report
     dataset = load_dataset(args.data, args.split, args.data_root, progress=not args.quiet)
     first = join_processes(args)
     classifier = load_classifier(args, dataset)
@@ -155,42 +159,41 @@ def _evaluate(args: argparse.Namespace, classifier: Any, dataset: Any, settings:
         done[0] = finished
 
     options = {"command": _command(args.argv), "overwrite": args.overwrite, "progress": not args.quiet}
-    try:
-        with _what_is_kept(args, out):
-            return evaluate(classifier, dataset, settings, out, on_batch=count, **options)
-    except KeyboardInterrupt:
-        again = shlex.join(["rdc", *(word for word in args.argv if word != "--overwrite")])
-        kept = (
-            f"{done[0]} of {settings.n} images are finished and kept in {out}"
-            if done[0]
-            else f"Finished batches are kept in {out}"
-        )
-        raise KeyboardInterrupt(f"{kept}; to continue, run the same command again:\n  {again}") from None
+    with _what_is_kept(args, out, done, settings.n):
+        return evaluate(classifier, dataset, settings, out, on_batch=count, **options)
 
 
 def _finish(args: argparse.Namespace, evaluation: Any, classifier: Any) -> None:
     """Write the reports and print what was asked for."""
     from rdc.reports import write_reports
 
-    with _what_is_kept(args, evaluation.out):
+    count = len(evaluation.images)
+    with _what_is_kept(args, evaluation.out, [count], count):
         files = write_reports(evaluation, classifier)
     _print(evaluation, args, files)
 
 
 @contextlib.contextmanager
-def _what_is_kept(args: argparse.Namespace, out: Path) -> Iterator[None]:
-    """An error of the system (a full disk) says what is kept and how to go on."""
+def _what_is_kept(args: argparse.Namespace, out: Path, done: list[int], total: int) -> Iterator[None]:
+    """An interrupt, and an error of the system (a full disk), say what is kept and how to go on."""
+    again = f"  {command_line(args.argv, without=['--overwrite'])}"
+
+    def kept(goal: str) -> str:
+        if not done[0] and not (out / "results.jsonl").exists():
+            return f"No batch is finished yet; {goal}, run the same command again:"
+        finished = f"{done[0]} of {total} images are finished and" if done[0] else "Finished batches are"
+        return f"{finished} kept in {one_line(out, 400)}; {goal}, run the same command again:"
+
     try:
         yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(kept("to continue"), again) from None
+    except BrokenPipeError:  # nobody reads any more
+        raise
     except OSError as error:
         if error.errno is None:
             raise
-        raise OSError(
-            error.errno,
-            f"{error.strerror}. Finished batches are kept in {out}; once this is mended, run the same command again:\n"
-            f"  {shlex.join(['rdc', *args.argv])}",
-            error.filename,
-        ) from error
+        raise RdcError(f"{words(error)}. {kept('once this is mended')}", again) from error
 
 
 def _folder(args: argparse.Namespace, settings: Any) -> Path:
@@ -198,14 +201,13 @@ def _folder(args: argparse.Namespace, settings: Any) -> Path:
 
 
 def _command(argv: list[str]) -> str:
-    return shlex.join(["rdc", *(word for word in argv if word not in _HERE)])
+    return command_line(argv, without=_HERE)
 
 
 def _default_folder(settings: Any) -> str:
     def plain(text: str) -> str:
-        return "".join(character if character.isalnum() or character in ".-" else "-" for character in str(text)).strip(
-            "-"
-        )
+        kept = (character if character.isalnum() or character in ".-" else "-" for character in str(text)[:60])
+        return "".join(kept).strip("-")
 
     parts = [Path(settings.model).name, Path(settings.dataset).name, settings.n]
     parts += [settings.norm, settings.eps, settings.gradient, settings.noise] if settings.attacks else ["clean"]

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 
-from rdc.cli.options import positive_int
+from rdc.cli.options import need, positive_int
 
 ABOUT = """Write a diffusion classifier as one ONNX file that needs no PyTorch: levels, weights and noise are in it, likelihood
 maximisation (with its gradients) is a loop inside it whose number of steps is an input.
@@ -76,12 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export; returns the exit status."""
-    import importlib.util
-
-    from rdc.errors import ConfigError
-
-    if importlib.util.find_spec("onnx") is None:  # before the model is loaded
-        raise ConfigError("export: onnx is not installed; pip install robust-diffusion-classifier[onnx]")
+    need("onnx")  # before the model is loaded
     from rdc.export import export_onnx
     from rdc.export.metadata import checkpoint_info
     from rdc.presets import load

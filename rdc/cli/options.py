@@ -13,6 +13,7 @@ __all__ = [
     "join_processes",
     "leave_processes",
     "load_classifier",
+    "need",
     "positive_float",
     "positive_int",
 ]
@@ -98,6 +99,19 @@ def positive_float(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number > 0, got {text!r}")
     return value
+
+
+def need(*modules: str) -> None:
+    """Ask for what a command uses only at its end, before it computes for hours.
+
+    Raises:
+        ModuleNotFoundError: one is not installed.
+    """
+    import importlib.util
+
+    for name in modules:
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def load_classifier(args: argparse.Namespace, data: Any = None, **settings: Any) -> Any:

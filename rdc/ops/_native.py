@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from rdc import __version__
 from rdc.errors import ConfigError
 from rdc.ops import multihead_triton
 
@@ -109,7 +110,7 @@ def describe() -> dict[str, Any]:
         ``versions`` {package: version}; ``extension`` path or None, with ``extension_missing`` saying why; ``cpu`` {isa, best_isa,
         threads}; ``ops`` {op: {device type: backend and, for the reference, the reason}}; ``gpus`` [name and memory].
     """
-    packages = ("rdc", "torch", "numpy", "safetensors", "pillow", "matplotlib")
+    packages = ("torch", "numpy", "safetensors", "pillow", "matplotlib")
     gpus = []
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
@@ -117,7 +118,8 @@ def describe() -> dict[str, Any]:
             gpus.append(f"{p.name}, {p.total_memory / 2**30:.0f} GiB, compute {p.major}.{p.minor}")
     usable = not why_not("cpu")
     return {
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "versions": {"python": platform.python_version(), "rdc": __version__}
+        | {name: _version(name) for name in packages},
         "extension": getattr(_EXTENSION, "__file__", None),
         "extension_missing": _WHY_NOT,
         "cpu": {
