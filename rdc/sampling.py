@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from rdc.denoiser import Denoiser
 from rdc.errors import ConfigError, InputError
+from rdc.progress import bar
 
 __all__ = ["heun", "sample_classes", "sampling_levels"]
 
@@ -94,12 +94,12 @@ def sample_classes(
     training, done = denoiser.training, []
     denoiser.eval()
     batches = torch.arange(len(labels)).split(batch_size)
-    with tqdm(total=len(batches) * (2 * steps - 1), unit=" passes", disable=not progress, leave=False) as bar:
+    with bar(total=len(batches) * (2 * steps - 1), unit=" passes", enabled=progress, leave=False) as line:
         for rows in batches:
             classes = labels[rows].to(weight.device)
 
             def denoise(x: Tensor, sigma: float, classes: Tensor = classes) -> Tensor:
-                bar.update()
+                line.update()
                 return denoiser.denoise(x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device), classes)
 
             x = heun(denoise, noise[rows].to(weight.device, weight.dtype), levels)

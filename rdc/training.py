@@ -12,7 +12,6 @@ import datetime
 import importlib
 import math
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +29,7 @@ from rdc.data import Dataset
 from rdc.errors import CheckpointError, ConfigError
 from rdc.networks.blocks import allow_backward_again, half_norms
 from rdc.objective import ConditionalObjective, NoiseDistribution, Objective, noisy
+from rdc.progress import bar, on_terminal
 from rdc.train_config import TrainConfig, optimizer_of
 from rdc.training_state import RunFolder, State, StopRequest, TrainingStopped, stop_on_signals
 
@@ -193,17 +193,17 @@ class Trainer:
     def _run(self) -> dict[str, Tensor]:
         self.resume()
         config, first, saved = self.config, self.step, time.monotonic()
-        with stop_on_signals(alone=self.world == 1) as self.stop, self._bar() as bar:
+        with stop_on_signals(alone=self.world == 1) as self.stop, self._bar() as line:
             since, before = time.monotonic(), len(self.window)
             while self.step < config.steps:
                 tick = time.monotonic()
                 self.window.append(self.first_step() if self.step == first else self.train_step())
                 self.seconds += time.monotonic() - tick
-                bar.update(config.batch_size)
+                line.update(config.batch_size)
                 last = self.step == config.steps
                 if self.step % config.log_steps == 0 or last:
                     speed = (len(self.window) - before) * config.batch_size / (time.monotonic() - since)
-                    bar.set_postfix(loss=f"{self._log(speed)['loss']:.4f}", refresh=False)
+                    line.set_postfix(loss=f"{self._log(speed)['loss']:.4f}", refresh=False)
                     since, before = time.monotonic(), 0
                 late = time.monotonic() > self.deadline
                 if last or late or self.stop.number or time.monotonic() - saved > config.checkpoint_seconds:
@@ -234,9 +234,9 @@ class Trainer:
 
     def _bar(self) -> tqdm:
         done, total = (steps * self.config.batch_size for steps in (self.step, self.config.steps))
-        every = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file needs few lines
-        bar = {"unit": " images", "dynamic_ncols": True, "mininterval": every, "maxinterval": max(10.0, every)}
-        return tqdm(total=total, initial=done, disable=not self.progress, **bar)
+        every = 0.5 if on_terminal() else 30.0  # seconds; a log file needs few lines
+        options = {"unit": " images", "dynamic_ncols": True, "mininterval": every, "maxinterval": max(10.0, every)}
+        return bar(total=total, initial=done, enabled=self.progress, **options)
 
     def _log(self, speed: float) -> dict[str, float]:
         """Write the means of the window as a row and empty it."""

@@ -232,7 +232,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals(alone: bool = True) -> Iterator[StopRequest]:
-    """Note the first SIGINT or SIGTERM instead of dying of it; the second SIGINT stops at once.
+    """Note the first SIGINT, SIGTERM or SIGHUP instead of dying of it; the second one stops at once.
 
     Args:
         alone: False under ``torchrun``, which repeats the terminal's SIGINT: then repetitions are ignored.
@@ -243,15 +243,21 @@ def stop_on_signals(alone: bool = True) -> Iterator[StopRequest]:
 
     def handle(number: int, frame: object) -> None:
         if request.number and alone:
+            handler = before[number]
+            if callable(handler):  # the command line's, which remembers the signal
+                handler(number, frame)
             raise KeyboardInterrupt
-        if not request.number:
+        if not request.number and sys.stderr is not None:
             print("\nstopping after this step (once more: at once)" if alone else "\nstopping", file=sys.stderr)
         request.number = number
 
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield request
     finally:

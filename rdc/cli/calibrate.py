@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -195,11 +194,12 @@ def _losses(classifier: Any, pixels: Any, args: argparse.Namespace, what: str) -
     """Unweighted class losses [N, T, K] float64."""
     import numpy as np
     import torch
-    from tqdm import tqdm
+
+    from rdc.progress import bar
 
     parts = []
     with torch.no_grad():
-        for part in tqdm(pixels.split(args.batch), desc=what, file=sys.stderr):
+        for part in bar(pixels.split(args.batch), desc=what):
             parts.append(classifier.losses_per_level(part.to(classifier.device)).double().cpu().numpy())
     return np.concatenate(parts)
 
@@ -256,14 +256,13 @@ def _unlike(classifier: Any, args: argparse.Namespace, held: Any, test: Any) -> 
 
 def _attacked(classifier: Any, score: Any, pixels: Any, args: argparse.Namespace, what: str, lower: bool) -> Any:
     """Likelihood scores of the first images after an attack on them."""
-    from tqdm import tqdm
-
     from rdc.attacks import ThreatModel, parse_eps
+    from rdc.progress import bar
     from rdc.score_attack import attack_score
 
     pixels, threat = pixels[: args.ood_attack_n], ThreatModel("linf", parse_eps(args.ood_eps))
-    with tqdm(total=len(pixels), desc=f"{what}, attack on the score", file=sys.stderr) as bar:
-        options = {"steps": args.ood_steps, "batch": args.batch, "progress": bar.update}
+    with bar(total=len(pixels), desc=f"{what}, attack on the score") as line:
+        options = {"steps": args.ood_steps, "batch": args.batch, "progress": line.update}
         return attack_score(classifier, score, pixels, threat, lower=lower, **options)
 
 

@@ -63,7 +63,7 @@ def _get(url: str, name: str, limit: int, timeout: float, progress: bool) -> byt
     import http.client
     import urllib.request
 
-    from tqdm import tqdm
+    from rdc.progress import bar
 
     request = urllib.request.Request(url, headers={"User-Agent": "rdc"})
     parts, received = [], 0
@@ -71,13 +71,13 @@ def _get(url: str, name: str, limit: int, timeout: float, progress: bool) -> byt
         with urllib.request.urlopen(request, timeout=timeout) as response:
             announced = response.headers.get("Content-Length", "")
             total = int(announced) if announced.isdigit() else None
-            with tqdm(total=total, desc=name, unit="B", unit_scale=True, disable=not progress) as bar:
+            with bar(total=total, desc=name, unit="B", unit_scale=True, enabled=progress) as line:
                 while chunk := response.read(_CHUNK):
                     received += len(chunk)
                     if received > limit:
                         raise _MirrorError(f"delivers more than {limit:,} bytes; this is another file")
                     parts.append(chunk)
-                    bar.update(len(chunk))
+                    line.update(len(chunk))
     except (OSError, http.client.HTTPException, ValueError) as error:  # URLError and timeouts are OSErrors
         raise _MirrorError(f"{type(error).__name__}: {error}") from error
     if total is not None and received != total:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from rdc.progress import bar, on_terminal
 
 __all__ = ["ProgressBars", "sanity_line"]
 
@@ -22,19 +23,17 @@ class ProgressBars:
     """
 
     def __init__(self, total: int, done: int, standing: int, attacks: tuple[str, ...], *, enabled: bool = True) -> None:
-        from tqdm import tqdm
-
-        interval = 0.2 if sys.stderr.isatty() else 15.0  # in a log file, a line now and then
+        interval = 0.2 if on_terminal() else 15.0
         self._what = "robust" if attacks else "clean"
         self._attacks, self._done, self._standing, self._batch = attacks, done, standing, 0
-        common = {"disable": not enabled, "file": sys.stderr, "mininterval": interval, "dynamic_ncols": True}
-        self.images = tqdm(
+        common = {"enabled": enabled, "mininterval": interval, "dynamic_ncols": True}
+        self.images = bar(
             total=total, initial=done, unit="image", position=0, smoothing=0.1,
             bar_format=_FORMAT,
             **common,
         )  # fmt: skip
         self.images.set_description_str("evaluate")
-        self.attack = tqdm(total=1, position=1, leave=False, bar_format="  {desc}", **common) if attacks else None
+        self.attack = bar(total=1, position=1, leave=False, bar_format="  {desc}", **common) if attacks else None
         self._show(done, standing)
 
     def begin(self, size: int) -> None:
@@ -53,7 +52,7 @@ class ProgressBars:
         place = self._attacks.index(name) if name in self._attacks else 0
         part = (place + (about["restart"] + step / steps) / about["restarts"]) / len(self._attacks)
         self.images.update(max(0.0, self._done + part * self._batch - self.images.n))
-        self.attack.refresh() if sys.stderr.isatty() else None
+        self.attack.refresh() if on_terminal() else None
 
     def end(self, size: int, standing: int) -> None:
         """The batch is finished: ``standing`` of its images are right."""
@@ -76,10 +75,8 @@ class ProgressBars:
 @contextlib.contextmanager
 def sanity_line(images: int, *, enabled: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A line on stderr while the sanity checks run: a callback for their attacks' progress."""
-    from tqdm import tqdm
-
-    interval = 0.2 if sys.stderr.isatty() else 15.0
-    with tqdm(total=1, leave=False, bar_format="{desc} [{elapsed}]", disable=not enabled, mininterval=interval) as line:
+    interval = 0.2 if on_terminal() else 15.0
+    with bar(total=1, leave=False, bar_format="{desc} [{elapsed}]", enabled=enabled, mininterval=interval) as line:
         line.set_description_str(f"sanity checks on {images} images")
 
         def step(about: dict[str, Any]) -> None:

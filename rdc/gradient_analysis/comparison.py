@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from rdc.errors import ConfigError, DataError, InputError
 from rdc.evaluation import commit, versions, weights_digest
 from rdc.gradient_analysis.analysis import STAGES, analyze_model
 from rdc.gradient_analysis.settings import GradientSettings
+from rdc.progress import bar, on_terminal
 from rdc.storage.json_files import read_json, write_json
 
 __all__ = ["SCHEMA", "NamedModel", "compare_models"]
@@ -269,14 +269,11 @@ class _Bar:
     """One bar on stderr; a unit is one stage of one image."""
 
     def __init__(self, models: int, per_model: int, enabled: bool) -> None:
-        from tqdm import tqdm
-
-        interval = 0.2 if sys.stderr.isatty() else 15.0
+        interval = 0.2 if on_terminal() else 15.0
         self._models, self._per_model, self._label = models, per_model, ""
-        self.bar = tqdm(
+        self.bar = bar(
             total=models * per_model,
-            disable=not enabled,
-            file=sys.stderr,
+            enabled=enabled,
             mininterval=interval,
             dynamic_ncols=True,
             bar_format="gradients {percentage:3.0f}%|{bar:20}| {desc}[{elapsed}, {remaining} left]",
