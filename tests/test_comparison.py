@@ -11,6 +11,7 @@ from rdc.evaluation.comparison import _after, compare_runs, read_run
 from rdc.reports import write_reports
 from rdc.resampling import paired_permutation_test
 from rdc.storage.json_files import read_json, write_json
+from rdc.storage.sealed import open_line, seal_line, write_sealed
 from tests.evaluation_models import gaussian_classifier, labelled_by
 
 COMMON = {"model": "gauss", "dataset": "blobs", "eps": "8/255", "steps": 4, "sanity": 0}
@@ -106,16 +107,19 @@ def test_other_images_are_refused(runs):
 
 
 def changed(run, folder, settings=None, label=None, digest="another"):
+    """A copy that is in itself consistent: as if it had been evaluated with these settings and labels."""
     shutil.copytree(run, folder)
     content = read_json(folder / "run.json")
+    del content["digest"]
     content["identity"]["images"] = digest
     content["identity"]["settings"].update(settings or {})
-    write_json(folder / "run.json", content)
+    write_sealed(folder / "run.json", content)
+    report = read_json(folder / "report.json")
+    write_json(folder / "report.json", {**report, "dataset": content["identity"]["settings"]["dataset"]})
     if label is not None:
-        text = (folder / "results.jsonl").read_text().splitlines()
-        first = json.loads(text[0])
-        first["label"] = label
-        (folder / "results.jsonl").write_text("\n".join([json.dumps(first), *text[1:]]) + "\n")
+        lines = (folder / "results.jsonl").read_bytes().splitlines(keepends=True)
+        first, _ = open_line(lines[0][:-1], "line 1")
+        (folder / "results.jsonl").write_bytes(seal_line({**first, "label": label}) + b"".join(lines[1:]))
     return read_run(folder)
 
 
@@ -146,6 +150,7 @@ def test_folders_that_are_no_finished_runs(runs, tmp_path):
         read_run(broken)
     content = read_json(runs["a"] / "run.json")
     content["identity"]["schema"] = 1
+    del content["digest"]  # which came later
     shutil.copy(runs["a"] / "results.jsonl", broken)
     write_json(broken / "run.json", content)
     with pytest.raises(ConfigError, match="schema 1"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,13 @@ from typing import Any
 import numpy as np
 
 from rdc.errors import ConfigError, DataError
-from rdc.evaluation.folder import SCHEMA
+from rdc.evaluation.records import SCHEMA, read_run_file, read_sanity
+from rdc.evaluation.results import Batch, check_same_attacks, count_images, read_results
+from rdc.evaluation.summary import summarize
 from rdc.resampling import bootstrap_interval, paired_permutation_test
 from rdc.storage.json_files import read_json
+from rdc.storage.reading import reading
+from rdc.storage.structure import integer, mapping, number, optional, record, sequence, text
 
 __all__ = ["compare_runs", "read_run"]
 
@@ -23,6 +26,8 @@ _THREAT = ("norm", "eps", "attacks", "steps", "restarts", "gradient", "noise", "
 
 def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A finished run's folder, read only: ``path``, ``identity``, ``report``, and ``images``, its per-image records by image.
+
+    The report is made again from the checked results, and that of report.json must have the same figures.
 
     Raises:
         ConfigError: not a folder of rdc evaluate, or the run is not finished.
@@ -35,25 +40,70 @@ def read_run(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: this run is not finished (no report.json). Run the same rdc evaluate command again; it goes on"
         )
-    try:
-        identity, report = read_json(path / "run.json")["identity"], read_json(path / "report.json")
-        lines = (path / "results.jsonl").read_text(encoding="utf-8").splitlines()
-        records = [record for record in map(json.loads, lines) if "end_of_batch" not in record]
-        images = {record["image"]: record for record in records}
-        settings, expected = identity["settings"], int(report["n"])
-        identity["images"], settings["dataset"], settings["split"]  # noqa: B018
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: damaged ({error!r}). Evaluate again with --overwrite") from error
-    if identity.get("schema") != SCHEMA:
-        raise ConfigError(
-            f"{path}: written by another version of rdc (schema {identity.get('schema')}, this one reads {SCHEMA}). "
-            "Evaluate again in a new folder"
-        )
-    if len(images) != expected:
+    run = read_run_file(path / "run.json")
+    sealed = run["identity"]["schema"] == SCHEMA
+    with reading(path / "report.json", DataError, "the report of rdc evaluate", _REPORT_ADVICE):
+        shown = read_json(path / "report.json", kind=dict, limit=_REPORT_BYTES)
+        _FIGURES(shown, "report.json")
+    batches = _batches(path, run["identity"]["settings"], sealed, shown["n"])
+    sanity = read_sanity(path / "sanity.json", sealed) if (path / "sanity.json").exists() else {}
+    with reading(path, DataError, "a run of rdc evaluate", "Evaluate again with --overwrite"):
+        report = summarize(run, batches, sanity)
+    if differing := _differing(shown, report):
         raise DataError(
-            f"{path}: the report is about {expected} images, results.jsonl has {len(images)}. Run rdc evaluate again"
+            f"{path / 'report.json'}: damaged, its {differing} is not what results.jsonl says. {_REPORT_ADVICE}"
         )
-    return {"path": str(path), "identity": identity, "report": report, "images": images}
+    images = {record["image"]: record for batch in batches for record in batch["images"]}
+    return {"path": str(path), "identity": run["identity"], "report": report, "images": images}
+
+
+_REPORT_ADVICE = "Run the same rdc evaluate command again: the report is written anew, and nothing is computed twice"
+_REPORT_BYTES = 64 * 2**20
+_RATE = record({"accuracy": optional(number(0, 1)), "ci95": optional(sequence(number(0, 1), 2, 2))})
+_FIGURES = record(
+    {
+        "n": integer(1),
+        "model": text(),
+        "clean": _RATE,
+        "robust": _RATE,
+        "scores": mapping(lambda value, where: None),
+        "attacks": sequence(record({"name": text(), "noise": text(), "accuracy": number(0, 1)})),
+    }
+)
+#: figures of an attack that are looked at; seconds and wording are not
+_OF_AN_ATTACK = ("name", "noise", "accuracy", "ci95", "attacked", "broken", "survivors", "average")
+
+
+def _batches(path: Path, settings: dict[str, Any], sealed: bool, expected: int) -> list[Batch]:
+    """The batches in order, which must be all of the run.
+
+    Raises:
+        DataError: damaged, or of another number of images than the report.
+    """
+    file = path / "results.jsonl"
+    if not file.exists():
+        raise DataError(f"{file}: missing. Evaluate again with --overwrite")
+    count = count_images(file)
+    if count != expected:
+        raise DataError(
+            f"{path}: the report is about {expected} images, results.jsonl has {count}; one of them is damaged or of another "
+            "run. Run rdc evaluate again"
+        )
+    found = read_results(file, settings, sealed)
+    batches = [found.batches[index] for index in sorted(found.batches)]
+    if sum(len(batch["images"]) for batch in batches) != expected or expected != settings["n"]:
+        raise DataError(f"{file}: damaged, some batches are missing. Run the same rdc evaluate command again")
+    check_same_attacks(path, batches)
+    return batches
+
+
+def _differing(shown: dict[str, Any], report: dict[str, Any]) -> str | None:
+    """What of report.json does not follow from the results."""
+    for key in ("n", "model", "dataset", "seed", "clean", "robust", "scores"):
+        if shown.get(key) != report[key]:
+            return key
+    parts = ([{key: attack.get(key) for key in _OF_AN_ATTACK} for attack in one["attacks"]] for one in (shown, report))
+    return None if next(parts) == next(parts) else "attacks"
 
 
 def compare_runs(

@@ -1,4 +1,4 @@
-"""The folder of one run: its identity, per-image results as they come, adversarial images; survives kill -9.
+"""The folder of one run: its identity, per-image results as they come, adversarial images; survives kill -9 and tells damage.
 
     run.json              what decides the figures (settings, weights, images), and command, commits, versions
     sanity.json           what the sanity checks found
@@ -6,29 +6,42 @@
     results.1-of-2.jsonl  the same of process 1 of 2 while they run; merged into results.jsonl, in order, at the end
     batches/00000.npz     adversarial images and logits of a batch, written before its lines
 
-A run that was killed goes on with the batches that are not closed, by any number of processes. Lines after the last closed
-batch of a file, whole or cut short, are dropped.
+JSON files carry a digest, lines a CRC-32, and a closing line the digest of its batch's arrays (:mod:`rdc.storage.sealed`).
+
+A run that was killed goes on with the batches that are not closed, or whose arrays are damaged, by any number of processes. Lines
+after the last closed batch of a file, whole or cut short, are dropped.
 """
 
 from __future__ import annotations
 
-import contextlib
+import io
 import json
 import os
-import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from rdc.errors import ConfigError, DataError
 from rdc.evaluation.batch import BatchResult
-from rdc.storage.files import atomic_write
-from rdc.storage.json_files import read_json, write_json
+from rdc.evaluation.records import (
+    SCHEMA,
+    arrays_digest,
+    batch_lines,
+    is_ours,
+    is_results,
+    read_arrays,
+    read_run_file,
+    read_sanity,
+    results_name,
+)
+from rdc.evaluation.results import Batch, check_same_attacks, read_results
+from rdc.storage.files import atomic_write, open_in_place, sweep_temporaries
+from rdc.storage.run_lock import RunLock, holds_nothing
+from rdc.storage.sealed import write_sealed
 
-__all__ = ["SCHEMA", "RunFolder"]
+__all__ = ["RunFolder"]
 
-SCHEMA = 2
 _REPORTS = ("report.json", "report.html", "report.md", "model_info.json")
 
 
@@ -59,35 +72,51 @@ class RunFolder:
         self._shard = shard
         self.path = Path(path)
         identity = json.loads(json.dumps({"schema": SCHEMA, **identity}))
+        self._check(identity, overwrite)
+        self.path.mkdir(parents=True, exist_ok=True)
+        busy = f"{self.path}: another rdc evaluate is writing to this folder. Wait for it, or name another --out"
+        self._lock = RunLock(self.path / "run.lock", busy) if shard[0] == 0 else None
+        try:
+            self._open(identity, about, overwrite)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _check(self, identity: dict[str, Any], overwrite: bool) -> None:
+        """Refuse a folder that is not ours, or another command's; nothing is changed."""
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"{self.path}: expected a folder for the results, this is a file. Choose another")
         run_file = self.path / "run.json"
-        if (
-            not run_file.exists()
-            and self.path.is_dir()
-            and any(name.name != "run.lock" for name in self.path.iterdir())
-        ):
+        if not run_file.exists() and self.path.is_dir() and not holds_nothing(self.path):
             raise ConfigError(
                 f"{self.path}: not empty, and no results of rdc evaluate (no run.json). Choose a new or empty folder"
             )
         if run_file.exists() and not overwrite:
-            _compare(self.path, self._read_run(run_file)["identity"], identity)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.path) if shard[0] == 0 else None
-        if run_file.exists() and overwrite:
-            self._clear()
+            _compare(self.path, read_run_file(run_file)["identity"], identity)
+
+    def _open(self, identity: dict[str, Any], about: dict[str, Any], overwrite: bool) -> None:
+        """Read what is there, or begin; in process 0 under the lock."""
+        run_file = self.path / "run.json"
+        if self._shard[0] == 0:
+            sweep_temporaries(self.path, is_ours)
+            sweep_temporaries(self.path / "batches", lambda name: name.endswith(".npz"))
+            if run_file.exists() and overwrite:
+                self._clear()
         if run_file.exists():
-            self.run = self._read_run(run_file)
+            self.run = read_run_file(run_file)
+            _compare(self.path, self.run["identity"], identity)  # again: another process may have been faster
         else:
             first = {"command": about["command"], "commits": [about["commit"]], "versions": about["versions"]}
-            self.run = {"identity": identity, **first}
-            write_json(run_file, self.run)
+            self.run = json.loads(json.dumps({"identity": identity, **first}))
+            write_sealed(run_file, self.run)
         self._commit = about["commit"]
-        self._closed: dict[int, dict[str, Any]] = {}  # {"images": [...], "totals": {...}} by number
-        if shard[0] == 0:
+        self._closed: dict[int, Batch] = {}  # by number
+        if self._shard[0] == 0:
             self.merge()
+            if not self._sealed:
+                self._upgrade()
         else:
-            self._read(self.path / "results.jsonl", cut=False)
+            self.reread()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -97,24 +126,28 @@ class RunFolder:
             self._lock.close()
 
     @property
-    def results(self) -> Path:
-        """The per-image results of this process."""
-        number, count = self._shard
-        return self.path / ("results.jsonl" if count == 1 else f"results.{number}-of-{count}.jsonl")
+    def _sealed(self) -> bool:
+        """Whether every file says if it was damaged."""
+        return self.run["identity"]["schema"] == SCHEMA
 
     @property
-    def batches(self) -> list[dict[str, Any]]:
+    def results(self) -> Path:
+        """The per-image results of this process."""
+        return self.path / results_name(*self._shard)
+
+    @property
+    def batches(self) -> list[Batch]:
         """The finished batches that this process knows of, in order: ``images`` and ``totals``."""
         return [self._closed[index] for index in sorted(self._closed)]
 
-    def closed(self, index: int) -> dict[str, Any]:
+    def closed(self, index: int) -> Batch:
         """A finished batch: ``images`` and ``totals``."""
         return self._closed[index]
 
     def reread(self) -> None:
         """Read the merged results again."""
-        self._closed = {}
-        self._read(self.path / "results.jsonl", cut=False)
+        found = read_results(self.path / "results.jsonl", self.run["identity"]["settings"], self._sealed)
+        self._closed = self._whole(found.batches)
 
     def has(self, index: int) -> bool:
         """Whether a batch is finished."""
@@ -124,20 +157,23 @@ class RunFolder:
     def sanity(self) -> dict[str, Any] | None:
         """What the sanity checks found; None if they were not made yet."""
         file = self.path / "sanity.json"
-        return read_json(file) if file.exists() else None
+        return read_sanity(file, self._sealed) if file.exists() else None
 
     def keep_sanity(self, found: dict[str, Any]) -> None:
         """Write down what the sanity checks found."""
-        write_json(self.path / "sanity.json", found)
+        write_sealed(self.path / "sanity.json", found)
 
     def arrays_path(self, index: int) -> Path:
         """Where the arrays of a batch are."""
         return self.path / "batches" / f"{index:05d}.npz"
 
     def arrays(self, index: int) -> dict[str, np.ndarray]:
-        """Arrays of a finished batch, see BatchResult."""
-        with np.load(self.arrays_path(index), allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        """Arrays of a finished batch, see BatchResult.
+
+        Raises:
+            DataError: damaged.
+        """
+        return read_arrays(self.arrays_path(index), self._closed[index]["totals"], self._sealed)
 
     def append(self, index: int, result: BatchResult) -> None:
         """Keep batch ``index``: its arrays first, then its lines in one write. Both are on disk when this returns.
@@ -145,106 +181,89 @@ class RunFolder:
         Raises:
             OSError: the disk is full, say; the batch then does not count as finished.
         """
-        if (
-            self._shard[0] == 0 and self._commit not in self.run["commits"]
-        ):  # this part of the figures comes from another source tree
+        if self._shard[0] == 0 and self._commit not in self.run["commits"]:  # this part comes from another source tree
             self.run["commits"].append(self._commit)
-            write_json(self.path / "run.json", self.run)
+            write_sealed(self.path / "run.json", self.run)
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **result.arrays)
         with atomic_write(self.arrays_path(index)) as file:
-            np.savez_compressed(file, **result.arrays)
+            file.write(packed.getbuffer())
         close = {"end_of_batch": index, "images": len(result.images), **result.totals}
+        close["arrays"] = arrays_digest(packed.getvalue())
         batch = {"images": result.images, "totals": close}
-        with open(self.results, "ab") as file:
-            file.write(_lines(batch))
+        content = batch_lines(batch)
+        with open_in_place(self.results, "ab") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         self._closed[index] = batch
 
     def merge(self) -> None:
-        """Read what all processes have finished; leave one file, in order (only the process that holds the folder)."""
-        files = sorted(self.path.glob("results*.jsonl"))
-        self._closed, in_order = {}, True
-        for file in files:
-            order = self._read(file, cut=True)
-            in_order = in_order and order == sorted(order)
-        if files and (len(files) > 1 or files[0].name != "results.jsonl" or not in_order):
-            with atomic_write(self.path / "results.jsonl") as out:
-                for batch in self.batches:
-                    out.write(_lines(batch))
+        """Read what all processes have finished; leave one file, in order (only the process that holds the folder).
+
+        Raises:
+            DataError: a line is damaged; nothing was changed.
+        """
+        files = self._files()
+        found = [read_results(file, self.run["identity"]["settings"], self._sealed) for file in files]
+        listed = [index for result in found for index in result.order]
+        self._closed = self._whole({index: batch for result in found for index, batch in result.batches.items()})
+        check_same_attacks(self.path, self._closed.values())
+        untidy = len(self._closed) < len(listed) or listed != sorted(listed)
+        if files and (len(files) > 1 or files[0].name != "results.jsonl" or untidy):
+            self._write_results()
             for file in files:
                 if file.name != "results.jsonl":
                     file.unlink()
+        elif files and found[0].kept < found[0].length:
+            with open_in_place(files[0], "r+b") as file:
+                file.truncate(found[0].kept)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _files(self) -> list[Path]:
+        """results.jsonl and those of single processes."""
+        return sorted(file for file in self.path.glob("results*.jsonl") if is_results(file.name))
+
+    def _write_results(self) -> None:
+        with atomic_write(self.path / "results.jsonl") as out:
+            for batch in self.batches:
+                out.write(batch_lines(batch))
+
+    def _upgrade(self) -> None:
+        """Give a folder of an older schema its checksums; run.json last, so that a killed process does it again."""
+        for index, batch in self._closed.items():
+            batch["totals"]["arrays"] = arrays_digest(self.arrays_path(index).read_bytes())
+        if self._closed:
+            self._write_results()
+        sanity = self.sanity
+        if sanity is not None:
+            self.keep_sanity(sanity)
+        self.run["identity"]["schema"] = SCHEMA
+        write_sealed(self.path / "run.json", self.run)
 
     def _clear(self) -> None:
         for name in ("run.json", "sanity.json", *_REPORTS):  # run.json first: without it nothing here is continued
             (self.path / name).unlink(missing_ok=True)
-        for file in self.path.glob("results*.jsonl"):
+        for file in self._files():
             file.unlink()
         for file in (self.path / "batches").glob("[0-9]*.npz"):
             file.unlink()
 
-    @staticmethod
-    def _read_run(path: Path) -> dict[str, Any]:
-        try:
-            run = read_json(path)
-            run["identity"]["schema"], run["commits"], run["command"], run["versions"]  # noqa: B018
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}: damaged ({error!r}). Use --overwrite to start afresh, or another folder"
-            ) from error
-        return run
+    def _whole(self, batches: dict[int, Batch]) -> dict[int, Batch]:
+        """The batches whose arrays are not damaged; the others are computed again."""
+        return {index: batch for index, batch in batches.items() if self._arrays_are_whole(index, batch)}
 
-    def _read(self, path: Path, *, cut: bool) -> list[int]:
-        """Read the closed batches of a file; ``cut`` off what follows the last one. Returns their numbers in its order."""
-        if not path.exists():
-            return []
-        content = path.read_bytes()
-        kept, at, images, order = 0, 0, [], []
-        lines = content.split(b"\n")
-        for number, line in enumerate(lines[:-1], 1):  # what follows the last line break was cut short
-            at += len(line) + 1
-            try:
-                record = json.loads(line)
-                closing = "end_of_batch" in record
-                good = not closing or (isinstance(record["end_of_batch"], int) and record["images"] == len(images))
-            except (ValueError, KeyError, TypeError):
-                good = False
-            if not good:
-                raise DataError(
-                    f"{path}: line {number} is damaged, and not by being cut short at the end. Restore the "
-                    "file, delete everything from that line on, or use --overwrite to start afresh"
-                )
-            if not closing:
-                images.append(record)
-                continue
-            if not self._arrays_are_whole(record["end_of_batch"]):
-                break
-            self._closed[record["end_of_batch"]] = {"images": images, "totals": record}
-            order.append(record["end_of_batch"])
-            kept, images = at, []
-        if cut and kept < len(content):
-            with open(path, "r+b") as file:
-                file.truncate(kept)
-                file.flush()
-                os.fsync(file.fileno())
-        return order
-
-    def _arrays_are_whole(self, index: int) -> bool:
+    def _arrays_are_whole(self, index: int, batch: Batch) -> bool:
         try:
-            self.arrays(index)
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            read_arrays(self.arrays_path(index), batch["totals"], self._sealed)
+        except DataError:
             return False
         return True
 
 
-def _lines(batch: dict[str, Any]) -> bytes:
-    """The lines of a batch: its images, then the record that closes it."""
-    records = (*batch["images"], batch["totals"])
-    return "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
-
-
 def _compare(path: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
-    differences = list(_differences(there, now, ""))
+    differences = list(_differences({**there, "schema": now["schema"]}, now, ""))
     if not differences:
         return
     raise ConfigError(
@@ -265,24 +284,3 @@ def _differences(there: Any, now: Any, name: str) -> Any:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _lock(path: Path) -> IO[str] | None:
-    """Hold the folder until closed or killed; two processes must not append to one file."""
-    try:
-        import fcntl
-    except ImportError:  # not POSIX
-        return None
-    file = open(path / "run.lock", "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise ConfigError(
-            f"{path}: another rdc evaluate is writing to this folder. Wait for it, or name another --out"
-        ) from error
-    except OSError:  # a file system without locks
-        with contextlib.suppress(OSError):
-            file.close()
-        return None
-    return file

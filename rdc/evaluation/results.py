@@ -1,0 +1,132 @@
+"""Reading results.jsonl: whole batches, each line checked, and what follows the last of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any
+
+from rdc.errors import DataError, RdcError
+from rdc.evaluation.records import check_batch
+from rdc.storage.reading import reading, regular_file
+from rdc.storage.sealed import open_line
+
+__all__ = ["Batch", "Results", "check_same_attacks", "count_images", "read_results"]
+
+#: a finished batch: ``images``, its records, and ``totals``, the record that closes it
+Batch = dict[str, Any]
+
+_CLOSE = b'{"end_of_batch"'  # how a closing line begins
+_LINE_BYTES = 16 * 2**20  # longest line
+
+
+@dataclasses.dataclass
+class Results:
+    """What a file of results holds.
+
+    Args:
+        batches: by number.
+        order: their numbers as the file has them.
+        kept: bytes up to the end of the last whole batch.
+        length: bytes in all.
+    """
+
+    batches: dict[int, Batch]
+    order: list[int]
+    kept: int
+    length: int
+
+
+def read_results(path: str | os.PathLike[str], settings: dict[str, Any], sealed: bool) -> Results:
+    """Read a file of results; a missing one is empty.
+
+    Args:
+        path: results.jsonl, or that of one process.
+        settings: of the run; they say which images belong to which batch.
+        sealed: every line must have a checksum; those that have one are checked anyway.
+
+    Raises:
+        DataError: a line is damaged and others follow; the message says how to lose one batch alone.
+    """
+    path = Path(path)
+    found = Results({}, [], 0, 0)
+    if not path.exists():
+        return found
+    found.length = regular_file(path, DataError, "the results of rdc evaluate")
+    with reading(path, DataError, "the results of rdc evaluate"), open(path, "rb") as file:
+        _read(path, file, found, settings, sealed)
+    return found
+
+
+def _read(path: Path, file: IO[bytes], found: Results, settings: dict[str, Any], sealed: bool) -> None:
+    images: list[dict[str, Any]] = []
+    at, begin, number = 0, 1, 0
+    while line := file.readline(_LINE_BYTES + 1):
+        number += 1
+        if not line.endswith(b"\n"):
+            if len(line) > _LINE_BYTES:
+                raise _damaged(path, number, begin, None, "it is too long")
+            break  # cut short
+        at += len(line)
+        try:
+            record, has_crc = open_line(line[:-1], f"{path}, line {number}")
+            if sealed and not has_crc:
+                raise DataError("its checksum is missing")
+            closing = "end_of_batch" in record
+            if closing:
+                check_batch(images, record, settings)
+        except (RdcError, ValueError) as error:
+            own = number if line.startswith(_CLOSE) else None
+            following = _next_close(file, number)
+            if own is None and following is None:
+                break  # no batch ends after it, so nothing is lost that was not lost before
+            raise _damaged(path, number, begin, own or following, str(error)) from error
+        if not closing:
+            images.append(record)
+            continue
+        index = record["end_of_batch"]
+        found.batches[index] = {"images": images, "totals": record}
+        found.order.append(index)
+        found.kept, images, begin = at, [], number + 1
+
+
+def check_same_attacks(path: str | os.PathLike[str], batches: Iterable[Batch]) -> None:
+    """Whether all batches of a folder have the same attacks, in the same order.
+
+    Raises:
+        DataError: they do not.
+    """
+    named = ([(attack["name"], attack["policy"]) for attack in batch["totals"]["attacks"]] for batch in batches)
+    first = next(named, None)
+    if any(names != first for names in named):
+        raise DataError(
+            f"{os.fspath(path)}: damaged, its batches have different attacks. Use --overwrite to start afresh"
+        )
+
+
+def _next_close(file: IO[bytes], number: int) -> int | None:
+    """The line that closes the batch with the damaged line: itself, or the next one that looks like it."""
+    while line := file.readline(_LINE_BYTES):
+        number += 1
+        if line.startswith(_CLOSE):
+            return number
+    return None
+
+
+def _damaged(path: Path, number: int, begin: int, end: int | None, why: str) -> DataError:
+    lines = f"lines {begin} to {end}" if end is not None else f"everything from line {begin} on"
+    return DataError(
+        f"{path}: line {number} is damaged, and not by being cut short at the end ({why}). Restore the file; or delete {lines}, and "
+        "the same command computes these images again; or use --overwrite to start afresh"
+    )
+
+
+def count_images(path: str | os.PathLike[str]) -> int:
+    """How many lines of a file of results are about an image, damaged or not."""
+    with reading(path, DataError, "the results of rdc evaluate"), open(path, "rb") as file:
+        return sum(
+            line.endswith(b"\n") and not line.startswith(_CLOSE)
+            for line in iter(lambda: file.readline(_LINE_BYTES), b"")
+        )
