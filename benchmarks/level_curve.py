@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import rdc
 from rdc.attacks import parse_eps
+from rdc.drawing import drawing, new_figure
 from rdc.level_weights import level_margins, worst_margins
 from rdc.statistics import wilson_interval
 from rdc.storage.json_files import write_json
@@ -87,13 +88,10 @@ def main() -> None:
     _plot(rows, args.out.with_suffix(".png"), args.n)
 
 
+@drawing()
 def _plot(rows: list[dict], path: Path, n: int) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    figure = new_figure(6.4, 3.8, layout="constrained")
+    axes = figure.subplots()
     for name, style in zip(dict.fromkeys(row["weighting"] for row in rows), ("-", "--", ":"), strict=False):
         mine = [row for row in rows if row["weighting"] == name]
         for key, colour, words in (("clean", "C0", "clean"), ("robust_first_order", "C3", "8/255, first order")):

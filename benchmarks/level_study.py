@@ -21,6 +21,7 @@ from tqdm import tqdm
 import rdc
 from rdc.attacks import ThreatModel, apgd, parse_eps
 from rdc.data import Dataset, train_holdout
+from rdc.drawing import drawing, new_figure
 from rdc.statistics import wilson_interval
 from rdc.storage.json_files import read_json, write_json
 
@@ -66,15 +67,12 @@ def measure(classifier: rdc.DiffusionClassifier, data: Dataset, eps: float, step
     }
 
 
+@drawing()
 def plot(rows: dict[str, dict], path: Path) -> None:
     """One line a setting, sorted by robust accuracy: clean and robust, with 95 % intervals."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     names = sorted(rows, key=lambda name: (rows[name]["robust"], rows[name]["clean"]))
-    figure, axis = plt.subplots(figsize=(7.6, 1.4 + 0.32 * len(names)), dpi=150)
+    figure = new_figure(7.6, 1.4 + 0.32 * len(names), dpi=150)
+    axis = figure.subplots()
     for what, colour, shift in (("clean", "#7a8ca5", 0.12), ("robust", "#1f5a99", -0.12)):
         middle = [100 * rows[name][what] for name in names]
         low = [100 * (rows[name][what] - rows[name][f"{what}_ci95"][0]) for name in names]

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rdc.drawing import drawing, new_figure
 from rdc.storage.files import atomic_write
 from rdc.storage.json_files import read_json
 
@@ -24,11 +25,9 @@ INK, FAINT, BLUE, ORANGE = "#1f2933", "#8895a3", "#2f5d9b", "#c05a2b"
 def _axes(columns: int, width: float = 8.6, height: float = 3.0) -> tuple[Any, Any]:
     import matplotlib
 
-    matplotlib.use("Agg")
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "rdc", "font.size": 8, "axes.edgecolor": FAINT})
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False)
+    figure = new_figure(width, height)
+    axes = figure.subplots(1, columns, squeeze=False)
     for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color="#e4e8ec", linewidth=0.6)
@@ -55,6 +54,7 @@ def _where(about: dict[str, Any]) -> str:
 # --- speed.json --------------------------------------------------------------------------------------------------------------
 
 
+@drawing()
 def plot_speed(found: dict[str, Any]) -> None:
     """Seconds an image of every contender, logarithmic: predictions and attack steps."""
     figure, axes = _axes(2, height=3.4)
@@ -94,6 +94,7 @@ def _ratio(row: dict[str, float]) -> str:
 # --- anytime.json -------------------------------------------------------------------------------------------------------------
 
 
+@drawing()
 def plot_anytime(found: dict[str, Any]) -> None:
     """Stated against measured disagreement, and what is saved."""
     figure, axes = _axes(2)
@@ -138,6 +139,7 @@ def table_anytime(found: dict[str, Any]) -> str:
 # --- scaling.json -------------------------------------------------------------------------------------------------------------
 
 
+@drawing()
 def plot_scaling(found: dict[str, Any]) -> None:
     """Seconds against images, levels, classes; peak memory against images."""
     figure, axes = _axes(4, width=10.4, height=2.7)

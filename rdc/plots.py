@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from rdc.drawing import drawing, shown
 from rdc.errors import DataError, InputError, one_line
 from rdc.storage.files import atomic_write
 from rdc.storage.reading import read_content, reading
+from rdc.storage.sealed import line_body
 
 __all__ = ["plot_losses", "plot_samples", "read_log"]
 
@@ -23,7 +25,6 @@ COLOURS = ("#2f5d9b", "#c05a2b", "#3c8262", "#7d4f9e", "#a08a1f")
 _LARGEST_LOG = 256 * 2**20  # bytes
 _MOST_COLUMNS = 100
 _MOST_DRAWN = 4000  # rows; of longer logs, neighbouring ones are averaged
-_NO_COLUMNS = ("crc",)
 #: log columns that are not a loss
 _PLACES = ("step", "images", "lr", "grad_norm", "images_per_s", "seconds")
 _TITLES = {
@@ -76,13 +77,14 @@ def read_log(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def _row(line: str) -> dict[str, float]:
-    row = json.loads(line)
+    body, _ = line_body(line.encode())
+    row = json.loads(body)
     if not isinstance(row, dict) or "images" not in row:
         raise ValueError('no "images"')
     odd = next((name for name, value in row.items() if type(value) not in (int, float) and value is not None), None)
-    if odd is not None and odd not in _NO_COLUMNS:
+    if odd is not None:
         raise ValueError(f"{one_line(odd, 60)} is a {type(row[odd]).__name__}, not a number")
-    found = {name: np.nan if row[name] is None else float(row[name]) for name in row if name not in _NO_COLUMNS}
+    found = {name: np.nan if value is None else float(value) for name, value in row.items()}
     if not np.isfinite(found["images"]):
         raise ValueError("images is not finite")
     return found
@@ -113,6 +115,7 @@ def thinned(columns: dict[str, np.ndarray], most: int) -> dict[str, np.ndarray]:
     return found
 
 
+@drawing()
 def plot_losses(log: str | os.PathLike[str], out: str | os.PathLike[str], title: str = "") -> None:
     """Draw every loss of a training log against the images seen: raw (faint) and smoothed; below it the learning rate.
 
@@ -138,7 +141,7 @@ def plot_losses(log: str | os.PathLike[str], out: str | os.PathLike[str], title:
     axes[-1].set_xlabel(f"images seen ({unit})")
     axes[-1].set_xlim(left=0)
     if title:
-        axes[0].set_title(title, loc="left", fontsize=11, color=INK, pad=10)
+        axes[0].set_title(shown(title), loc="left", fontsize=11, color=INK, pad=10)
     figure.align_ylabels(axes)
     _write(figure, out)
 
@@ -167,6 +170,7 @@ def _draw_loss(axis: Any, images: np.ndarray, values: np.ndarray, name: str, col
     axis.text(0.99, s=_TITLES.get(name, name), transform=axis.transAxes, ha="right", color=INK, fontsize=9, **place)
 
 
+@drawing()
 def plot_samples(images: Tensor, class_names: Sequence[str], out: str | os.PathLike[str], title: str = "") -> None:
     """Draw a grid of samples: a row for each class, its name on the left.
 
@@ -182,6 +186,7 @@ def plot_samples(images: Tensor, class_names: Sequence[str], out: str | os.PathL
             f"got {list(images.shape)} and {len(class_names)} names"
         )
     classes, count, channels, height, width = images.shape
+    names = [shown(name, 40) for name in class_names]
     gap = max(1, height // 14)
     canvas = np.ones((classes * (height + gap) - gap, count * (width + gap) - gap, channels))
     for row in range(classes):
@@ -190,18 +195,18 @@ def plot_samples(images: Tensor, class_names: Sequence[str], out: str | os.PathL
             canvas[top : top + height, left : left + width] = images[row, column].permute(1, 2, 0).numpy()
     scale = max(1, round(72 / height))  # whole screen pixels for each image pixel
     high, wide = (scale * size for size in canvas.shape[:2])
-    left, top = 16 + 9 * max(len(name) for name in class_names), 40 if title else 8
+    left, top = 16 + 9 * max(len(name) for name in names), 40 if title else 8
     figure = _figure((left + wide + 8) / DPI, (top + high + 8) / DPI, layout=None)
     size = figure.get_size_inches() * DPI
     axis = figure.add_axes((left / size[0], 8 / size[1], wide / size[0], high / size[1]))
     axis.imshow(canvas.squeeze(-1) if channels == 1 else canvas, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.set_xticks([])
-    axis.set_yticks([row * (height + gap) + height / 2 - 0.5 for row in range(classes)], list(class_names))
+    axis.set_yticks([row * (height + gap) + height / 2 - 0.5 for row in range(classes)], names)
     axis.tick_params(length=0, labelsize=8, colors=INK)
     for spine in axis.spines.values():
         spine.set_visible(False)
     if title:
-        axis.set_title(title, loc="left", fontsize=9, color=INK, pad=7)
+        axis.set_title(shown(title), loc="left", fontsize=9, color=INK, pad=7)
     _write(figure, out)
 
 

@@ -17,7 +17,8 @@ import torch
 import rdc
 from rdc.data import Dataset
 from rdc.errors import ConfigError
-from rdc.evaluation.batch import evaluate_batch
+from rdc.evaluation.batch import evaluate_batch, refuse_meaningless
+from rdc.evaluation.class_names import names_of_classes, names_that_differ
 from rdc.evaluation.folder import RunFolder
 from rdc.evaluation.progress import ProgressBars, sanity_line
 from rdc.evaluation.sanity import run_sanity
@@ -50,6 +51,8 @@ class Evaluation:
         clean_logits, adversarial_logits: [n, K] float32, means over draws.
         dataset: the n images.
         out: the folder.
+        class_names: a name for each class of the model, see ``rdc.evaluation.class_names``.
+        other_names: (the data set's name, the model's name) of classes that they call differently.
     """
 
     report: dict[str, Any]
@@ -60,6 +63,8 @@ class Evaluation:
     adversarial_logits: np.ndarray
     dataset: Dataset
     out: Path
+    class_names: tuple[str, ...]
+    other_names: list[tuple[str, str]]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -97,6 +102,8 @@ def evaluate(
 
     Raises:
         ConfigError: settings that do not fit the data or the model, or a folder of another command.
+        DataError: the folder's files are damaged.
+        InputError: the model's answers mean nothing, see ``rdc.evaluation.batch.refuse_meaningless``.
     """
     images = _chosen(classifier, dataset, settings)
     radius = settings.radius if settings.attacks else None
@@ -124,8 +131,27 @@ def evaluate(
             for name in ("x_adv", "clean_logits", "adversarial_logits")
         }
         records = [record for batch in folder.batches for record in batch["images"]]
+        refuse_meaningless(torch.from_numpy(joined["clean_logits"]), settings.model)
         report = summarize(folder.run, folder.batches, folder.sanity or {})
-        return Evaluation(report, folder.run, records, **joined, dataset=images, out=folder.path)
+        names = {
+            "class_names": names_of_classes(classifier, images),
+            "other_names": names_that_differ(classifier, images),
+        }
+        return Evaluation(report, folder.run, records, **joined, dataset=images, out=folder.path, **names)
+
+
+def _finished(folder: RunFolder, classifier: Any, images: Dataset, settings: EvaluationSettings) -> Evaluation:
+    """What the folder of a finished run holds."""
+    arrays = [folder.arrays(index) for index in range(len(folder.batches))]
+    joined = {
+        name: np.concatenate([part[name] for part in arrays])
+        for name in ("x_adv", "clean_logits", "adversarial_logits")
+    }
+    refuse_meaningless(torch.from_numpy(joined["clean_logits"]), settings.model)
+    records = [record for batch in folder.batches for record in batch["images"]]
+    report = summarize(folder.run, folder.batches, folder.sanity or {})
+    names = {"class_names": names_of_classes(classifier, images), "other_names": names_that_differ(classifier, images)}
+    return Evaluation(report, folder.run, records, **joined, dataset=images, out=folder.path, **names)
 
 
 def _processes() -> tuple[int, int]:

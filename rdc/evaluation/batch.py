@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,11 +26,14 @@ from torch import Tensor
 
 from rdc.attacks import AttackResult
 from rdc.attacks.registry import AttackSpec, applies
+from rdc.errors import ConfigError, InputError
 from rdc.evaluation.attacking import Bench, run_attack
 from rdc.evaluation.sanity import check_output
 from rdc.evaluation.settings import EvaluationSettings
 
-__all__ = ["BatchResult", "evaluate_batch"]
+__all__ = ["BatchResult", "evaluate_batch", "refuse_meaningless"]
+
+_MOST_BYTES = 8 * 2**30  # of answers kept at once
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -68,11 +72,18 @@ def evaluate_batch(
         settings: what to do.
         index: number of the batch; batch 0 also checks the classifier's output.
         progress: called with attack, step, steps, restart, restarts, active, robust, total.
+
+    Raises:
+        ConfigError: more answers would be kept than fit into memory.
+        InputError: the answers to the first batch mean nothing, see :func:`refuse_meaningless`.
     """
     begun = time.monotonic()
     pixels, labels = pixels.to(classifier.device), labels.to(classifier.device)
     judge = _judge(classifier, settings, index)
+    _check_size(settings, len(pixels), classifier.num_classes)
     rounds = [_Round(classifier, pixels, labels, ids, settings, index, policy, judge) for policy in settings.policies]
+    if index == 0 and (len(pixels) > 1 or settings.n == 1):
+        refuse_meaningless(rounds[0].clean.logits, settings.model)
     checks = check_output(rounds[0].bench.model(), pixels) if index == 0 else {}
     for around in rounds:
         for spec in settings.specs:
@@ -98,6 +109,41 @@ def evaluate_batch(
         "adversarial_logits": torch.stack([rounds[which].final.logits[row] for row, which in enumerate(shown)]),
     }
     return BatchResult(images, totals, {name: value.float().cpu().numpy() for name, value in arrays.items()})
+
+
+def refuse_meaningless(logits: Tensor, model: str) -> None:
+    """Refuse answers none of which decides anything; some that are not finite are counted and flagged instead.
+
+    Args:
+        logits: [n, K], answers to clean images.
+        model: what to call the model in the error.
+
+    Raises:
+        InputError: every image has NaN or infinity in its answer, or every answer is the same for all classes.
+    """
+    advice = "Check its weights, its noise levels (--levels) and its --precision; nothing was kept of these images"
+    bad = logits.isnan().any(1) | (logits == math.inf).any(1) | logits.isneginf().all(1)
+    if bool(bad.all()):
+        seen = "NaN" if logits.isnan().any() else "infinity"
+        raise InputError(
+            f"model {model}: expected finite logits; its answers to all of the {len(logits)} images looked at hold {seen}. {advice}"
+        )
+    if logits.shape[1] > 1 and len(logits) > 1 and bool((logits == logits[:, :1]).all()):
+        raise InputError(
+            f"model {model}: expected logits that tell classes apart; to each of the {len(logits)} images looked at it gives all "
+            f"{logits.shape[1]} classes the same value ({float(logits[0, 0]):.4g}). {advice}"
+        )
+
+
+def _check_size(settings: EvaluationSettings, n: int, classes: int) -> None:
+    """Answers of all submissions of a batch are kept at once."""
+    times = 1 if settings.policies == ("known",) and not settings.attacks else settings.resubmissions
+    size = 4 * times * n * classes
+    if size > _MOST_BYTES:
+        raise ConfigError(
+            f"resubmissions: {times:,} answers to {n:,} images of {classes:,} classes take {size / 2**30:,.0f} GiB; expected at most "
+            f"{_MOST_BYTES / 2**30:.0f} GiB. Lower --resubmissions or --batch"
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -291,5 +337,6 @@ def _history(name: str, result: AttackResult, place: int, share: float, policy: 
         "blind_steps": int(result.zero_gradient_steps[place]),
     }
     if getattr(result, "flow_penalty", None) is not None:
-        found["flow_penalty"] = round(float(result.flow_penalty[place]), 6)
+        penalty = float(result.flow_penalty[place])
+        found["flow_penalty"] = round(penalty, 6) if math.isfinite(penalty) else None
     return found

@@ -147,6 +147,8 @@ def no_effect(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
     if not pair or pair[0]["accuracy"] == 0:
         return None
     first, last = pair
+    if first["loss"] is None or last["loss"] is None:
+        return None
     if last["accuracy"] < first["accuracy"] or last["loss"] > first["loss"] + 1e-3 * abs(first["loss"]):
         return None
     short, full = _found(totals, "steps")
@@ -166,14 +168,16 @@ def large_eps(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
 
 def not_monotone(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
     path = _found(totals, "path")
-    if not path or path["falls"] <= 0.3:
+    if path and path["gain"] is None:
+        return "the loss along the gradient is not finite"
+    if not path or path["falls"] is None or path["falls"] <= 0.3:
         return None
     return f"the loss fell in {100 * path['falls']:.0f} % of the steps along the gradient"
 
 
 def unused(identity: dict[str, Any], totals: dict[str, Any]) -> str | None:
     path = _found(totals, "path")
-    if not path or path["used"] >= 0.8:
+    if not path or path["used"] is None or path["used"] >= 0.8:
         return None
     return f"after {path['steps']} steps of eps/8 images have moved {100 * path['used']:.0f} % of eps"
 

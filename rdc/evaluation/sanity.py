@@ -93,9 +93,10 @@ def run_sanity(
         progress: as of ``evaluate_batch``.
 
     Returns:
-        JSON values: ``n`` images that are right when clean, ``budgets`` and ``steps`` (accuracy and mean loss for growing
-        eps and growing length), ``large_eps``, ``path`` (does the loss rise, is the budget used), ``gradient`` (does
-        it depend on the image, how many entries are zero), ``bpda`` and ``fresh`` (accuracies beside each other).
+        JSON values (None where a figure is not finite): ``n`` images that are right when clean, ``budgets`` and ``steps``
+        (accuracy and mean loss for growing eps and growing length), ``large_eps``, ``path`` (does the loss rise, is the
+        budget used), ``gradient`` (does it depend on the image, how many entries are zero), ``bpda`` and ``fresh``
+        (accuracies beside each other).
     """
     if settings.norm not in ("linf", "l2") or not settings.sanity:
         return {}
@@ -139,7 +140,8 @@ class _Probe:
         self.bench, self.settings, self.progress, self.extra = bench, settings, progress, 0
         self.fresh_policy = bench.policy == "fresh"
         with torch.no_grad():
-            right = (bench.model()(pixels).argmax(1) == labels).nonzero()[:, 0]
+            logits = bench.model()(pixels)
+        right = ((logits.argmax(1) == labels) & ~logits.isnan().any(1)).nonzero()[:, 0]
         self.pixels, self.labels, self.ids, self.n = pixels[right], labels[right], ids[right.cpu()], len(right)
 
     def _arguments(self, model: Any) -> dict[str, Any]:
@@ -151,8 +153,8 @@ class _Probe:
         model = self.bench.model(gradient)
         threat = ThreatModel(self.settings.norm, eps)
         result = apgd(model, self.pixels, self.labels, threat, steps=steps, loss="margin", **self._arguments(model))
-        loss = float(result.best_loss.clamp(min=-1e30, max=1e30).mean())
-        return {"eps": eps, "steps": steps, "accuracy": result.accuracy, "loss": loss}
+        loss = result.best_loss.clamp(min=-1e30, max=1e30).mean()
+        return {"eps": eps, "steps": steps, "accuracy": result.accuracy, "loss": _finite(loss)}
 
     def fresh(self, eps: float, steps: int) -> float:
         """Accuracy, average of draws, where the defence draws fresh noise and the attacker averages a few."""
@@ -196,16 +198,22 @@ class _Probe:
         first = gradients[0].flatten(1)
         return {
             "path": {
-                "falls": float(falls),
-                "gain": float((loss[-1] - loss[0]).clamp(-1e30, 1e30).mean()),
-                "used": float((distance(x, self.pixels, settings.norm) / eps).mean()) if eps else 1.0,
+                "falls": _finite(falls),
+                "gain": _finite((loss[-1] - loss[0]).clamp(-1e30, 1e30).mean()),
+                "used": _finite((distance(x, self.pixels, settings.norm) / eps).mean()) if eps else 1.0,
                 "steps": _PATH_STEPS,
             },
             "gradient": {
-                "zero_entries": float((first == 0).double().mean()),
-                "constant": _constant(gradients),
+                "zero_entries": _finite((first == 0).double().mean()),
+                "constant": _finite(_constant(gradients)),
             },
         }
+
+
+def _finite(value: Any) -> float | None:
+    """A number as JSON can hold it; None for NaN and infinity."""
+    value = float(value)
+    return value if math.isfinite(value) else None
 
 
 def _constant(gradients: list[Tensor]) -> float:

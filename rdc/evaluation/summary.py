@@ -139,8 +139,11 @@ def accuracy_per_step(attacks: list[dict[str, Any]], images: list[dict[str, Any]
 def accuracy_per_class(images: list[dict[str, Any]], num_classes: int) -> list[dict[str, Any]]:
     """Per class: n, and how many are right, in all draws, when clean and under attack (None without attacks)."""
     rows = []
+    of_class: dict[int, list[dict[str, Any]]] = {}
+    for record in images:
+        of_class.setdefault(record["label"], []).append(record)
     for label in range(num_classes):
-        members = [record for record in images if record["label"] == label]
+        members = of_class.get(label, [])
         robust = [record["robust"] for record in members]
         rows.append(
             {

@@ -1,4 +1,4 @@
-"""Plots of a comparison as PNG: all images of all measures, attack paths, slices. No global matplotlib state."""
+"""Plots of a comparison as PNG: all images of all measures, attack paths, slices. See :mod:`rdc.drawing`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rdc.drawing import drawing, shown
 from rdc.storage.files import atomic_write
 
 __all__ = ["write_plots"]
@@ -37,6 +38,7 @@ _AT_MOST_ONE = {"redraws.cosine", "bpda.cosine", "images.cosine_abs", "path.cosi
 _STYLES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1, 1.5)))
 
 
+@drawing()
 def write_plots(report: dict[str, Any], out: str | os.PathLike[str]) -> dict[str, Path]:
     """Draw ``gradients.png``, and where measured ``gradients-paths.png`` and ``gradients-slices.png``.
 
@@ -78,7 +80,7 @@ def _overview(report: dict[str, Any]) -> Any:
     grid[0, 0].set_ylim(len(models) - 0.45, -0.6)
     settings = report["settings"]
     figure.suptitle(
-        f"Input gradients on {report['dataset']}, {settings['n']} images: each dot an image, "
+        f"Input gradients on {shown(report['dataset'])}, {settings['n']} images: each dot an image, "
         "bar: median with 95 % interval",
         x=0.01, ha="left", fontsize=11, color=INK,
     )  # fmt: skip
@@ -163,7 +165,9 @@ def _paths(report: dict[str, Any]) -> Any:
             curve = {key: np.array(values, dtype=float) for key, values in model["path"][name].items()}  # None -> nan
             steps = np.arange(at, at + len(curve["mean"]))
             axes.fill_between(steps, curve["q25"], curve["q75"], color=look["color"], alpha=0.12, linewidth=0)
-            axes.plot(steps, curve["mean"], linewidth=1.8, marker="o", markersize=3, label=model["label"], **look)
+            axes.plot(
+                steps, curve["mean"], linewidth=1.8, marker="o", markersize=3, label=shown(model["label"]), **look
+            )
     left.set_ylabel("scaled log-odds, gain since the image")
     left.set_title("Gain of the loss", fontsize=10, loc="left", color=INK)
     right.set_ylabel("cosine")
@@ -206,7 +210,7 @@ def _slices(report: dict[str, Any]) -> Any:
             image = _one_slice(axes, model["slices"][column], top or 1.0, settings)
             if row == 0:
                 record = model["images"][column]
-                name = names[record["label"]] if record["label"] < len(names) else record["label"]
+                name = shown(names[record["label"]], 24) if record["label"] < len(names) else record["label"]
                 axes.set_title(f"image {record['image']}: {name}", fontsize=9.5, color=INK)
         grid[row, 0].set_ylabel(f"{_short(model['label'])}\nrandom / eps", fontsize=9, color=INK)
     for axes in grid[-1]:
@@ -252,11 +256,11 @@ def _ball(settings: dict[str, Any]) -> str:
 
 
 def _short(label: str) -> str:
-    return label if len(label) <= 30 else label[:29] + "…"
+    return shown(label, 30)
 
 
 def _wrapped(label: str) -> str:
-    lines = textwrap.wrap(label, 22) or [label]
+    lines = textwrap.wrap(shown(label), 22) or [shown(label)]
     return "\n".join(lines[:2] if len(lines) <= 2 else [lines[0], lines[1][:21] + "…"])
 
 

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from rdc.drawing import drawing, shown
 from rdc.reports.plots import BLUE, GREEN, INK, LINE, MUTED, RED, _figure, _png
 
 __all__ = ["reliability_plot", "risk_coverage_plot", "score_plot"]
 
 
+@drawing()
 def reliability_plot(rows: Mapping[str, list[float]], error: float) -> bytes:
     """Accuracy against confidence in bins; below it, how many images each bin has.
 
@@ -32,6 +34,7 @@ def reliability_plot(rows: Mapping[str, list[float]], error: float) -> bytes:
     return _png(figure)
 
 
+@drawing()
 def risk_coverage_plot(coverage: np.ndarray, risk: np.ndarray) -> bytes:
     """Error rate (%) of the most confident share (%) of the images."""
     figure, (axes,) = _figure(4.6, 3.6, 1)
@@ -40,13 +43,14 @@ def risk_coverage_plot(coverage: np.ndarray, risk: np.ndarray) -> bytes:
     return _png(figure)
 
 
+@drawing()
 def score_plot(like: np.ndarray, unlike: Mapping[str, np.ndarray]) -> bytes:
     """Histograms of scores: images like the training data against others, by name."""
     figure, axes = _figure(max(4.6, 2.8 * len(unlike)), 2.6, len(unlike))
     everything = np.log10(np.concatenate([like, *unlike.values()]) + 1e-9)
     edges = np.linspace(*np.quantile(everything, [0.001, 0.999]), 50)
     for axis, (name, scores) in zip(axes, unlike.items(), strict=True):
-        for values, colour, label in ((like, GREEN, "test images"), (scores, RED, name)):
+        for values, colour, label in ((like, GREEN, "test images"), (scores, RED, shown(name))):
             axis.hist(np.log10(values + 1e-9), edges, density=True, color=colour, alpha=0.45, label=label)
         axis.legend(frameon=False, fontsize=8)
         axis.set_yticks([])

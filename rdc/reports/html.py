@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rdc.evaluation import Evaluation, accuracy_per_class, accuracy_per_step
+from rdc.plain_text import printable
 from rdc.reports.pictures import Gallery, difference_picture, picture
 from rdc.reports.plots import losses_plot, steps_plot
 from rdc.reports.style import CSS
@@ -50,7 +51,7 @@ def html_report(evaluation: Evaluation, gallery: Gallery) -> str:
 
 
 def _e(text: object) -> str:
-    return html.escape(str(text))
+    return html.escape(printable(text))
 
 
 def _tag(name: str, content: object, kind: str = "") -> str:
@@ -242,7 +243,9 @@ def _steps(evaluation: Evaluation) -> str:
 
 
 def _verdict(evaluation: Evaluation, row: int, logits: np.ndarray) -> str:
-    record, names = evaluation.images[row], evaluation.dataset.class_names
+    record, names = evaluation.images[row], evaluation.class_names
+    if not np.isfinite(logits).all():
+        return _tag("span", "no decision", "wrong") + f"<br>{_tag('span', 'not finite', 'muted')}"
     k = int(logits.argmax())
     shares = np.exp(logits.astype(np.float64) - logits.max())
     name = _tag("span", _e(names[k]), "right" if k == record["label"] else "wrong")
@@ -250,7 +253,7 @@ def _verdict(evaluation: Evaluation, row: int, logits: np.ndarray) -> str:
 
 
 def _pictures(evaluation: Evaluation, gallery: Gallery) -> str:
-    settings, names = evaluation.settings, evaluation.dataset.class_names
+    settings, names = evaluation.settings, evaluation.class_names
     records = [evaluation.images[row] for row in gallery.rows]
 
     def line(name: str, cells: list[str], kind: str = "row") -> str:
@@ -294,7 +297,7 @@ def _pictures(evaluation: Evaluation, gallery: Gallery) -> str:
 def _losses(evaluation: Evaluation, gallery: Gallery) -> str:
     if not gallery.losses:
         return ""
-    names = evaluation.dataset.class_names
+    names = evaluation.class_names
     blocks = []
     for row, (clean, adversarial) in gallery.losses.items():
         record = evaluation.images[row]
@@ -314,12 +317,16 @@ def _losses(evaluation: Evaluation, gallery: Gallery) -> str:
 
 
 def _classes(evaluation: Evaluation) -> str:
-    names = evaluation.dataset.class_names
+    names = evaluation.class_names
     kinds = ("clean", "robust") if evaluation.settings["attacks"] else ("clean",)
     head = [("class", ""), ("images", "n")]
     for kind in kinds:
         head += [(kind, "n"), ("", ""), ("", "")]
     rows = [_row(*head, name="th")]
+    about = ""
+    if evaluation.other_names:
+        pairs = ", ".join(f"{ours} is {theirs} there" for ours, theirs in evaluation.other_names[:5])
+        about = _e(f"Names are the data set's; the model has others: {pairs}. The numbers of the classes decide.")
     for entry in accuracy_per_class(evaluation.images, len(names)):
         if not entry["n"]:
             continue
@@ -329,7 +336,7 @@ def _classes(evaluation: Evaluation) -> str:
             bar = f'<div class="scale {kind}"><div class="band" style="left:0;width:{share:.2f}%"></div></div>'
             cells += [(entry[kind], "n"), (bar, ""), (f"{share:.0f} %", "n")]
         rows.append(_row(*cells))
-    return _section("By class", "", _tag("table", "\n".join(rows)))
+    return _section("By class", about, _tag("table", "\n".join(rows)))
 
 
 def _settings(evaluation: Evaluation) -> str:

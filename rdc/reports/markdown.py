@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rdc.evaluation import Evaluation
+from rdc.plain_text import printable
 from rdc.reports.words import budget, level_words, lm_words, noise_words, rate
 
 __all__ = ["COLUMNS", "markdown_report", "markdown_row"]
@@ -17,19 +18,19 @@ def markdown_row(evaluation: Evaluation) -> str:
     if attacks:
         attacks += f", {settings['steps']} steps x {settings['restarts']}"
     cells = (
-        report["model"],
-        f"{report['dataset']} {settings['split']} {settings['start']}..{settings['start'] + report['n'] - 1}",
-        level_words(report["classifier"]),
-        lm_words(report["classifier"]),
+        _text(report["model"]),
+        _text(f"{report['dataset']} {settings['split']} {settings['start']}..{settings['start'] + report['n'] - 1}"),
+        _text(level_words(report["classifier"])),
+        _text(lm_words(report["classifier"])),
         budget(settings) if attacks else "–",
         attacks or "none",
         settings["gradient"] or "–",
         noise_words(settings),
         rate(report["clean"]),
         rate(report["robust"]),
-        f"`{report['command']}`",
+        _code(report["command"]),
     )
-    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def markdown_report(evaluation: Evaluation) -> str:
@@ -37,3 +38,18 @@ def markdown_report(evaluation: Evaluation) -> str:
     head = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS)
     flags = [flag["name"] for flag in evaluation.report["flags"]]
     return f"{head}\n{markdown_row(evaluation)}\n" + (f"\nFlags: {', '.join(flags)}\n" if flags else "")
+
+
+def _text(value: object) -> str:
+    """Without line breaks, tags, links, code and emphasis."""
+    text = printable(value).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{character}" if character in "\\`*[]" else character for character in text)
+
+
+def _code(value: object) -> str:
+    """A code span; its fence is longer than any run of back quotes inside."""
+    text, fence = printable(value), "`"
+    while fence in text:
+        fence += "`"
+    pad = " " if text.startswith("`") or text.endswith("`") else ""
+    return f"{fence}{pad}{text}{pad}{fence}"

@@ -27,7 +27,7 @@ class Gallery:
             another purifier; None without.
         gain: factor by which the difference is amplified; what it maps to full colour is 1 / gain.
         losses: {position: (clean [T, K], adversarial [T, K] or None)}, weighted class losses per level of some rows;
-            empty if the model is no diffusion classifier.
+            empty if the model is no diffusion classifier, without those that are not finite.
         sigma: T noise levels.
     """
 
@@ -80,7 +80,8 @@ def _losses(
         pair = torch.from_numpy(np.stack([clean[place], adversarial[place]])).to(model.device)
         with torch.no_grad():
             per_level = model.losses_per_level(pair).double().cpu().numpy() * np.asarray(levels["weight"])[:, None]
-        found[rows[place]] = (per_level[0], per_level[1] if attacked else None)
+        if np.isfinite(per_level[: 1 + attacked]).all():
+            found[rows[place]] = (per_level[0], per_level[1] if attacked else None)
     return found, np.asarray(levels["sigma"])
 
 
@@ -113,7 +114,7 @@ def _varied(rows: list[int], records: list[dict[str, Any]], count: int) -> list[
 
 def picture(pixels: np.ndarray) -> bytes:
     """PNG of one image [C, H, W] in [0, 1], C 1 or 3."""
-    grey = np.clip(np.rint(255 * pixels), 0, 255).astype(np.uint8)
+    grey = np.clip(np.rint(255 * np.nan_to_num(pixels)), 0, 255).astype(np.uint8)
     return _png(grey[0] if grey.shape[0] == 1 else grey.transpose(1, 2, 0))
 
 

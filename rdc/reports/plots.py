@@ -1,4 +1,4 @@
-"""Plots of the HTML page as PNG; Agg only, no global matplotlib state."""
+"""Plots of the HTML page as PNG (:mod:`rdc.drawing`)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from rdc.drawing import drawing, shown
+
 __all__ = ["losses_plot", "steps_plot"]
 
 INK, MUTED, LINE, BLUE, GREEN, RED = "#1b2330", "#667085", "#e4e7ec", "#2456c8", "#18794e", "#c0392b"
 _NEAR = 2  # classes whose losses set the frame of a losses plot
 
 
+@drawing()
 def steps_plot(curves: Sequence[Any], clean: dict[str, Any], robust: dict[str, Any]) -> bytes:
     """Accuracy (%) while attacks go on, attacks side by side, each as wide as any other.
 
@@ -69,6 +72,7 @@ def _attack_label(curve: Any, attacks: int) -> str:
     return f"{name}\n{curve.steps}{restarts} step{'s' if curve.steps != 1 or restarts else ''}"
 
 
+@drawing()
 def losses_plot(
     sigma: np.ndarray,
     clean: np.ndarray,
@@ -104,7 +108,7 @@ def losses_plot(
         for k in reversed(rivals):
             front = k == rivals[0]
             colour = (RED if totals[k] < 0 else "#b7791f") if front else "#c3c9d4"
-            text = f"{names[k]}: sum {totals[k]:+.3g}" if front else None
+            text = f"{shown(names[k], 40)}: sum {totals[k]:+.3g}" if front else None
             axes.plot(
                 sigma[order],
                 relative[:, k],
@@ -115,10 +119,10 @@ def losses_plot(
                 label=text,
                 zorder=3 if front else 2,
             )
-        axes.axhline(0, color=GREEN, linewidth=1.6, label=f"{names[label]} (true)", zorder=2.5)
+        axes.axhline(0, color=GREEN, linewidth=1.6, label=f"{shown(names[label], 40)} (true)", zorder=2.5)
         if len(rivals) > 1:
             axes.plot([], [], color="#c3c9d4", linewidth=0.9, label=f"{len(rivals) - 1} other classes")
-        verdict = "right" if decision == label else f"taken for {names[decision]}"
+        verdict = "right" if decision == label else f"taken for {shown(names[decision], 40)}"
         axes.set_title(f"{title}: {verdict}", fontsize=10, color=INK if decision == label else RED, loc="left")
         axes.set_xlabel("noise level sigma")
         if len(sigma) > 1:

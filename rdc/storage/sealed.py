@@ -15,8 +15,9 @@ from typing import Any
 
 from rdc.errors import DataError, RdcError
 from rdc.storage.json_files import JSON_BYTES, parse_json, read_json, write_json
+from rdc.storage.reading import reading
 
-__all__ = ["Sealed", "digest_of", "open_line", "read_sealed", "seal_line", "write_sealed"]
+__all__ = ["Sealed", "digest_of", "line_body", "open_line", "read_sealed", "seal_line", "write_sealed"]
 
 _DIGEST, _CRC = "digest", "crc"
 _SEAL = re.compile(rb', "crc": "([0-9a-f]{8})"\}')
@@ -74,6 +75,21 @@ def seal_line(record: dict[str, Any]) -> bytes:
     return b'%b, "crc": "%08x"}\n' % (body[:-1], zlib.crc32(body))
 
 
+def line_body(line: bytes) -> tuple[bytes, bool]:
+    """A line's JSON without its CRC, and whether it had one.
+
+    Raises:
+        ValueError: it is not what its CRC says.
+    """
+    found = _SEAL.fullmatch(line, max(0, len(line) - _LENGTH))
+    if found is None:
+        return line, False
+    body = line[: found.start()] + b"}"
+    if zlib.crc32(body) != int(found[1], 16):
+        raise ValueError("it does not have the checksum that it names")
+    return body, True
+
+
 def open_line(line: bytes, name: str, error: type[RdcError] = DataError) -> Sealed:
     """The record of a line without its line break.
 
@@ -85,13 +101,9 @@ def open_line(line: bytes, name: str, error: type[RdcError] = DataError) -> Seal
     Raises:
         RdcError: (of the class given) it is no JSON object, or not what its CRC says.
     """
-    found = _SEAL.fullmatch(line, max(0, len(line) - _LENGTH))
-    if found is None:
-        record = parse_json(line, name, error, kind=dict)
+    with reading(name, error, "a line that rdc wrote"):
+        body, sealed = line_body(line)
+        record = parse_json(body, name, error, kind=dict)
         if _CRC in record:
-            raise error(f"{name}: its checksum is damaged")
-        return record, False
-    body = line[: found.start()] + b"}"
-    if zlib.crc32(body) != int(found[1], 16):
-        raise error(f"{name}: it does not have the checksum that it names")
-    return parse_json(body, name, error, kind=dict), True
+            raise ValueError("its checksum is damaged")
+    return record, sealed
