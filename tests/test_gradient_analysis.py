@@ -487,6 +487,7 @@ def test_finished_models_are_not_measured_again(finished, tiny, monkeypatch, cap
     monkeypatch.setattr(comparison, "analyze_model", lambda *arguments: 1 / 0)
     assert main(command(tiny, finished, "@label=DC", LM, more=["--quiet", "--format", "json"])) == 0
     assert [model["label"] for model in json.loads(capsys.readouterr().out)["models"]] == ["DC", "RDC"]
+    monkeypatch.setenv("RDC_DEBUG", "1")  # errors as they are
     with pytest.raises(ZeroDivisionError):
         main(command(tiny, finished, "@lm=paper-v2,steps=3", more=["--quiet"]))
 

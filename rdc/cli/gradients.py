@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from rdc.cli.options import add_image_options, add_model_options, load_classifier
+from rdc.cli.options import add_image_options, add_model_options, load_classifier, need
+from rdc.cli.shell import command_line
+from rdc.errors import one_line
 
 _HERE = {"--overwrite", "--quiet"}  # options that do not belong in the recorded command
 _PARTS = ("levels", "lm")  # settings of one model, after @, that stand for a command's option
@@ -93,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     names = ("n", "split", "start", "draws", "norm", "eps", "eps_l2", "samples", "ascent_steps", "steps", "slices")
     names += ("grid", "logit_scale", "seed", "batch")
     settings = GradientSettings(dataset=args.data, **{name: getattr(args, name) for name in names})
+    need("matplotlib")  # for the plots
     texts = [parse_model(text) for text in args.model or ["fashion-mnist"]]
     dataset = load_dataset(args.data, args.split, args.data_root, progress=not args.quiet)
     models = [_named(args, text, dataset) for text in texts]
@@ -108,16 +110,16 @@ def run(args: argparse.Namespace) -> int:
             dataset,
             settings,
             out,
-            command=shlex.join(["rdc", *(word for word in args.argv if word not in _HERE)]),
+            command=command_line(args.argv, without=_HERE),
             overwrite=args.overwrite,
             progress=not args.quiet,
             on_model=count,
         )
         files = write_plots(report, out)
     except KeyboardInterrupt:
-        again = shlex.join(["rdc", *(word for word in args.argv if word != "--overwrite")])
-        kept = f"{done[0]} of {len(models)} models are finished and kept in {out}"
-        raise KeyboardInterrupt(f"{kept}; to continue, run the same command again:\n  {again}") from None
+        again = command_line(args.argv, without=["--overwrite"])
+        kept = f"{done[0]} of {len(models)} models are finished and kept in {one_line(out, 400)}"
+        raise KeyboardInterrupt(f"{kept}; to continue, run the same command again:", f"  {again}") from None
     print(json.dumps(report, indent=2) if args.format == "json" else comparison_table(report))
     if not args.quiet:
         print(

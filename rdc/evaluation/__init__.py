@@ -17,7 +17,8 @@ import torch
 import rdc
 from rdc.data import Dataset
 from rdc.errors import ConfigError
-from rdc.evaluation.batch import evaluate_batch, refuse_meaningless
+from rdc.evaluation.answers import refuse_meaningless
+from rdc.evaluation.batch import evaluate_batch
 from rdc.evaluation.class_names import names_of_classes, names_that_differ
 from rdc.evaluation.folder import RunFolder
 from rdc.evaluation.progress import ProgressBars, sanity_line
@@ -103,7 +104,7 @@ def evaluate(
     Raises:
         ConfigError: settings that do not fit the data or the model, or a folder of another command.
         DataError: the folder's files are damaged.
-        InputError: the model's answers mean nothing, see ``rdc.evaluation.batch.refuse_meaningless``.
+        InputError: the model's answers mean nothing, see ``rdc.evaluation.answers``.
     """
     images = _chosen(classifier, dataset, settings)
     radius = settings.radius if settings.attacks else None
@@ -125,19 +126,7 @@ def evaluate(
             folder.keep_sanity(_sanity(classifier, images, settings, progress))
         _run(classifier, images, settings, folder, progress and shard[0] == 0, on_batch, shard)
         _finish(folder, shard)
-        arrays = [folder.arrays(index) for index in range(len(folder.batches))]
-        joined = {
-            name: np.concatenate([part[name] for part in arrays])
-            for name in ("x_adv", "clean_logits", "adversarial_logits")
-        }
-        records = [record for batch in folder.batches for record in batch["images"]]
-        refuse_meaningless(torch.from_numpy(joined["clean_logits"]), settings.model)
-        report = summarize(folder.run, folder.batches, folder.sanity or {})
-        names = {
-            "class_names": names_of_classes(classifier, images),
-            "other_names": names_that_differ(classifier, images),
-        }
-        return Evaluation(report, folder.run, records, **joined, dataset=images, out=folder.path, **names)
+        return _finished(folder, classifier, images, settings)
 
 
 def _finished(folder: RunFolder, classifier: Any, images: Dataset, settings: EvaluationSettings) -> Evaluation:

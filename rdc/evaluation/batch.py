@@ -26,12 +26,13 @@ from torch import Tensor
 
 from rdc.attacks import AttackResult
 from rdc.attacks.registry import AttackSpec, applies
-from rdc.errors import ConfigError, InputError
+from rdc.errors import ConfigError
+from rdc.evaluation.answers import refuse_meaningless
 from rdc.evaluation.attacking import Bench, run_attack
 from rdc.evaluation.sanity import check_output
 from rdc.evaluation.settings import EvaluationSettings
 
-__all__ = ["BatchResult", "evaluate_batch", "refuse_meaningless"]
+__all__ = ["BatchResult", "evaluate_batch"]
 
 _MOST_BYTES = 8 * 2**30  # of answers kept at once
 
@@ -75,7 +76,7 @@ def evaluate_batch(
 
     Raises:
         ConfigError: more answers would be kept than fit into memory.
-        InputError: the answers to the first batch mean nothing, see :func:`refuse_meaningless`.
+        InputError: the answers to the first batch mean nothing, see ``rdc.evaluation.answers``.
     """
     begun = time.monotonic()
     pixels, labels = pixels.to(classifier.device), labels.to(classifier.device)
@@ -109,30 +110,6 @@ def evaluate_batch(
         "adversarial_logits": torch.stack([rounds[which].final.logits[row] for row, which in enumerate(shown)]),
     }
     return BatchResult(images, totals, {name: value.float().cpu().numpy() for name, value in arrays.items()})
-
-
-def refuse_meaningless(logits: Tensor, model: str) -> None:
-    """Refuse answers none of which decides anything; some that are not finite are counted and flagged instead.
-
-    Args:
-        logits: [n, K], answers to clean images.
-        model: what to call the model in the error.
-
-    Raises:
-        InputError: every image has NaN or infinity in its answer, or every answer is the same for all classes.
-    """
-    advice = "Check its weights, its noise levels (--levels) and its --precision; nothing was kept of these images"
-    bad = logits.isnan().any(1) | (logits == math.inf).any(1) | logits.isneginf().all(1)
-    if bool(bad.all()):
-        seen = "NaN" if logits.isnan().any() else "infinity"
-        raise InputError(
-            f"model {model}: expected finite logits; its answers to all of the {len(logits)} images looked at hold {seen}. {advice}"
-        )
-    if logits.shape[1] > 1 and len(logits) > 1 and bool((logits == logits[:, :1]).all()):
-        raise InputError(
-            f"model {model}: expected logits that tell classes apart; to each of the {len(logits)} images looked at it gives all "
-            f"{logits.shape[1]} classes the same value ({float(logits[0, 0]):.4g}). {advice}"
-        )
 
 
 def _check_size(settings: EvaluationSettings, n: int, classes: int) -> None:

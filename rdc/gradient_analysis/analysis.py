@@ -14,7 +14,8 @@ from torch import Tensor
 
 from rdc.attacks.losses import Objective
 from rdc.attacks.threat_model import check_images
-from rdc.errors import RdcError
+from rdc.errors import ConfigError, InputError, RdcError
+from rdc.evaluation.answers import meaningless
 from rdc.gradient_analysis.landscape import attack_path, margin_slice, slice_directions
 from rdc.gradient_analysis.measures import (
     gradient_agreement,
@@ -30,6 +31,7 @@ __all__ = ["STAGES", "analyze_model"]
 
 #: parts of the work on a chunk of images, in order
 STAGES = ("gradients", "redraws", "jacobian", "lipschitz linf", "lipschitz l2", "slices", "path", "bpda")
+_MOST_BYTES = 8 * 2**30  # of gradients kept at once
 MAX_COMPARED = 256  # images whose gradients are compared with one another
 
 Progress = Callable[[str, int], None]
@@ -144,6 +146,9 @@ class _Work:
         objective = Objective(watched, "margin", logit_scale=self.settings.logit_scale)
         correct, _, scale = objective.start(x, y)  # also checks the answer's type and shape
         logits = seen[0].detach().double()
+        wrong = meaningless(logits) if not self.images and (len(x) > 1 or self.settings.n == 1) else None
+        if wrong is not None:
+            raise InputError(f"{wrong}. Check the weights, the noise levels and the precision")
         self.count[0] += len(x)
         self.classes = logits.shape[1]
         margins = Probe(lambda _: logits, y, scale).margin(x)
@@ -163,6 +168,12 @@ class _Work:
     def _redraws(self, x: Tensor, y: Tensor, scale: Tensor, fixed: np.ndarray) -> None:
         draws = self.settings.draws
         if self.stochastic and draws:
+            size = 8 * draws * fixed.size
+            if size > _MOST_BYTES:
+                raise ConfigError(
+                    f"draws: {draws:,} gradients of {len(x)} images take {size / 2**30:,.0f} GiB; expected at most "
+                    f"{_MOST_BYTES / 2**30:.0f} GiB. Lower --draws or --batch"
+                )
             fresh = self._fresh()
             probe = Probe(fresh, y, scale, getattr(fresh, "redraw", None), self.count)
             stack = np.stack([probe.gradient(x)[1].flatten(1).cpu().numpy() for _ in range(draws)])

@@ -1,8 +1,4 @@
-"""Several models beside each other: one folder, one part for each finished model, so that a killed run goes on.
-
-    run.json            what decides the figures of every model: settings, images
-    models/<name>.json  all measures of one finished model, with what identifies it; written atomically
-    gradients.json      the report; gradients.png, gradients-paths.png, gradients-slices.png  the plots
+"""Several models beside each other, in one folder (``folder.py``) that a killed run goes on in.
 
 A part is used again when the model's text, settings, weights, device and PyTorch are the same, and refused when they are not.
 """
@@ -14,23 +10,20 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from rdc.data import Dataset
-from rdc.errors import ConfigError, DataError, InputError
+from rdc.errors import ConfigError, InputError
 from rdc.evaluation import commit, versions, weights_digest
 from rdc.gradient_analysis.analysis import STAGES, analyze_model
+from rdc.gradient_analysis.folder import SCHEMA, ComparisonFolder
 from rdc.gradient_analysis.settings import GradientSettings
 from rdc.progress import bar, on_terminal
-from rdc.storage.json_files import read_json, write_json
+from rdc.storage.json_files import write_json
 
 __all__ = ["SCHEMA", "NamedModel", "compare_models"]
-
-SCHEMA = "rdc.gradients/1"
-_OURS = ("run.json", "gradients.json", "gradients.png", "gradients-paths.png", "gradients-slices.png")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,42 +70,57 @@ def compare_models(
         ``commit`` (of its measures) and what ``analyze_model`` returns.
 
     Raises:
-        ConfigError: settings that do not fit the data or a model, two equal labels, or a folder of another command.
+        ConfigError: settings that do not fit the data or a model, two equal labels, or a folder of another command or in use.
         DataError: a part is damaged.
+        InputError: a model's answers mean nothing, or it has no gradient.
     """
     _check_names(models)
     images = _chosen(models, dataset, settings)
     content = images.images.numpy().tobytes() + images.labels.numpy().tobytes()
     shared = {"schema": SCHEMA, "settings": settings.to_json(), "images": hashlib.sha256(content).hexdigest()[:16]}
-    folder = _Folder(out, shared, overwrite)
-    source, bar = commit(), _bar(len(models), settings, progress)
-    parts = []
+    with ComparisonFolder(out, shared, overwrite) as folder:
+        source = commit()
+        parts = _parts(models, images, settings, folder, source, progress, on_model)
+        report = {
+            "schema": SCHEMA,
+            "command": command or "python",
+            "commit": source,
+            "versions": versions(_device(models[0].model)),
+            "settings": settings.to_json(),
+            "dataset": images.name,
+            "class_names": list(images.class_names),
+            "models": [_entry(named, part) for named, part in zip(models, parts, strict=True)],
+        }
+        write_json(folder.path / "gradients.json", report)
+        return report
+
+
+def _parts(
+    models: Sequence[NamedModel],
+    images: Dataset,
+    settings: GradientSettings,
+    folder: ComparisonFolder,
+    source: str | None,
+    progress: bool,
+    on_model: Callable[[int, int], None] | None,
+) -> list[dict[str, Any]]:
+    """The measures of every model, kept as soon as they are there."""
+    bar, parts = _bar(len(models), settings, progress), []
     try:
         for number, named in enumerate(models, 1):
             bar.begin(named.label)
-            part = folder.load(named)
+            part = folder.load(named.label, named.text, _identity(named))
             if part is None:
                 found = _analyze(named, images, settings, bar)
                 part = {"identity": _identity(named), "label": named.label, "commit": source, **found}
-                folder.save(named, part)
+                folder.save(named.label, named.text, part)
             parts.append(part)
             bar.end(number)
             if on_model is not None:
                 on_model(number, len(models))
     finally:
         bar.close()
-    report = {
-        "schema": SCHEMA,
-        "command": command or "python",
-        "commit": source,
-        "versions": versions(_device(models[0].model)),
-        "settings": settings.to_json(),
-        "dataset": images.name,
-        "class_names": list(images.class_names),
-        "models": [_entry(named, part) for named, part in zip(models, parts, strict=True)],
-    }
-    write_json(folder.path / "gradients.json", report)
-    return report
+    return parts
 
 
 def _check_names(models: Sequence[NamedModel]) -> None:
@@ -178,91 +186,6 @@ def _identity(named: NamedModel) -> dict[str, Any]:
 def _device(model: Any) -> torch.device:
     device = getattr(model, "device", None)
     return torch.device(device) if isinstance(device, (str, torch.device)) else torch.device("cpu")
-
-
-class _Folder:
-    """The run's folder: refuses another command's results, keeps a part for each model."""
-
-    def __init__(self, path: str | os.PathLike[str], shared: dict[str, Any], overwrite: bool) -> None:
-        self.path = Path(path)
-        shared = json.loads(json.dumps(shared))
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"{self.path}: expected a folder for the results, this is a file. Choose another")
-        file = self.path / "run.json"
-        if not file.exists() and self.path.is_dir() and any(self.path.iterdir()):
-            raise ConfigError(
-                f"{self.path}: not empty, and no results of rdc gradients (no run.json). Choose a new or empty folder"
-            )
-        if file.exists():
-            there = _read(file)
-            if there.get("schema") != SCHEMA:
-                raise ConfigError(
-                    f"{self.path}: holds results that are none of rdc gradients ({SCHEMA}); choose another folder"
-                )
-            if overwrite:
-                self._clear()
-            else:
-                _compare(self.path, there, shared)
-        write_json(file, shared)
-
-    def _clear(self) -> None:
-        for name in _OURS:
-            (self.path / name).unlink(missing_ok=True)
-        for file in (self.path / "models").glob("*.json"):
-            file.unlink()
-
-    def _file(self, named: NamedModel) -> Path:
-        word = "".join(letter if letter.isalnum() or letter in ".-" else "-" for letter in named.label)[:60].strip("-.")
-        return self.path / "models" / f"{word}-{hashlib.sha256(named.text.encode()).hexdigest()[:8]}.json"
-
-    def load(self, named: NamedModel) -> dict[str, Any] | None:
-        """The part of a finished model; None if there is none."""
-        file = self._file(named)
-        if not file.exists():
-            return None
-        part = _read(file)
-        if not isinstance(part.get("identity"), dict) or "summary" not in part:
-            raise DataError(f"{file}: damaged. Delete it, or use --overwrite to start afresh")
-        _compare(file, part["identity"], _identity(named))
-        return part
-
-    def save(self, named: NamedModel, part: dict[str, Any]) -> None:
-        """Keep a finished model; on disk when this returns."""
-        write_json(self._file(named), part)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        value = read_json(file)
-    except ValueError as error:
-        raise DataError(f"{file}: damaged ({error}). Delete it, or use --overwrite to start afresh") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{file}: damaged (no JSON object). Delete it, or use --overwrite to start afresh")
-    return value
-
-
-def _compare(path: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
-    differences = list(_differences(there, now, ""))
-    if differences:
-        raise ConfigError(
-            f"{path} holds results of another command; nothing was changed. These differ:",
-            *(f"  {name}: {_short(old)} there, {_short(new)} now" for name, old, new in differences),
-            "Give the same settings to go on, name another --out, or use --overwrite to throw it away",
-        )
-
-
-def _differences(there: Any, now: Any, name: str) -> Any:
-    if isinstance(there, dict) and isinstance(now, dict):
-        for key in dict.fromkeys((*there, *now)):
-            inner = key if name in ("", "settings") else f"{name}.{key}"
-            yield from _differences(there.get(key), now.get(key), inner)
-    elif there != now:
-        yield name, there, now
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class _Bar:

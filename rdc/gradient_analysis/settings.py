@@ -14,6 +14,17 @@ __all__ = ["MODEL_SETTINGS", "GradientSettings", "ModelText", "parse_model"]
 
 #: settings that may follow a model's name, each after an ``@``
 MODEL_SETTINGS = ("levels", "lm", "gradient", "label")
+#: what takes a machine's memory or a year beyond these is a slip of the keyboard
+_MOST = {
+    "n": 10**8,
+    "draws": 10**5,
+    "samples": 10**6,
+    "ascent_steps": 10**6,
+    "steps": 10**5,
+    "grid": 2001,
+    "batch": 10**8,
+}
+_MOST_POINTS = 10**7  # of all slices together
 _SETTING = re.compile(r"@([A-Za-z_-]+)=")
 
 
@@ -69,6 +80,15 @@ class GradientSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name}: expected an integer >= {least}; got {value!r}")
+        for name, most in _MOST.items():
+            if getattr(self, name) > most:
+                raise ConfigError(f"{name}: expected at most {most:,}; got {getattr(self, name):,}")
+        drawn = min(self.slices, self.n) * self.grid**2
+        if drawn > _MOST_POINTS:
+            raise ConfigError(
+                f"grid: {self.grid} x {self.grid} points for each of {min(self.slices, self.n)} slices are {drawn:,}; expected at most "
+                f"{_MOST_POINTS:,}. Lower grid or slices"
+            )
         if self.draws == 1:
             raise ConfigError("draws: expected 0 (no redraws) or at least 2, whose gradients can be compared; got 1")
         if self.grid % 2 == 0:
