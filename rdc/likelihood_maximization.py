@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from rdc.denoiser import Denoiser
 from rdc.errors import ConfigError
 from rdc.noise import NoisePlan
+from rdc.opaque import opaque, opaque_with, transformed, wanted
 from rdc.timesteps import NoiseLevels, noise_levels, parse_levels
 
 __all__ = ["LM_PRESETS", "LikelihoodMaximization", "lm_penalty", "maximize_likelihood", "resolve_lm"]
@@ -230,12 +231,15 @@ def lm_penalty(denoiser: Denoiser, x0: Tensor, settings: LikelihoodMaximization,
         x0: [N, C, H, W] in [-1, 1].
         rows: network rows whose graph fits the memory; more are cut into pieces that the backward pass rebuilds.
     """
+    if transformed():
+        return opaque_with(denoiser, lambda plain: lm_penalty(denoiser, plain, settings, draw, rows), x0)
     levels = len(settings.levels) if settings.levels is not None else settings.levels_per_step
+    rebuild = wanted(x0, module=denoiser)
     parts = []
     for part in x0.split(max(1, rows // levels)):
         total = part.new_zeros(len(part))
         for step in range(settings.steps):
-            if part.requires_grad and torch.is_grad_enabled():
+            if rebuild:
                 options = {"use_reentrant": False, "preserve_rng_state": False}
                 total = total + checkpoint(lm_loss, denoiser, part, settings, step, draw, **options)
             else:
@@ -291,7 +295,7 @@ def _step(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One LM step in [-1, 1] units; ``anchor`` is the input of LM. Differentiable in anchor, x and state on request."""
     with torch.enable_grad():
-        leaf = x if differentiable else x.detach().requires_grad_()
+        leaf = x if differentiable and x.requires_grad else x.detach().requires_grad_()
         loss = lm_loss(denoiser, leaf, settings, step, draw).sum()
         (grad,) = torch.autograd.grad(loss, leaf, create_graph=differentiable)
     with torch.set_grad_enabled(differentiable):
@@ -307,29 +311,6 @@ def lm_move(anchor: Tensor, x: Tensor, direction: Tensor, settings: LikelihoodMa
     return x.clamp(-1, 1) if settings.clamp else x
 
 
-class _RebuiltStep(torch.autograd.Function):
-    """One LM step whose graph is built only when its gradient is asked for: memory does not grow with N."""
-
-    @staticmethod
-    def forward(ctx: Any, run: Any, anchor: Tensor, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        ctx.run = run
-        ctx.save_for_backward(anchor, x, *state)
-        out, new_state = run(anchor, x, state, False)
-        return out.detach(), *(value.detach() for value in new_state)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.enable_grad():
-            inputs = [value.detach().requires_grad_() for value in ctx.saved_tensors]
-            out, new_state = ctx.run(inputs[0], inputs[1], tuple(inputs[2:]), True)
-            pairs = [
-                (o, g) for o, g in zip((out, *new_state), upstream, strict=True) if o.requires_grad and g is not None
-            ]
-            grads = torch.autograd.grad([o for o, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True)
-        return None, *grads
-
-
 def maximize_likelihood(denoiser: Denoiser, x0: Tensor, settings: LikelihoodMaximization, draw: int = 0) -> Tensor:
     """Run LM.
 
@@ -340,20 +321,24 @@ def maximize_likelihood(denoiser: Denoiser, x0: Tensor, settings: LikelihoodMaxi
         draw: which family of noise draws (0 for a fixed classifier, the call number for a fresh one).
 
     Returns:
-        [N, C, H, W] in [-1, 1]; differentiable (once) in ``x0`` when ``x0`` requires a gradient. Images do not influence
-        each other.
+        [N, C, H, W] in [-1, 1]; differentiable in ``x0`` and the network's weights. Images do not influence each other. The graph
+        of a step is built when its gradient is asked for (:mod:`rdc.opaque`): memory does not grow with the steps, unless
+        that gradient is to be differentiated in turn.
     """
+    if transformed():
+        return opaque_with(denoiser, lambda plain: maximize_likelihood(denoiser, plain, settings, draw), x0)
     x, state = x0, (torch.zeros_like(x0), torch.zeros_like(x0))
+    asked, of_weights = wanted(x0, module=denoiser), wanted(module=denoiser)
     for step in range(settings.steps):
 
-        def run(anchor: Tensor, x: Tensor, state: tuple[Tensor, ...], differentiable: bool, step: int = step) -> Any:
-            return _step(denoiser, settings, step, draw, anchor, x, state, differentiable)
+        def move(anchor: Tensor, x: Tensor, *state: Tensor, step: int = step) -> tuple[Tensor, ...]:
+            moved, state = _step(denoiser, settings, step, draw, anchor, x, state, asked and torch.is_grad_enabled())
+            return moved, *state
 
-        if x0.requires_grad and torch.is_grad_enabled():
-            x, *state = _RebuiltStep.apply(run, x0, x, *state)
-            state = tuple(state)
+        if of_weights:
+            x, *state = opaque_with(denoiser, move, x0, x, *state)
         else:
-            x, state = run(x0, x, state, False)
+            x, *state = opaque(move, x0, x, *state) if asked else move(x0, x, *state)
     return x
 
 

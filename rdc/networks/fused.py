@@ -22,7 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["fits", "norm_act", "norm_act_reference", "residual_sum", "usable", "why_not"]
+from rdc.opaque import new_names, opaque, refuse_batches, transformed
+
+__all__ = ["fits", "norm_act", "norm_act_reference", "residual_sum", "residual_sum_reference", "usable", "why_not"]
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ELEMENTS = 16384  # of a group that a program can hold
@@ -112,14 +114,28 @@ def norm_act(
         silu: False: no activation.
 
     Returns:
-        [B, C, H, W] in channels_last and in the type of x. Second derivatives go through :func:`norm_act_reference`.
+        [B, C, H, W] in channels_last and in the type of x. Second derivatives, forward mode and the transforms of ``torch.func`` go
+        through :func:`norm_act_reference`.
     """
+    if transformed():
+        return norm_act_reference(x, weight, bias, groups, eps, pre, scale, shift, silu)
     with torch.autocast(x.device.type, enabled=False):
-        return _NormAct.apply(x, weight, bias, pre, scale, shift, groups, eps, silu)
+        return _NormAct.apply(x, weight, bias, pre, scale, shift, groups, eps, silu)[0]
+
+
+def residual_sum_reference(x: Tensor, skip: Tensor, bias: Tensor | None, factor: float) -> Tensor:
+    """What :func:`residual_sum` computes, in PyTorch; differentiable any number of times."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    total = x.to(dtype) + skip.to(dtype)
+    if bias is not None:
+        total = total + bias.to(dtype)[:, None, None]
+    return (total * factor).to(x.dtype)
 
 
 def residual_sum(x: Tensor, skip: Tensor, bias: Tensor | None, factor: float) -> Tensor:
     """factor * (x + skip + bias) for x and skip [B, C, H, W] of one type in channels_last, bias [C] or None."""
+    if transformed():
+        return residual_sum_reference(x, skip, bias, factor)
     return _ResidualSum.apply(x, skip, bias, factor)
 
 
@@ -161,10 +177,8 @@ def _row_stride(conditions: Tensor | None) -> int:
 
 class _NormAct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, pre, scale, shift, groups, eps, silu):  # type: ignore[no-untyped-def]
-        pre, scale, shift = _rows(pre), _rows(scale), _rows(shift)
-        if scale is not None and scale.stride(0) != shift.stride(0):
-            scale, shift = scale.contiguous(), shift.contiguous()
+    def forward(x, weight, bias, pre, scale, shift, groups, eps, silu):  # type: ignore[no-untyped-def]
+        pre, scale, shift = _conditions(pre, scale, shift)
         y = torch.empty_like(x)
         mean, rstd = torch.empty(2, *x.shape[:2], dtype=torch.float32, device=x.device)
         sizes, grid = _tile(x, groups)
@@ -175,56 +189,84 @@ class _NormAct(torch.autograd.Function):
             _kernels().norm_forward[grid](
                 x, *given, y, mean, rstd, x.shape[2] * x.shape[3], x.shape[1], groups, *strides, eps, **flags, **sizes
             )
-        ctx.save_for_backward(x, weight, bias, pre, scale, shift, mean, rstd)
-        ctx.settings = groups, eps, silu
-        return y
+        return y, mean, rstd
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        *inputs, mean, rstd = ctx.saved_tensors
-        groups, eps, silu = ctx.settings
-        if torch.is_grad_enabled():
-            return (*_differentiable(ctx, inputs, grad), None, None, None)
-        x, weight, bias, pre, scale, shift = inputs
-        grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
-        grad_x = torch.empty_like(x)
-        kept = torch.empty(3 if pre is not None else 2, *x.shape[:2], dtype=torch.float32, device=x.device)
-        sums, normed_sums, grad_sums = kept[0], kept[1], kept[-1]
-        sizes, grid = _tile(x, groups)
-        given = [x if tensor is None else tensor for tensor in (pre, weight, bias, scale, shift)]
-        strides = (_row_stride(pre), _row_stride(scale))
-        flags = {"PRE": pre is not None, "ADAPTIVE": scale is not None, "SILU": silu}
-        with _device(x):
-            _kernels().norm_backward[grid](
-                grad, x, *given, mean, rstd, grad_x, sums, normed_sums, grad_sums,
-                x.shape[2] * x.shape[3], x.shape[1], groups, *strides, **flags, **sizes,
-            )  # fmt: skip
-        grads: list[Tensor | None] = [grad_x, None, None, None, None, None]
-        wanted = ctx.needs_input_grad
-        if scale is None:  # one sum over images for all
-            over_images = kept.sum(1)
-        else:
-            factor = 1 + scale.float()
-            over_images = torch.cat([kept[:2] * factor, kept[2:]]).sum(1)
-        if wanted[1]:
-            grads[1] = over_images[1].to(weight.dtype)
-        if wanted[2]:
-            grads[2] = over_images[0].to(bias.dtype)
-        if wanted[3] and pre is not None:
-            grads[3] = (over_images[2] if pre.ndim == 1 else grad_sums).to(pre.dtype)
-        if wanted[4] and scale is not None:
-            grads[4] = torch.addcmul(normed_sums * weight.float(), sums, bias.float()).to(scale.dtype)
-        if wanted[5] and shift is not None:
-            grads[5] = sums.to(shift.dtype)
-        return (*grads, None, None, None)
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        *tensors, groups, eps, silu = inputs
+        _, mean, rstd = output
+        ctx.mark_non_differentiable(mean, rstd)  # the caller never sees them
+        ctx.save_for_backward(*tensors, mean, rstd)
+        ctx.settings = groups, eps, silu
+
+    @staticmethod
+    def backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
+        refuse_batches(grad)
+        tensors, needs = ctx.saved_tensors, ctx.needs_input_grad[:6]
+        if not transformed():
+            return (*_norm_gradients(needs, ctx.settings, grad, *tensors), None, None, None)
+        there = [i for i, tensor in enumerate(tensors) if tensor is not None]
+
+        def plain(grad, *some):  # type: ignore[no-untyped-def]
+            given = [None] * len(tensors)
+            for i, tensor in zip(there, some, strict=True):
+                given[i] = tensor
+            found = _norm_gradients(needs, ctx.settings, grad, *given)
+            return [g for g, need in zip(found, needs, strict=True) if need]
+
+        found = iter(opaque(plain, grad, *(tensors[i] for i in there)))
+        return (*(next(found) if need else None for need in needs), None, None, None)
 
 
-def _differentiable(ctx, inputs, grad):  # type: ignore[no-untyped-def]
+def _norm_gradients(needs, settings, grad, *tensors):  # type: ignore[no-untyped-def]
+    """Of x, weight, bias, pre, scale and shift, where needed."""
+    *inputs, mean, rstd = tensors
+    if torch.is_grad_enabled():
+        return _differentiable(needs, settings, grad, inputs)
+    groups, _, silu = settings
+    x, weight, bias, *conditions = inputs
+    pre, scale, shift = _conditions(*conditions)
+    grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    grad_x = torch.empty_like(x)
+    kept = torch.empty(3 if pre is not None else 2, *x.shape[:2], dtype=torch.float32, device=x.device)
+    sums, normed_sums, grad_sums = kept[0], kept[1], kept[-1]
+    sizes, grid = _tile(x, groups)
+    given = [x if tensor is None else tensor for tensor in (pre, weight, bias, scale, shift)]
+    strides = (_row_stride(pre), _row_stride(scale))
+    flags = {"PRE": pre is not None, "ADAPTIVE": scale is not None, "SILU": silu}
+    with _device(x):
+        _kernels().norm_backward[grid](
+            grad, x, *given, mean, rstd, grad_x, sums, normed_sums, grad_sums,
+            x.shape[2] * x.shape[3], x.shape[1], groups, *strides, **flags, **sizes,
+        )  # fmt: skip
+    grads: list[Tensor | None] = [grad_x if needs[0] else None, None, None, None, None, None]
+    if scale is None:  # one sum over images for all
+        over_images = kept.sum(1)
+    else:
+        factor = 1 + scale.float()
+        over_images = torch.cat([kept[:2] * factor, kept[2:]]).sum(1)
+    if needs[1]:
+        grads[1] = over_images[1].to(weight.dtype)
+    if needs[2]:
+        grads[2] = over_images[0].to(bias.dtype)
+    if needs[3] and pre is not None:
+        grads[3] = (over_images[2] if pre.ndim == 1 else grad_sums).to(pre.dtype)
+    if needs[4] and scale is not None:
+        grads[4] = torch.addcmul(normed_sums * weight.float(), sums, bias.float()).to(scale.dtype)
+    if needs[5] and shift is not None:
+        grads[5] = sums.to(shift.dtype)
+    return grads
+
+
+def _differentiable(needs, settings, grad, inputs):  # type: ignore[no-untyped-def]
     """The gradients as functions that can be differentiated again: those of the reference."""
-    groups, eps, silu = ctx.settings
-    named = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]  # for partial derivatives only
+    groups, eps, silu = settings
+    there = [i for i, tensor in enumerate(inputs) if tensor is not None]
+    named: list[Tensor | None] = [None] * len(inputs)
+    for i, tensor in zip(there, new_names([inputs[i] for i in there]), strict=True):
+        named[i] = tensor if tensor.requires_grad or not needs[i] else tensor.detach().requires_grad_()
     y = norm_act_reference(*named[:3], groups, eps, *named[3:], silu)
-    asked = [i for i, tensor in enumerate(named) if tensor is not None and ctx.needs_input_grad[i]]
+    asked = [i for i in there if needs[i]]
     found = torch.autograd.grad(y, [named[i] for i in asked], grad, create_graph=True)
     grads = [None] * len(inputs)
     for i, value in zip(asked, found, strict=True):
@@ -232,10 +274,17 @@ def _differentiable(ctx, inputs, grad):  # type: ignore[no-untyped-def]
     return grads
 
 
+def _conditions(pre, scale, shift):  # type: ignore[no-untyped-def]
+    """In strides that the kernels take."""
+    pre, scale, shift = _rows(pre), _rows(scale), _rows(shift)
+    if scale is not None and scale.stride(0) != shift.stride(0):
+        scale, shift = scale.contiguous(), shift.contiguous()
+    return pre, scale, shift
+
+
 class _ResidualSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, skip, bias, factor):  # type: ignore[no-untyped-def]
-        ctx.factor, ctx.bias_dtype = factor, None if bias is None else bias.dtype
+    def forward(x, skip, bias, factor):  # type: ignore[no-untyped-def]
         y, block = torch.empty_like(x), 2048
         given = x if bias is None else bias.contiguous()
         with _device(x):
@@ -245,7 +294,13 @@ class _ResidualSum(torch.autograd.Function):
         return y
 
     @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        _, _, bias, ctx.factor = inputs
+        ctx.bias_dtype = None if bias is None else bias.dtype
+
+    @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        """In operators of PyTorch: every derivative and transform has its rule."""
         grad = grad * ctx.factor
         wanted = ctx.bias_dtype is not None and ctx.needs_input_grad[2]
         bias = grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias_dtype) if wanted else None

@@ -21,11 +21,15 @@ Source: this project's issue "Speed", part 5; algebra above. Pure torch, any dev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from rdc.errors import InputError
+from rdc.opaque import new_names, opaque, refuse_batches, transformed
 
 __all__ = ["costs_less", "multihead_loss_gram"]
 
@@ -48,36 +52,61 @@ _MARGIN = 3
 def multihead_loss_gram(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor) -> Tensor:
     """Loss [N, K]; arguments and result as of ``rdc.ops.multihead_loss``, computed in float32 (float64 for float64).
 
-    Differentiable in everything but ``level_weight``. (``multihead_loss`` sees to that and to second derivatives.)
+    Differentiable in everything but ``level_weight``, the second time through the definition.
+
+    Raises:
+        InputError: a gradient in ``level_weight`` can be asked for.
     """
+    if torch.is_grad_enabled() and level_weight.requires_grad:
+        raise InputError(
+            "multihead_loss: backend 'gram' has no gradient in level_weight; use backend='auto' or level_weight.detach()."
+        )
+    if transformed():
+        return opaque(multihead_loss_gram, h, weight, bias, target, level_weight)
     return _Gram.apply(h, weight, bias, target, level_weight)
 
 
 class _Gram(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor) -> Tensor:
-        ctx.save_for_backward(h, weight, bias, target, level_weight)
+    def forward(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor) -> Tensor:
         parts = _Parts(*_widened(h, weight, bias, target, level_weight))
         return torch.stack([parts.losses(n) for n in range(parts.images)]) if parts.images else h.new_zeros(0, parts.k)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, needs = ctx.saved_tensors, ctx.needs_input_grad
-        if torch.is_grad_enabled():  # create_graph: the definition knows second derivatives
-            return _by_the_definition(inputs, needs, upstream)
-        parts = _Parts(*_widened(*inputs))
-        found = parts.gradients(upstream, needs)
-        return (*(g if g is None else g.to(t.dtype) for g, t in zip(found, inputs, strict=True)),)
+        refuse_batches(upstream)
+        needs = ctx.needs_input_grad
+        if not transformed():
+            return _gradients(needs, upstream, *ctx.saved_tensors)
+        found = opaque(
+            lambda *plain: [g for g in _gradients(needs, *plain) if g is not None], upstream, *ctx.saved_tensors
+        )
+        some = iter(found)
+        return tuple(next(some) if need else None for need in needs)
 
 
-def _by_the_definition(
-    inputs: tuple[Tensor, ...], needs: tuple[bool, ...], upstream: Tensor
-) -> tuple[Tensor | None, ...]:
+def _gradients(needs: Sequence[bool], upstream: Tensor, *inputs: Tensor) -> tuple[Tensor | None, ...]:
+    """Of the five inputs, where needed; by the definition, which knows second derivatives, where this one is differentiated."""
+    if torch.is_grad_enabled():
+        return _by_the_definition(inputs, needs, upstream)
+    found = _Parts(*_widened(*inputs)).gradients(upstream, needs)
+    return (*(g if g is None else g.to(t.dtype) for g, t in zip(found, inputs, strict=True)),)
+
+
+def _by_the_definition(inputs: Sequence[Tensor], needs: Sequence[bool], upstream: Tensor) -> tuple[Tensor | None, ...]:
     from rdc.ops.multihead_loss import multihead_loss_reference
 
-    asked = [t for t, need in zip(inputs, needs, strict=True) if need]
-    loss = multihead_loss_reference(*inputs)
-    found = iter(torch.autograd.grad(loss, asked, upstream, create_graph=True))
+    named = [
+        t if t.requires_grad or not need else t.detach().requires_grad_()
+        for t, need in zip(new_names(inputs), needs, strict=True)
+    ]
+    asked = [t for t, need in zip(named, needs, strict=True) if need]
+    loss = multihead_loss_reference(*named)
+    found = iter(torch.autograd.grad(loss, asked, upstream.to(loss.dtype), create_graph=True))
     return tuple(next(found) if need else None for need in needs)
 
 

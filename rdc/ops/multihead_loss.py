@@ -26,12 +26,16 @@ Source: method.md section 2 and 5 (Chen et al., arXiv 2305.15241; Karras et al. 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rdc.errors import ConfigError, InputError
+from rdc.opaque import opaque, refuse_batches, transformed
 from rdc.ops import _native, multihead_triton
+from rdc.ops._operands import check_operands
 from rdc.ops._outputs import empty_gradients, empty_loss
 from rdc.ops.multihead_gram import costs_less, multihead_loss_gram
 
@@ -68,9 +72,11 @@ def multihead_loss(
         InputError: shapes, types or devices do not fit together, or are beyond the kernels asked for.
         ConfigError: unknown backend, or "native" or "triton" where it is not available.
     """
-    _check_shapes(h, weight, bias, target, level_weight)
+    check_operands(h, weight, bias, target, level_weight)
+    if transformed():
+        return _under_transforms(h, weight, bias, target, level_weight, backend)
     if backend == "gram" or (backend == "auto" and _gram_wins(h, weight, level_weight)):
-        return _gram(h, weight, bias, target, level_weight)
+        return multihead_loss_gram(h, weight, bias, target, level_weight)
     dtype = h.dtype
     for t in (weight, bias, target):
         dtype = torch.promote_types(dtype, t.dtype)
@@ -107,6 +113,17 @@ def multihead_loss_reference(h: Tensor, weight: Tensor, bias: Tensor, target: Te
     return torch.einsum("ntk,t->nk", row_loss.reshape(rows // levels, levels, classes), level_weight)
 
 
+def _under_transforms(
+    h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor, backend: str
+) -> Tensor:
+    """torch.func and forward mode: the same kernels on plain tensors. Compiled, they become operators of torch as the reference is."""
+    if not torch.compiler.is_compiling():
+        return opaque(functools.partial(multihead_loss, backend=backend), h, weight, bias, target, level_weight)
+    for t in (weight, bias, target):
+        h = h.to(torch.promote_types(h.dtype, t.dtype))
+    return multihead_loss_reference(h, weight, bias, target, level_weight)
+
+
 def _classes_at_once(values_per_class: int, classes: int) -> int:
     if torch.compiler.is_compiling():  # shapes may be symbolic: no loop that depends on them
         return max(classes, 1)
@@ -114,44 +131,6 @@ def _classes_at_once(values_per_class: int, classes: int) -> int:
 
 
 # --- Checks ---------------------------------------------------------------------------------------------------------------------------
-
-
-def _check_shapes(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor) -> None:
-    tensors = {"h": h, "weight": weight, "bias": bias, "target": target, "level_weight": level_weight}
-    dims = {"h": 4, "weight": 4, "bias": 1, "target": 4, "level_weight": 1}
-    for name, t in tensors.items():
-        if t.dim() != dims[name]:
-            raise InputError(
-                f"multihead_loss: expected {name} with {dims[name]} dimensions; got shape {tuple(t.shape)}."
-            )
-        if not t.dtype.is_floating_point:
-            raise InputError(
-                f"multihead_loss: expected {name} in a floating type; got {t.dtype}. Convert it with .float()."
-            )
-        if t.device != h.device:
-            raise InputError(f"multihead_loss: h is on {h.device}, but {name} on {t.device}. Move them to one device.")
-    rows, c, height, width = h.shape
-    outputs, channels, levels = weight.shape[0], target.shape[1], level_weight.shape[0]
-    if c < 1 or height < 1 or width < 1:
-        raise InputError(f"multihead_loss: expected h [N*T, c, H, W] with c, H, W >= 1; got {tuple(h.shape)}.")
-    if weight.shape[1] != c or weight.shape[2] != 3 or weight.shape[3] != 3:
-        raise InputError(
-            f"multihead_loss: expected weight [K*C, {c}, 3, 3] for h of {c} channels; got {tuple(weight.shape)}."
-        )
-    if bias.shape[0] != outputs:
-        raise InputError(
-            f"multihead_loss: expected bias [{outputs}], one for each row of weight; got {tuple(bias.shape)}."
-        )
-    if target.shape[0] != rows or target.shape[2] != height or target.shape[3] != width:
-        raise InputError(
-            f"multihead_loss: expected target [{rows}, C, {height}, {width}] to go with h; got {tuple(target.shape)}."
-        )
-    if channels < 1 or outputs < 1 or outputs % channels:
-        raise InputError(
-            f"multihead_loss: expected weight with K*C >= 1 rows, a multiple of target's {channels} channels; got {outputs} rows."
-        )
-    if levels < 1 or rows % levels:
-        raise InputError(f"multihead_loss: h has {rows} rows, which is not a multiple of the {levels} level weights.")
 
 
 def _use_native(device_type: str, dtype: torch.dtype, backend: str) -> bool:
@@ -191,14 +170,6 @@ def _gram_wins(h: Tensor, weight: Tensor, level_weight: Tensor) -> bool:
     if h.device.type != "cpu" or h.dtype == torch.float64 or torch.compiler.is_compiling():
         return False
     return costs_less(h, weight, level_weight) and not (torch.is_grad_enabled() and level_weight.requires_grad)
-
-
-def _gram(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor) -> Tensor:
-    if torch.is_grad_enabled() and level_weight.requires_grad:
-        raise InputError(
-            "multihead_loss: backend 'gram' has no gradient in level_weight; use backend='auto' or level_weight.detach()."
-        )
-    return multihead_loss_gram(h, weight, bias, target, level_weight)
 
 
 @torch.compiler.assume_constant_result
@@ -338,9 +309,17 @@ def _save_inputs(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad_loss: Tensor, *grad_kept: Tensor | None):
-    wanted = list(ctx.needs_input_grad[:5])
-    grads = _backward_op(grad_loss, *ctx.saved_tensors, wanted)
-    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None, None
+    return *_gradients(_backward_op, ctx.needs_input_grad[:5], grad_loss, *ctx.saved_tensors), None, None
+
+
+def _gradients(op, needs: tuple[bool, ...], *tensors: Tensor) -> list[Tensor | None]:
+    """What ``op(*tensors, wanted)`` gives, None where nothing is wanted."""
+    refuse_batches(tensors[0])
+    wanted = list(needs)
+    if transformed():  # a batch of upstream gradients, or forward mode through this backward pass
+        some = iter(opaque(lambda *plain: [g for g, w in zip(op(*plain, wanted), wanted, strict=True) if w], *tensors))
+        return [next(some) if want else None for want in wanted]
+    return [g if want else None for g, want in zip(op(*tensors, wanted), wanted, strict=True)]
 
 
 def _save_backward_inputs(ctx, inputs, output) -> None:
@@ -381,9 +360,7 @@ def _save_triton_inputs(ctx, inputs, output) -> None:
 
 
 def _triton_backward(ctx, grad_loss: Tensor):
-    wanted = list(ctx.needs_input_grad)
-    grads = multihead_triton.backward_op(grad_loss, *ctx.saved_tensors, wanted)
-    return tuple(g if want else None for g, want in zip(grads, wanted, strict=True))
+    return tuple(_gradients(multihead_triton.backward_op, ctx.needs_input_grad, grad_loss, *ctx.saved_tensors))
 
 
 _forward_op.register_autograd(_backward, setup_context=_save_inputs)
