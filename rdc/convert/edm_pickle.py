@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rdc.convert.restricted_pickle import Stub, load_persistent, plain
-from rdc.errors import CheckpointError
+from rdc.convert.edm_machine import load_persistent, plain
+from rdc.errors import CheckpointError, one_line
+from rdc.storage.nesting import Stub
+from rdc.storage.reading import read_content, reading
 
 __all__ = ["read_edm_pickle"]
 
@@ -40,21 +42,27 @@ def read_edm_pickle(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], list
     Raises:
         CheckpointError: the file is damaged, names anything that weights do not need, or holds another kind of network.
     """
-    content = load_persistent(path.read_bytes(), str(path))
+    expected = "a pickled network of EDM"
+    content = load_persistent(read_content(path, CheckpointError, expected), one_line(path, 400))
+    with reading(path, CheckpointError, expected):
+        return _network(content, path)
+
+
+def _network(content: Any, path: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
     network, notes = content, []
     if isinstance(content, dict):
         network = content.get("ema")
         if network is None:
             raise CheckpointError(
-                f"{path}: expected an entry 'ema' (the averaged network); found {sorted(map(str, content))}"
+                f"{path}: expected an entry 'ema' (the averaged network); found {one_line(sorted(map(str, content)))}"
             )
         if others := [str(key) for key in content if key != "ema"]:
-            notes.append(f"only the entry ema was read; left out: {', '.join(others)}")
+            notes.append(one_line(f"only the entry ema was read; left out: {', '.join(others)}", 400))
     if not isinstance(network, Stub) or not isinstance(network.state, dict):
         raise CheckpointError(f"{path}: expected a pickled network; found a {type(network).__name__}")
     if network.class_name != "EDMPrecond":
         raise CheckpointError(
-            f"{path}: expected a network under EDMPrecond, found {network.class_name}; VP, VE and iDDPM "
+            f"{path}: expected a network under EDMPrecond, found {one_line(network.class_name, 80)}; VP, VE and iDDPM "
             "preconditioning are not supported. The EDM authors publish EDMPrecond versions of their "
             "CIFAR-10 networks (edm-cifar10-*)"
         )

@@ -4,26 +4,44 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from rdc.errors import CheckpointError
+from rdc.convert.torch_files import load_torch_file
+from rdc.errors import CheckpointError, one_line
+from rdc.storage.nesting import Stub
+from rdc.storage.reading import read_content
+from rdc.storage.safetensors_files import parse_safetensors
 
-__all__ = ["infer_config", "read_safetensors", "read_torch_file", "strip_prefix"]
+__all__ = ["infer_config", "read_safetensors", "read_torch_file", "strip_prefix", "unwrapped"]
 
-_WRAPPERS = ("ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model", "net", "network", "unet")
-_PREFIX = re.compile(r"((model|module|unet|net|network|ema|ema_model|denoiser|_orig_mod)\.)*")
+#: entries of training checkpoints that hold weights, the averaged ones first; "module" is deepspeed's
+_WRAPPERS = (
+    "ema",
+    "model_ema",
+    "ema_state_dict",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "unet",
+    "module",
+)
+#: what wrappers put in front of all names; inner_model is k-diffusion's
+_PREFIX = re.compile(r"((model|module|unet|net|network|ema|ema_model|denoiser|inner_model)\.)*")
+#: what torch.compile, FSDP and activation checkpointing put anywhere into names
+_INSIDE = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _ANCHORS = ("map_layer0.weight", "conv_in.weight")
 _NAME_A_NETWORK = "name the architecture: network=PRESET (such as edm-ddpmpp-32) or a JSON description"
+_WRAPPED, _LONGEST_NAME, _CANDIDATES = 8, 1000, 64
 
 
 def read_torch_file(path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Read the state dict in a ``torch.save`` file with ``weights_only=True``.
+    """Read the state dict in a ``torch.save`` file; nothing in it is run.
 
     Returns:
         The tensors by name, and notes for the user.
@@ -31,31 +49,39 @@ def read_torch_file(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     Raises:
         CheckpointError: the file is damaged, asks for code, or holds no state dict.
     """
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # any damage, and torch's refusal to run code
-        name = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if name:
-            raise CheckpointError(
-                f"{path}: this file asks for {name.group(1)}, which weights do not need. It was refused and nothing in "
-                "it was run; save a plain state dict (torch.save(net.state_dict(), ...))"
-            ) from None
-        raise CheckpointError(f"{path}: not a readable torch file ({str(error).splitlines()[0][:300]})") from error
-    notes: list[str] = []
-    while isinstance(found, dict) and not _is_state(found):
+    found, notes = load_torch_file(path), list[str]()
+    for _ in range(_WRAPPED):
+        if not isinstance(found, dict) or _is_state(found):
+            break
         key = next((key for key in _WRAPPERS if isinstance(found.get(key), dict)), None)
         if key is None:
-            raise CheckpointError(f"{path}: expected a state dict; found a dict of {sorted(map(str, found))[:8]}")
+            break
         if len(found) > 1:
-            notes.append(f"read the entry {key}; left out: {', '.join(str(other) for other in found if other != key)}")
+            others = ", ".join(str(other) for other in found if other != key)
+            notes.append(one_line(f"read the entry {key}; left out: {others}", 400))
         found = found[key]
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: expected a state dict; found a {type(found).__name__}")
-    return dict(found), notes
+    if not isinstance(found, dict) or not _is_state(found):
+        raise CheckpointError(f"{path}: expected a state dict (tensors by name); found {_seen(found)}")
+    return found, notes
 
 
 def _is_state(found: dict) -> bool:
     return bool(found) and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items())
+
+
+def _seen(found: Any) -> str:
+    """What was found in place of a state dict."""
+    if isinstance(found, Stub):
+        return f"{found.class_name}. Of a whole network save the state dict alone: torch.save(net.state_dict(), ...)"
+    if not isinstance(found, dict):
+        return f"a {type(found).__name__}"
+    tensors = sum(isinstance(value, Tensor) for value in found.values())
+    odd = [(key, value) for key, value in found.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    shown = (
+        f"{one_line(key, 60)}: {value.class_name if isinstance(value, Stub) else type(value).__name__}"
+        for key, value in odd[:8]
+    )
+    return f"a dict with {tensors:,} tensors and {len(odd):,} other entries ({'; '.join(shown) or 'it is empty'})"
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -64,10 +90,26 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: it is truncated or no safetensors file.
     """
-    try:
-        return safetensors.torch.load(path.read_bytes())
-    except (SafetensorError, ValueError, KeyError, OverflowError) as error:
-        raise CheckpointError(f"{path}: truncated or not a safetensors file ({error})") from error
+    content = read_content(path, CheckpointError, "a safetensors file")
+    return parse_safetensors(content, str(path), CheckpointError)
+
+
+def unwrapped(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """``state`` without what ``torch.compile``, FSDP and activation checkpointing put into the names, wherever it stands.
+
+    Raises:
+        CheckpointError: then two tensors have one name, or a name is longer than any network's.
+    """
+    longest = max(map(len, state), default=0)
+    if longest > _LONGEST_NAME:
+        raise CheckpointError(f"{path}: a tensor's name has {longest:,} characters; expected {_LONGEST_NAME:,} at most")
+    made = {".".join(part for part in name.split(".") if part not in _INSIDE): value for name, value in state.items()}
+    if len(made) < len(state):
+        raise CheckpointError(
+            f"{path}: two tensors have one name once {', '.join(sorted(_INSIDE))} is left out of the names; expected "
+            "the weights of one network"
+        )
+    return made
 
 
 def strip_prefix(state: dict[str, Tensor], names: set[str] | None, path: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -84,25 +126,26 @@ def strip_prefix(state: dict[str, Tensor], names: set[str] | None, path: Path) -
     Raises:
         CheckpointError: no prefix, or more than one, leads to a U-Net.
     """
-    prefixes = {""}
+    state = unwrapped(state, path)
+    prefixes: Counter[str] = Counter({"": len(state)})
     for name in state:
-        parts = _PREFIX.match(name).group().split(".")[:-1]
-        prefixes |= {"".join(f"{part}." for part in parts[:count]) for count in range(1, len(parts) + 1)}
+        parts = _PREFIX.match(name).group().split(".")[:-1][:_WRAPPED]
+        prefixes.update("".join(f"{part}." for part in parts[:count]) for count in range(1, len(parts) + 1))
+    candidates = sorted(prefix for prefix, _ in prefixes.most_common(_CANDIDATES))
     if names is not None:
-        best = max(sorted(prefixes), key=lambda prefix: sum(prefix + name in state for name in names))
+        best = max(candidates, key=lambda prefix: sum(prefix + name in state for name in names))
     else:
-        fits = sorted(prefix for prefix in prefixes if any(prefix + anchor in state for anchor in _ANCHORS))
+        fits = [prefix for prefix in candidates if any(prefix + anchor in state for anchor in _ANCHORS)]
         if len(fits) != 1:
-            seen = (
-                ", ".join(repr(prefix) for prefix in fits) if fits else f"none among {', '.join(list(state)[:4])} ..."
-            )
+            first = (one_line(name, 80) for name in list(state)[:4])
+            seen = ", ".join(repr(prefix) for prefix in fits) if fits else f"none among {', '.join(first)} ..."
             raise CheckpointError(
                 f"{path}: expected one U-Net (a name ending in {_ANCHORS[0]}); found {seen}. {_NAME_A_NETWORK}"
             )
         best = fits[0]
     inside = {name[len(best) :]: value for name, value in state.items() if name.startswith(best)}
-    outside = [name for name in state if not name.startswith(best)]
-    return inside, [f"left out, not below {best!r}: {', '.join(outside[:8])}"] if outside else []
+    outside = ", ".join(name for name in state if not name.startswith(best))
+    return inside, [one_line(f"left out, not below {best!r}: {outside}", 400)] if outside else []
 
 
 def infer_config(state: dict[str, Tensor], path: Path, sigma_data: float = 0.5) -> dict[str, Any]:
@@ -119,10 +162,10 @@ def infer_config(state: dict[str, Tensor], path: Path, sigma_data: float = 0.5) 
         return _infer(state, sigma_data)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    except (KeyError, ValueError, IndexError, StopIteration, ZeroDivisionError) as error:
+    except Exception as error:  # shapes of anything
         raise CheckpointError(
-            f"{path}: the architecture cannot be inferred from the tensors ({type(error).__name__}: {error}); "
-            f"{_NAME_A_NETWORK}"
+            f"{path}: the architecture cannot be inferred from the tensors "
+            f"({type(error).__name__}: {one_line(error, 200)}); {_NAME_A_NETWORK}"
         ) from error
 
 

@@ -17,7 +17,7 @@ import torch
 
 from rdc.data.contents import check_digest, digest, read_content, search_places
 from rdc.data.dataset import Dataset
-from rdc.data.plain_pickle import load_plain_dict
+from rdc.storage.pickles import load_plain_dict
 from rdc.errors import DataError
 
 __all__ = ["CLASS_NAMES", "load_cifar10"]

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rdc.data.plain_pickle import load_plain_dict
 from rdc.errors import DataError
+from rdc.storage.pickles import load_plain_dict
 
 
 def python2_batch(data: np.ndarray, labels: list[int]) -> bytes:
