@@ -13,6 +13,8 @@ from rdc.errors import ConfigError
 
 __all__ = ["TrainConfig", "optimizer_of"]
 
+_MOST_BATCH, _MOST_IMAGES = 2**20, 10**15
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -52,6 +54,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.images < self.batch_size:
             raise ConfigError(f"images: expected at least batch_size ({self.batch_size}) >= 1; got {self.images}")
+        if self.batch_size > _MOST_BATCH or self.images > _MOST_IMAGES:
+            raise ConfigError(
+                f"expected batch_size <= {_MOST_BATCH:,} and images <= {_MOST_IMAGES:,}; got {self.batch_size:,} and {self.images:,}"
+            )
         if self.precision not in ("float32", "bfloat16"):
             raise ConfigError(f"precision: expected float32 or bfloat16; got {self.precision!r}")
         if self.memory_format not in ("channels_last", "contiguous"):

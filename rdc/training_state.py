@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
+import math
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
-
 from rdc.errors import CheckpointError, ConfigError
-from rdc.storage.files import atomic_write
+from rdc.state_file import DELETE, NOT_A_STATE, State, pack_state, read_state
+from rdc.storage.files import atomic_write, open_in_place, sweep_temporaries
 from rdc.storage.json_files import write_json
+from rdc.storage.reading import read_content, reading
+from rdc.storage.run_lock import RunLock
+from rdc.storage.sealed import line_body, seal_line
+from rdc.storage.structure import integer, record
 
 __all__ = ["RunFolder", "State", "StopRequest", "TrainingStopped", "stop_on_signals"]
 
 STATE, LOG, CONFIG, LOCK = "state.safetensors", "log.jsonl", "config.json", "lock"
+LARGEST_LOG = 256 * 2**20  # bytes
+_OURS = (STATE, LOG, CONFIG, "model.safetensors", "model.json", "loss.png", "samples.png")
+_ROW = record({"step": integer(0)})
 #: settings that do not change what is computed; a run may be continued with others
 _FREE = ("compile", "checkpoint_seconds", "memory_format", "cuda_graph")
 
@@ -39,23 +44,6 @@ class TrainingStopped(KeyboardInterrupt):
     def __init__(self, number: int, step: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; the state is saved")
         self.number, self.step = number, step
-
-
-@dataclasses.dataclass
-class State:
-    """A training run between two steps.
-
-    Args:
-        step: steps done.
-        tensors: ``net.*`` weights, ``ema.*`` averages, ``m.*`` and ``v.*`` Adam's moments, ``buffer.*``.
-        seconds: time trained so far.
-        window: log values of the steps since the last log row.
-    """
-
-    step: int
-    tensors: dict[str, Tensor]
-    seconds: float = 0.0
-    window: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
 
 class RunFolder:
@@ -74,21 +62,14 @@ class RunFolder:
         """The saved state, or None when there is none.
 
         Raises:
-            CheckpointError: it is corrupt or belongs to a run with other settings.
+            CheckpointError: it is damaged or belongs to a run with other settings.
         """
         path = self.path / STATE
         if not path.exists():
             return None
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata()
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-            description, step = json.loads(metadata["description"]), int(metadata["step"])
-            seconds, window = float(metadata.get("seconds", 0)), json.loads(metadata.get("window", "[]"))
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise _not_a_state(path, error) from error
+        state, description = read_state(path)
         self._expect_same(description)
-        return State(step, tensors, seconds, window)
+        return state
 
     def save(self, state: State) -> None:
         """Write the state, atomically.
@@ -96,32 +77,23 @@ class RunFolder:
         Raises:
             CheckpointError: it cannot be written; the state that was there before is untouched.
         """
-        path = self.path / STATE
-        metadata = {
-            "step": str(state.step),
-            "description": json.dumps(self.description),
-            "seconds": repr(state.seconds),
-            "window": json.dumps(state.window),
-        }
         with self.writing(STATE):
-            blob = save({key: value.detach().contiguous().cpu() for key, value in state.tensors.items()}, metadata)
-            with atomic_write(path) as file:
+            blob = pack_state(state, self.description)
+            with atomic_write(self.path / STATE) as file:
                 file.write(blob)
 
     def planned_images(self) -> int | None:
         """``images`` of the run whose state is here, or None when there is none.
 
         Raises:
-            CheckpointError: the state is corrupt.
+            CheckpointError: the state is damaged.
         """
         path = self.path / STATE
         if not path.exists():
             return None
-        try:
-            with safe_open(path, "pt") as file:
-                return int(json.loads(file.metadata()["description"])["train"]["images"])
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise _not_a_state(path, error) from error
+        _, description = read_state(path)
+        with reading(path, CheckpointError, NOT_A_STATE, DELETE):
+            return int(description["train"]["images"])
 
     def describe_training(self, settings: dict[str, Any]) -> None:
         """Replace what is recorded of the training settings; before the run begins."""
@@ -141,9 +113,11 @@ class RunFolder:
                 f"{self.path}: has {others[0]} but neither {CONFIG} nor {STATE}, so it is not a training run of rdc; "
                 "expected a new or empty folder. Name another --out"
             )
+        self.sweep()
         with self.writing(CONFIG):
             write_json(self.path / CONFIG, self.description)
-            (self.path / LOG).write_text("")
+            with atomic_write(self.path / LOG):
+                pass
 
     @contextlib.contextmanager
     def writing(self, what: str) -> Iterator[None]:
@@ -170,49 +144,61 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove unfinished files of a killed run. Only for the process that holds the lock."""
-        for path in self.path.glob(".*.tmp"):
-            with contextlib.suppress(OSError):
-                path.unlink()
+        sweep_temporaries(self.path, _OURS.__contains__)
 
     # --- log ------------------------------------------------------------------------------------------------------
     def log(self, row: dict[str, float | int]) -> None:
-        """Append a row; numbers are kept to six significant digits."""
-        short = {key: value if isinstance(value, int) else float(f"{value:.6g}") for key, value in row.items()}
-        with self.writing(LOG), open(self.path / LOG, "a", encoding="utf-8") as file:
-            file.write(json.dumps(short) + "\n")
+        """Append a row; numbers are kept to six significant digits, those that are not finite become null."""
+        short = {key: _short(value) for key, value in row.items()}
+        with self.writing(LOG), open_in_place(self.path / LOG, "ab") as file:
+            file.write(seal_line(short))
 
     def trim_log(self, step: int) -> None:
-        """Drop rows later than ``step``: a killed run wrote them after its last checkpoint."""
-        path, kept = self.path / LOG, []
-        rows = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-        for row in rows:
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a row cut short is dropped
-                if json.loads(row)["step"] <= step:
-                    kept.append(row + "\n")
-        with self.writing(LOG), atomic_write(path, "w") as file:
-            file.write("".join(kept))
+        """Drop rows later than ``step``: a killed run wrote them after its last checkpoint; and rows that are damaged, which is said."""
+        path, kept, dropped, sealed = self.path / LOG, [], [], False
+        content = read_content(path, CheckpointError, "a training log", LARGEST_LOG) if path.exists() else b""
+        lines = content.split(b"\n")
+        for number, line in enumerate(lines, 1):
+            try:
+                body, has_crc = line_body(line)
+                row = json.loads(body)
+                _ROW(row, "row")
+                if (sealed or "crc" in row) and not has_crc:
+                    raise ValueError("its checksum is missing")
+                if any(not isinstance(value, (int, float, NoneType)) for value in row.values()):
+                    raise ValueError("a value is no number")
+            except (ValueError, RecursionError):  # the last line is cut short, or empty
+                dropped += [number] * (number < len(lines))
+                continue
+            sealed = has_crc
+            if row["step"] <= step:
+                kept.append(line + b"\n")
+        with self.writing(LOG), atomic_write(path) as file:
+            file.write(b"".join(kept))
+        if dropped:
+            first = (
+                f"row {dropped[0]} is"
+                if len(dropped) == 1
+                else f"rows {dropped[0]} to {dropped[-1]}: {len(dropped)} are"
+            )
+            print(f"{path}: {first} damaged and dropped; the training itself is whole", file=sys.stderr)
 
     # --- lock -----------------------------------------------------------------------------------------------------
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder; a second run in it is refused. The lock goes with its process, however that ends."""
+        busy = f"{self.path}: another process is training into this folder; wait for it or name another --out"
         with self.writing(LOCK):
             self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / LOCK, "w")  # noqa: SIM115 (closed below)
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigError(
-                    f"{self.path}: another process is training into this folder; wait for it or name another --out"
-                ) from error
-            except OSError:
-                pass  # a file system without locks
+            lock = RunLock(self.path / LOCK, busy)
+        with lock:
             yield
 
 
-def _not_a_state(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path}: not a training state of rdc, or truncated ({error}); delete it to start afresh")
+def _short(value: float | int) -> float | int | None:
+    if isinstance(value, int):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rdc.denoiser import Denoiser
 from rdc.errors import ConfigError, DataError, InputError
 from rdc.plots import plot_losses, plot_samples, read_log, smoothed, thinned
 from rdc.sampling import heun, sample_classes, sampling_levels
+from rdc.storage.sealed import seal_line
 from tests.bounds import bounded
 from tests.models import CLASSES, SHAPE, tiny_denoiser
 
@@ -153,12 +154,14 @@ def test_logs_that_are_unfinished_missing_or_something_else(tmp_path: Path) -> N
     log.write_bytes(b'{"images": 1}\n\xff\n')
     with pytest.raises(DataError, match="not a training log .UnicodeDecodeError"):
         read_log(log)
-    log.write_bytes(
-        '{"images": 1, "loss": NaN}\n{"images": 2, "loss": null, "hits": 1, "crc": "a"}'.encode("utf-8-sig")
-    )
+    sealed = seal_line({"images": 2, "loss": None, "hits": 1})
+    log.write_bytes('{"images": 1, "loss": NaN}\n'.encode("utf-8-sig") + sealed)
     columns = read_log(log)
     assert list(columns) == ["images", "loss", "hits"] and columns["images"].tolist() == [1, 2]
     assert np.isnan(columns["loss"]).all() and columns["hits"][1] == 1 and np.isnan(columns["hits"][0])
+    log.write_bytes(sealed.replace(b'"images": 2', b'"images": 3') + sealed)
+    with pytest.raises(DataError, match="line 1: .*checksum"):
+        read_log(log)
     with pytest.raises(DataError, match="no such file; expected a training log"):
         read_log(tmp_path / "nothing")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shlex
 import sys
 import time
 import zlib
@@ -13,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rdc.errors import ConfigError
+from rdc.cli.shell import command_line
+from rdc.errors import ConfigError, DataError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -272,21 +272,24 @@ def run_training(
         trainer.run()
     except TrainingStopped as stop:
         if trainer.rank == 0:
-            print(f"{args.out}: {stop}. To continue: {_same_command()}", file=sys.stderr)
+            print(f"{one_line(args.out, 400)}: {stop}. To continue: {_same_command()}", file=sys.stderr)
         return INTERRUPTED + stop.number
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
     if trainer.step < trainer.config.steps:
         print(
-            f"{args.out}: the minutes ended after {trainer.step * train.batch_size:,} of {trainer.config.images:,} planned "
+            f"{one_line(args.out, 400)}: the minutes ended after {trainer.step * train.batch_size:,} of {trainer.config.images:,} planned "
             f"images; the state is saved. To continue: {_same_command()}",
             file=sys.stderr,
         )
     elif trainer.rank == 0:
         if samples:
             exporter.samples(trainer.averaged_network(), not args.quiet)
-        print(f"{args.out}: {trainer.step * train.batch_size:,} images in {trainer.seconds / 60:.1f} minutes;", end=" ")
+        print(
+            f"{one_line(args.out, 400)}: {trainer.step * train.batch_size:,} images in {trainer.seconds / 60:.1f} minutes;",
+            end=" ",
+        )
         print(f"model.safetensors, model.json, loss.png{', samples.png' if samples else ''}")
     return 0
 
@@ -313,8 +316,13 @@ class Exporter:
 
         about = {"dataset": self.data.name, "class_names": list(self.data.class_names)}
         save_model(self.out / "model", network, self.config, {**about, **self.settings, **info})
-        if (self.out / "log.jsonl").stat().st_size:
-            plot_losses(self.out / "log.jsonl", self.out / "loss.png", self.title)
+        log = self.out / "log.jsonl"
+        if not log.exists() or not log.stat().st_size:
+            return
+        try:
+            plot_losses(log, self.out / "loss.png", self.title)
+        except DataError as error:  # a damaged row is no reason to stop training
+            print(f"{error}; loss.png is not drawn", file=sys.stderr)
 
     def samples(self, network: nn.Module, progress: bool) -> None:
         """At the end: ``samples.png``."""
@@ -330,4 +338,4 @@ def _same_command() -> str:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "run the same torchrun command again"
     name = Path(sys.argv[0]).name
-    return shlex.join(["rdc", *sys.argv[1:]]) if name in ("rdc", "__main__.py") else "run the same command again"
+    return command_line(sys.argv[1:]) if name in ("rdc", "__main__.py") else "run the same command again"
