@@ -46,7 +46,12 @@ def opened(folder: Path) -> Any:
     del identity["schema"]
     with RunFolder(folder, identity, {"command": "c", "commit": None, "versions": {}}) as run:
         batches = {index: (batch, run.arrays(index)) for index, batch in run._closed.items()}
-        return run.run, run.sanity, batches, summarize(run.run, run.batches, run.sanity or {}) if len(batches) == 2 else None
+        return (
+            run.run,
+            run.sanity,
+            batches,
+            summarize(run.run, run.batches, run.sanity or {}) if len(batches) == 2 else None,
+        )
 
 
 def same(found: Any, expected: Any) -> bool:
@@ -70,7 +75,9 @@ def flips(path: Path, every: int, first: int = 0) -> Iterator[tuple[int, bytes]]
         yield bit, bytes(changed)
 
 
-def silent(folder: Path, name: str, read: Callable[[Path], Any], equal: Callable[[Any, Any], bool], every: int) -> tuple[list[int], int]:
+def silent(
+    folder: Path, name: str, read: Callable[[Path], Any], equal: Callable[[Any, Any], bool], every: int
+) -> tuple[list[int], int]:
     """Bits of a file that change what is read without an error; and how many were tried."""
     path, before = folder / name, {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     expected, bad, count = read(folder), [], 0
@@ -82,7 +89,12 @@ def silent(folder: Path, name: str, read: Callable[[Path], Any], equal: Callable
             if not equal(found, expected):
                 bad.append(bit)
         except RdcError as error:
-            if "\n" in error.args[0] or len(error.args[0]) > 2500 or str(path.name) not in str(error) and str(folder) not in str(error):
+            if (
+                "\n" in error.args[0]
+                or len(error.args[0]) > 2500
+                or str(path.name) not in str(error)
+                and str(folder) not in str(error)
+            ):
                 bad.append(bit)
         for file, old in before.items():
             if not file.exists() or file.read_bytes() != old:
