@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from typing import Any
 
 from rdc.cli.options import add_model_options, load_classifier, positive_int
+from rdc.errors import one_line
 
 ABOUT = """Classify PNG or JPEG files. Confidence is the probability of the top class under the model; it is not
 calibrated. Files that do not fit are converted, and a notice says how. Exit status 1 if a file could not be
@@ -53,46 +55,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Classify; returns the exit status."""
-    from rdc.errors import InputError
-    from rdc.image_files import read_image
-
     classifier = load_classifier(args)
     if args.anytime is not None:
         classifier = _anytime(classifier, args)
+    answers, waiting = _read(args, classifier.image_shape)
+    for begin in range(0, len(waiting), args.batch):
+        part = waiting[begin : begin + args.batch]
+        found = _logits(classifier, [pixels for _, pixels in part])
+        for (answer, _), *said in zip(part, *found, strict=True):
+            _answer(answer, *said, classifier.class_names)
+    print(json.dumps(answers, indent=2, allow_nan=False) if args.json else _table(answers, args.top))
+    good = [answer for answer in answers if "class" in answer]
+    if args.anytime is not None and not args.json and good:
+        mean = sum(answer["levels"] for answer in good) / len(good)
+        total = len(classifier.calibration.order)
+        print(f"anytime: {mean:.1f} of {total} levels looked at on average; stated rate {100 * args.anytime:g} %")
+    for answer in answers:
+        if "error" in answer:
+            print(f"rdc: error: {one_line(answer['file'], 400)}: {answer['error']}", file=sys.stderr)
+    return 1 if len(good) < len(answers) else 0
+
+
+def _read(args: argparse.Namespace, shape: tuple[int, int, int]) -> tuple[list[dict[str, Any]], list[Any]]:
+    """An entry for every file, with its error where it has one; and (entry, pixels) of the others."""
+    from rdc.errors import InputError
+    from rdc.image_files import read_image
+
     answers: list[dict[str, Any]] = []
     waiting = []
     for path in args.images:
         answer: dict[str, Any] = {"file": path}
         answers.append(answer)
         try:
-            image = read_image(path, classifier.image_shape, strict=args.strict, invert=args.invert)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the decoder's doubts about EXIF data and the like
+                image = read_image(path, shape, strict=args.strict, invert=args.invert)
         except InputError as error:
             answer["error"] = str(error)
             continue
         answer["notices"] = [*image.notices, *_doubts(args, image.pixels)]
         waiting.append((answer, image.pixels))
-    for begin in range(0, len(waiting), args.batch):
-        part = waiting[begin : begin + args.batch]
-        found, levels = _probabilities(classifier, [entry[1] for entry in part])
-        for (answer, _), probabilities, looked in zip(part, found, levels, strict=True):
-            if looked is not None:
-                answer["levels"] = looked
-            order = sorted(range(len(probabilities)), key=lambda k: -probabilities[k])
-            answer["label"], answer["class"], answer["confidence"] = (
-                order[0],
-                classifier.class_names[order[0]],
-                probabilities[order[0]],
-            )
-            answer["probabilities"] = {classifier.class_names[k]: probabilities[k] for k in order}
-    print(json.dumps(answers, indent=2) if args.json else _table(answers, args.top))
-    if args.anytime is not None and not args.json and waiting:
-        mean = sum(answer["levels"] for answer, _ in waiting) / len(waiting)
-        total = len(classifier.calibration.order)
-        print(f"anytime: {mean:.1f} of {total} levels looked at on average; stated rate {100 * args.anytime:g} %")
-    for answer in answers:
-        if "error" in answer:
-            print(f"rdc: error: {answer['file']}: {answer['error']}", file=sys.stderr)
-    return 1 if any("error" in answer for answer in answers) else 0
+    return answers, waiting
+
+
+def _answer(
+    answer: dict[str, Any], logits: Any, probabilities: list[float], levels: int | None, class_names: tuple[str, ...]
+) -> None:
+    """Put what is said about one image into its entry."""
+    from rdc.answers import doubt
+
+    wrong = doubt(logits)
+    if wrong:
+        answer["error"] = wrong
+        return
+    if levels is not None:
+        answer["levels"] = levels
+    order = sorted(range(len(probabilities)), key=lambda k: -probabilities[k])
+    answer["label"], answer["class"], answer["confidence"] = (
+        order[0],
+        class_names[order[0]],
+        probabilities[order[0]],
+    )
+    answer["probabilities"] = {class_names[k]: probabilities[k] for k in order}
 
 
 def _doubts(args: argparse.Namespace, pixels: Any) -> list[str]:
@@ -111,8 +135,8 @@ def _anytime(classifier: Any, args: argparse.Namespace) -> Any:
     return calibrated(classifier, load_dataset(args.anytime_data, "test"), args.anytime, progress=not args.json)
 
 
-def _probabilities(classifier: Any, pixels: list[Any]) -> tuple[list[list[float]], list[int | None]]:
-    """Probabilities of each image; and how many levels were looked at, None where it is all of them."""
+def _logits(classifier: Any, pixels: list[Any]) -> tuple[Any, list[list[float]], list[int | None]]:
+    """Of each image: logits, probabilities; and how many levels were looked at, None where it is all of them."""
     import numpy as np
     import torch
 
@@ -124,7 +148,8 @@ def _probabilities(classifier: Any, pixels: list[Any]) -> tuple[list[list[float]
             logits, levels = result.log_probabilities, result.levels.tolist()
         else:
             logits = classifier(x)
-    return logits.double().softmax(1).cpu().tolist(), levels
+    logits = logits.double()
+    return logits.cpu().numpy(), logits.softmax(1).cpu().tolist(), levels
 
 
 def _table(answers: list[dict[str, Any]], top: int) -> str:
@@ -134,8 +159,8 @@ def _table(answers: list[dict[str, Any]], top: int) -> str:
     rows = [("file", "class", "confidence", "next")]
     for answer in good:
         ranked = list(answer["probabilities"].items())
-        others = ", ".join(f"{name} {_percent(value)}" for name, value in ranked[1:top])
-        rows.append((answer["file"], answer["class"], _percent(answer["confidence"]), others))
+        others = ", ".join(f"{one_line(name)} {_percent(value)}" for name, value in ranked[1:top])
+        rows.append((one_line(answer["file"], 400), one_line(answer["class"]), _percent(answer["confidence"]), others))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = []
     for row, answer in zip(rows, (None, *good), strict=True):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from typing import Any
 
 from rdc.cli.options import positive_int
+from rdc.errors import one_line
 
 ABOUT = """Classify PNG or JPEG files with a file written by `rdc export`. Needs numpy, pillow and onnxruntime;
 PyTorch is not loaded. Prints one line of JSON for each image: file, label, class, confidence, abstain,
@@ -54,15 +56,15 @@ def run(args: argparse.Namespace) -> int:
         args.onnx, provider=args.provider, threads=args.threads, memory_budget_mb=args.memory_mb
     )
     if not args.quiet:
-        print(f"rdc: {args.onnx} on {classifier.provider}", file=sys.stderr)
+        print(f"rdc: {one_line(args.onnx, 400)} on {classifier.provider}", file=sys.stderr)
     failed = False
     for begin in range(0, len(args.images), args.batch):
         answers = _answers(classifier, args, args.images[begin : begin + args.batch])
         for answer in answers:
-            print(json.dumps(answer), flush=True)
+            print(json.dumps(answer, allow_nan=False), flush=True)
             if "error" in answer:
                 failed = True
-                print(f"rdc: error: {answer['file']}: {answer['error']}", file=sys.stderr)
+                print(f"rdc: error: {one_line(answer['file'], 400)}: {answer['error']}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -76,7 +78,9 @@ def _answers(classifier: Any, args: argparse.Namespace, paths: list[str]) -> lis
     for path in paths:
         answers.append({"file": path})
         try:
-            image = read_image(path, classifier.image_shape, strict=args.strict, invert=args.invert)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the decoder's doubts about EXIF data and the like
+                image = read_image(path, classifier.image_shape, strict=args.strict, invert=args.invert)
         except InputError as error:
             answers[-1]["error"] = str(error)
             continue
@@ -85,5 +89,8 @@ def _answers(classifier: Any, args: argparse.Namespace, paths: list[str]) -> lis
     if pixels:
         found = classifier(np.stack(pixels), lm_steps=args.lm_steps, threshold=args.threshold)
         for row, (answer, notices) in enumerate(waiting):
-            answer.update(found.describe(row), notices=list(notices))
+            try:
+                answer.update(found.describe(row), notices=list(notices))
+            except InputError as error:
+                answer.update(error=str(error), notices=list(notices))
     return answers

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from rdc.answers import doubt
+from rdc.errors import InputError
+
 __all__ = ["Predictions"]
 
 
@@ -60,7 +63,14 @@ class Predictions:
         return self.decision < 0
 
     def describe(self, row: int) -> dict[str, Any]:
-        """One image's answer as plain JSON values; probabilities from the largest down."""
+        """One image's answer as plain JSON values; probabilities from the largest down.
+
+        Raises:
+            InputError: the numbers are not finite, or the same for all classes: no answer.
+        """
+        wrong = doubt(self.log_probabilities[row], self.class_losses[row], self.log_likelihood[row])
+        if wrong:
+            raise InputError(wrong)
         p = self.probabilities[row]
         return {
             "label": int(self.labels[row]),
