@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rdc.data import Dataset
 from rdc.errors import ConfigError
+from rdc.seeds import checked_seed, random, step_seed
 
 __all__ = ["BatchGenerator", "Batches", "batch_rows", "integers", "normal", "uniform"]
 
@@ -82,7 +83,7 @@ class Batches:
     Args:
         data: training images.
         size: images a step, over all processes.
-        seed: of the order, the mirror coins and the generators.
+        seed: any integer; of the order, the mirror coins and the generators.
         flip: mirror half of the images left to right.
         rank, world: this process and how many there are.
     """
@@ -101,7 +102,7 @@ class Batches:
             raise ConfigError(f"{data!r}: expected at least one image to train on")
         if size % world:
             raise ConfigError(f"batch_size: expected a multiple of the {world} processes; got {size}")
-        self.size, self.seed, self.flip, self.rank, self.world = size, seed, flip, rank, world
+        self.size, self.seed, self.flip, self.rank, self.world = size, checked_seed(seed), flip, rank, world
         self.images, self.labels = data.images.to(device), data.labels.to(device)
         self.device, self.share = device, size // world
         self._orders: dict[int, np.ndarray] = {}
@@ -111,7 +112,7 @@ class Batches:
         rows = torch.from_numpy(self.positions(step)).to(self.device)
         x0 = self.images[rows].to(torch.float32) / 255 * 2 - 1
         if self.flip:
-            coins = np.random.Generator(np.random.Philox(key=[self.seed, _FLIP_STREAM + step])).random(self.size)
+            coins = random(self.seed, _FLIP_STREAM + step).random(self.size)
             mirror = torch.from_numpy(coins[self._mine()] < 0.5).to(self.device)
             x0 = torch.where(mirror[:, None, None, None], x0.flip(-1), x0)
         return x0, self.labels[rows]
@@ -124,7 +125,7 @@ class Batches:
 
     def seed_for(self, step: int, generator: torch.Generator) -> None:
         """Let ``generator`` begin with the numbers of a step."""
-        generator.manual_seed((self.seed * 1_000_003 + step) * 4099)
+        generator.manual_seed(step_seed(self.seed, step))
 
     def positions(self, step: int) -> np.ndarray:
         """Positions [B] in the data set of this process's images."""
@@ -142,6 +143,5 @@ class Batches:
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
             self._orders = {old: order for old, order in self._orders.items() if old == epoch - 1}
-            random = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-            self._orders[epoch] = random.permutation(len(self.labels))
+            self._orders[epoch] = random(self.seed, epoch).permutation(len(self.labels))
         return self._orders[epoch]

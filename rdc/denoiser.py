@@ -18,6 +18,7 @@ from rdc.networks.blocks import fastest_layout
 from rdc.networks.heads import MultiHeadUNet
 from rdc.ops.multihead_loss import multihead_loss
 from rdc.preconditioning import Preconditioning
+from rdc.scalars import shown
 
 __all__ = ["PRECISIONS", "ConditionalDenoiser", "Denoiser", "MultiHeadDenoiser", "make_denoiser"]
 
@@ -54,8 +55,8 @@ class Denoiser(nn.Module):
         Raises:
             ConfigError: no precision of that name.
         """
-        if precision not in PRECISIONS:
-            raise ConfigError(f"precision: expected {' or '.join(PRECISIONS)}; got {precision!r}")
+        if not isinstance(precision, str) or precision not in PRECISIONS:
+            raise ConfigError(f"precision: expected {' or '.join(PRECISIONS)}; got {shown(precision)}")
         if precision == self.precision:
             return self
         made = copy.copy(self)
@@ -116,7 +117,8 @@ class Denoiser(nn.Module):
         """``function(x_t, *operands)`` in this denoiser's precision; the result in the type of x_t."""
         if self.precision == "float32":
             return function(x_t, *operands)
-        with torch.autocast(x_t.device.type, torch.bfloat16):
+        # Without a cache: inside the caller's autocast it would outlive this call, weights cast without a graph included.
+        with torch.autocast(x_t.device.type, torch.bfloat16, cache_enabled=False):
             return function(x_t, *operands).to(x_t.dtype)
 
     def _inputs(self, x_t: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

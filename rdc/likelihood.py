@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rdc.errors import ConfigError
+from rdc.scalars import as_number, shown
 
 __all__ = ["log_posterior", "resolve_scale"]
 
@@ -24,13 +25,12 @@ def resolve_scale(scale: str | float, image_shape: tuple[int, int, int]) -> floa
     Raises:
         ConfigError: neither a known name nor a positive finite number.
     """
-    if scale == "sum":
-        return 1.0
-    if scale == "mean":
-        return 1.0 / math.prod(image_shape)
-    if isinstance(scale, (int, float)) and math.isfinite(scale) and scale > 0:
-        return float(scale)
-    raise ConfigError(f'logit_scale: expected "sum", "mean" or a positive number; got {scale!r}')
+    if isinstance(scale, str) and scale in ("sum", "mean"):
+        return 1.0 if scale == "sum" else 1.0 / math.prod(image_shape)
+    number = as_number(scale)
+    if number is not None and 0 < number < math.inf:
+        return number
+    raise ConfigError(f'logit_scale: expected "sum", "mean" or a positive number; got {shown(scale)}')
 
 
 def log_posterior(loss: Tensor, scale: float = 1.0, log_prior: Tensor | None = None) -> Tensor:

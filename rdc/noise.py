@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from rdc.errors import ConfigError
+from rdc.scalars import as_integer, shown
+from rdc.seeds import checked_seed, random
 
 __all__ = ["NoisePlan"]
 
@@ -23,10 +25,13 @@ class NoisePlan:
     """A family of Gaussian draws.
 
     Args:
-        seed: any integer.
+        seed: any integer, of any size and sign; every one has draws of its own.
         policy: ``"fixed"``: every call uses draw 0, the classifier is a deterministic function that an attacker can
             know; ``"fresh"``: call number i uses draw i, a stochastic defence.
         stream: separates independent uses of one seed (0: classification, 1: likelihood maximisation).
+
+    Raises:
+        ConfigError: a seed or stream that is no integer, an unknown policy.
     """
 
     seed: int = 0
@@ -34,12 +39,16 @@ class NoisePlan:
     stream: int = 0
 
     def __post_init__(self) -> None:
-        if self.policy not in ("fixed", "fresh"):
-            raise ConfigError(f'noise policy: expected "fixed" or "fresh"; got {self.policy!r}')
+        if not isinstance(self.policy, str) or self.policy not in ("fixed", "fresh"):
+            raise ConfigError(f'noise policy: expected "fixed" or "fresh"; got {shown(self.policy)}')
+        object.__setattr__(self, "seed", checked_seed(self.seed, "noise_seed"))
+        object.__setattr__(self, "stream", checked_seed(self.stream, "noise stream"))
 
     def _generator(self, draw: int, index: int) -> np.random.Generator:
-        key = [self.seed % 2**64, self.stream]
-        return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, index, draw]))
+        number = as_integer(draw)
+        if number is None:
+            raise ConfigError(f"draw: expected an integer; got {shown(draw)}")
+        return random(self.seed, self.stream, (0, 0, index, number))
 
     def normal(self, draw: int, count: int, shape: tuple[int, ...]) -> Tensor:
         """Standard normal noise [count, *shape] float32 on the CPU; row t depends on (seed, stream, draw, t) only."""

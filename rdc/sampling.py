@@ -8,26 +8,40 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rdc.denoiser import Denoiser
 from rdc.errors import ConfigError, InputError
+from rdc.frozen import at_rest
 from rdc.progress import bar
+from rdc.scalars import as_integer, as_number, shown
+from rdc.seeds import checked_seed, random
+from rdc.surroundings import undisturbed
 
 __all__ = ["heun", "sample_classes", "sampling_levels"]
 
+MOST_STEPS = 10_000
+MOST_NUMBERS = 2**30  # pixels of all images together, 4 GiB
+_FACTOR, _STREAM = 1_000_003, 0x5A3B1E  # of the starting noise
+
 
 def sampling_levels(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
-    """Noise levels [steps + 1], float64, from ``sigma_max`` down to ``sigma_min`` and then 0 (equation 5)."""
-    if steps < 1:
-        raise ConfigError(f"steps: expected 1 or more; got {steps}")
-    if not (0 < sigma_min < sigma_max < math.inf and 0 < rho < math.inf):
-        raise ConfigError(
-            f"sampling levels: expected 0 < sigma_min < sigma_max and rho > 0; got {sigma_min}, {sigma_max}, {rho}"
-        )
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
-    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    """Noise levels [steps + 1], float64, from ``sigma_max`` down to ``sigma_min`` and then 0 (equation 5).
+
+    Raises:
+        ConfigError: steps beyond 1 .. 10,000, or a range that is none.
+    """
+    count = as_integer(steps)
+    if count is None or not 1 <= count <= MOST_STEPS:
+        raise ConfigError(f"steps: expected an integer of 1 to {MOST_STEPS:,}; got {shown(steps)}")
+    low, high, curve = as_number(sigma_min), as_number(sigma_max), as_number(rho)
+    if None in (low, high, curve) or not (0 < low < high < math.inf and 0 < curve < math.inf):
+        got = ", ".join(shown(value) for value in (sigma_min, sigma_max, rho))
+        raise ConfigError(f"sampling levels: expected 0 < sigma_min < sigma_max and rho > 0; got {got}")
+    ramp = torch.linspace(0, 1, count, dtype=torch.float64)
+    high, low, rho = high ** (1 / curve), low ** (1 / curve), curve
     return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
 
 
@@ -71,7 +85,7 @@ def sample_classes(
         denoiser: class-conditional or multi-head network.
         per_class: images a class.
         steps: levels; 2 * steps - 1 network evaluations an image.
-        seed: of the starting noise. Image j does not depend on ``per_class``.
+        seed: any integer; of the starting noise. Image j does not depend on ``per_class``.
         sigma_min, sigma_max: ends of the levels; see :func:`sampling_levels`.
         batch_size: images at a time.
         progress: draw a bar on stderr.
@@ -79,22 +93,28 @@ def sample_classes(
     Returns:
         Pixels [K, per_class, C, H, W] in [0, 1], on the CPU.
     """
-    if per_class < 1 or batch_size < 1:
-        raise InputError(f"sampling: expected per_class and batch_size of 1 or more; got {per_class} and {batch_size}")
+    counts = as_integer(per_class), as_integer(batch_size)
+    if None in counts or min(counts) < 1:
+        raise InputError(
+            f"sampling: expected per_class and batch_size of 1 or more; got {shown(per_class)} and {shown(batch_size)}"
+        )
+    (per_class, batch_size), seed = counts, checked_seed(seed)
+    size = denoiser.num_classes * math.prod(denoiser.image_shape)
+    if per_class * size > MOST_NUMBERS:
+        raise InputError(
+            f"sampling: expected per_class of at most {MOST_NUMBERS // size:,} here; got {shown(per_class)}"
+        )
     levels = sampling_levels(steps, sigma_min, sigma_max)
     weight = next(denoiser.parameters())
-    noise = torch.stack(
-        [
-            torch.randn(denoiser.image_shape, generator=torch.Generator().manual_seed(seed * 1_000_003 + column))
-            for column in range(per_class)
-        ]
-    )
+    noise = torch.stack([_starting_noise(seed, column, denoiser.image_shape) for column in range(per_class)])
     labels = torch.arange(denoiser.num_classes).repeat_interleave(per_class)
     noise = noise.repeat(denoiser.num_classes, 1, 1, 1)
-    training, done = denoiser.training, []
-    denoiser.eval()
+    done, steps = [], len(levels) - 1
     batches = torch.arange(len(labels)).split(batch_size)
-    with bar(total=len(batches) * (2 * steps - 1), unit=" passes", enabled=progress, leave=False) as line:
+    with (
+        bar(total=len(batches) * (2 * steps - 1), unit=" passes", enabled=progress, leave=False) as line,
+        at_rest(denoiser),
+    ):
         for rows in batches:
             classes = labels[rows].to(weight.device)
 
@@ -102,7 +122,15 @@ def sample_classes(
                 line.update()
                 return denoiser.denoise(x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device), classes)
 
-            x = heun(denoise, noise[rows].to(weight.device, weight.dtype), levels)
+            start = noise[rows].to(weight.device, weight.dtype)
+            x = undisturbed(lambda start, denoise=denoise: heun(denoise, start, levels), start)
             done.append(((x.float() + 1) / 2).clamp(0, 1).cpu())
-    denoiser.train(training)
     return torch.cat(done).unflatten(0, (denoiser.num_classes, per_class))
+
+
+def _starting_noise(seed: int, column: int, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal [C, H, W] of one column."""
+    if 0 <= seed < 2**32:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed * _FACTOR + column))
+    # PyTorch's generator looks at the lower 32 bits of a seed alone
+    return torch.from_numpy(random(seed, _STREAM, (0, 0, 0, column)).standard_normal(shape, dtype=np.float32))

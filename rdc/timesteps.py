@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 from rdc.errors import ConfigError, one_line
+from rdc.scalars import as_integer, as_number, shown
+from rdc.seeds import checked_seed, random
 from rdc.storage.json_files import read_json
 
 __all__ = [
@@ -140,7 +142,7 @@ def _midpoint(count: int, low: float, high: float, seed: int) -> np.ndarray:
 
 
 def _uniform(count: int, low: float, high: float, seed: int) -> np.ndarray:
-    return np.sort(np.random.Generator(np.random.Philox(key=[seed, 0x5EED])).uniform(low, high, count))
+    return np.sort(random(checked_seed(seed), 0x5EED).uniform(low, high, count))
 
 
 def _log(count: int, low: float, high: float, seed: int) -> np.ndarray:
@@ -191,7 +193,7 @@ def noise_levels(
         count: T, 1 to :data:`MOST_LEVELS`.
         sigma_min, sigma_max: range, sigma_min < sigma_max, both within :data:`SIGMA_RANGE`.
         weighting: a key of :data:`WEIGHTINGS`.
-        seed: for ``"uniform"`` only.
+        seed: any integer; for ``"uniform"`` only.
 
     Returns:
         The levels in ascending order.
@@ -202,15 +204,16 @@ def noise_levels(
     Source: arXiv 2305.15241, sections 3.2 and 4; arXiv 2206.00364, table 1.
     """
     for what, name, table in (("scheme", scheme, SCHEMES), ("weighting", weighting, WEIGHTINGS)):
-        if name not in table:
-            raise ConfigError(f"noise-level {what}: expected one of {', '.join(table)}; got {name!r}")
+        if not isinstance(name, str) or name not in table:
+            raise ConfigError(f"noise-level {what}: expected one of {', '.join(table)}; got {shown(name)}")
     low, high = SIGMA_RANGE
-    if not (1 <= count <= MOST_LEVELS and low <= sigma_min < sigma_max <= high):
+    number, begin, end = as_integer(count), as_number(sigma_min), as_number(sigma_max)
+    if None in (number, begin, end) or not (1 <= number <= MOST_LEVELS and low <= begin < end <= high):
+        got = ", ".join(shown(value, 40) for value in (count, sigma_min, sigma_max))
         raise ConfigError(
-            f"noise levels: expected a count of 1 to {MOST_LEVELS:,} and {low:g} <= sigma_min < sigma_max <= {high:g}; got "
-            f"{one_line(count, 40)}, {sigma_min:g}, {sigma_max:g}"
+            f"noise levels: expected a count of 1 to {MOST_LEVELS:,} and {low:g} <= sigma_min < sigma_max <= {high:g}; got {got}"
         )
-    sigma = SCHEMES[scheme](count, sigma_min, sigma_max, seed)
+    sigma = SCHEMES[scheme](number, begin, end, seed)
     with np.errstate(all="ignore"):  # NoiseLevels refuses what is not finite
         weight = WEIGHTINGS[weighting](sigma)
     return NoiseLevels(tuple(sigma), tuple(weight), scheme, weighting)

@@ -35,6 +35,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from rdc.attacks.entry import attack
 from rdc.attacks.losses import Evaluation, Model, Objective
 from rdc.attacks.pgd import Progress, Rule, Schedule, run_attack
 from rdc.attacks.targeted import TargetedObjective
@@ -47,6 +48,7 @@ MOMENTUM = 0.75  # alpha
 RHO = 0.75
 
 
+@attack
 def apgd(
     model: Model,
     x: Tensor,
@@ -99,6 +101,7 @@ def apgd(
     return run_attack("apgd", objective, x, y, threat, lambda clean: _rule(clean, threat, steps), schedule)
 
 
+@attack
 def apgd_targeted(
     model: Model,
     x: Tensor,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rdc.attacks.apgd import apgd, apgd_targeted
+from rdc.attacks.entry import attack
 from rdc.attacks.fab import fab
 from rdc.attacks.losses import Model
 from rdc.attacks.pgd import Progress
@@ -124,6 +125,7 @@ class AutoAttackResult(AttackResult):
         return found
 
 
+@attack
 def autoattack(
     model: Model,
     x: Tensor,

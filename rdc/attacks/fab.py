@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from rdc.attacks.entry import attack
 from rdc.attacks.hyperplanes import dual_norm, step_to_hyperplane
 from rdc.attacks.losses import Evaluation, Model, Objective
 from rdc.attacks.pgd import Progress, Schedule
@@ -36,6 +37,7 @@ ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9
 SEARCH_STEPS, BEYOND = 3, 1e-4
 
 
+@attack
 def fab(
     model: Model,
     x: Tensor,

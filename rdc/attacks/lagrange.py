@@ -26,18 +26,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from rdc.attacks.apgd import _rule
+from rdc.attacks.entry import attack
 from rdc.attacks.losses import Model, Objective
 from rdc.attacks.per_image import AscentRule, LocatedEvaluation, PerImageObjective, extend_result
 from rdc.attacks.pgd import Progress, Schedule, run_attack
 from rdc.attacks.threat_model import AttackResult, ThreatModel
 from rdc.errors import ConfigError, InputError
 from rdc.norm_balls import distance
+from rdc.scalars import as_number, shown
 
 __all__ = ["PenaltyResult", "lagrange", "objective_attack"]
 
@@ -64,6 +66,7 @@ class PenaltyResult(AttackResult):
     penalty_evaluations: int
 
 
+@attack
 def lagrange(
     model: Model,
     x: Tensor,
@@ -130,6 +133,7 @@ def lagrange(
     return objective.report(result, objective.search.last)
 
 
+@attack
 def objective_attack(
     model: Model,
     x: Tensor,
@@ -201,7 +205,7 @@ class _WithPenalty(PerImageObjective):
         """Penalty [n] float64 and its gradient [n, C, H, W] float64 with bad entries zero."""
         with torch.inference_mode(False), torch.set_grad_enabled(gradient):
             leaf = x.detach().clone().requires_grad_(gradient)
-            value = self.penalty(leaf)
+            value = self.penalty(leaf.clone())  # a copy: what it changes in place stays its own
             if not isinstance(value, Tensor) or value.shape != x.shape[:1] or not value.is_floating_point():
                 got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise InputError(f"penalty: expected one floating number for each of {x.shape[0]} images, got {got}")
@@ -346,10 +350,12 @@ class _Search:
 def _check_factors(multipliers: Sequence[float] | None) -> list[float] | None:
     if multipliers is None:
         return None
-    factors = list(multipliers)
+    listed = not isinstance(multipliers, str) and isinstance(multipliers, Iterable)
+    factors = list(multipliers) if listed else [multipliers]
     for factor in factors:
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not math.isfinite(factor):
-            raise ConfigError(f"multipliers must be finite numbers (factors of c_0), got {factor!r}")
+        number = as_number(factor)
+        if not listed or number is None or not math.isfinite(number):
+            raise ConfigError(f"multipliers must be finite numbers (factors of c_0), got {shown(factor)}")
     if not factors:
         raise ConfigError("multipliers: expected at least one number, or None for the search; got an empty list")
     return [float(factor) for factor in factors]

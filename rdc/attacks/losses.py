@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -272,7 +273,7 @@ class Objective:
         if self.redraw is not None:
             self.redraw()
         with torch.set_grad_enabled(grad):
-            logits = self.model(x)
+            logits = self._called(x.clone())  # a copy: what a model changes in place stays its own
         if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != x.shape[0] or logits.shape[1] < 2:
             got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise InputError(f"expected logits [{x.shape[0]}, K] with K >= 2 from the model, got {got}")
@@ -283,6 +284,17 @@ class Objective:
         else:
             self.forward_evaluations += x.shape[0]
         return logits
+
+    def _called(self, x: Tensor) -> Any:
+        try:
+            return self.model(x)
+        except RuntimeError as error:
+            if "nference tensor" not in str(error):
+                raise
+            raise InputError(
+                "the model holds tensors that were made inside torch.inference_mode(), and gradients cannot pass through such a "
+                f"tensor; make the model outside ({error})"
+            ) from error
 
 
 def _correctness(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,12 +25,14 @@ import torch
 from torch import Tensor
 
 from rdc.attacks.apgd import _ApgdRule
+from rdc.attacks.entry import attack
 from rdc.attacks.losses import Evaluation, Model
 from rdc.attacks.per_image import JumpRule, PerImageObjective
 from rdc.attacks.pgd import Progress, Rule, Schedule, run_attack
 from rdc.attacks.threat_model import AttackResult, ThreatModel, check_images
 from rdc.errors import ConfigError
 from rdc.norm_balls import distance, project, random_start
+from rdc.scalars import as_number
 
 __all__ = ["CUTOFFS", "dct_matrix", "low_frequency", "low_pass"]
 
@@ -69,6 +71,7 @@ def low_pass(values: Tensor, cutoff: float) -> Tensor:
     return torch.stack([height @ image @ width for image in values.double()])
 
 
+@attack
 def low_frequency(
     model: Model,
     x: Tensor,
@@ -107,7 +110,8 @@ def low_frequency(
 
     Source: Guo, Frank & Weinberger 2018 (arXiv 1809.08758); Sharma, Ding & Brubaker 2019 (arXiv 1903.00073).
     """
-    cutoffs = [cutoff] if isinstance(cutoff, (int, float)) else list(cutoff)
+    single = not isinstance(cutoff, Sequence) or isinstance(cutoff, str)
+    cutoffs = [cutoff] if single else [value if as_number(value) is None else as_number(value) for value in cutoff]
     if not cutoffs:
         raise ConfigError("cutoff: expected at least one number in (0, 1]; got none")
     for value in cutoffs:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from rdc.attacks.entry import attack
 from rdc.attacks.losses import Evaluation, Model, Objective
 from rdc.attacks.threat_model import AttackRecord, AttackResult, ThreatModel, check_images
 from rdc.errors import InputError
 from rdc.norm_balls import project, random_start, steepest_direction
+from rdc.scalars import as_number
 
 __all__ = ["Progress", "Rule", "Schedule", "pgd", "run_attack"]
 
@@ -32,6 +35,7 @@ class Rule(Protocol):
         """Go on with these rows ([m] int64 indices into the current n) only."""
 
 
+@attack
 def pgd(
     model: Model,
     x: Tensor,
@@ -87,7 +91,7 @@ def pgd(
     """
     if step_size is None:
         step_size = 2.5 * threat.eps / max(1, steps if isinstance(steps, int) else 1)
-    elif not step_size > 0:
+    elif as_number(step_size) is None or not 0 < step_size < math.inf:
         raise InputError(f"step_size must be > 0 in pixel units, got {step_size!r}")
     if not random_start and restarts != 1:
         raise InputError(

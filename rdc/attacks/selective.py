@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from rdc.attacks.apgd import _ApgdRule
+from rdc.attacks.entry import attack
 from rdc.attacks.losses import AUTO_SPREAD, Evaluation, Model
 from rdc.attacks.per_image import AscentRule, LocatedEvaluation, PerImageObjective, extend_result
 from rdc.attacks.pgd import Progress, Schedule, run_attack
@@ -60,6 +61,7 @@ class SelectiveResult(AttackResult):
     objective: str
 
 
+@attack
 def selective(
     model: Model,
     x: Tensor,
@@ -117,7 +119,8 @@ def selective(
         raise ConfigError('objective "worst" needs set_draw: with fresh noise no draw can be asked for twice')
     if isinstance(eot, bool) or not isinstance(eot, int) or eot < 1:
         raise InputError(f"eot must be an integer >= 1, got {eot!r}")
-    if not isinstance(temperature, (int, float)) or not temperature > 0 or math.isinf(temperature):
+    number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
+    if not number or not 0 < temperature < math.inf:
         raise ConfigError(f"temperature must be a finite number > 0, got {temperature!r}")
     schedule = Schedule(seed, image_ids, steps, restarts, True, verify, progress, start)
     of_draws = _Selection(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rdc.attacks.apgd import _rule
+from rdc.attacks.entry import attack
 from rdc.attacks.losses import Model
 from rdc.attacks.per_image import LocatedEvaluation, PerImageObjective
 from rdc.attacks.pgd import Progress, Schedule, run_attack
@@ -32,6 +33,7 @@ __all__ = ["smoothed"]
 _NEARBY = 0x9E3779B97F4A7C15  # keeps the nearby points apart from the random starts of the same seed
 
 
+@attack
 def smoothed(
     model: Model,
     x: Tensor,

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rdc.attacks.entry import attack
 from rdc.attacks.losses import Model, Objective
 from rdc.attacks.pgd import Progress, Schedule
 from rdc.attacks.threat_model import AttackRecord, AttackResult, ThreatModel, check_images
@@ -42,6 +43,7 @@ _BLOCK = 128  # queries whose numbers are drawn at once
 _STREAM, _START_STREAM = 0x5157_A2E0, 0x5157_A2E1  # words of the Philox counter: proposals, starting points
 
 
+@attack
 def square(
     model: Model,
     x: Tensor,
@@ -85,7 +87,7 @@ def square(
     """
     if isinstance(queries, bool) or not isinstance(queries, int) or queries < 1:
         raise InputError(f"queries must be an integer >= 1, got {queries!r}")
-    if not 0 < p_init <= 1:
+    if isinstance(p_init, bool) or not isinstance(p_init, (int, float)) or not 0 < p_init <= 1:
         raise InputError(f"p_init must be in (0, 1], got {p_init!r}")
     schedule = Schedule(seed, image_ids, queries, restarts, True, verify, progress)
     ids = check_images(x, y, image_ids)

@@ -28,11 +28,13 @@ import torch
 from torch import Tensor
 
 from rdc.attacks.apgd import _ApgdRule
+from rdc.attacks.entry import attack
 from rdc.attacks.losses import AUTO_SPREAD, Model
 from rdc.attacks.per_image import AscentRule, JumpRule, LocatedEvaluation, PerImageObjective, extend_result
 from rdc.attacks.pgd import Progress, Rule, Schedule, run_attack
 from rdc.attacks.threat_model import AttackResult, ThreatModel, check_images
 from rdc.errors import ConfigError, InputError, RdcError
+from rdc.scalars import as_number, shown
 
 __all__ = ["FlowThreat", "StAdvResult", "check_flow", "flow_penalty", "stadv", "warp"]
 
@@ -57,10 +59,10 @@ class FlowThreat:
     bound: float
 
     def __post_init__(self) -> None:
-        number = isinstance(self.bound, (int, float)) and not isinstance(self.bound, bool)
-        if not number or not 0 <= self.bound <= 2:
-            raise ConfigError(f"bound must be a number in [0, 2] ([-1, 1] grid coordinates), got {self.bound!r}")
-        object.__setattr__(self, "bound", float(self.bound))
+        bound = as_number(self.bound)
+        if bound is None or not 0 <= bound <= 2:
+            raise ConfigError(f"bound must be a number in [0, 2] ([-1, 1] grid coordinates), got {shown(self.bound)}")
+        object.__setattr__(self, "bound", bound)
 
     @property
     def norm(self) -> str:
@@ -166,6 +168,7 @@ def check_flow(x_adv: Tensor, x: Tensor, flow: Tensor, bound: float) -> None:
         )
 
 
+@attack
 def stadv(
     model: Model,
     x: Tensor,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rdc.errors import ConfigError, InputError
 from rdc.norm_balls import NORMS, check_budget
+from rdc.scalars import as_integer, as_number, shown
 
 __all__ = ["AttackRecord", "AttackResult", "ThreatModel", "check_images", "check_labels", "parse_eps"]
 
@@ -31,17 +32,22 @@ def parse_eps(text: str | float) -> float:
     Raises:
         ConfigError: not such a number, negative, infinite, or a zero denominator.
     """
-    if isinstance(text, (int, float)) and not isinstance(text, bool):
-        if math.isfinite(text) and text >= 0:
-            return float(text)
-        raise ConfigError(f"expected a finite budget >= 0 in [0, 1] pixel units, got {text!r}")
+    if (number := as_number(text)) is not None:
+        if math.isfinite(number) and number >= 0:
+            return number
+        raise ConfigError(f"expected a finite budget >= 0 in [0, 1] pixel units, got {shown(text)}")
     parts = [part.strip() for part in text.split("/")] if isinstance(text, str) else []
     if len(parts) not in (1, 2) or not all(_NUMBER.fullmatch(part) for part in parts):
-        raise ConfigError(f"expected a budget such as '8/255' or '0.5' (>= 0, in [0, 1] pixel units), got {text!r}")
+        raise ConfigError(
+            f"expected a budget such as '8/255' or '0.5' (>= 0, in [0, 1] pixel units), got {shown(text)}"
+        )
     numbers = [Fraction(part) for part in parts]
     if len(numbers) == 2 and numbers[1] == 0:
         raise ConfigError(f"the budget {text!r} divides by zero; write it like '8/255'")
-    return float(numbers[0] / numbers[1]) if len(numbers) == 2 else float(numbers[0])
+    value = as_number(numbers[0] / numbers[1] if len(numbers) == 2 else numbers[0])
+    if value is None:
+        raise ConfigError(f"expected a finite budget >= 0 in [0, 1] pixel units, got {shown(text)}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -60,18 +66,18 @@ class ThreatModel:
     eps: float
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise ConfigError(f"unknown norm {self.norm!r}; expected one of {', '.join(NORMS)}")
-        if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)):
-            raise ConfigError(f"eps must be a number, got {self.eps!r}; parse_eps reads text such as '8/255'")
-        if not math.isfinite(self.eps) or self.eps < 0:
-            raise ConfigError(f"eps must be finite and >= 0, got {self.eps!r}")
-        if self.norm == "linf" and self.eps > 1:
+        if not isinstance(self.norm, str) or self.norm not in NORMS:
+            raise ConfigError(f"unknown norm {shown(self.norm)}; expected one of {', '.join(NORMS)}")
+        eps = as_number(self.eps)
+        if eps is None:
+            raise ConfigError(f"eps must be a number, got {shown(self.eps)}; parse_eps reads text such as '8/255'")
+        if not math.isfinite(eps) or eps < 0:
+            raise ConfigError(f"eps must be finite and >= 0, got {eps!r}")
+        if self.norm == "linf" and eps > 1:
             raise ConfigError(
-                f"an l_inf eps is in [0, 1] pixel units, got {self.eps!r}; "
-                f"write {self.eps!r}/255 if grey levels were meant"
+                f"an l_inf eps is in [0, 1] pixel units, got {eps!r}; write {eps!r}/255 if grey levels were meant"
             )
-        object.__setattr__(self, "eps", float(self.eps))
+        object.__setattr__(self, "eps", eps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,7 +250,7 @@ def check_images(x: Tensor, y: Tensor, image_ids: Sequence[int] | Tensor) -> lis
         raise InputError("pixels hold NaN or infinity; expected finite values in [0, 1]")
     if float(x.min()) < 0 or float(x.max()) > 1:
         raise InputError(
-            f"pixels span [{float(x.min()):.6g}, {float(x.max()):.6g}]; expected [0, 1]: "
+            f"pixels span [{float(x.min()):.9g}, {float(x.max()):.9g}]; expected [0, 1]: "
             "divide grey levels by 255, undo any normalisation"
         )
     if not isinstance(y, Tensor) or y.dtype != torch.int64:
@@ -255,12 +261,16 @@ def check_images(x: Tensor, y: Tensor, image_ids: Sequence[int] | Tensor) -> lis
         image_ids.dim() != 1 or image_ids.is_floating_point() or image_ids.dtype == torch.bool
     ):
         raise InputError(f"expected image_ids [N] of integers, got {image_ids.dtype} {list(image_ids.shape)}")
-    ids = image_ids.tolist() if isinstance(image_ids, Tensor) else list(image_ids)
+    try:
+        ids = image_ids.tolist() if isinstance(image_ids, Tensor) else list(image_ids)
+    except TypeError as error:
+        raise InputError(f"expected {x.shape[0]} image_ids, one for each image, got {shown(image_ids)}") from error
     if len(ids) != x.shape[0]:
         raise InputError(f"expected {x.shape[0]} image_ids, one for each image, got {len(ids)}")
     for image_id in ids:
-        if isinstance(image_id, bool) or not hasattr(image_id, "__index__") or not 0 <= int(image_id) < 2**64:
-            raise InputError(f"image_ids must be integers >= 0 (position in the data set), got {image_id!r}")
+        number = as_integer(image_id)
+        if number is None or not 0 <= number < 2**64:
+            raise InputError(f"image_ids must be integers >= 0 (position in the data set), got {shown(image_id)}")
     return [int(image_id) for image_id in ids]
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rdc.attacks.apgd import _rule
+from rdc.attacks.entry import attack
 from rdc.attacks.losses import Evaluation, Model, Objective
 from rdc.attacks.per_image import LocatedEvaluation, PerImageObjective
 from rdc.attacks.pgd import Progress, Rule, Schedule, run_attack
@@ -24,6 +25,7 @@ from rdc.errors import InputError
 __all__ = ["transfer"]
 
 
+@attack
 def transfer(
     model: Model,
     x: Tensor,

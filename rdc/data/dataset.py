@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rdc.class_names import checked_names
 from rdc.errors import DataError
+from rdc.scalars import as_integer, shown
+from rdc.seeds import checked_seed, random
 
 __all__ = ["Dataset", "first_balanced", "train_holdout"]
 
@@ -20,10 +24,12 @@ Index = int | slice | Sequence[int] | np.ndarray | Tensor
 class Dataset:
     """Images and labels in memory, checked when made.
 
+    ``data[i]`` is one image and its label, so that ``torch.utils.data.DataLoader(data)`` works; ``data[2:5]`` is the part.
+
     Args:
         images: uint8 [N, C, H, W], pixel values 0..255.
         labels: int64 [N], each in ``0..K-1``.
-        class_names: K names.
+        class_names: K different names; of some there may be no image.
         name: what it was loaded as, e.g. ``"fashion-mnist"``.
         split: ``"train"``, ``"test"`` or a derived name such as ``"train-holdout"``.
         indices: int64 [N], position of every image in the original split; ``arange(N)`` when None. They are the image
@@ -43,10 +49,16 @@ class Dataset:
     source: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "class_names", tuple(str(name) for name in self.class_names))
+        where = f"data set {self.name!r}, {self.split} split{f' from {self.source}' if self.source else ''}"
+        try:
+            object.__setattr__(self, "class_names", checked_names(self.class_names, error=DataError))
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
+        for what, value in (("images", self.images), ("labels", self.labels), ("indices", self.indices)):
+            if not isinstance(value, Tensor) and (what, value) != ("indices", None):
+                raise DataError(f"{where}: {what} must be a torch tensor; got a {type(value).__name__}")
         if self.indices is None:
             object.__setattr__(self, "indices", torch.arange(len(self.labels)))
-        where = f"data set {self.name!r}, {self.split} split{f' from {self.source}' if self.source else ''}"
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
             got = f"{self.images.dtype} {list(self.images.shape)}"
             raise DataError(f"{where}: images must be uint8 [N, C, H, W]; got {got}")
@@ -65,6 +77,34 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One image and its label, or a part.
+
+        Args:
+            index: a position, negative ones from the end: (pixels [C, H, W] float32 in [0, 1], label as an int). A slice: the
+                Dataset of these positions, as :meth:`subset` makes it.
+
+        Raises:
+            IndexError: no such position.
+            DataError: something else; several positions are for :meth:`pixels` and :meth:`subset`.
+        """
+        if isinstance(index, slice):
+            return self.subset(index)
+        place = as_integer(index)
+        if place is None:
+            raise DataError(
+                f"{self!r}: expected one position or a slice in brackets; got {shown(index)}. For several use .pixels(positions), "
+                ".labels[positions] or .subset(positions)"
+            )
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"{self!r}: position {place} is out of range")
+        return self.images[place].to(torch.float32) / 255, int(self.labels[place])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """What a DataLoader asks for: ``[self[i] for i in indices]``."""
+        pixels, labels = self.pixels(list(indices)), self.labels[torch.as_tensor(list(indices), dtype=torch.int64)]
+        return list(zip(pixels, labels.tolist(), strict=True))
 
     def __repr__(self) -> str:
         shape = " x ".join(str(size) for size in self.images.shape)
@@ -125,7 +165,8 @@ def _as_index(index: Index) -> int | slice | Tensor:
 def first_balanced(dataset: Dataset, n: int, split: str | None = None) -> Dataset:
     """The first ``n`` images that keep classes balanced: go through in order, skip those of a class that is full.
 
-    When ``n`` is not a multiple of K, the first ``n mod K`` classes get one image more.
+    Classes of which there is no image at all are left out. When ``n`` is not a multiple of the K others, the first ``n mod K`` of
+    them get one image more.
 
     Raises:
         DataError: a class has too few images.
@@ -139,12 +180,12 @@ def train_holdout(dataset: Dataset, n: int, seed: int = 0) -> tuple[Dataset, Dat
     The choice depends on the labels, ``n`` and ``seed`` only: each image gets one 64-bit word of NumPy's Philox stream
     (whose bits are fixed for all NumPy versions) and every class gives its images with the smallest words. So a
     smaller hold-out of the same seed is part of a larger one. Global random state is neither read nor written. When
-    ``n`` is not a multiple of K, the first ``n mod K`` classes give one image more.
+    ``n`` is not a multiple of K, the first ``n mod K`` classes give one image more. Classes without images are left out.
 
     Args:
         dataset: the training split.
         n: size of the hold-out, 1..N-1.
-        seed: 0 or more.
+        seed: an integer, 0 or more, of any size.
 
     Returns:
         ``(rest, holdout)``: both in the original order, disjoint, together the whole data set.
@@ -152,26 +193,34 @@ def train_holdout(dataset: Dataset, n: int, seed: int = 0) -> tuple[Dataset, Dat
     Raises:
         DataError: a class has too few images, nothing would remain, or a bad seed.
     """
-    if not 0 < n < len(dataset):
-        raise DataError(f"hold-out size must be in 1..{len(dataset) - 1} of {len(dataset)} images; got {n}")
+    size, seed = as_integer(n), checked_seed(seed, error=DataError)
+    if size is None or not 0 < size < len(dataset):
+        raise DataError(f"hold-out size must be in 1..{len(dataset) - 1} of {len(dataset)} images; got {shown(n)}")
     if seed < 0:
-        raise DataError(f"seed must be 0 or more; got {seed}")
-    words = np.random.Philox(key=seed).random_raw(len(dataset))
+        raise DataError(f"seed must be 0 or more; got {shown(seed)}")
+    words = random(seed).bit_generator.random_raw(len(dataset))
     held = torch.zeros(len(dataset), dtype=torch.bool)
-    held[torch.from_numpy(_balanced(dataset, n, np.argsort(words, kind="stable")))] = True
+    held[torch.from_numpy(_balanced(dataset, size, np.argsort(words, kind="stable")))] = True
     return dataset.subset(~held, f"{dataset.split}-rest"), dataset.subset(held, f"{dataset.split}-holdout")
 
 
 def _balanced(dataset: Dataset, n: int, order: np.ndarray) -> np.ndarray:
-    """Positions, ascending, of the first n // K or n // K + 1 images of every class in the given order."""
+    """Positions, ascending, of the first n // K or n // K + 1 images of every class that has any, in the given order."""
+    count = as_integer(n)
+    if count is None or count < 0:
+        raise DataError(f"n: expected an integer >= 0; got {shown(n)}")
+    if count == 0:
+        return np.zeros(0, dtype=np.int64)
     labels = dataset.labels.numpy()[order]
-    chosen = []
-    for label in range(dataset.num_classes):
-        want = n // dataset.num_classes + (label < n % dataset.num_classes)
+    present, chosen = np.unique(labels).tolist(), []
+    if not present:
+        raise DataError(f"{dataset!r}: expected at least one image; there is none")
+    for place, label in enumerate(present):
+        want = count // len(present) + (place < count % len(present))
         members = order[labels == label]
         if len(members) < want:
             raise DataError(
-                f"{n} balanced images need {want} of class {label} ({dataset.class_names[label]!r}); "
+                f"{count} balanced images need {want} of class {label} ({dataset.class_names[label]!r}); "
                 f"{dataset.name!r}, {dataset.split} split, has {len(members)}. Ask for fewer"
             )
         chosen.append(members[:want])

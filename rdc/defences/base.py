@@ -11,9 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from rdc.class_names import checked_names
 from rdc.errors import ConfigError, InputError
+from rdc.frozen import Frozen, at_rest
+from rdc.scalars import as_integer, shown
+from rdc.seeds import checked_seed
 
 __all__ = ["Defence", "PlainClassifier"]
 
@@ -21,17 +25,19 @@ GRADIENTS = ("exact", "bpda")
 POLICIES = ("fixed", "fresh")
 
 
-class Defence(nn.Module):
+class Defence(Frozen):
     """Base of defences that are no DiffusionClassifier: pixels [N, C, H, W] in [0, 1] -> logits [N, K].
 
     Args:
         image_shape: (C, H, W).
         num_classes: K.
-        class_names: K names.
+        class_names: K different names; None: "0", "1", ...
         gradient: "exact", or "bpda": the Jacobian of whatever purifies the input is taken as the identity.
         noise: "fixed": one draw of noise for all calls; "fresh": another draw in every call. Without effect on a
             defence that draws none.
-        noise_seed: of the draws.
+        noise_seed: of the draws, any integer.
+
+    It stays in evaluation mode, as every defence does: ``train()`` is without effect.
 
     Attributes:
         stochastic: the noise policy changes what it computes.
@@ -57,16 +63,17 @@ class Defence(nn.Module):
         noise_seed: int = 0,
     ) -> None:
         super().__init__()
-        self.image_shape, self.num_classes = tuple(int(size) for size in image_shape), int(num_classes)
-        self.class_names = tuple(class_names or (str(k) for k in range(self.num_classes)))
+        self.image_shape, self.num_classes = _checked_shape(image_shape), _checked_count(num_classes)
+        self.class_names = checked_names(class_names, self.num_classes)
         self.gradient, self.noise_policy, self.noise_seed = gradient, noise, noise_seed
         self.network_evaluations, self._draw = 0, 0
         self._check()
 
     def _check(self) -> None:
         for name, value, allowed in (("gradient", self.gradient, GRADIENTS), ("noise", self.noise_policy, POLICIES)):
-            if value not in allowed:
-                raise ConfigError(f"{name}: expected one of {', '.join(allowed)}; got {value!r}")
+            if not isinstance(value, str) or value not in allowed:
+                raise ConfigError(f"{name}: expected one of {', '.join(allowed)}; got {shown(value)}")
+        self.noise_seed = checked_seed(self.noise_seed, "noise_seed")
 
     def with_(self, **changes: Any) -> Any:
         """The same defence (weights shared) with ``gradient``, ``noise`` or ``noise_seed`` changed, its counters at 0."""
@@ -105,7 +112,10 @@ class Defence(nn.Module):
 
     def set_draw(self, draw: int) -> None:
         """Use this draw in the next call (under policy "fresh" the calls after it go on from there)."""
-        self._draw = int(draw)
+        number = as_integer(draw)
+        if number is None:
+            raise ConfigError(f"draw: expected an integer; got {shown(draw)}")
+        self._draw = number
 
     def _next_draw(self) -> int:
         draw = self._draw
@@ -136,7 +146,9 @@ class PlainClassifier(Defence):
     """Any callable pixels [N, C, H, W] float32 in [0, 1] -> logits [N, K].
 
     Args:
-        model: an ``nn.Module`` (put in evaluation mode) or a function. What it returns is checked in every call.
+        model: an ``nn.Module`` or a function. What it returns is checked in every call. A module is lent: during a call it is in
+            evaluation mode and its weights ask for no gradient, afterwards it is as the caller left it; and it gets a copy of the
+            pixels, so that it may change them. The caller's autocast and inference mode reach it.
         image_shape, num_classes, class_names: as of :class:`Defence`.
         name: for reports, e.g. ``"resnet"``.
 
@@ -156,8 +168,6 @@ class PlainClassifier(Defence):
     ) -> None:
         super().__init__(image_shape, num_classes, class_names, **settings)
         self.model, self.head = model, name
-        if isinstance(model, nn.Module):
-            model.eval().requires_grad_(False)
 
     @property
     def evaluations_per_image(self) -> int:
@@ -166,13 +176,32 @@ class PlainClassifier(Defence):
 
     def forward(self, pixels: Tensor) -> Tensor:
         self.network_evaluations += len(pixels)
-        return checked_logits(call_model(self.model, pixels, self.head), pixels, self.num_classes, self.head)
+        with at_rest(self.model):
+            logits = call_model(self.model, pixels, self.head)
+        return checked_logits(logits, pixels, self.num_classes, self.head)
+
+
+def _checked_shape(image_shape: Any) -> tuple[int, int, int]:
+    try:
+        sizes = [as_integer(size) for size in image_shape]
+    except TypeError:
+        sizes = []
+    if len(sizes) != 3 or any(size is None or size < 1 for size in sizes):
+        raise ConfigError(f"image_shape: expected three sizes (C, H, W), each >= 1; got {shown(image_shape)}")
+    return tuple(sizes)
+
+
+def _checked_count(num_classes: Any) -> int:
+    count = as_integer(num_classes)
+    if count is None or count < 1:
+        raise ConfigError(f"num_classes: expected an integer >= 1; got {shown(num_classes)}")
+    return count
 
 
 def call_model(function: Callable[..., Any], pixels: Tensor, name: str) -> Any:
-    """Call somebody's function; what it raises becomes an InputError that names it."""
+    """Call somebody's function on a copy of the pixels; what it raises becomes an InputError that names it."""
     try:
-        return function(pixels)
+        return function(pixels.clone())
     except (InputError, ConfigError, KeyboardInterrupt):
         raise
     except Exception as error:

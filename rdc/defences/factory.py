@@ -16,6 +16,7 @@ from rdc.classifier import DiffusionClassifier
 from rdc.defences.base import Defence, PlainClassifier, call_model, checked_logits
 from rdc.defences.purified import ForeignDefence
 from rdc.errors import ConfigError, InputError
+from rdc.frozen import at_rest
 
 __all__ = ["as_defence", "is_factory", "load_factory"]
 
@@ -71,6 +72,8 @@ def load_factory(name: str, example: Tensor, class_names: Sequence[str] | None, 
 def as_defence(model: Any, example: Tensor, *, class_names: Sequence[str] | None = None, name: str = "model") -> Any:
     """What an evaluation takes, from a DiffusionClassifier, a Defence, an object with purify and classify, or a callable.
 
+    A module is lent: between calls it is as its owner left it (training mode, weights that want gradients).
+
     Args:
         model: any of these; callables take pixels [N, C, H, W] float32 in [0, 1] and return logits [N, K].
         example: [n, C, H, W] pixels; the model is called on it once.
@@ -85,14 +88,12 @@ def as_defence(model: Any, example: Tensor, *, class_names: Sequence[str] | None
         return model
     shape = tuple(example.shape[1:])
     if hasattr(model, "purify") and hasattr(model, "classify"):
-        with torch.no_grad():
+        with torch.no_grad(), at_rest(model):
             moved = call_model(model.purify, example, f"{name}.purify")
             logits = call_model(model.classify, moved, f"{name}.classify")
         kind: Callable[..., Any] = ForeignDefence
     elif callable(model):
-        if isinstance(model, nn.Module):
-            model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), at_rest(model):
             logits = call_model(model, example, name)
         kind = PlainClassifier
     else:

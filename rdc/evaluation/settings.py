@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 from rdc.attacks import ThreatModel, parse_attack, parse_attacks, parse_eps
 from rdc.attacks.registry import SUITES, AttackSpec, applies, expand_attacks
 from rdc.errors import ConfigError
+from rdc.scalars import as_integer, as_number, shown
 
 __all__ = ["DEFAULT_EOT", "NORMS", "EvaluationSettings", "parse_attacks"]
 
@@ -28,7 +30,7 @@ class EvaluationSettings:
         split: "train" or "test".
         start: position of the first image.
         attacks: texts such as ``"apgd-ce:gradient=bpda:steps=20"`` (``rdc.attacks.registry``), run one after another, each
-            on the images still robust; suites are written out; () for clean accuracy alone.
+            on the images still robust; suites are written out; () for clean accuracy alone. Or one text with commas.
         norm: "linf", "l2", "l1", or "flow": spatial transformations, eps bounds the flow (``rdc.attacks.stadv``).
         eps: radius in [0, 1] pixel units: a number or text such as "8/255".
         steps: of each restart.
@@ -74,11 +76,13 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         _choice("split", self.split, ("test", "train"))
         _choice("noise", self.noise, tuple(_POLICIES))
+        for name in ("model", "dataset", "levels", "lm", "precision"):
+            self._text(name, optional=name not in ("model", "dataset"))
         for name, least in (("n", 1), ("start", 0), ("seed", 0), ("batch", 1), ("resubmissions", 1)):
-            _count(name, getattr(self, name), least)
+            self._count(name, least)
         if self.seed >= 2**64:
-            raise ConfigError(f"seed: expected less than 2^64; got {self.seed}")
-        object.__setattr__(self, "attacks", expand_attacks(tuple(self.attacks), self.norm))
+            raise ConfigError(f"seed: expected less than 2^64; got {shown(self.seed)}")
+        object.__setattr__(self, "attacks", expand_attacks(_names(self.attacks), self.norm))
         if not self.attacks:
             if self.noise == "known":
                 object.__setattr__(self, "resubmissions", 1)
@@ -90,19 +94,35 @@ class EvaluationSettings:
     def _check_attacks(self) -> None:
         _choice("norm", self.norm, NORMS)
         _choice("gradient", self.gradient, ("exact", "bpda"))
-        if isinstance(self.eps, (int, float)):
-            object.__setattr__(self, "eps", repr(float(self.eps)))
+        if (number := as_number(self.eps)) is not None:
+            object.__setattr__(self, "eps", repr(number))
         self.threat  # noqa: B018
         for name, least in (("steps", 1), ("restarts", 1), ("sanity", 0)):
-            _count(name, getattr(self, name), least)
+            self._count(name, least)
         if self.eot is None:
             object.__setattr__(self, "eot", 1 if self.noise == "known" else DEFAULT_EOT)
-        _count("eot", self.eot, 1)
+        self._count("eot", 1)
         if self.noise == "known" and self.eot != 1:
             raise ConfigError(
                 f"eot: expected 1 with known noise, where every call gives the same; got {self.eot}. "
                 "Averaging needs noise fresh"
             )
+
+    def _text(self, name: str, optional: bool) -> None:
+        """Check a text or path, and keep it as text."""
+        value = getattr(self, name)
+        if isinstance(value, os.PathLike):
+            object.__setattr__(self, name, value := os.fspath(value))
+        if not isinstance(value, str) and not (optional and value is None):
+            words = f"text, as the option --{name} takes it, or None" if optional else "a name or a path"
+            raise ConfigError(f"{name}: expected {words}; got {shown(value)}")
+
+    def _count(self, name: str, least: int) -> None:
+        """Check an integer field, and keep it as Python's own."""
+        value = as_integer(getattr(self, name))
+        if value is None or value < least:
+            raise ConfigError(f"{name}: expected an integer >= {least}; got {shown(getattr(self, name))}")
+        object.__setattr__(self, name, value)
 
     @property
     def radius(self) -> float:
@@ -159,10 +179,17 @@ class EvaluationSettings:
 
 
 def _choice(what: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{what}: expected one of {', '.join(allowed)}; got {value!r}")
+    if not isinstance(value, str) or value not in allowed:
+        raise ConfigError(f"{what}: expected one of {', '.join(allowed)}; got {shown(value)}")
 
 
-def _count(what: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{what}: expected an integer >= {least}; got {value!r}")
+def _names(attacks: Any) -> tuple[str, ...]:
+    """Attacks as a tuple of texts."""
+    if isinstance(attacks, str):
+        return parse_attacks(attacks)
+    names = tuple(attacks) if isinstance(attacks, (list, tuple)) else None
+    if names is None or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            f'attacks: expected names such as ("apgd-ce", "square"), or () for none; got {shown(attacks)}'
+        )
+    return names

@@ -6,6 +6,7 @@ import numpy as np
 
 from rdc.errors import InputError
 from rdc.resampling.kernels import stops
+from rdc.seeds import checked_seed, random
 
 __all__ = ["sequential_stops", "simulate_boundary"]
 
@@ -55,7 +56,7 @@ def simulate_boundary(
         drift_std: >= 0, spread of the final margin's mean over images.
         error_rate: in (0, 1).
         draws: simulated images, >= 1000; an error rate far below 10 / draws cannot be resolved.
-        seed: of the normal numbers (NumPy's Philox).
+        seed: any integer; of the normal numbers (NumPy's Philox).
         backend: "auto", "numpy" or "numba".
 
     Returns:
@@ -71,9 +72,11 @@ def simulate_boundary(
             f"simulate_boundary: expected step_std [T >= 2] >= 0, drift_std >= 0, 0 < error_rate < 1, draws >= 1000; got shape "
             f"{list(step_std.shape)}, {drift_std}, {error_rate}, {draws}"
         )
-    random = np.random.Generator(np.random.Philox(key=[seed % 2**64, 0x5E9]))
+    normals = random(checked_seed(seed, error=InputError), 0x5E9)
     count = len(step_std)
-    steps = random.standard_normal((draws, count)) * step_std + (random.standard_normal((draws, 1)) * drift_std / count)
+    steps = normals.standard_normal((draws, count)) * step_std + (
+        normals.standard_normal((draws, 1)) * drift_std / count
+    )
     walk = np.cumsum(steps, axis=1)
     to_come = np.sqrt(np.cumsum((step_std**2)[::-1])[::-1] - step_std**2)
     grid = np.linspace(0, 6, 121)
