@@ -238,6 +238,46 @@ def test_json_there_and_back(tiny):
     assert AnytimeCalibration.from_json(calibration.to_json()) == calibration
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"error_rate": 0.9}, "0 < error_rate < 0.5"),
+        ({"error_rate": "0.1"}, "error_rate: expected a number"),
+        ({"confidence": True}, "confidence: expected a number"),
+        ({"order": None}, "order: expected a list"),
+        ({"order": [0, 1, 2, 3, 4, 5, 6, 6]}, "order to name every level once"),
+        ({"order": [0] * 10**5}, "order: expected a list of 1 to 10000"),
+        ({"order": [0, 1, 2, 3, 4, 5, 6, "7"]}, "order.7.: expected an integer"),
+        ({"order": []}, "order: expected a list"),
+        ({"looks": [1, 3, 2, 8], "boundary": [1, 1, 1]}, "looks that grow"),
+        ({"looks": [0, 8], "boundary": [1]}, "looks that grow"),
+        ({"looks": [2, 7], "boundary": [1]}, "the last look to be the last level"),
+        ({"boundary": [1.0]}, "a boundary at each look"),
+        ({"boundary": [-1.0] * 7}, "boundary.0.: expected a number >= 0"),
+        ({"boundary": [float("nan")] * 7}, "boundary.0.: expected a number"),
+        ({"boundary": [10**400] * 7}, "boundary.0.: expected a number"),
+        ({"images": -1}, "images: expected an integer"),
+        ({"differing": 10**9}, "differing <= images"),
+        ({"fingerprint": ["x"]}, "fingerprint: expected"),
+        ({"z" * 10**6: 1}, "expected an object with"),
+    ],
+)
+def test_damaged_rules_are_refused(tiny, change, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        AnytimeCalibration.from_json({**tiny[1].to_json(), **change})
+    assert len(str(caught.value)) < 1000
+    with pytest.raises(ConfigError, match="got a list|got list"):
+        AnytimeCalibration.from_json([])
+
+
+def test_a_rule_for_more_levels_than_there_are(tiny):
+    classifier, calibration = tiny
+    parts = {"order": list(range(9)), "looks": [1, 9], "boundary": [1.0]}
+    other = AnytimeCalibration.from_json({**calibration.to_json(), **parts})
+    with pytest.raises(ConfigError, match="made for 9 levels; this classifier has 8"):
+        AnytimeClassifier(classifier, 0.1, other)
+
+
 # --- evaluation says so -----------------------------------------------------------------------------------------------
 
 
@@ -281,14 +321,29 @@ def test_kept(tmp_path, monkeypatch):
         assert kept.calibrated(classifier, data, 0.1, folder=tmp_path).calibration == made.calibration
         with pytest.raises(TypeError):  # other levels are another classifier
             kept.calibrated(classifier.with_(levels="log:4:1:2:flat"), data, 0.1, folder=tmp_path)
-    file.write_text("{")
-    assert kept.calibrated(classifier, data, 0.1, folder=tmp_path, progress=False).calibration == made.calibration
+    kept_text = file.read_text()
+    without = kept_text.replace(kept_text[kept_text.index(',\n  "digest"') : -3], "")  # as older versions wrote it
+    changed = kept_text.replace('"z": ', '"z": 1')  # damage that is still a rule
+    for text in (without, changed, "{", "[" * 10**5, "\0", ""):
+        file.write_text(text)
+        made_again = []
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                kept,
+                "calibrate_anytime",
+                lambda *a, made_again=made_again, **k: made_again.append(1) or made.calibration,
+            )
+            assert kept.calibrated(classifier, data, 0.1, folder=tmp_path).calibration == made.calibration
+        assert bool(made_again) is (text != without), text
+        assert file.read_text() == (without if text == without else kept_text)
     (tmp_path / "file").write_text("")
     kept.calibrated(
         classifier, data, 0.1, folder=tmp_path / "file" / "below", progress=False
     )  # cannot be written: no error
     with pytest.raises(ConfigError, match="--anytime-data"):
         kept.calibrated(tiny_classifier(), data, 0.1, folder=tmp_path)
+    monkeypatch.setattr(kept, "cache_folder", lambda name: None)  # a user without a home folder
+    assert kept.calibrated(classifier, data, 0.1, progress=False).calibration == made.calibration
 
 
 def test_command(tmp_path, monkeypatch, capsys):

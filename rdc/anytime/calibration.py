@@ -17,6 +17,7 @@ Source: Wald 1945, "Sequential tests of statistical hypotheses" (the idea of sto
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -26,8 +27,11 @@ import torch
 from torch import Tensor
 
 from rdc.classifier import DiffusionClassifier
-from rdc.errors import ConfigError, InputError
+from rdc.errors import ConfigError, InputError, one_line
 from rdc.resampling import sequential_stops
+from rdc.storage.reading import reading
+from rdc.storage.structure import integer, number, record, sequence, text
+from rdc.timesteps import MOST_LEVELS
 
 __all__ = ["AnytimeCalibration", "Stopping", "calibrate_anytime", "fingerprint", "images_needed", "simulate_stopping"]
 
@@ -35,6 +39,23 @@ _GRID = np.linspace(6.0, 0.0, 121)  # z, from the strictest
 _MOST_LOOKS = 16
 _SHAPE_EVERY = 4  # every fourth image is for the order and sigma_j, so that images sorted by class do no harm
 _FEWEST = 40
+
+
+def _lead(value: Any, where: str) -> None:
+    """A boundary: a number, or infinity, which no lead reaches."""
+    if value != math.inf:
+        number(0)(value, where)
+
+
+_PARTS = record(
+    {
+        **dict.fromkeys(("error_rate", "confidence", "z", "mean_levels", "mean_passes"), number(0)),
+        **dict.fromkeys(("images", "differing"), integer(0)),
+        **dict.fromkeys(("order", "looks"), sequence(integer(0), 1, MOST_LEVELS)),
+        "boundary": sequence(_lead, 0, MOST_LEVELS),
+        "fingerprint": text(),
+    }
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,13 +97,34 @@ class AnytimeCalibration:
         """The inverse of :meth:`to_json`.
 
         Raises:
-            ConfigError: it is no such object.
+            ConfigError: it is no such object, or its parts do not make a rule.
         """
         names = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(content, dict) or set(content) != set(names):
             got = sorted(content) if isinstance(content, dict) else type(content).__name__
-            raise ConfigError(f"anytime calibration: expected an object with {', '.join(names)}; got {got}")
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in content.items()})
+            raise ConfigError(f"anytime calibration: expected an object with {', '.join(names)}; got {one_line(got)}")
+        with reading("anytime calibration", ConfigError, "what to_json gave"):
+            _PARTS(content, "anytime calibration")
+        made = cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in content.items()})
+        made._check()
+        return made
+
+    def _check(self) -> None:
+        """What the parts must be for a rule: an order of all levels, looks that grow up to them, a boundary at each look but the last."""
+        order, looks = self.order, self.looks
+        rule = {
+            "0 < error_rate < 0.5 and 0 < confidence < 1": 0 < self.error_rate < 0.5 and 0 < self.confidence < 1,
+            "order to name every level once": sorted(order) == list(range(len(order))),
+            "looks that grow": looks[0] >= 1 and all(a < b for a, b in itertools.pairwise(looks)),
+            "the last look to be the last level": looks[-1] == len(order),
+            "a boundary at each look but the last": len(self.boundary) == len(looks) - 1,
+            "differing <= images": self.differing <= self.images,
+        }
+        for words, holds in rule.items():
+            if not holds:
+                raise ConfigError(
+                    f"anytime calibration: expected {words}; it is damaged or was changed. Calibrate again"
+                )
 
     def describe(self) -> dict[str, Any]:
         """For reports."""
@@ -271,11 +313,11 @@ def _check_settings(classifier: DiffusionClassifier, error_rate: float, confiden
 
 
 def _losses(classifier: DiffusionClassifier, pixels: Tensor, batch: int, progress: bool) -> np.ndarray:
-    from tqdm import tqdm
+    from rdc.progress import bar
 
     found = []
     with torch.no_grad():
-        for part in tqdm(pixels.split(batch), desc="anytime calibration", unit="batch", disable=not progress):
+        for part in bar(pixels.split(batch), desc="anytime calibration", unit="batch", enabled=progress):
             found.append(classifier.losses_per_level(part.to(classifier.device)).double().cpu().numpy())
     losses = np.concatenate(found)
     if not np.isfinite(losses).all():

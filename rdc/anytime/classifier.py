@@ -83,6 +83,11 @@ class AnytimeClassifier(Defence):
                 "anytime calibration: made for another classifier (other weights, levels, noise seed, likelihood maximisation or "
                 "prior). Calibrate this one: calibrate_anytime(classifier, held_out_pixels, error_rate)"
             )
+        if len(calibration.order) != len(self.classifier.levels):
+            raise ConfigError(
+                f"anytime calibration: made for {len(calibration.order)} levels; this classifier has {len(self.classifier.levels)}. "
+                "Calibrate this one"
+            )
         if calibration.error_rate > self.error_rate:
             raise ConfigError(
                 f"anytime calibration: made for a rate of {calibration.error_rate:g}, above the stated {self.error_rate:g}. "

@@ -10,8 +10,9 @@ from rdc.anytime.calibration import AnytimeCalibration, calibrate_anytime, finge
 from rdc.anytime.classifier import AnytimeClassifier
 from rdc.classifier import DiffusionClassifier
 from rdc.data import Dataset
-from rdc.errors import ConfigError
-from rdc.storage.json_files import read_json, write_json
+from rdc.errors import ConfigError, RdcError
+from rdc.storage.home import cache_folder
+from rdc.storage.sealed import read_sealed, write_sealed
 
 __all__ = ["calibrated"]
 
@@ -30,7 +31,8 @@ def calibrated(
         classifier: with noise "fixed".
         dataset: images like those to be classified; labels are not used.
         error_rate: largest rate of decisions that differ from the full one.
-        folder: where calibrations are kept; default ``~/.cache/rdc/anytime``. One that cannot be written to is no error.
+        folder: where calibrations are kept; default ``~/.cache/rdc/anytime``. One that cannot be written to, or a user without a home
+            folder, is no error.
         progress: draw a bar on stderr while calibrating.
 
     Raises:
@@ -43,13 +45,16 @@ def calibrated(
             f"{list(dataset.image_shape)}. Name a data set of such images with --anytime-data"
         )
     images = hashlib.sha256(dataset.images.numpy().tobytes()).hexdigest()[:16]
-    folder = Path.home() / ".cache" / "rdc" / "anytime" if folder is None else Path(folder)
-    file = folder / f"{fingerprint(classifier)}-{images}-{error_rate:g}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError):  # missing, damaged, or of another version: made again
-        anytime.use(AnytimeCalibration.from_json(read_json(file)))
-        return anytime
+    folder = cache_folder("anytime") if folder is None else Path(folder)
+    file = folder and folder / f"{fingerprint(classifier)}-{images}-{error_rate:g}.json"
+    with contextlib.suppress(RdcError):  # missing, damaged, or of another version: made again
+        if file:
+            content, _ = read_sealed(file, advice="it is made again")
+            anytime.use(AnytimeCalibration.from_json(content))
+            return anytime
     made = calibrate_anytime(classifier, dataset.pixels(), error_rate, progress=progress)
     anytime.use(made)
     with contextlib.suppress(OSError):
-        write_json(file, made.to_json())
+        if file:
+            write_sealed(file, made.to_json())
     return anytime
