@@ -1,14 +1,17 @@
 """Class losses in pieces that fit a memory budget, and their gradient over the classes that carry any.
 
-:func:`streamed` cuts a batch into pieces of images and levels that ``torch.utils.checkpoint`` rebuilds in the backward pass.
-:func:`by_class` does better where every class is a network pass of its own (the conditional network): the losses are computed
-without a graph, and once it is known which classes carry gradient, only their passes are made again. An attack on a margin
-needs two classes of K, so that a gradient costs little more than the prediction; and with a saturated posterior, where the
-others' share would be lost in rounding, so does the cross-entropy.
+:func:`streamed` cuts a batch into pieces of images and levels that ``torch.utils.checkpoint`` rebuilds in the backward pass;
+it can be differentiated any number of times, but keeps the nodes of every piece's graph (some 400 KB a piece).
+:func:`rebuilt` keeps nothing but the images: the losses are computed without a graph, and the backward pass makes and
+differentiates one piece after the other. Where every class is a network pass of its own (the conditional network), only the
+passes of classes that carry gradient are made again. An attack on a margin needs two classes of K, so that a gradient costs
+little more than the prediction; and with a saturated posterior, where the others' share would be lost in rounding, so does the
+cross-entropy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,8 +19,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rdc.denoiser import Denoiser
+from rdc.opaque import opaque, opaque_with, refuse_batches, transformed, wanted
 
-__all__ = ["by_class", "streamed"]
+__all__ = ["by_class", "joined", "rebuilt", "streamed"]
 
 
 def streamed(
@@ -33,53 +37,122 @@ def streamed(
         pairs: how many pairs of image and level, with all their classes, one piece may hold; at least 1.
         rebuild: forget what the pieces computed on the way and compute it again in the backward pass.
     """
+    if rebuild and transformed():
+        operands = x0, noise, sigma, weight
+        return opaque_with(denoiser, lambda *plain: streamed(denoiser, *plain, pairs), *operands)
     levels = len(sigma)
     per_piece = min(levels, pairs)
+    rebuild = rebuild and wanted(x0, noise, sigma, weight, module=denoiser)
 
     def piece(part: Tensor, begin: int) -> Tensor:
         pick = slice(begin, begin + per_piece)
         return denoiser.class_losses(part, noise[pick], sigma[pick], weight[pick])
 
-    parts = []
-    for part in x0.split(max(1, pairs // per_piece)):
-        total = None
-        for begin in range(0, levels, per_piece):
-            if rebuild and part.requires_grad and torch.is_grad_enabled():
-                loss = checkpoint(piece, part, begin, use_reentrant=False, preserve_rng_state=False)
-            else:
-                loss = piece(part, begin)
-            total = loss if total is None else total + loss
-        parts.append(total)
-    return torch.cat(parts)
+    def losses() -> Iterator[Tensor]:
+        for part in x0.split(max(1, pairs // per_piece)):
+            total = None
+            for begin in range(0, levels, per_piece):
+                if rebuild:
+                    loss = checkpoint(piece, part, begin, use_reentrant=False, preserve_rng_state=False)
+                else:
+                    loss = piece(part, begin)
+                total = loss if total is None else total + loss
+            yield total
+
+    return joined(losses(), len(x0))
 
 
-def by_class(denoiser: Denoiser, x0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor, pairs: int) -> Tensor:
-    """:func:`streamed` for a network with a pass for every class; the backward pass rebuilds classes that carry gradient.
+def joined(parts: Iterator[Tensor], count: int) -> Tensor:
+    """``torch.cat`` of parts with ``count`` rows together; without autograd each one is written to its place as it comes.
 
-    A class of an image is left out where its upstream gradient is less than 1/8 of the type's machine epsilon times the
-    largest of that image: its share would be rounded away in the sum. Differentiable twice (through :func:`streamed`).
+    A small result that stays would lie in the midst of what its part used and freed, and keep that from being used again.
+    """
+    first = next(parts)
+    if len(first) == count:
+        return first
+    if first.requires_grad:
+        return torch.cat([first, *parts])
+    whole = first.new_empty(count, *first.shape[1:])
+    whole[: len(first)] = first
+    done = len(first)
+    del first
+    for part in parts:
+        whole[done : done + len(part)] = part
+        done += len(part)
+    return whole
+
+
+def rebuilt(denoiser: Denoiser, x0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor, pairs: int) -> Tensor:
+    """:func:`streamed` with a backward pass that keeps nothing of the forward pass but x0.
+
+    Where another gradient than that of x0 can be asked for (of the network's weights, say), it is :func:`streamed` itself.
+
+    With a pass for every class, a class of an image is left out where its upstream gradient is less than 1/8 of the type's
+    machine epsilon times the largest of that image: its share would be rounded away in the sum. Differentiable twice (through
+    :func:`streamed`).
 
     Args, Returns: as of :func:`streamed`.
     """
-    return _ByClass.apply(x0, (denoiser, noise, sigma, weight, pairs))
+    levels = noise, sigma, weight
+    if transformed():
+        return opaque_with(denoiser, lambda *plain: rebuilt(denoiser, *plain, pairs), x0, *levels)
+    if wanted(*levels, module=denoiser):
+        return streamed(denoiser, x0, *levels, pairs)
+    return _ByClass.apply(x0, (denoiser, *levels, pairs))
+
+
+by_class = rebuilt
 
 
 class _ByClass(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x0: Tensor, run: tuple[Any, ...]) -> Tensor:
-        ctx.run = run
-        ctx.save_for_backward(x0)
+    def forward(x0: Tensor, run: tuple[Any, ...]) -> Tensor:
         denoiser, *rest = run
         return streamed(denoiser, x0.detach(), *rest)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x0, ctx.run = inputs
+        ctx.save_for_backward(x0)
+
+    @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        refuse_batches(upstream)
         (x0,) = ctx.saved_tensors
-        denoiser, *rest = ctx.run
-        if torch.is_grad_enabled():  # somebody will differentiate this gradient
-            losses = streamed(denoiser, x0, *rest)
-            return torch.autograd.grad(losses, x0, upstream, create_graph=True)[0], None
-        return _gradient(denoiser, x0, upstream, *rest), None
+        if not transformed():
+            return _pull(ctx.run, x0, upstream), None
+        return opaque(lambda *plain: _pull(ctx.run, *plain), x0, upstream), None
+
+
+def _pull(run: tuple[Any, ...], x0: Tensor, upstream: Tensor) -> Tensor:
+    """The gradient of x0; where autograd is on, one that can be differentiated."""
+    denoiser, *rest = run
+    if torch.is_grad_enabled():
+        x0 = x0 if x0.requires_grad else x0.detach().requires_grad_()
+        losses = streamed(denoiser, x0, *rest)
+        return torch.autograd.grad(losses, x0, upstream, create_graph=True)[0]
+    gradient = _gradient if denoiser.passes_per_level > 1 else _gradient_of_pieces
+    return gradient(denoiser, x0, upstream, *rest)
+
+
+def _gradient_of_pieces(
+    denoiser: Denoiser, x0: Tensor, upstream: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor, pairs: int
+) -> Tensor:
+    """sum_k upstream_nk dL_nk / dx0_n, the pieces of :func:`streamed` in the order in which autograd would take them."""
+    levels = len(sigma)
+    per_piece = min(levels, pairs)
+    images = max(1, pairs // per_piece)
+    whole = torch.empty_like(x0, memory_format=torch.contiguous_format)
+    for part, amount, total in zip(x0.split(images), upstream.split(images), whole.split(images), strict=True):
+        for begin in reversed(range(0, levels, per_piece)):
+            some = slice(begin, begin + per_piece)
+            with torch.enable_grad():
+                x = part.detach().requires_grad_()
+                loss = denoiser.class_losses(x, noise[some], sigma[some], weight[some])
+                (grad,) = torch.autograd.grad(loss, x, amount.to(loss.dtype))
+            total.copy_(grad) if begin + per_piece >= levels else total.add_(grad)
+            del x, loss, grad
+    return whole
 
 
 def _gradient(
@@ -103,4 +176,5 @@ def _gradient(
                 loss = denoiser.losses_of_labels(x, noise[some], sigma[some], weight[some], label)
                 (grad,) = torch.autograd.grad(loss, x, amount.to(loss.dtype))
             total.index_add_(0, image, grad)
+            del x, loss, grad
     return total

@@ -9,15 +9,18 @@ An ordinary ``nn.Module``: [0, 1] NCHW -> [N, K], so that any attack library tak
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rdc.class_gradients import by_class, streamed
+from rdc.class_gradients import joined, rebuilt, streamed
+from rdc.class_names import checked_names
 from rdc.denoiser import Denoiser
-from rdc.errors import ConfigError, InputError
+from rdc.errors import ConfigError
+from rdc.frozen import Frozen
 from rdc.likelihood import log_posterior, resolve_scale
 from rdc.likelihood_maximization import (
     LikelihoodMaximization,
@@ -26,41 +29,49 @@ from rdc.likelihood_maximization import (
     maximize_likelihood,
     resolve_lm,
 )
-from rdc.memory import bytes_per_item, device_of, memory_budget
+from rdc.memory import bytes_per_item, device_of, items_that_fit, memory_budget
 from rdc.noise import NoisePlan
-from rdc.timesteps import NoiseLevels, parse_levels
+from rdc.opaque import opaque_with, transformed
+from rdc.pixels import checked_pixels
+from rdc.scalars import as_integer, shown
+from rdc.surroundings import measured, never_inference, refuse_inference_weights, undisturbed
+from rdc.timesteps import LEVEL_PRESETS, NoiseLevels, parse_levels
 
 __all__ = ["DiffusionClassifier", "gradient_bytes", "lm_bytes"]
 
 
-class DiffusionClassifier(nn.Module):
+class DiffusionClassifier(Frozen):
     """(Robust) diffusion classifier.
 
     Args:
-        denoiser: conditional or multi-head network under EDM preconditioning. Its weights are frozen.
+        denoiser: conditional or multi-head network under EDM preconditioning. Its weights are frozen, and it stays in evaluation
+            mode: ``train()`` does not reach it.
         levels: noise levels, a preset name or ``scheme:count:min:max:weighting``.
         lm: likelihood maximisation before classification: preset name, settings, or None for the plain DC.
         gradient: "exact": through everything, LM included; "bpda": LM's Jacobian is taken as the identity.
         noise: "fixed": a deterministic function of the pixels; "fresh": another draw in every call.
-        noise_seed: seed of the draws.
+        noise_seed: seed of the draws, any integer.
         logit_scale: "sum", "mean" or a number; sets how peaked the probabilities are, never the decision.
         class_prior: K probabilities; None: uniform.
         memory_budget_mb: working memory of a call and its gradient, in MiB; larger batches are cut into pieces, recomputed in
-            the backward pass. It counts tensors (:mod:`rdc.memory`); one image at one level is the least. None: 2048, or, where
+            the backward pass. Resident memory keeps it within a tenth (:mod:`rdc.memory`), but for the batch itself and what is
+            made of it; one image at one level is the least, and a warning says when it does not fit. None: 2048, or, where
             the denoiser lies on a CUDA device, half of the memory that is free there at this moment, if that is more.
             :meth:`settings` and :meth:`with_` have the number that came of it.
-        class_names: K names.
+        class_names: K different names; None: "0", "1", ...
         precision: what the network computes in: "float32", or "bfloat16" (1.06 times as many attack steps a
             second on an H200; slower on a CPU with AVX512-bf16: docs/benchmarks.md). Squared errors and sums keep the type of the pixels.
 
     Forward:
-        pixels [N, C, H, W] float in [0, 1] -> log p(y|x) [N, K] (logsumexp over classes is 0), differentiable in pixels.
+        pixels [N, C, H, W] float in [0, 1] -> log p(y|x) [N, K] (logsumexp over classes is 0), differentiable in pixels. The
+        caller's ``torch.autocast`` and ``torch.inference_mode`` change nothing.
 
     Raises:
         InputError: pixels of another type, shape or range.
         ConfigError: unknown or inconsistent settings.
     """
 
+    @never_inference
     def __init__(
         self,
         denoiser: Denoiser,
@@ -77,18 +88,24 @@ class DiffusionClassifier(nn.Module):
         precision: str = "float32",
     ) -> None:
         super().__init__()
-        if gradient not in ("exact", "bpda"):
-            raise ConfigError(f'gradient: expected "exact" or "bpda"; got {gradient!r}')
+        if not isinstance(denoiser, Denoiser):
+            raise ConfigError(
+                f"denoiser: expected a rdc.denoiser.Denoiser (make_denoiser gives one); got {shown(denoiser)}"
+            )
+        if not isinstance(gradient, str) or gradient not in ("exact", "bpda"):
+            raise ConfigError(f'gradient: expected "exact" or "bpda"; got {shown(gradient)}')
+        refuse_inference_weights(denoiser)
         self.denoiser = denoiser.eval().requires_grad_(False).in_precision(precision)
-        self.levels = parse_levels(levels) if isinstance(levels, str) else levels
+        self.levels = _levels(levels)
         self.lm = resolve_lm(lm)
-        self.gradient, self.logit_scale, self.class_prior = gradient, logit_scale, class_prior
+        self.scale = resolve_scale(logit_scale, denoiser.image_shape)
+        self.logit_scale = logit_scale if isinstance(logit_scale, (str, int, float)) else self.scale
+        self.gradient, self.class_prior = gradient, class_prior
         self.noise = NoisePlan(noise_seed, noise)
         self.memory_budget_mb = memory_budget(memory_budget_mb, self.device)
         self.num_classes, self.image_shape = denoiser.num_classes, denoiser.image_shape
-        self.class_names = tuple(class_names or (str(k) for k in range(self.num_classes)))
+        self.class_names = checked_names(class_names, self.num_classes)
         self.network_evaluations = 0
-        self.scale = resolve_scale(logit_scale, self.image_shape)
         self._log_prior = _log_prior(class_prior, self.num_classes)
         self._draw = 0
         self._bytes: dict[Any, int] = {}  # of one image at one level, or of one image in a step of LM
@@ -152,25 +169,18 @@ class DiffusionClassifier(nn.Module):
 
     def class_losses(self, pixels: Tensor) -> Tensor:
         """Weighted class losses [N, K] of pixels [N, C, H, W] in [0, 1], after LM if there is any."""
-        x0 = self._prepare(pixels)
-        draw = self._next_draw()
-        x0 = self._uphill(x0, draw)
-        sigma, weight, noise = self._levels_and_noise(draw, x0)
-        return self._losses(x0, noise, sigma, weight)
+        pixels, draw = checked_pixels(pixels, self.image_shape), self._next_draw()
+        return self._undisturbed(lambda pixels: self._class_losses(pixels, draw), pixels)
 
     def losses_per_level(self, pixels: Tensor) -> Tensor:
         """Unweighted class losses [N, T, K], in the order of ``levels.sigma``."""
-        x0 = self._prepare(pixels)
-        draw = self._next_draw()
-        x0 = self._uphill(x0, draw)
-        sigma, _, noise = self._levels_and_noise(draw, x0)
-        one = torch.ones(1, device=x0.device, dtype=x0.dtype)
-        columns = [self._losses(x0, noise[t : t + 1], sigma[t : t + 1], one) for t in range(len(sigma))]
-        return torch.stack(columns, dim=1)
+        pixels, draw = checked_pixels(pixels, self.image_shape), self._next_draw()
+        return self._undisturbed(lambda pixels: self._losses_per_level(pixels, draw), pixels)
 
     def maximize_likelihood(self, pixels: Tensor) -> Tensor:
         """LM alone: pixels [N, C, H, W] in [0, 1] -> pixels; the input itself when there is no LM."""
-        return (self._uphill(self._prepare(pixels), self._draw) + 1) / 2
+        pixels, draw = checked_pixels(pixels, self.image_shape), self._draw
+        return self._undisturbed(lambda pixels: (self._uphill(2 * pixels - 1, draw) + 1) / 2, pixels)
 
     def purify(self, pixels: Tensor) -> Tensor:
         """:meth:`maximize_likelihood`, by the name that every defence has."""
@@ -191,7 +201,10 @@ class DiffusionClassifier(nn.Module):
 
     def set_draw(self, draw: int) -> None:
         """Use this draw in the next call (under policy "fresh" the calls after it go on from there)."""
-        self._draw = int(draw)
+        number = as_integer(draw)
+        if number is None:
+            raise ConfigError(f"draw: expected an integer; got {shown(draw)}")
+        self._draw = number
 
     @property
     def has_penalty(self) -> bool:
@@ -206,9 +219,14 @@ class DiffusionClassifier(nn.Module):
         """
         if self.lm is None:
             raise ConfigError('penalty: expected likelihood maximisation, e.g. lm="paper-v2"; this classifier has none')
-        x0 = self._prepare(pixels)
-        self.network_evaluations += len(x0) * lm_evaluations(self.lm)
-        return lm_penalty(self.denoiser, x0, self.lm, self._draw, self.pairs_that_fit(x0))
+        pixels, draw = checked_pixels(pixels, self.image_shape), self._draw
+
+        def objective(pixels: Tensor) -> Tensor:
+            x0 = 2 * pixels - 1
+            self.network_evaluations += len(x0) * lm_evaluations(self.lm)
+            return lm_penalty(self.denoiser, x0, self.lm, draw, self.pairs_that_fit(x0))
+
+        return self._undisturbed(objective, pixels)
 
     def surrogates(self) -> dict[str, Callable[[Tensor], Tensor]]:
         """Stand-ins for a transfer attack: "plain" (no LM), "one-step" (LM with N = 1), "fresh" (other noise)."""
@@ -220,9 +238,23 @@ class DiffusionClassifier(nn.Module):
         return found
 
     # --- parts ----------------------------------------------------------------------------------------------------
-    def _prepare(self, pixels: Tensor) -> Tensor:
-        _check_pixels(pixels, self.image_shape)
-        return 2 * pixels - 1
+    def _undisturbed(self, function: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+        def plain(pixels: Tensor) -> Tensor:
+            return undisturbed(function, pixels, self.denoiser)
+
+        return opaque_with(self.denoiser, plain, pixels) if transformed() else plain(pixels)
+
+    def _class_losses(self, pixels: Tensor, draw: int) -> Tensor:
+        x0 = self._uphill(2 * pixels - 1, draw)
+        sigma, weight, noise = self._levels_and_noise(draw, x0)
+        return self._losses(x0, noise, sigma, weight)
+
+    def _losses_per_level(self, pixels: Tensor, draw: int) -> Tensor:
+        x0 = self._uphill(2 * pixels - 1, draw)
+        sigma, _, noise = self._levels_and_noise(draw, x0)
+        one = torch.ones(1, device=x0.device, dtype=x0.dtype)
+        columns = [self._losses(x0, noise[t : t + 1], sigma[t : t + 1], one) for t in range(len(sigma))]
+        return torch.stack(columns, dim=1)
 
     def _next_draw(self) -> int:
         draw = self._draw
@@ -236,9 +268,12 @@ class DiffusionClassifier(nn.Module):
         key = (self.lm, x0.dtype, x0.device)
         if key not in self._bytes:
             self._bytes[key] = lm_bytes(self.denoiser, self.lm, x0)
-        size = max(1, int(self.memory_budget_mb * 2**20 / self._bytes[key]))
+        size = items_that_fit(
+            self.memory_budget_mb, self._bytes[key], x0.device, "likelihood maximisation of one image"
+        )
         start = x0.detach() if self.gradient == "bpda" else x0
-        moved = torch.cat([maximize_likelihood(self.denoiser, part, self.lm, draw) for part in start.split(size)])
+        parts = (maximize_likelihood(self.denoiser, part, self.lm, draw) for part in start.split(size))
+        moved = joined(parts, len(start))
         return x0 + (moved - x0).detach() if self.gradient == "bpda" else moved
 
     def _levels_and_noise(self, draw: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -256,8 +291,8 @@ class DiffusionClassifier(nn.Module):
         operands = (self.denoiser, x0, noise, sigma, weight, pairs)
         if len(x0) * len(sigma) <= pairs:
             return streamed(*operands, rebuild=False)
-        if self.denoiser.passes_per_level > 1 and x0.requires_grad and torch.is_grad_enabled():
-            return by_class(*operands)
+        if x0.requires_grad and torch.is_grad_enabled():
+            return rebuilt(*operands)
         return streamed(*operands)
 
     def pairs_that_fit(self, like: Tensor) -> int:
@@ -265,7 +300,7 @@ class DiffusionClassifier(nn.Module):
         key = (like.dtype, like.device)
         if key not in self._bytes:
             self._bytes[key] = gradient_bytes(self.denoiser, like)
-        return max(1, int(self.memory_budget_mb * 2**20 / self._bytes[key]))
+        return items_that_fit(self.memory_budget_mb, self._bytes[key], like.device, "one image at one level")
 
 
 def gradient_bytes(denoiser: Denoiser, like: Tensor) -> int:
@@ -276,7 +311,7 @@ def gradient_bytes(denoiser: Denoiser, like: Tensor) -> int:
         x_t, target = denoiser.noisy(x, like.new_zeros(1, *denoiser.image_shape), one)
         return torch.autograd.grad(denoiser.losses_of(x_t, one.repeat(count), target, one).sum(), x)[0]
 
-    with torch.enable_grad():
+    with measured():
         return bytes_per_item(work)
 
 
@@ -288,38 +323,28 @@ def lm_bytes(denoiser: Denoiser, lm: LikelihoodMaximization, like: Tensor) -> in
         x = like.new_zeros(count, *denoiser.image_shape).requires_grad_()
         return torch.autograd.grad(maximize_likelihood(denoiser, x, single).sum(), x)[0]
 
-    with torch.enable_grad():
+    with measured():
         return bytes_per_item(work)
 
 
 def _log_prior(prior: Sequence[float] | None, num_classes: int) -> Tensor | None:
     if prior is None:
         return None
-    values = torch.tensor(list(prior), dtype=torch.float64)
+    try:
+        values = torch.tensor([float(value) for value in prior], dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"class_prior: expected {num_classes} positive probabilities; got {shown(prior)}") from error
     if values.shape != (num_classes,) or not (values > 0).all() or not torch.isfinite(values).all():
-        raise ConfigError(f"class_prior: expected {num_classes} positive probabilities; got {prior}")
+        raise ConfigError(f"class_prior: expected {num_classes} positive probabilities; got {shown(prior)}")
     return (values / values.sum()).log()
 
 
-def _check_pixels(pixels: Tensor, image_shape: tuple[int, int, int]) -> None:
-    """Refuse what is not a float batch [N, C, H, W] of finite values in [0, 1]."""
-    expected = f"a float tensor [N, {', '.join(str(size) for size in image_shape)}] with values in [0, 1]"
-    if not isinstance(pixels, Tensor):
-        raise InputError(
-            f"pixels: expected {expected}; got {type(pixels).__name__}. Use torch.from_numpy or torch.tensor"
-        )
-    if not pixels.is_floating_point():
-        raise InputError(
-            f"pixels: expected {expected}; got {pixels.dtype}. Divide 8-bit images by 255: pixels.float() / 255"
-        )
-    if pixels.ndim != 4 or tuple(pixels.shape[1:]) != tuple(image_shape):
-        hint = "add the batch dimension with pixels[None]" if pixels.ndim == 3 else "resize or convert the images"
-        raise InputError(f"pixels: expected {expected}; got shape {list(pixels.shape)}: {hint}")
-    if len(pixels) == 0:
-        raise InputError(f"pixels: expected {expected} with N >= 1; got an empty batch")
-    low, high = torch.stack(torch.aminmax(pixels.detach())).tolist()  # one wait for a GPU, not two
-    if not (low >= 0 and high <= 1):  # also true for NaN
-        raise InputError(
-            f"pixels: expected {expected}; got values from {low:.6g} to {high:.6g}. "
-            "Scale to [0, 1] (no mean/std normalisation) and remove NaN"
-        )
+def _levels(levels: NoiseLevels | str) -> NoiseLevels:
+    if isinstance(levels, NoiseLevels):
+        return levels
+    if isinstance(levels, (str, os.PathLike)):
+        return parse_levels(levels)
+    raise ConfigError(
+        f"levels: expected NoiseLevels, a preset ({', '.join(LEVEL_PRESETS)}), scheme:count:sigma_min:sigma_max:weighting such as "
+        f"log:8:0.8:4:flat, or a JSON file; got {shown(levels)}"
+    )

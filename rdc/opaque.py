@@ -23,7 +23,7 @@ from torch.autograd import forward_ad
 
 from rdc.errors import RdcError
 
-__all__ = ["Opaque", "new_names", "opaque", "opaque_with", "refuse_batches", "transformed", "wanted"]
+__all__ = ["Opaque", "new_names", "opaque", "opaque_with", "plain_values", "refuse_batches", "transformed", "wanted"]
 
 #: of tensors, to a tensor or a tuple of tensors; differentiable where autograd is on, and in what requires a gradient
 Function = Callable[..., Any]
@@ -34,6 +34,13 @@ def transformed() -> bool:
     if torch._C._are_functorch_transforms_active():
         return True
     return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
+
+
+def plain_values(tensor: Tensor) -> Tensor:
+    """All values behind a tensor that ``torch.func`` has wrapped, for checks: under ``vmap`` with the elements as a dimension more."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def opaque(function: Function, *tensors: Tensor) -> Any:

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from rdc.classifier import gradient_bytes, lm_bytes
 from rdc.denoiser import Denoiser
 from rdc.errors import ConfigError
+from rdc.frozen import Frozen
 from rdc.likelihood_maximization import (
     LikelihoodMaximization,
     lm_evaluations,
@@ -25,25 +26,32 @@ from rdc.likelihood_maximization import (
     maximize_likelihood,
     resolve_lm,
 )
-from rdc.memory import bytes_per_item, device_of, memory_budget
+from rdc.memory import bytes_per_item, device_of, items_that_fit, memory_budget
 from rdc.noise import NoisePlan
+from rdc.scalars import as_integer, as_number, shown
+from rdc.seeds import checked_seed
+from rdc.surroundings import measured, never_inference, refuse_inference_weights, undisturbed
 
 __all__ = ["DiffusionPurifier", "LikelihoodPurifier", "Purifier"]
 
+MOST_STEPS = 10_000  # of the reverse process; DiffPure takes 100 or fewer
 
-class Purifier(nn.Module):
+
+class Purifier(Frozen):
     """Common part.
 
     Args:
-        denoiser: its label-free prediction is used; weights are frozen.
+        denoiser: its label-free prediction is used; weights are frozen, and it stays in evaluation mode.
         memory_budget_mb: working memory of a call, in MiB; None: 2048, or, where the denoiser lies on a CUDA device, half of the
             memory that is free there at this moment, if that is more.
 
-    Call: ``(pixels [N, C, H, W] in [0, 1], draw) -> pixels``.
+    Call: ``(pixels [N, C, H, W] in [0, 1], draw) -> pixels``. The caller's autocast and inference mode change nothing.
     """
 
+    @never_inference
     def __init__(self, denoiser: Denoiser, memory_budget_mb: float | None = None) -> None:
         super().__init__()
+        refuse_inference_weights(denoiser)
         self.denoiser = denoiser.eval().requires_grad_(False)
         self.memory_budget_mb = memory_budget(memory_budget_mb, device_of(denoiser))
         self._bytes: dict[Any, int] = {}
@@ -62,6 +70,9 @@ class Purifier(nn.Module):
         return None
 
     def forward(self, pixels: Tensor, draw: int = 0) -> Tensor:
+        return undisturbed(lambda pixels: self._moved(pixels, draw), pixels, self.denoiser)
+
+    def _moved(self, pixels: Tensor, draw: int) -> Tensor:
         x0 = 2 * pixels - 1
         count = self._that_fit("images", x0, self._image_bytes)
         return (torch.cat([self._purify(part, draw) for part in x0.split(count)]) + 1) / 2
@@ -71,7 +82,7 @@ class Purifier(nn.Module):
         key = (what, like.dtype, like.device)
         if key not in self._bytes:
             self._bytes[key] = measure(like)
-        return max(1, int(self.memory_budget_mb * 2**20 / self._bytes[key]))
+        return items_that_fit(self.memory_budget_mb, self._bytes[key], like.device, "one image")
 
     def _image_bytes(self, like: Tensor) -> int:
         """Peak bytes that one more image needs in the exact gradient."""
@@ -109,8 +120,11 @@ class LikelihoodPurifier(Purifier):
         return self.lm.describe()
 
     def penalty(self, pixels: Tensor, draw: int) -> Tensor:
-        pairs = self._that_fit("pairs", pixels, lambda like: gradient_bytes(self.denoiser, like))
-        return lm_penalty(self.denoiser, 2 * pixels - 1, self.lm, draw, pairs)
+        def objective(pixels: Tensor) -> Tensor:
+            pairs = self._that_fit("pairs", pixels, lambda like: gradient_bytes(self.denoiser, like))
+            return lm_penalty(self.denoiser, 2 * pixels - 1, self.lm, draw, pairs)
+
+        return undisturbed(objective, pixels, self.denoiser)
 
     def _image_bytes(self, like: Tensor) -> int:
         return lm_bytes(self.denoiser, self.lm, like)
@@ -132,10 +146,10 @@ class DiffusionPurifier(Purifier):
     Args:
         denoiser, memory_budget_mb: as of :class:`Purifier`.
         sigma: sigma* in EDM units. DiffPure's t* = 0.1 of the VP-SDE (l_inf 8/255 on CIFAR-10) is sigma 0.34.
-        steps: of the reverse process, spaced evenly in ln sigma down to ``sigma_min``, the last one to 0.
+        steps: 1 to 10,000, of the reverse process, spaced evenly in ln sigma down to ``sigma_min``, the last one to 0.
         sigma_min: last level above 0.
         sampler: "sde" or "ode".
-        seed: of its noise.
+        seed: of its noise, any integer.
 
     Raises:
         ConfigError: a setting out of range.
@@ -155,13 +169,18 @@ class DiffusionPurifier(Purifier):
         memory_budget_mb: float | None = None,
     ) -> None:
         super().__init__(denoiser, memory_budget_mb)
-        if not (math.isfinite(sigma) and 0 < sigma_min < sigma):
-            raise ConfigError(f"sigma: expected 0 < sigma_min < sigma; got sigma_min {sigma_min}, sigma {sigma}")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ConfigError(f"steps: expected an integer >= 1; got {steps!r}")
-        if sampler not in ("sde", "ode"):
-            raise ConfigError(f"sampler: expected sde or ode; got {sampler!r}")
-        self.sigma, self.steps, self.sigma_min, self.sampler, self.seed = sigma, steps, sigma_min, sampler, seed
+        low, high, count = as_number(sigma_min), as_number(sigma), as_integer(steps)
+        if None in (low, high) or not 0 < low < high < math.inf:
+            raise ConfigError(
+                f"sigma: expected 0 < sigma_min < sigma; got sigma_min {shown(sigma_min)}, sigma {shown(sigma)}"
+            )
+        if count is None or not 1 <= count <= MOST_STEPS:
+            raise ConfigError(f"steps: expected an integer of 1 to {MOST_STEPS:,}; got {shown(steps)}")
+        if not isinstance(sampler, str) or sampler not in ("sde", "ode"):
+            raise ConfigError(f"sampler: expected sde or ode; got {shown(sampler)}")
+        sigma, steps, sigma_min = high, count, low
+        self.sigma, self.steps, self.sigma_min, self.sampler = sigma, steps, sigma_min, sampler
+        self.seed = checked_seed(seed)
         between = [sigma * (sigma_min / sigma) ** (i / max(1, steps - 1)) for i in range(steps)]
         self.schedule = (*between, 0.0)
 
@@ -183,7 +202,7 @@ class DiffusionPurifier(Purifier):
             x = like.new_zeros(count, *self.denoiser.image_shape).requires_grad_()
             return torch.autograd.grad(single._purify(x, 0).sum(), x)[0]
 
-        with torch.enable_grad():
+        with measured():
             return bytes_per_item(work)
 
     def _purify(self, x0: Tensor, draw: int) -> Tensor:
