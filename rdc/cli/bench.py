@@ -7,6 +7,8 @@ import dataclasses
 import json
 from typing import Any
 
+from rdc.errors import one_line
+
 ABOUT = """Compare two benchmark files (pytest --benchmark-only --benchmark-json=FILE): what got slower beyond noise. A change counts when
 the medians differ by more than --threshold and the rounds of the two runs tell them apart. Exit status 1 if anything got slower."""
 EXAMPLES = """examples:
@@ -39,7 +41,11 @@ def run(args: argparse.Namespace) -> int:
     found = compare_benchmarks(old, new, threshold=args.threshold, relative=args.relative)
     changes = found["changes"]
     if args.json:
-        print(json.dumps({**found, "changes": [dataclasses.asdict(change) for change in changes]}, indent=2))
+        print(
+            json.dumps(
+                {**found, "changes": [dataclasses.asdict(change) for change in changes]}, indent=2, allow_nan=False
+            )
+        )
     else:
         print(_table(found, old, new))
     return 1 if any(change.verdict == "slower" for change in changes) else 0
@@ -61,12 +67,14 @@ def _table(found: dict[str, Any], old: dict[str, Any], new: dict[str, Any]) -> s
             f"{change.p_value:>7.3f}   {change.name}"
         )
     same = len(found["changes"]) - len(shown)
-    lines.append(f"{'' if not shown else chr(10)}{same} of {len(found['changes'])} benchmarks: no change beyond noise")
+    lines += [""] if shown else []
+    lines.append(f"{same} of {len(found['changes'])} benchmarks: no change beyond noise")
     for words, names in (("only in old", found["only_old"]), ("only in new", found["only_new"])):
         if names:
             rest = f" and {len(names) - 5} more (--json names them)" if len(names) > 5 else ""
             lines.append(f"{words}: {', '.join(names[:5])}{rest}")
-    return "\n".join([*lines, *(f"note: {note}" for note in found["notes"])])
+    lines += [f"note: {note}" for note in found["notes"]]
+    return "\n".join(one_line(line, 4000) for line in lines)
 
 
 def _seconds(value: float) -> str:

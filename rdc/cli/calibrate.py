@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rdc.cli.options import add_model_options, load_classifier, positive_int
+from rdc.errors import one_line
 
 ABOUT = """Fit the logit scale (one over the temperature) of a diffusion classifier on held-out training images; on test images report
 calibration error, what abstaining buys, and how well images of another kind are told apart. Writes calibration.json, reliability.png,
@@ -316,11 +317,12 @@ def _words(result: dict[str, Any], out: Path) -> str:
         )
     for name, kind in result.get("ood", {}).get("kinds", {}).items():
         lines.append(
-            f"AUROC against {name}: " + ", ".join(f"{key} {value:.3f}" for key, value in kind["auroc"].items())
+            f"AUROC against {one_line(name)}: "
+            + ", ".join(f"{key} {value:.3f}" for key, value in kind["auroc"].items())
         )
         attacked = {key: value for key, value in kind.get("under_attack", {}).items() if key != "images"}
         if attacked:
             lines.append(
                 "  its score under attack: " + ", ".join(f"{key} {value:.3f}" for key, value in attacked.items())
             )
-    return "\n".join([*lines, f"-> {out / 'calibration.json'}"])
+    return "\n".join([*lines, f"-> {one_line(out / 'calibration.json', 400)}"])

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from rdc.cli.options import positive_int
+from rdc.errors import one_line
 
 ABOUT = """Compare two finished runs of rdc evaluate on the same images: differences of clean and robust accuracy, A - B, with paired
 bootstrap intervals and two-sided paired permutation tests. What differs between their settings is said below the table."""
@@ -57,7 +58,7 @@ def _table(found: dict[str, Any]) -> str:
         )
     if found["notes"]:
         lines += ["", *(f"  note: {note}" for note in found["notes"])]
-    return "\n".join(lines)
+    return "\n".join(one_line(line, 4000) for line in lines)
 
 
 def _p(value: float) -> str:

@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
+from rdc.errors import one_line
+
 EXAMPLES = """examples:
   rdc convert edm-cifar10-32x32-cond-vp.pkl models/edm-cifar10
   rdc convert cifar10_uncond.pt models/cifar10 --network edm-ddpmpp-32 --classes 10
@@ -60,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(summary, indent=2, default=str))
         return 0
-    print(f"{summary['source']} ({summary['kind']}) -> {summary['destination']}")
+    print(f"{one_line(summary['source'], 400)} ({summary['kind']}) -> {one_line(summary['destination'], 400)}")
     print(f"{summary['parameters']:,} weights in {summary['tensors']} tensors")
     for note in summary["notes"]:
-        print(f"note: {note}")
+        print(f"note: {one_line(note, 400)}")
     return 0

@@ -224,7 +224,9 @@ def _print(evaluation: Any, args: argparse.Namespace, files: dict[str, Path]) ->
     else:
         print(_table(evaluation))
     if not args.quiet:
-        print(f"Report: {files['report.html']}", file=sys.stderr if args.format == "json" else sys.stdout)
+        print(
+            f"Report: {one_line(files['report.html'], 400)}", file=sys.stderr if args.format == "json" else sys.stdout
+        )
 
 
 def _table(evaluation: Any) -> str:
@@ -233,7 +235,7 @@ def _table(evaluation: Any) -> str:
     report, settings, classifier = evaluation.report, evaluation.settings, evaluation.report["classifier"]
     first, last = settings["start"], settings["start"] + report["n"] - 1
     lines = [
-        f"{report['model']} on {report['dataset']}, images {first} to {last} of the {settings['split']} split",
+        f"{one_line(report['model'])} on {one_line(report['dataset'])}, images {first} to {last} of the {settings['split']} split",
         f"{classifier['head']} network; {level_words(classifier)}; likelihood maximisation: {lm_words(classifier)}",
     ]
     if settings["attacks"]:

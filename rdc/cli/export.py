@@ -8,6 +8,7 @@ import sys
 import time
 
 from rdc.cli.options import need, positive_int
+from rdc.errors import one_line
 
 ABOUT = """Write a diffusion classifier as one ONNX file that needs no PyTorch: levels, weights and noise are in it, likelihood
 maximisation (with its gradients) is a loop inside it whose number of steps is an input.
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
     def say(words: str) -> None:
         if not args.quiet:
-            print(f"rdc: {words} ...", file=sys.stderr, flush=True)
+            print(f"rdc: {one_line(words, 400)} ...", file=sys.stderr, flush=True)
 
     started = time.monotonic()
     say(f"loading {args.model}")
@@ -106,6 +107,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     size, weights = summary["bytes"] / 1e6, summary["weights_bytes"] / 1e6
     print(
-        f"{summary['path']}: {size:.2f} MB ({weights:.2f} MB of float32 weights), opset {summary['opset']}, {seconds:.0f} s"
+        f"{one_line(summary['path'], 400)}: {size:.2f} MB ({weights:.2f} MB of float32 weights), opset {summary['opset']}, {seconds:.0f} s"
     )
     return 0

@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     print(json.dumps(report, indent=2) if args.format == "json" else comparison_table(report))
     if not args.quiet:
         print(
-            f"Report: {out / 'gradients.json'}, plots: {', '.join(files)}",
+            f"Report: {one_line(out / 'gradients.json', 400)}, plots: {', '.join(files)}",
             file=sys.stderr if args.format == "json" else sys.stdout,
         )
     return 0

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from rdc.cli.training_run import add_device_arguments, open_device, open_model
+from rdc.errors import one_line
 
 EXAMPLES = """examples:
   rdc sample runs/teacher --out grid.png
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("samples.png"), metavar="PNG", help="(default: %(default)s)")
     parser.add_argument("--per-class", type=int, default=8, metavar="N", help="images a class (default: 8)")
     parser.add_argument("--steps", type=int, default=18, metavar="N", help="Heun steps (default: 18)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the starting noise (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="any integer; of the starting noise (default: 0)")
     parser.add_argument("--sigma-min", type=float, default=0.002, metavar="X", help="(default: 0.002)")
     parser.add_argument("--sigma-max", type=float, default=80.0, metavar="X", help="(default: 80)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -46,5 +47,5 @@ def run(args: argparse.Namespace) -> int:
     )
     names = info.get("class_names") or [str(label) for label in range(config["num_classes"])]
     plot_samples(images, names, args.out, f"{args.model}: {args.steps} Heun steps, seed {args.seed}")
-    print(args.out)
+    print(one_line(args.out, 4000))
     return 0

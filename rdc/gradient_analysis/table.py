@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rdc.errors import one_line
+
 __all__ = ["MEASURES", "comparison_table", "figure_text"]
 
 #: measure -> (heading, row's words). {eps}: the radius that goes with it.
@@ -78,7 +80,7 @@ def comparison_table(report: dict[str, Any]) -> str:
             shown = group
             lines.append("  " + group.format(eps=settings["eps"], eps_l2=settings["eps_l2"], norm=_ball(settings)))
         lines.append("    " + words.ljust(_WORDS - 2) + "".join(figure_text(one).rjust(_WIDTH) for one in found))
-    return "\n".join(line.rstrip() for line in lines) + "\n"
+    return "\n".join(one_line(line.rstrip(), 4000) for line in lines) + "\n"
 
 
 def _ball(settings: dict[str, Any]) -> str:
