@@ -71,18 +71,18 @@ def _read(path: Path, file: IO[bytes], found: Results, settings: dict[str, Any],
             break  # cut short
         at += len(line)
         try:
-            record, has_crc = open_line(line[:-1], f"{path}, line {number}")
+            record, has_crc = open_line(line[:-1], f"line {number}")
             if sealed and not has_crc:
                 raise DataError("its checksum is missing")
             closing = "end_of_batch" in record
             if closing:
                 check_batch(images, record, settings)
         except (RdcError, ValueError) as error:
-            own = number if line.startswith(_CLOSE) else None
             following = _next_close(file, number)
-            if own is None and following is None:
-                break  # no batch ends after it, so nothing is lost that was not lost before
-            raise _damaged(path, number, begin, own or following, str(error)) from error
+            if following is None:
+                break  # no batch ends after it: what follows the last whole one is computed again
+            end = number if line.startswith(_CLOSE) else following
+            raise _damaged(path, number, begin, end, str(error)) from error
         if not closing:
             images.append(record)
             continue

@@ -158,7 +158,7 @@ class _Probe:
 
     def fresh(self, eps: float, steps: int) -> float:
         """Accuracy, average of draws, where the defence draws fresh noise and the attacker averages a few."""
-        model = self.bench.classifier.with_(noise="fresh", noise_seed=1 + self.settings.seed % 2**31)
+        model = self.bench.classifier.with_(noise="fresh", noise_seed=1 + self.settings.seed)
         model.network_evaluations = 0
         threat = ThreatModel(self.settings.norm, eps)
         common = {"seed": self.settings.seed, "image_ids": self.ids, "progress": self.progress}

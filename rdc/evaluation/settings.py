@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from rdc.attacks import ThreatModel, parse_attack, parse_attacks, parse_eps
-from rdc.attacks.registry import SUITES, AttackSpec, applies, expand_attacks
+from rdc.attacks.registry import MOST, SUITES, AttackSpec, applies, expand_attacks
 from rdc.errors import ConfigError
 from rdc.scalars import as_integer, as_number, shown
 
@@ -16,6 +16,10 @@ __all__ = ["DEFAULT_EOT", "NORMS", "EvaluationSettings", "parse_attacks"]
 DEFAULT_EOT = 20  # model calls averaged per gradient against fresh noise
 NORMS = ("linf", "l2", "l1", "flow")
 _POLICIES = {"known": ("known",), "fresh": ("fresh",), "all": ("known", "fresh")}
+#: largest values; n and start are bounded by the data
+_MOST = {"batch": 1_000_000, "resubmissions": 100_000, "sanity": 1_000_000} | {
+    name: int(MOST[name]) for name in ("steps", "restarts", "eot")
+}
 _ATTACK_FIELDS = ("norm", "eps", "steps", "restarts", "gradient", "eot", "sanity")
 
 
@@ -79,7 +83,7 @@ class EvaluationSettings:
         for name in ("model", "dataset", "levels", "lm", "precision"):
             self._text(name, optional=name not in ("model", "dataset"))
         for name, least in (("n", 1), ("start", 0), ("seed", 0), ("batch", 1), ("resubmissions", 1)):
-            self._count(name, least)
+            self._count(name, least, _MOST.get(name))
         if self.seed >= 2**64:
             raise ConfigError(f"seed: expected less than 2^64; got {shown(self.seed)}")
         object.__setattr__(self, "attacks", expand_attacks(_names(self.attacks), self.norm))
@@ -98,10 +102,10 @@ class EvaluationSettings:
             object.__setattr__(self, "eps", repr(number))
         self.threat  # noqa: B018
         for name, least in (("steps", 1), ("restarts", 1), ("sanity", 0)):
-            self._count(name, least)
+            self._count(name, least, _MOST.get(name))
         if self.eot is None:
             object.__setattr__(self, "eot", 1 if self.noise == "known" else DEFAULT_EOT)
-        self._count("eot", 1)
+        self._count("eot", 1, _MOST["eot"])
         if self.noise == "known" and self.eot != 1:
             raise ConfigError(
                 f"eot: expected 1 with known noise, where every call gives the same; got {self.eot}. "
@@ -117,11 +121,12 @@ class EvaluationSettings:
             words = f"text, as the option --{name} takes it, or None" if optional else "a name or a path"
             raise ConfigError(f"{name}: expected {words}; got {shown(value)}")
 
-    def _count(self, name: str, least: int) -> None:
+    def _count(self, name: str, least: int, most: int | None = None) -> None:
         """Check an integer field, and keep it as Python's own."""
         value = as_integer(getattr(self, name))
-        if value is None or value < least:
-            raise ConfigError(f"{name}: expected an integer >= {least}; got {shown(getattr(self, name))}")
+        if value is None or value < least or (most is not None and value > most):
+            limit = "" if most is None else f", at most {most:,}"
+            raise ConfigError(f"{name}: expected an integer >= {least}{limit}; got {shown(getattr(self, name))}")
         object.__setattr__(self, name, value)
 
     @property
