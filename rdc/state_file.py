@@ -86,6 +86,8 @@ def _state(texts: Mapping[str, str], tensors: dict[str, Tensor]) -> State:
     if step < 0 or not 0 <= seconds < math.inf:
         raise ValueError(f"step {step} after {seconds} seconds")
     found = json.loads(texts.get("window", "[]"))  # older files may have NaN in it
+    if not isinstance(found, list):
+        raise ValueError("window: expected a list")
     window = [{key: math.nan if value is None else value for key, value in entry.items()} for entry in found]
     _WINDOW(
         [{key: value if math.isfinite(value) else None for key, value in entry.items()} for entry in window], "window"

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from rdc.errors import CheckpointError, ConfigError
+from rdc.errors import CheckpointError, ConfigError, one_line
 from rdc.state_file import DELETE, NOT_A_STATE, State, pack_state, read_state
 from rdc.storage.files import atomic_write, open_in_place, sweep_temporaries
 from rdc.storage.json_files import write_json
@@ -68,7 +68,8 @@ class RunFolder:
         if not path.exists():
             return None
         state, description = read_state(path)
-        self._expect_same(description)
+        with reading(path, CheckpointError, NOT_A_STATE, DELETE):
+            self._expect_same(description)
         return state
 
     def save(self, state: State) -> None:
@@ -136,7 +137,9 @@ class RunFolder:
         keys = [key for key in keys if key.removeprefix("train.") not in _FREE]
         if not keys:
             return
-        listed = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} here" for key in keys[:8])
+        listed = "; ".join(
+            f"{one_line(key, 80)}: {_said(old.get(key))} there, {_said(new.get(key))} here" for key in keys[:8]
+        )
         advice = "use the command it was started with, or another --out"
         if "train.images" in keys:
             advice += ". A run cannot be made longer or shorter: its learning rate is a cosine that ends with --images"
@@ -199,6 +202,10 @@ def _short(value: float | int) -> float | int | None:
     if isinstance(value, int):
         return value
     return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _said(value: Any) -> str:
+    return one_line(repr(value), 120)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -89,7 +89,9 @@ def eager(config: TrainConfig = CONFIG) -> TrainConfig:
 def rows(out: Path) -> list[dict]:
     """The log without the clock's columns and the checksum over them."""
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("images_per_s", "seconds", "crc")} for line in lines]
+    return [
+        {key: value for key, value in line.items() if key not in ("images_per_s", "seconds", "crc")} for line in lines
+    ]
 
 
 def main() -> None:
@@ -268,6 +270,90 @@ def test_a_damaged_state_is_refused_and_kept(damage: str, finished: Path, tmp_pa
     with pytest.raises(CheckpointError, match="not a training state of rdc, or truncated"):
         trainer(tmp_path).run()
     assert path.read_bytes() == before
+
+
+def stored(path: Path, change: dict[str, str | None]) -> None:
+    """Rewrite a state's metadata: values, or None to leave a key out."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with safe_open(path, "pt") as file:
+        metadata = {key: value for key, value in {**file.metadata(), **change}.items() if value is not None}
+    save_file(load_file(path), path, metadata)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"description": "[" * 100_000}, {"description": "[]"}, {"description": None}, {"description": '{"a":' * 800 + "1" + "}" * 800},
+        {"step": "-1"}, {"step": "many"}, {"seconds": "nan"}, {"window": '[{"loss": "x"}]'}, {"window": "{}"}, {"window": '[[]]'},
+    ],
+)  # fmt: skip
+def test_odd_metadata_is_one_line(change: dict, finished: Path, tmp_path: Path) -> None:
+    """With or without the digest that states have had since they had one."""
+    for digest in ({}, {"format": None, "digest": None}):
+        path = tmp_path / "state.safetensors"
+        path.write_bytes((finished / "state.safetensors").read_bytes())
+        stored(path, {**change, **digest})
+        with pytest.raises(CheckpointError) as error:
+            trainer(tmp_path).run()
+        assert "\n" not in str(error.value) and len(str(error.value)) < 3000 and str(tmp_path) in str(error.value)
+
+
+def test_a_state_without_digest_is_read_and_half_of_one_is_not(finished: Path, tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    path.write_bytes((finished / "state.safetensors").read_bytes())
+    stored(path, {"format": None, "digest": None})
+    assert trainer(tmp_path).folder.load().step == STEPS
+    for half in ({"format": "2"}, {"digest": "0" * 64}):
+        stored(path, {"format": None, "digest": None, **half})
+        with pytest.raises(CheckpointError, match="does not have the digest that it names"):
+            trainer(tmp_path).run()
+
+
+def test_numbers_that_are_not_finite_are_kept_and_are_no_nan_in_json(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.resume()
+    run.folder.log({"step": 1, "loss": math.nan, "hits": math.inf})
+    assert rows(tmp_path) == [{"step": 1, "loss": None, "hits": None}]
+    run.folder.save(State(1, {"net.a": torch.zeros(1)}, window=[{"loss": 0.1, "hits": math.nan}]))
+    window = run.folder.load().window
+    assert window[0]["loss"] == 0.1 and math.isnan(window[0]["hits"])
+
+
+def test_a_log_is_trimmed_row_by_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trainer(tmp_path)
+    run.resume()
+    for step in (1, 2, 3, 4):
+        run.folder.log({"step": step, "loss": step / 10})
+    path = tmp_path / "log.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    old = [b'{"step": 0, "loss": NaN}\n']  # of the version before checksums
+    path.write_bytes(
+        b"".join([*old, lines[0], lines[1].replace(b"0.2", b"0.9"), b"[" * 9999 + b"\n", *lines[2:]]) + b'{"st'
+    )
+    run.folder.trim_log(3)
+    assert path.read_bytes() == b"".join([*old, lines[0], lines[2]])
+    assert "rows 3 to 4: 2 are damaged and dropped" in capsys.readouterr().err
+    run.folder.trim_log(3)
+    assert not capsys.readouterr().err
+
+
+def test_nothing_is_written_through_links_in_the_folder(tmp_path: Path) -> None:
+    precious, out = tmp_path / "precious", tmp_path / "out"
+    precious.write_text("precious")
+    out.mkdir()
+    (out / "lock").symlink_to(precious)
+    with pytest.raises(ConfigError, match="symbolic link"):
+        trainer(out).run()
+    (out / "lock").unlink()
+    run = trainer(out)
+    run.resume()
+    (out / "log.jsonl").unlink()
+    (out / "log.jsonl").symlink_to(precious)
+    with pytest.raises(CheckpointError, match="log.jsonl: cannot be written .is a symbolic link"):
+        run.folder.log({"step": 1})
+    assert precious.read_text() == "precious"
 
 
 def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
@@ -489,6 +575,8 @@ def test_a_folder_in_use_or_of_something_else_is_refused(tmp_path: Path) -> None
         ({"ema_images": -1}, "ema_images: expected 0 or more"),
         ({"precision": "float16"}, "expected float32 or bfloat16; got 'float16'"),
         ({"seed": -1}, "seed: expected 0"),
+        ({"batch_size": 10**9, "images": 10**12}, "batch_size <= 1,048,576"),
+        ({"images": 10**18}, "images <= "),
     ],
 )
 def test_settings_are_checked(change: dict, expected: str) -> None:

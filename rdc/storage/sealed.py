@@ -15,7 +15,6 @@ from typing import Any
 
 from rdc.errors import DataError, RdcError
 from rdc.storage.json_files import JSON_BYTES, parse_json, read_json, write_json
-from rdc.storage.reading import reading
 
 __all__ = ["Sealed", "digest_of", "line_body", "open_line", "read_sealed", "seal_line", "write_sealed"]
 
@@ -101,9 +100,11 @@ def open_line(line: bytes, name: str, error: type[RdcError] = DataError) -> Seal
     Raises:
         RdcError: (of the class given) it is no JSON object, or not what its CRC says.
     """
-    with reading(name, error, "a line that rdc wrote"):
+    try:
         body, sealed = line_body(line)
-        record = parse_json(body, name, error, kind=dict)
-        if _CRC in record:
-            raise ValueError("its checksum is damaged")
+    except ValueError as problem:
+        raise error(f"{name}: {problem}") from problem
+    record = parse_json(body, name, error, kind=dict)
+    if _CRC in record:
+        raise error(f"{name}: its checksum is damaged")
     return record, sealed
