@@ -1,37 +1,35 @@
 """Model checkpoints: weights as safetensors, everything else as JSON beside them. Neither can run code.
 
-A checkpoint ``NAME`` is two files: ``NAME.safetensors`` (the network's state) and ``NAME.json``::
-
-    {"format": "rdc-checkpoint", "version": 1,
-     "config": {...},             description of the network, see networks.presets.build_network
-     "info": {...},               free: class names, training data, recommended settings, licence, ...
-     "dtype": "float16", "tensors": 118, "parameters": 752321, "sha256": "..."}
-
-The digest is that of the safetensors file, so that the two cannot be mixed up.
+A checkpoint ``NAME`` is two files: ``NAME.safetensors`` (the network's state) and ``NAME.json`` (:mod:`rdc.descriptions`), which holds
+the digests of both, so that the two cannot be mixed up and one changed bit in either is found.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from rdc.errors import CheckpointError, ConfigError
+from rdc.descriptions import description_text, read_description
+from rdc.errors import CheckpointError, ConfigError, one_line
+from rdc.networks.bounds import check_description, least_size
 from rdc.networks.presets import build_network
 from rdc.storage.files import atomic_write
+from rdc.storage.reading import read_content, reading
+from rdc.storage.safetensors_files import is_safetensors, parse_safetensors
 
 __all__ = ["checkpoint_paths", "is_safetensors", "load_model", "network_from_state", "save_model"]
 
-_FORMAT, _VERSION = "rdc-checkpoint", 1
 _PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
 _SHOWN = 4  # tensors named in an error
+_LARGEST = 1e8  # weights are of order one; a network with larger ones overflows, and all classes are equally likely
 
 
 def checkpoint_paths(path: str | os.PathLike[str]) -> tuple[Path, Path]:
@@ -69,8 +67,8 @@ def save_model(
         The path of the safetensors file.
 
     Raises:
-        CheckpointError: the disk is full or not writable, the network does not match ``config``, a weight is NaN or
-            infinite (or becomes so in float16), or ``config`` or ``info`` is not JSON.
+        CheckpointError: the disk is full or not writable, the network does not match ``config``, a weight is NaN,
+            infinite (or becomes so in float16) or beyond 1e8, or ``config`` or ``info`` is not JSON.
     """
     if dtype not in (torch.float32, torch.float16):
         raise CheckpointError(f"dtype: expected torch.float32 or torch.float16; got {dtype}")
@@ -78,9 +76,7 @@ def save_model(
     state = _stored_state(network, dtype, weights_path)
     _check_shapes(_empty_network(config, json_path).state_dict(), state, f"{weights_path} (not written)")
     content = safetensors.torch.save(state, metadata={"format": "pt"})
-    described = {
-        "format": _FORMAT,
-        "version": _VERSION,
+    entries = {
         "config": config,
         "info": info or {},
         "dtype": str(dtype).removeprefix("torch."),
@@ -88,10 +84,7 @@ def save_model(
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
-    try:
-        text = json.dumps(described, indent=2, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{json_path}: config and info must be plain JSON values ({error})") from error
+    text = description_text(json_path, entries)
     _write_pair(weights_path, content, json_path, text)
     return weights_path
 
@@ -111,14 +104,16 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any],
     """
     _refuse_pickle(Path(path))
     weights_path, json_path = checkpoint_paths(path)
-    described = _read_description(json_path, weights_path)
-    content = _read_bytes(weights_path, json_path)
-    state = _parse(content, weights_path)
+    _check_both(weights_path, json_path)
+    described = read_description(json_path)
+    _refuse_pickle(weights_path)
+    content = read_content(weights_path, CheckpointError, "the weights of a checkpoint (safetensors)")
+    state = parse_safetensors(content, one_line(weights_path, 400), CheckpointError)
     digest = hashlib.sha256(content).hexdigest()
     if digest != described["sha256"]:
         raise CheckpointError(
             f"{weights_path}: sha256 is {digest[:16]}..., but {json_path.name} expects "
-            f"{str(described['sha256'])[:16]}...; the two files belong to different saves or one was damaged: "
+            f"{described['sha256'][:16]}...; the two files belong to different saves or one was damaged: "
             "copy both again"
         )
     if len(state) != described.get("tensors", len(state)):
@@ -146,30 +141,57 @@ def network_from_state(config: dict[str, Any], state: dict[str, Tensor], source:
     Raises:
         CheckpointError: the tensors are not those of the network, or hold NaN or infinity.
     """
+    _check_count(config, state, source)
     network = _empty_network(config, source)
     expected = network.state_dict()
     _check_shapes(expected, state, source)
-    wanted = {name: state[name].detach().to(torch.float32) for name in expected}
-    bad = [name for name, value in wanted.items() if not value.isfinite().all()]
+    with reading(source, CheckpointError, "the weights of a network"):
+        wanted = {name: state[name].detach().to(torch.float32) for name in expected}
+        largest = {name: float(value.abs().max()) for name, value in wanted.items() if value.numel()}
+    bad = [name for name, value in largest.items() if not value < float("inf")]
     if bad:
         raise CheckpointError(
             f"{source}: NaN or infinity in {_first(bad)}; the training run diverged or the file is damaged"
+        )
+    if large := [f"{name} ({value:.2g})" for name, value in largest.items() if value > _LARGEST]:
+        raise CheckpointError(
+            f"{source}: weights beyond {_LARGEST:g} in {_first(large)}; whatever the image, the network would overflow. The training "
+            "run diverged or the file is damaged"
         )
     network.load_state_dict(wanted, strict=True, assign=True)
     return network.eval()
 
 
-def _empty_network(config: dict[str, Any], source: str | os.PathLike[str]) -> nn.Module:
-    """The network of ``config`` without memory behind its tensors."""
+def _check_count(config: dict[str, Any], state: dict[str, Tensor], source: str | os.PathLike[str]) -> None:
+    """Refuse a description of far more layers than there are tensors, before its network is made (which takes no memory, but time)."""
     try:
-        with torch.device("meta"):
-            return build_network(config)
+        check_description(config)
+        tensors, _weights = least_size(config)
+    except Exception:  # build_network says what is wrong
+        return
+    if tensors > len(state) + 300:  # the next check names what differs, where that is cheap
+        raise CheckpointError(
+            f"{source}: the weights are not those of the described network: it has {tensors:,} tensors or more; found {len(state):,}"
+        )
+
+
+@contextlib.contextmanager
+def _described(source: str | os.PathLike[str]) -> Iterator[None]:
+    """Whatever is wrong with a description, as an error about the file that it came from."""
+    try:
+        yield
     except ConfigError as error:
         raise CheckpointError(f"{source}: {error}") from error
     except Exception as error:  # a config from a file may hold anything
         raise CheckpointError(
-            f"{source}: this config describes no network ({type(error).__name__}: {error})"
+            f"{source}: this config describes no network ({type(error).__name__}: {one_line(error)})"
         ) from error
+
+
+def _empty_network(config: dict[str, Any], source: str | os.PathLike[str]) -> nn.Module:
+    """The network of ``config`` without memory behind its tensors."""
+    with _described(source), torch.device("meta"):
+        return build_network(config)
 
 
 def _stored_state(network: nn.Module, dtype: torch.dtype, path: Path) -> dict[str, Tensor]:
@@ -180,6 +202,10 @@ def _stored_state(network: nn.Module, dtype: torch.dtype, path: Path) -> dict[st
         if not stored.isfinite().all():
             why = "NaN or infinity" if not value.isfinite().all() else "a value beyond float16's 65504: use float32"
             raise CheckpointError(f"{path}: not written, {name} holds {why}")
+        if stored.numel() and stored.abs().max() > _LARGEST:
+            raise CheckpointError(
+                f"{path}: not written, {name} holds weights beyond {_LARGEST:g}; the training run diverged"
+            )
         state[name] = stored.clone(memory_format=torch.contiguous_format)
     return state
 
@@ -204,7 +230,7 @@ def _write_pair(weights_path: Path, content: bytes, json_path: Path, text: str) 
 def _refuse_pickle(path: Path) -> None:
     if not path.is_file() or path.suffix == ".json":
         return
-    with path.open("rb") as file:
+    with reading(path, CheckpointError, "an rdc checkpoint"), path.open("rb") as file:
         head = file.read(9)
     looks = head[:1] == b"\x80" or head[:4] == b"PK\x03\x04"
     if (path.suffix.lower() in _PICKLE_SUFFIXES or looks) and not is_safetensors(head):
@@ -214,57 +240,22 @@ def _refuse_pickle(path: Path) -> None:
         )
 
 
-def is_safetensors(head: bytes) -> bool:
-    """Whether the first nine bytes of a file are those of safetensors: a length (8 bytes), then JSON.
-
-    The length comes first and may start like a pickle or a zip file, so this is to be asked before those.
-    """
-    return len(head) >= 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
-
-
-def _read_description(path: Path, weights_path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        if weights_path.is_file():
-            raise CheckpointError(
-                f"{path}: missing beside {weights_path.name}. A safetensors file from elsewhere needs its description: "
-                f"rdc convert {weights_path} DESTINATION"
-            )
+def _check_both(weights_path: Path, json_path: Path) -> None:
+    """Say what is missing of the two files."""
+    weights, description = weights_path.exists(), json_path.exists()
+    if weights and not description:
         raise CheckpointError(
-            f"{path}: no such checkpoint; expected {weights_path.name} and {path.name} in {weights_path.parent}"
+            f"{json_path}: missing beside {weights_path.name}. A safetensors file from elsewhere needs its description: "
+            f"rdc convert {weights_path} DESTINATION"
         )
-    try:
-        described = json.loads(path.read_bytes().decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({error}); copy the checkpoint again") from error
-    if not isinstance(described, dict) or described.get("format") != _FORMAT:
-        raise CheckpointError(f'{path}: expected an rdc checkpoint description ("format": "{_FORMAT}")')
-    if described.get("version") != _VERSION:
+    if not description:
         raise CheckpointError(
-            f"{path}: checkpoint version {described.get('version')!r}; this rdc reads version {_VERSION}. Update rdc "
-            "or convert the checkpoint again"
+            f"{json_path}: no such checkpoint; expected {weights_path.name} and {json_path.name} in {weights_path.parent}"
         )
-    if not isinstance(described.get("config"), dict) or not isinstance(described.get("sha256"), str):
-        raise CheckpointError(f"{path}: expected config (an object) and sha256 (text); the file is incomplete")
-    return described
-
-
-def _read_bytes(path: Path, json_path: Path) -> bytes:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: missing, although {json_path.name} is there; copy both files of the checkpoint")
-    _refuse_pickle(path)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: could not be read ({error.strerror or error})") from error
-
-
-def _parse(content: bytes, path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load(content)
-    except (SafetensorError, ValueError, KeyError, OverflowError) as error:
+    if not weights:
         raise CheckpointError(
-            f"{path}: truncated or not a safetensors file ({len(content):,} bytes; {error}); copy or convert it again"
-        ) from error
+            f"{weights_path}: missing, although {json_path.name} is there; copy both files of the checkpoint"
+        )
 
 
 def _check_shapes(expected: dict[str, Tensor], found: dict[str, Tensor], source: str | os.PathLike[str]) -> None:

@@ -13,10 +13,30 @@ The training loss of EDM weights ``||D - x0||^2`` by ``1 / c_out^2``, which is e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Preconditioning"]
+from rdc.errors import ConfigError
+from rdc.scalars import as_number, shown
+
+__all__ = ["Preconditioning", "check_sigma_data"]
+
+SIGMA_DATA = (1e-3, 1e3)  #: of data scaled to [-1, 1] it is 1 at most; beyond these float32 loses c_skip or c_out
+
+
+def check_sigma_data(value: Any) -> None:
+    """Refuse what cannot be the standard deviation of any data: zero, negative, NaN, text, or out of all proportion.
+
+    Raises:
+        ConfigError: it is.
+    """
+    number, (least, most) = as_number(value), SIGMA_DATA
+    if number is None or not least <= number <= most:
+        raise ConfigError(
+            f"sigma_data: expected a number from {least:g} to {most:g}, the standard deviation of the data in [-1, 1] (EDM: 0.5); "
+            f"got {shown(value)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -24,9 +44,15 @@ class Preconditioning:
     """EDM preconditioning for data of standard deviation ``sigma_data`` (in [-1, 1] units).
 
     All methods take ``sigma`` as a float tensor of any shape and return a tensor of that shape.
+
+    Raises:
+        ConfigError: see :func:`check_sigma_data`.
     """
 
     sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_sigma_data(self.sigma_data)
 
     def c_skip(self, sigma: Tensor) -> Tensor:
         return self.sigma_data**2 / (sigma**2 + self.sigma_data**2)

@@ -9,15 +9,20 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
+import rdc
+import rdc.descriptions
 import rdc.storage.files
 from rdc.checkpoints import checkpoint_paths, is_safetensors, load_model, save_model
 from rdc.errors import CheckpointError
 from rdc.networks.presets import build_network
+from rdc.storage.sealed import digest_of
+from tests.bounds import bounded
 from tests.models import CONFIG, randomize
 
 INFO = {"class_names": ["a", "b", "c"], "classifier": {"levels": "log:5:0.3:3:flat"}}
@@ -134,16 +139,98 @@ def test_corrupt_json(saved, text):
         load_model(saved)
 
 
-def edit(saved, **changes):
+def edit(saved, sealed=True, **changes):
+    """Other entries (None: without), with a digest that fits, or without one."""
     path = saved.with_suffix(".json")
-    described = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({key: value for key, value in described.items() if value is not None}))
+    described = {**json.loads(path.read_text()), **changes, "digest": None}
+    described = {key: value for key, value in described.items() if value is not None}
+    path.write_text(json.dumps({**described, "digest": digest_of(described)} if sealed else described))
 
 
 def test_version(saved):
     edit(saved, version=2)
     with pytest.raises(CheckpointError, match="version 2; this rdc reads version 1"):
         load_model(saved)
+
+
+def test_a_flipped_bit_anywhere_in_the_description(saved):
+    """Found, or it changes nothing (white space, the E of an exponent)."""
+    path = saved.with_suffix(".json")
+    content, before = path.read_bytes(), load_model(saved)
+    missed = 0
+    for at in range(len(content)):
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << at % 8
+        path.write_bytes(damaged)
+        try:
+            rdc.descriptions.read_description(path)
+        except CheckpointError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+        else:
+            missed, found = missed + 1, load_model(saved)
+            assert json.loads(damaged) == json.loads(content) and found[1:] == before[1:] and equal(found[0], before[0])
+    assert missed < len(content) / 20
+
+
+def test_changed_by_hand(saved):
+    path = saved.with_suffix(".json")
+    described = json.loads(path.read_text())
+    described["info"]["class_names"][0] = "other"
+    path.write_text(json.dumps(described))
+    with pytest.raises(CheckpointError, match='delete the line "digest" if the change was meant'):
+        load_model(saved)
+    del described["digest"]
+    path.write_text(json.dumps(described))
+    assert load_model(saved)[2]["class_names"][0] == "other"
+    rdc.descriptions.reseal(path)
+    assert json.loads(path.read_text()) == {**described, "digest": digest_of(described)}
+    rdc.descriptions.update_info(path, {"note": "x"})
+    assert load_model(saved)[2] == {**described["info"], "note": "x"}
+
+
+def test_the_shipped_descriptions_are_sealed():
+    for path in (Path(rdc.__file__).parent / "assets").glob("*.json"):
+        described = json.loads(path.read_text())
+        assert described.pop("digest") == digest_of(described), path.name
+
+
+def test_files_without_a_digest(saved):
+    """Those of rdc 0.1: read, but with no entry that could be a digest which lost its name."""
+    edit(saved, sealed=False)
+    assert load_model(saved)[2] == INFO
+    edit(saved, sealed=False, digesu="0" * 32)
+    with pytest.raises(CheckpointError, match="unknown entry digesu"):
+        load_model(saved)
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"info": "text"},
+        {"info": [1]},
+        {"tensors": "x"},
+        {"tensors": True},
+        {"tensors": -1},
+        {"parameters": 1.5},
+        {"dtype": "float8"},
+        {"dtype": ["float32"]},
+        {"sha256": "z" * 64},
+        {"version": True},
+        {"version": "1"},
+        {"version": [1]},
+    ],
+)
+def test_odd_types(saved, changes, sealed):
+    edit(saved, sealed, **changes)
+    with pytest.raises(CheckpointError, match=r"net\.json: ") as caught:
+        load_model(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_description_may_leave_out(saved):
+    edit(saved, dtype=None, tensors=None, parameters=None, info=None)
+    assert load_model(saved)[2] == {}
 
 
 @pytest.mark.parametrize("changes", [{"config": None}, {"config": []}, {"sha256": None}, {"sha256": 3}])
@@ -168,18 +255,49 @@ def test_tensor_count(saved):
         {**CONFIG, "image_shape": "none"},
         {**CONFIG, "num_classes": "many"},
         {**CONFIG, "unet": {"architecture": ["SongUNet"]}},
+        {**CONFIG, "unet": []},
+        {**CONFIG, "unet": {**CONFIG["unet"], "num_blocks": 10**9}},
+        {**CONFIG, "unet": {**CONFIG["unet"], "channel_mult": [1] * 20_000}},
+        {**CONFIG, "unet": {**CONFIG["unet"], "channel_mult": "12"}},
+        {**CONFIG, "unet": {**CONFIG["unet"], "num_blocks": 64, "channel_mult": [1] * 4}},
+        {**CONFIG, "unet": {**CONFIG["unet"], "num_blocks": 40, "channel_mult": [1] * 2}},
+        {**CONFIG, "unet": {**CONFIG["unet"], "attn_resolutions": list(range(20_000))}},
+        {**CONFIG, "unet": {**CONFIG["unet"], "resample_filter": [0.0, 0.0]}},
+        {**CONFIG, "unet": {**CONFIG["unet"], "resample_filter": [1e300] * 9000}},
+        {**CONFIG, "unet": {**CONFIG["unet"], "dropout": -1}},
+        {**CONFIG, "unet": {**CONFIG["unet"], "embedding_type": {}}},
+        {**CONFIG, "num_classes": 2**40},
+        {**CONFIG, "num_classes": -1},
+        {**CONFIG, "num_classes": 3.0},
+        {**CONFIG, "kind": ["conditional"]},
+        {**CONFIG, "kind": "multihead", "num_classes": 100_000, "wide_channels": 65_536},
+        {**CONFIG, "kind": "multihead", "num_classes": 100_000, "wide_channels": 100},
+        {**CONFIG, "image_shape": [2, 2**40, 2**40]},
+        {**CONFIG, "image_shape": [2.0, 8.0, 8.0]},
+        {**CONFIG, "image_shape": [10**6, 8, 8]},
+        {**CONFIG, "patch_size": 0},
+        {**CONFIG, "patch_size": None},
+        {**CONFIG, "sigma_data": 0},
+        {**CONFIG, "sigma_data": -0.5},
+        {**CONFIG, "sigma_data": 1e30},
+        {**CONFIG, "sigma_data": "0.5"},
+        {**CONFIG, "sigma_data": None},
+        {"kind": "resnet", "image_shape": [1, 8, 8], "num_classes": 3, "width": 8, "blocks": [10**9]},
+        {"kind": "resnet", "image_shape": [1, 8, 8], "num_classes": 3, "width": 8, "blocks": [1] * 15},
     ],
 )
 def test_config_of_no_network(saved, config):
     edit(saved, config=config)
-    with pytest.raises(CheckpointError, match="net"):
+    with bounded(), pytest.raises(CheckpointError, match="net") as caught:
         load_model(saved)
+    assert len(str(caught.value)) < 1500 and "\n" not in str(caught.value)
 
 
 def test_absurd_config_takes_no_memory(saved):
-    edit(saved, config={**CONFIG, "unet": {**CONFIG["unet"], "model_channels": 2_000_000}})
-    with pytest.raises(CheckpointError, match="wrong shapes"):
-        load_model(saved)
+    for channels, match in ((2_000_000, "model_channels.*from 1 to 65,536; got 2000000"), (8000, "wrong shapes")):
+        edit(saved, config={**CONFIG, "unet": {**CONFIG["unet"], "model_channels": channels}})
+        with bounded(), pytest.raises(CheckpointError, match=match):
+            load_model(saved)
 
 
 def test_weights_of_another_network(tmp_path):
@@ -205,6 +323,12 @@ def test_weights_of_another_network(tmp_path):
         load_model(tmp_path / "net")
     write({**state, last: torch.full_like(state[last], float("nan"))})
     with pytest.raises(CheckpointError, match="NaN"):
+        load_model(tmp_path / "net")
+    write({**state, last: torch.full_like(state[last], 3e30)})
+    with pytest.raises(CheckpointError, match=r"weights beyond 1e\+08 in .*\(3e\+30\).*overflow"):
+        load_model(tmp_path / "net")
+    write({**state, last: state[last].to(torch.complex64)})
+    with pytest.raises(CheckpointError, match="not floating point"):
         load_model(tmp_path / "net")
     write({**state, last: state[last].to(torch.int32)})
     with pytest.raises(CheckpointError, match="not floating point"):
@@ -267,6 +391,9 @@ def test_refused_to_save(tmp_path):
         save_model(tmp_path / "large", network, config)
         with pytest.raises(CheckpointError, match="65504"):
             save_model(tmp_path / "net", network, config, dtype=torch.float16)
+        next(network.parameters()).view(-1)[0] = 1e9
+        with pytest.raises(CheckpointError, match=r"beyond 1e\+08"):
+            save_model(tmp_path / "net", network, config)
         next(network.parameters()).view(-1)[0] = float("nan")
         with pytest.raises(CheckpointError, match="NaN"):
             save_model(tmp_path / "net", network, config)

@@ -1,5 +1,8 @@
+import numpy as np
+import pytest
 import torch
 
+from rdc.errors import ConfigError
 from rdc.preconditioning import Preconditioning
 
 P = Preconditioning()
@@ -28,3 +31,16 @@ def test_target_denoises_to_the_clean_image_and_f_space_loss_is_the_edm_loss():
 
 def test_c_noise():
     torch.testing.assert_close(P.c_noise(SIGMA), SIGMA.log() / 4)
+
+
+@pytest.mark.parametrize(
+    "value", [0, -0.5, 1e30, 1e-9, float("nan"), float("inf"), "0.5", None, True, [0.5], 10**400, 1j]
+)
+def test_what_cannot_be_a_standard_deviation(value):
+    with pytest.raises(ConfigError, match="sigma_data: expected a number from 0.001 to 1000"):
+        Preconditioning(value)
+
+
+@pytest.mark.parametrize("value", [0.5, 1, np.float64(0.25), np.float32(2), np.int64(1)])
+def test_what_can(value):
+    assert Preconditioning(value).sigma_data == value

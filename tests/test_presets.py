@@ -70,6 +70,7 @@ def test_recommended_levels_are_checked(tmp_path):
     for suffix in (".json", ".safetensors"):
         shutil.copy(ASSETS / f"fashion-mnist{suffix}", tmp_path / f"model{suffix}")
     described = json.loads((tmp_path / "model.json").read_text())
+    described.pop("digest", None)
     described["info"]["classifier"]["levels"] = {"sigma": [1.0]}
     (tmp_path / "model.json").write_text(json.dumps(described))
     with pytest.raises(ConfigError, match="recommended levels: expected an object with the lists sigma and weight"):
@@ -83,6 +84,7 @@ def test_levels_by_the_checkpoints_own_names(tmp_path):
     for suffix in (".json", ".safetensors"):
         shutil.copy(ASSETS / f"fashion-mnist{suffix}", tmp_path / f"model{suffix}")
     described = json.loads((tmp_path / "model.json").read_text())
+    described.pop("digest", None)
     described["info"]["level_presets"] = {
         "fast": "log:2:1:2:flat",
         "accurate": {"sigma": [1.0, 2, 3], "weight": [1.0, 1, 1]},

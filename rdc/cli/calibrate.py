@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rdc.cli.options import add_model_options, load_classifier, positive_int
+from rdc.cli.options import add_model_options, batch_size, load_classifier, positive_int
 from rdc.errors import one_line
 
 ABOUT = """Fit the logit scale (one over the temperature) of a diffusion classifier on held-out training images; on test images report
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--risk", type=float, default=0.05, metavar="R", help="error rate to abstain down to (default: %(default)s)"
     )
     parser.add_argument(
-        "--batch", type=positive_int, default=50, metavar="N", help="images at once (default: %(default)s)"
+        "--batch", type=batch_size, default=50, metavar="N", help="images at once (default: %(default)s)"
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--write", action="store_true", help="write the logit scale into the checkpoint's description")
@@ -286,17 +286,15 @@ def _resized(data: Any, shape: tuple[int, int, int], count: int) -> Any:
 def _write_scale(model: str, scale: float) -> None:
     """Put the scale into the checkpoint's recommended settings; the weights stay as they are."""
     from rdc.checkpoints import checkpoint_paths
+    from rdc.descriptions import read_description, update_info
     from rdc.errors import ConfigError
     from rdc.presets import MODELS
-    from rdc.storage.json_files import read_json, write_json
 
     path = checkpoint_paths(model)[1]
     if model in MODELS or not path.is_file():
         raise ConfigError(f"--write: expected a checkpoint of your own; {model} is a shipped model")
-    description = read_json(path)
-    info = description.setdefault("info", {})
-    info["classifier"] = {**(info.get("classifier") or {}), "logit_scale": scale}
-    write_json(path, description)
+    recommended = (read_description(path).get("info") or {}).get("classifier") or {}
+    update_info(path, {"classifier": {**recommended, "logit_scale": scale}})
 
 
 def _words(result: dict[str, Any], out: Path) -> str:

@@ -83,6 +83,8 @@ class DiffusersUNet(nn.Module):
             raise ValueError(
                 f"sample_size: expected a multiple of {1 << (depth - 1)} for {depth} levels; got {sample_size}"
             )
+        if time_embedding_type == "positional" and widths[0] // 2 == freq_shift:
+            raise ValueError(f"freq_shift: expected less than half of {widths[0]} channels; got {freq_shift}")
         self.center_input_sample = center_input_sample
         self.freq_shift, self.flip_sin_to_cos = freq_shift, flip_sin_to_cos
         emb = time_embedding_dim or widths[0] * 4

@@ -77,8 +77,8 @@ class MultiHeadUNet(nn.Module):
         self.norm = GroupNorm(wide_channels, eps=1e-6)
         rows = (num_classes + 1) * self.folded_channels
         weight = torch.zeros(rows, self.feature_channels, 3, 3)
-        for row in range(rows):
-            weight[row, wide_channels + row % self.folded_channels, 1, 1] = 1.0
+        own = weight.unflatten(0, (num_classes + 1, self.folded_channels))[:, :, wide_channels:, 1, 1]
+        own.diagonal(dim1=1, dim2=2).fill_(1.0)
         self.head_weight = nn.Parameter(weight)
         self.head_bias = nn.Parameter(torch.zeros(rows))
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
-from rdc.errors import ConfigError
+from rdc.errors import ConfigError, one_line
 from rdc.networks.blocks import Linear
+from rdc.networks.bounds import check_description
 from rdc.networks.diffusers_unet import DiffusersUNet
 from rdc.networks.heads import MultiHeadUNet, PatchUNet
 from rdc.networks.resnet import ResNet
 from rdc.networks.unet import DhariwalUNet, SongUNet
 from rdc.networks.vp import VPNetwork, vp_sigmas
+from rdc.scalars import shown
 
 __all__ = ["NETWORK_PRESETS", "build_network", "network_preset", "with_augmentation_label"]
 
@@ -126,7 +130,7 @@ def build_network(config: dict[str, Any]) -> nn.Module:
         logits [B, K].
 
     Raises:
-        ConfigError: the description is incomplete or inconsistent.
+        ConfigError: the description is incomplete or inconsistent, or asks for more than ``networks.bounds`` allows.
     """
     if isinstance(config, dict) and config.get("kind") == "resnet":
         return _build_resnet(config)
@@ -138,8 +142,9 @@ def build_network(config: dict[str, Any]) -> nn.Module:
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"network description: expected kind, image_shape [C, H, W], num_classes, unet.architecture; "
-            f"{error!r} in {config}"
+            f"{one_line(repr(error), 80)} in {shown(config, 400)}"
         ) from error
+    check_description(config)
     if height != width or height % patch:
         raise ConfigError(
             f"image_shape: expected square images divisible by patch_size {patch}; got {height} x {width}"
@@ -147,13 +152,13 @@ def build_network(config: dict[str, Any]) -> nn.Module:
     if architecture == "UNet2DModel":
         return _build_vp(config, unet)
     classes = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
-    if architecture not in classes:
-        raise ConfigError(f"unet.architecture: expected one of {', '.join(classes)}, UNet2DModel; got {architecture!r}")
+    if not isinstance(architecture, str) or architecture not in classes:
+        raise ConfigError(
+            f"unet.architecture: expected one of {', '.join(classes)}, UNet2DModel; got {shown(architecture)}"
+        )
     folded = channels * patch**2
-    try:
+    with _building("unet"):
         net = classes[architecture](height // patch, folded, folded, label_dim=num_classes, **unet)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"unet: {error}") from error
     if kind == "conditional":
         return net if patch == 1 else PatchUNet(net, patch)
     if kind == "multihead":
@@ -166,7 +171,18 @@ def build_network(config: dict[str, Any]) -> nn.Module:
             )
         width = {"wide_channels": config["wide_channels"]} if "wide_channels" in config else {}
         return MultiHeadUNet(net, patch, channels, num_classes, **width)
-    raise ConfigError(f'kind: expected "conditional", "multihead" or "resnet"; got {kind!r}')
+    raise ConfigError(f'kind: expected "conditional", "multihead" or "resnet"; got {shown(kind)}')
+
+
+@contextlib.contextmanager
+def _building(what: str) -> Iterator[None]:
+    """Whatever a network's parts say against its arguments, as one error about the description."""
+    try:
+        yield
+    except (ConfigError, MemoryError):
+        raise
+    except Exception as error:
+        raise ConfigError(f"{what}: {one_line(error, 400)}") from error
 
 
 def with_augmentation_label(network: nn.Module, config: dict[str, Any], length: int) -> dict[str, Any]:
@@ -214,11 +230,12 @@ def _build_resnet(config: dict[str, Any]) -> ResNet:
         if not isinstance(value, (list, tuple)) or not all(map(_is_count, value)):
             wrong.append(name)
     if wrong or len(lists["image_shape"]) != 3:
-        values = ", ".join(f"{name} {config.get(name)!r}" for name in wrong or ["image_shape"])
+        values = ", ".join(f"{name} {shown(config.get(name))}" for name in wrong or ["image_shape"])
         raise ConfigError(
             f'kind "resnet": expected whole numbers >= 1 for num_classes, width and patch_size, lists of them for '
             f"image_shape [C, H, W] and blocks; got {values}"
         )
+    check_description(config)
     return ResNet(tuple(lists["image_shape"]), blocks=tuple(lists["blocks"]), **numbers)
 
 
@@ -230,21 +247,22 @@ def _build_vp(config: dict[str, Any], unet: dict[str, Any]) -> VPNetwork:
     """A diffusers ``UNet2DModel`` with its discrete noise schedule, answering like an EDM network."""
     channels, size, _ = config["image_shape"]
     num_classes, vp = config["num_classes"], config.get("vp") or {}
+    if not isinstance(vp, dict) or not isinstance(vp.get("schedule") or {}, dict):
+        raise ConfigError(f"vp: expected an object with schedule, prediction and null_label; got {shown(vp)}")
     null_label, embeddings = vp.get("null_label"), unet.pop("num_class_embeds", None)
     trained_null = type(null_label) is int
     if config["kind"] != "conditional" or config.get("patch_size", 1) != 1:
         raise ConfigError('unet.architecture "UNet2DModel": expected kind "conditional" and patch_size 1')
-    if not (null_label in (None, "mean") or (trained_null and 0 <= null_label <= num_classes)):
-        raise ConfigError(f'vp.null_label: expected null, "mean" or an index 0..{num_classes}; got {null_label!r}')
+    named = null_label is None or null_label == "mean"
+    if not (named or (trained_null and 0 <= null_label <= num_classes)):
+        raise ConfigError(f'vp.null_label: expected null, "mean" or an index 0..{num_classes}; got {shown(null_label)}')
     if num_classes < 1 or embeddings != num_classes + trained_null:
         raise ConfigError(
             f"num_class_embeds: expected {num_classes + trained_null} (num_classes {num_classes}, null_label "
-            f"{null_label!r}); got {embeddings!r}"
+            f"{null_label!r}); got {shown(embeddings)}"
         )
-    try:
+    with _building("UNet2DModel"):
         net = DiffusersUNet(size, channels, unet.pop("out_channels", channels), embeddings, **unet)
         sigmas = vp_sigmas(vp.get("schedule") or {})
         sigma_data = config.get("sigma_data", 0.5)
         return VPNetwork(net, sigmas, vp.get("prediction", "epsilon"), num_classes, null_label, sigma_data)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"UNet2DModel: {error}") from error

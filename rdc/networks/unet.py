@@ -68,6 +68,7 @@ class SongUNet(nn.Module):
         self.label_dropout = label_dropout
         emb_channels = model_channels * channel_mult_emb
         noise_channels = model_channels * channel_mult_noise
+        _expect_even(noise_channels, 4 if embedding_type == "positional" else 2)
         taps = tuple(resample_filter)
         block = {
             "emb_channels": emb_channels,
@@ -215,6 +216,7 @@ class DhariwalUNet(nn.Module):
     ) -> None:
         super().__init__()
         _expect_divisible(img_resolution, len(channel_mult))
+        _expect_even(model_channels, 2)
         self.label_dropout = label_dropout
         emb_channels = model_channels * channel_mult_emb
         block = {
@@ -298,7 +300,15 @@ def _expect(what: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{what}: expected one of {', '.join(allowed)}, got {value!r}")
 
 
+def _expect_even(channels: int, least: int) -> None:
+    """Noise levels are embedded as pairs of sine and cosine."""
+    if channels < least or channels % 2:
+        raise ValueError(f"model_channels: expected an even number of at least {least} channels; got {channels}")
+
+
 def _expect_divisible(resolution: int, levels: int) -> None:
+    if levels < 1:
+        raise ValueError("channel_mult: expected a number for each level, one at least; got none")
     if resolution % (1 << (levels - 1)):
         raise ValueError(
             f"img_resolution: expected a multiple of {1 << (levels - 1)} for {levels} levels, got {resolution}; "

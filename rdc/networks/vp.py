@@ -20,10 +20,13 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
 from rdc.errors import InputError
+from rdc.scalars import as_number, shown
 
 __all__ = ["PREDICTIONS", "VPNetwork", "vp_sigmas"]
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+_FROM_TO = ("linear", "scaled_linear", "sigmoid")  # schedules between beta_start and beta_end
+_STEPS, _LARGEST = 100_000, 1e9  # of a schedule; squaredcos_cap_v2 of 1,000 steps ends at 20,291
 
 
 def vp_sigmas(schedule: dict[str, Any]) -> Tensor:
@@ -37,16 +40,18 @@ def vp_sigmas(schedule: dict[str, Any]) -> Tensor:
         [T], in units of x0 in [-1, 1]. With ``rescale_betas_zero_snr`` the last step, of infinite sigma, is left out.
 
     Raises:
-        ValueError: the schedule is unknown or its betas are not in (0, 1).
+        ValueError: the schedule is unknown, its betas are not in (0, 1), or its noise levels are zero or beyond 1e9.
     """
     double = {"dtype": torch.float64, "device": "cpu"}
     steps = schedule.get("num_train_timesteps", 1000)
-    if type(steps) is not int or not 2 <= steps <= 100_000:
-        raise ValueError(f"num_train_timesteps: expected 2..100000; got {steps!r}")
+    if type(steps) is not int or not 2 <= steps <= _STEPS:
+        raise ValueError(f"num_train_timesteps: expected 2..{_STEPS}; got {shown(steps)}")
     kind = schedule.get("beta_schedule", "linear")
-    start, end = schedule.get("beta_start", 1e-4), schedule.get("beta_end", 0.02)
+    start, end = 1e-4, 0.02
+    if kind in _FROM_TO and schedule.get("trained_betas") is None:
+        start, end = _beta(schedule, "beta_start", start), _beta(schedule, "beta_end", end)
     if schedule.get("trained_betas") is not None:
-        betas = torch.tensor(schedule["trained_betas"], **double)
+        betas = torch.tensor(_trained(schedule["trained_betas"]), **double)
     elif kind == "linear":
         betas = torch.linspace(start, end, steps, **double)
     elif kind == "scaled_linear":
@@ -59,14 +64,37 @@ def vp_sigmas(schedule: dict[str, Any]) -> Tensor:
         betas = (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
     else:
         raise ValueError(
-            f"beta_schedule: expected linear, scaled_linear, squaredcos_cap_v2, sigmoid or trained_betas; got {kind!r}"
+            f"beta_schedule: expected linear, scaled_linear, squaredcos_cap_v2, sigmoid or trained_betas; got {shown(kind)}"
         )
-    if betas.ndim != 1 or len(betas) < 2 or not bool(((betas > 0) & (betas < 1)).all()):
+    if not bool(((betas > 0) & (betas < 1)).all()):
         raise ValueError("betas: expected numbers between 0 and 1")
     root = (1 - betas).cumprod(0).sqrt()  # sqrt(abar)
     if schedule.get("rescale_betas_zero_snr"):
         root = ((root - root[-1]) * root[0] / (root[0] - root[-1]))[:-1]
-    return (1 / root**2 - 1).sqrt()
+    sigmas = (1 / root**2 - 1).sqrt()
+    if not bool(((sigmas > 0) & (sigmas < _LARGEST) & (sigmas.diff(prepend=sigmas[:1]) >= 0)).all()):
+        raise ValueError(
+            f"schedule: expected noise levels that increase from above 0 to below {_LARGEST:g}; its betas give "
+            f"{sigmas[0]:.3g} ... {sigmas[-1]:.3g}"
+        )
+    return sigmas
+
+
+def _beta(schedule: dict[str, Any], name: str, default: float) -> float:
+    """The number of this name; JSON's null stands for the default."""
+    value = default if schedule.get(name) is None else schedule[name]
+    number = as_number(value)
+    if number is None or not 0 < number < 1:
+        raise ValueError(f"{name}: expected a number between 0 and 1; got {shown(value)}")
+    return number
+
+
+def _trained(betas: Any) -> list[float]:
+    known = isinstance(betas, (list, tuple)) and 2 <= len(betas) <= _STEPS
+    numbers = [as_number(beta) for beta in betas] if known else [None]
+    if any(number is None for number in numbers):
+        raise ValueError(f"trained_betas: expected a list of 2..{_STEPS} numbers; got {shown(betas)}")
+    return numbers
 
 
 class VPNetwork(nn.Module):
@@ -104,7 +132,7 @@ class VPNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction: expected one of {', '.join(PREDICTIONS)}; got {prediction!r}")
+            raise ValueError(f"prediction: expected one of {', '.join(PREDICTIONS)}; got {shown(prediction)}")
         self.unet, self.prediction, self.num_classes = unet, prediction, num_classes
         self.null_label, self.sigma_data = null_label, sigma_data
         self.register_buffer("log_sigmas", sigmas.log().to(torch.float32))

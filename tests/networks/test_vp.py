@@ -136,6 +136,18 @@ def test_schedules(schedule, recorded):
         {"num_train_timesteps": 10**9},
         {"num_train_timesteps": "many"},
         {"beta_start": -1.0},
+        {"beta_end": 1.0},
+        {"beta_end": "0.02"},
+        {"beta_start": float("nan")},
+        {"trained_betas": [0.1] * 100_001},
+        {"trained_betas": "0.1 0.2"},
+        {"trained_betas": [[0.1, 0.2]]},
+        {"trained_betas": [0.1]},
+        {"trained_betas": [0.1, None]},
+        {"trained_betas": [0.999] * 50},  # sigma beyond 1e9
+        {"trained_betas": [1e-18, 0.1]},  # sigma 0
+        {"trained_betas": [0.9] * 2000},  # abar is zero in float64
+        {"beta_schedule": ["linear"]},
     ],
 )
 def test_bad_schedule(schedule):
