@@ -303,18 +303,25 @@ class DiffusionClassifier(Frozen):
         return items_that_fit(self.memory_budget_mb, self._bytes[key], like.device, "one image at one level")
 
 
+@measured()
 def gradient_bytes(denoiser: Denoiser, like: Tensor) -> int:
     """Peak bytes that one more image at one level needs for its class losses and their gradient in pixels."""
 
+    one = like.new_ones(1)
+    noise = like.new_zeros(1, *denoiser.image_shape)
+
     def work(count: int) -> Tensor:
-        x, one = like.new_zeros(count, *denoiser.image_shape).requires_grad_(), like.new_ones(1)
-        x_t, target = denoiser.noisy(x, like.new_zeros(1, *denoiser.image_shape), one)
-        return torch.autograd.grad(denoiser.losses_of(x_t, one.repeat(count), target, one).sum(), x)[0]
+        x = like.new_zeros(count, *denoiser.image_shape).requires_grad_()
+        if denoiser.passes_per_level > 1:  # a class is a row of its own; all of them, three times, may be more than the budget
+            loss = denoiser.losses_of_labels(x, noise, one, one, torch.zeros(count, dtype=torch.long, device=like.device))
+        else:
+            loss = denoiser.class_losses(x, noise, one, one)
+        return torch.autograd.grad(loss.sum(), x)[0]
 
-    with measured():
-        return bytes_per_item(work)
+    return bytes_per_item(work) * denoiser.passes_per_level
 
 
+@measured()
 def lm_bytes(denoiser: Denoiser, lm: LikelihoodMaximization, like: Tensor) -> int:
     """Peak bytes that one more image needs in the exact gradient of LM; they do not grow with the number of steps."""
     single = dataclasses.replace(lm, steps=1)
@@ -323,8 +330,7 @@ def lm_bytes(denoiser: Denoiser, lm: LikelihoodMaximization, like: Tensor) -> in
         x = like.new_zeros(count, *denoiser.image_shape).requires_grad_()
         return torch.autograd.grad(maximize_likelihood(denoiser, x, single).sum(), x)[0]
 
-    with measured():
-        return bytes_per_item(work)
+    return bytes_per_item(work)
 
 
 def _log_prior(prior: Sequence[float] | None, num_classes: int) -> Tensor | None:

@@ -25,11 +25,40 @@ from rdc.denoiser import Denoiser
 from rdc.errors import ConfigError
 from rdc.noise import NoisePlan
 from rdc.opaque import opaque, opaque_with, transformed, wanted
-from rdc.timesteps import NoiseLevels, noise_levels, parse_levels
+from rdc.scalars import as_flag, as_integer, as_number, shown
+from rdc.timesteps import MOST_LEVELS, NoiseLevels, noise_levels, parse_levels
 
 __all__ = ["LM_PRESETS", "LikelihoodMaximization", "lm_penalty", "maximize_likelihood", "resolve_lm"]
 
 OPTIMIZERS = ("momentum", "adam", "rmsprop", "sgd")
+MOST_STEPS = 4096  #: largest N; so many steps of one draw have noise of their own
+
+
+def _integer(value: Any, least: int, most: int) -> int | None:
+    number = as_integer(value)
+    return number if number is not None and least <= number <= most else None
+
+
+def _finite(value: Any) -> float | None:
+    number = as_number(value)
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _positive(value: Any) -> float | None:
+    number = _finite(value)
+    return number if number is not None and number > 0 else None
+
+
+def _word(value: Any, allowed: tuple[str, ...]) -> str | None:
+    return value if isinstance(value, str) and value in allowed else None
+
+
+def _sigma_range(value: Any) -> tuple[float, float] | None:
+    try:
+        low, high = (_positive(end) for end in value)
+    except (TypeError, ValueError):
+        return None
+    return (low, high) if low is not None and high is not None and low <= high else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +66,7 @@ class LikelihoodMaximization:
     """Settings of LM. Lengths are in [0, 1] pixel units, noise levels in EDM units.
 
     Args:
-        steps: N >= 0.
+        steps: N, 0 to :data:`MOST_STEPS`.
         optimizer: "momentum", "adam", "rmsprop" or "sgd".
         step_size: length of a step along the (normalised) direction.
         momentum: mu of "momentum".
@@ -50,7 +79,7 @@ class LikelihoodMaximization:
         levels_per_step: how many levels a step draws from ``sigma_range``.
         loss: "F" (weighted as the classifier's loss) or "x0" (plain ||D - x0||^2).
         noise: "fresh" (another draw in every step) or "same" (one draw for all steps).
-        seed: of the noise and of the drawn levels.
+        seed: any integer; of the noise and of the drawn levels.
     """
 
     steps: int = 5
@@ -70,20 +99,30 @@ class LikelihoodMaximization:
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        checks = {
-            "steps": (self.steps >= 0, "an integer >= 0", self.steps),
-            "optimizer": (self.optimizer in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}", self.optimizer),
-            "normalize": (self.normalize in ("l1", "mean_abs", "none"), "l1, mean_abs or none", self.normalize),
-            "loss": (self.loss in ("F", "x0"), "F or x0", self.loss),
-            "noise": (self.noise in ("fresh", "same"), "fresh or same", self.noise),
-            "step_size": (self.step_size > 0, "a number > 0", self.step_size),
-            "eta": (self.eta is None or self.eta > 0, "None or a number > 0", self.eta),
-            "levels_per_step": (self.levels_per_step >= 1, "an integer >= 1", self.levels_per_step),
-            "sigma_range": (0 < self.sigma_range[0] <= self.sigma_range[1], "0 < low <= high", self.sigma_range),
+        kept = {
+            "steps": (_integer(self.steps, 0, MOST_STEPS), f"an integer >= 0, at most {MOST_STEPS:,}"),
+            "optimizer": (_word(self.optimizer, OPTIMIZERS), f"one of {', '.join(OPTIMIZERS)}"),
+            "step_size": (_positive(self.step_size), "a number > 0"),
+            "momentum": (_finite(self.momentum), "a number"),
+            "sign": (as_flag(self.sign), "True or False"),
+            "normalize": (_word(self.normalize, ("l1", "mean_abs", "none")), "l1, mean_abs or none"),
+            "clamp": (as_flag(self.clamp), "True or False"),
+            "sigma_range": (_sigma_range(self.sigma_range), "two numbers with 0 < low <= high"),
+            "levels_per_step": (_integer(self.levels_per_step, 1, MOST_LEVELS), f"an integer >= 1, at most {MOST_LEVELS:,}"),
+            "loss": (_word(self.loss, ("F", "x0")), "F or x0"),
+            "noise": (_word(self.noise, ("fresh", "same")), "fresh or same"),
+            "seed": (as_integer(self.seed), "an integer, of any size and sign"),
+            "name": (self.name if isinstance(self.name, str) else None, "text"),
         }
-        for name, (good, expected, got) in checks.items():
-            if not good:
-                raise ConfigError(f"likelihood maximisation, {name}: expected {expected}; got {got!r}")
+        if self.eta is not None:
+            kept["eta"] = _positive(self.eta), "None or a number > 0"
+        if self.levels is not None:
+            kept["levels"] = self.levels if isinstance(self.levels, NoiseLevels) else None, "NoiseLevels or None"
+        for name, (value, expected) in kept.items():
+            if value is None:
+                got = shown(getattr(self, name))
+                raise ConfigError(f"likelihood maximisation, {name}: expected {expected}; got {got}")
+            object.__setattr__(self, name, value)
 
     def describe(self) -> dict[str, Any]:
         """For reports: every setting, levels in short form."""
@@ -111,15 +150,15 @@ def resolve_lm(setting: str | LikelihoodMaximization | None) -> LikelihoodMaximi
     Raises:
         ConfigError: unknown preset or field, or a value that does not fit.
     """
-    if setting is None or setting == "none":
-        return None
     if isinstance(setting, LikelihoodMaximization):
         return setting if setting.steps else None
-    name, *changes = str(setting).split(",")
+    if setting is None or (isinstance(setting, str) and setting == "none"):
+        return None
+    name, *changes = setting.split(",") if isinstance(setting, str) else [""]
     if name not in LM_PRESETS:
         raise ConfigError(
             f"lm: expected none, {', '.join(LM_PRESETS)} (also with changes: paper-v2,steps=10,eta=16/255) or "
-            f"LikelihoodMaximization(...); got {setting!r}"
+            f"LikelihoodMaximization(...); got {shown(setting)}"
         )
     if not changes:
         return LM_PRESETS[name]
@@ -132,11 +171,11 @@ def _parse_field(change: str) -> tuple[str, Any]:
     """``"eta=16/255"`` -> ("eta", 0.0627...)."""
     field, _, text = (part.strip() for part in change.partition("="))
     if field not in _FIELDS:
-        raise ConfigError(f"lm: expected field=value with a field of {', '.join(_FIELDS)}; got {change!r}")
+        raise ConfigError(f"lm: expected field=value with a field of {', '.join(_FIELDS)}; got {shown(change)}")
     try:
         return field, _FIELDS[field](text)
     except (ValueError, ZeroDivisionError) as error:
-        raise ConfigError(f"lm, {field}: {text!r} does not fit; write for example {_EXAMPLES[field]}") from error
+        raise ConfigError(f"lm, {field}: {shown(text)} does not fit; write for example {_EXAMPLES[field]}") from error
 
 
 def _number(text: str) -> float:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rdc.errors import ConfigError, RdcError
+from rdc.seeds import random
 
 __all__ = [
     "NORMS",
@@ -153,8 +154,8 @@ def random_start(x: Tensor, eps: float, norm: str, *, seed: int, image_ids: Sequ
         x: [N, C, H, W] float32 in [0, 1].
         eps: radius in [0, 1] pixel units.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
-        seed: 0 <= seed < 2^64.
-        image_ids: N integers, 0 <= id < 2^64.
+        seed: any integer.
+        image_ids: N integers.
         restart: number of the restart, >= 0.
 
     Returns:
@@ -167,10 +168,7 @@ def random_start(x: Tensor, eps: float, norm: str, *, seed: int, image_ids: Sequ
     pixels = x[0].numel()
     offsets = np.empty((x.shape[0], pixels))
     for row, image_id in enumerate(image_ids):
-        counter = np.array([0, 0, _RANDOM_START_STREAM, restart], dtype=np.uint64)
-        generator = np.random.Generator(
-            np.random.Philox(key=np.array([seed, image_id], dtype=np.uint64), counter=counter)
-        )
+        generator = random(seed, image_id, (0, 0, _RANDOM_START_STREAM, restart))
         if norm == "linf":
             offsets[row] = eps * (2.0 * generator.random(pixels) - 1.0)
         elif norm == "l1":  # spacings of exponentials are uniform in the simplex

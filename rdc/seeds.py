@@ -8,6 +8,7 @@ one of 2^63 or more becomes float64 on the way, and seeds that lie close togethe
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,7 +41,7 @@ def random(seed: int, stream: int = 0, counter: Sequence[int] = (0, 0, 0, 0)) ->
         seed, stream: integers; the two words of the key.
         counter: four integers, where the stream begins.
     """
-    words = (seed, stream, *counter)
+    words = tuple(operator.index(part) for part in (seed, stream, *counter))
     if all(0 <= part < _WORD for part in words):
         key, start = words[:2], words[2:]
     else:

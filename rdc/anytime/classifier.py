@@ -21,6 +21,7 @@ from rdc.classifier import DiffusionClassifier
 from rdc.defences.base import Defence
 from rdc.errors import ConfigError
 from rdc.likelihood_maximization import lm_evaluations
+from rdc.surroundings import undisturbed
 
 __all__ = ["AnytimeClassifier", "AnytimeResult"]
 
@@ -111,13 +112,22 @@ class AnytimeClassifier(Defence):
             raise ConfigError(
                 "anytime decisions: expected a calibration; call calibrate(held_out_pixels), or give one to AnytimeClassifier"
             )
+        cost: list[Tensor] = []
+
+        def decided(pixels: Tensor) -> Tensor:
+            log_probabilities, *cost[:] = self._decided(pixels)
+            return log_probabilities
+
+        return AnytimeResult(undisturbed(decided, pixels, self.classifier.denoiser), *cost)
+
+    def _decided(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x0 = 2 * self.classifier.purify(pixels) - 1
         if self.classifier.lm is not None:
             self.network_evaluations += len(x0) * lm_evaluations(self.classifier.lm)
         eliminate = self.classifier.denoiser.passes_per_level > 1
         scores, levels, passes = self._eliminating(x0) if eliminate else self._stopping(x0)
         self.network_evaluations += int(passes.sum())
-        return AnytimeResult(torch.log_softmax(-self.classifier.scale * scores, 1), levels, passes)
+        return torch.log_softmax(-self.classifier.scale * scores, 1), levels, passes
 
     def _setting(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """sigma, weight [T] and noise [T, C, H, W] in the order of looking, and the prior's scores [K]."""

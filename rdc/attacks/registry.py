@@ -126,6 +126,15 @@ def suite(name: str, norm: str | None) -> tuple[str, ...]:
 _SHORT = {"pgd": "pgd-ce", "apgd": "apgd-ce", "apgd-dlr-t": "apgd-t"}
 
 
+MOST_ATTACKS = 1000  #: in one list
+_LONGEST_NUMBER = 50  # digits; a text of a million of them takes int() seconds
+#: option that sets a number -> largest value
+MOST: dict[str, float] = {
+    "steps": 1_000_000, "restarts": 10_000, "eot": 100_000, "targets": 1_000_000, "queries": 10**9, "searches": 10_000,
+    "draws": 100_000, "samples": 100_000, "check_every": 1_000_000, "reach": 1e6, "p_init": 1.0, "cutoff": 1e6, "tau": 1e6,
+}  # fmt: skip
+
+
 def _integer(text: str) -> int:
     return int(text)
 
@@ -203,11 +212,11 @@ def _value(name: str, option: str, text: str) -> Any:
     if choices is not None and text not in choices:
         raise ConfigError(f"attacks, {name}: {option} is one of {', '.join(choices)}; got {text!r}")
     try:
-        value = _OPTIONS[option](text)
+        value = _OPTIONS[option](text if len(text) <= _LONGEST_NUMBER else "")
     except ValueError as error:
         raise ConfigError(f"attacks, {name}: {option} is a number; got {text!r}") from error
-    if isinstance(value, (int, float)) and not value > 0:
-        raise ConfigError(f"attacks, {name}: {option} is a number > 0; got {text!r}")
+    if isinstance(value, (int, float)) and not 0 < value <= MOST[option]:
+        raise ConfigError(f"attacks, {name}: {option} is a number > 0, at most {MOST[option]:,}; got {text!r}")
     return value
 
 
@@ -224,7 +233,7 @@ def parse_attacks(text: str) -> tuple[str, ...]:
         return ()
     if not names:
         raise ConfigError(f"attacks: expected names separated by commas, or none; got {text!r}")
-    if "none" in names:
+    if len(names) <= MOST_ATTACKS and "none" in names:
         raise ConfigError(f'attacks: "none" stands alone; got {text!r}')
     expand_attacks(names)
     return tuple(name if name in SUITES else parse_attack(name).text for name in names)
@@ -240,6 +249,8 @@ def expand_attacks(names: list[str] | tuple[str, ...], norm: str | None = None) 
     Raises:
         ConfigError: an unknown name or option; an attack named twice.
     """
+    if len(names) > MOST_ATTACKS:
+        raise ConfigError(f"attacks: expected at most {MOST_ATTACKS:,} names; got {len(names):,}")
     found: list[str] = []
     named = [parse_attack(name).text for name in names if name.strip().lower() not in SUITES]
     for text in named:

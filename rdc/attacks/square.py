@@ -34,6 +34,7 @@ from rdc.attacks.pgd import Progress, Schedule
 from rdc.attacks.threat_model import AttackRecord, AttackResult, ThreatModel, check_images
 from rdc.errors import InputError
 from rdc.norm_balls import linf_bounds, project, row_sum
+from rdc.seeds import random
 
 __all__ = ["changed_share", "square"]
 
@@ -279,9 +280,7 @@ class _Proposals:
         """Uniform numbers [n, *shape] that depend on (seed, image id, restart, stream, block) only."""
         out = np.empty((len(self.ids), *shape))
         for row, image_id in enumerate(self.ids):
-            key = np.array([self.seed, image_id], dtype=np.uint64)
-            counter = np.array([0, block, stream, self.restart], dtype=np.uint64)
-            out[row] = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(shape)
+            out[row] = random(self.seed, image_id, (0, block, stream, self.restart)).random(shape)
         return out
 
 

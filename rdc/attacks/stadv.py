@@ -23,7 +23,6 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import count
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +34,7 @@ from rdc.attacks.pgd import Progress, Rule, Schedule, run_attack
 from rdc.attacks.threat_model import AttackResult, ThreatModel, check_images
 from rdc.errors import ConfigError, InputError, RdcError
 from rdc.scalars import as_number, shown
+from rdc.seeds import random
 
 __all__ = ["FlowThreat", "StAdvResult", "check_flow", "flow_penalty", "stadv", "warp"]
 
@@ -297,8 +297,7 @@ def _random_flows(middle: Tensor, seed: int, image_ids: Sequence[int], restart: 
     """Smooth random u [n, 2, H, W] in [0, 1], fixed by (seed, image id, restart)."""
     made = []
     for image_id in image_ids:
-        key, counter = np.array([seed, image_id], np.uint64), np.array([0, 0, _FLOW_STREAM, restart], np.uint64)
-        coarse = np.random.Generator(np.random.Philox(key=key, counter=counter)).random((1, 2, _COARSE, _COARSE))
+        coarse = random(seed, image_id, (0, 0, _FLOW_STREAM, restart)).random((1, 2, _COARSE, _COARSE))
         fine = torch.nn.functional.interpolate(
             torch.from_numpy(coarse), size=middle.shape[-2:], mode="bilinear", align_corners=True
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from rdc.gradient_analysis.measures import cosines
 from rdc.gradient_analysis.slopes import Probe
 from rdc.norm_balls import project, steepest_direction
+from rdc.seeds import random
 
 __all__ = ["attack_path", "margin_slice", "slice_directions"]
 
@@ -34,12 +35,7 @@ def slice_directions(gradient: Tensor, norm: str, *, seed: int, image_id: int) -
         Two [C, H, W] float64; the first is 0 where the gradient is.
     """
     first = steepest_direction(gradient[None], norm)[0].cpu()
-    generator = np.random.Generator(
-        np.random.Philox(
-            key=np.array([seed, image_id], dtype=np.uint64),
-            counter=np.array([0, 0, _DIRECTION_STREAM, 0], dtype=np.uint64),
-        )
-    )
+    generator = random(seed, image_id, (0, 0, _DIRECTION_STREAM, 0))
     along = first.flatten().numpy()
     signs = generator.integers(0, 2, along.size) * 2.0 - 1.0
     if norm == "linf":

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from rdc.errors import ConfigError, InputError
+from rdc.seeds import checked_seed
+from rdc.seeds import word as seed_to_word
 
 __all__ = ["choose_backend", "resampled_rows", "resampled_sums", "signed_sums", "stops", "to_fixed", "why_not_numba"]
 
@@ -76,8 +78,12 @@ def to_fixed(values: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def seed_word(seed: int, stream: int) -> int:
-    """A 64-bit word for (seed, stream)."""
-    word = (int(seed) * _GAMMA + (stream + 1) * _MIX1) & _MASK
+    """A 64-bit word for (seed, stream); the seed is any integer.
+
+    Raises:
+        InputError: the seed is no integer.
+    """
+    word = (seed_to_word(checked_seed(seed, error=InputError)) * _GAMMA + (stream + 1) * _MIX1) & _MASK
     word = ((word ^ (word >> 30)) * _MIX1) & _MASK
     word = ((word ^ (word >> 27)) * _MIX2) & _MASK
     return word ^ (word >> 31)
@@ -94,9 +100,9 @@ def resampled_sums(fixed: np.ndarray, draws: int, seed: int, backend: str = "aut
     return _sums_numpy(fixed, draws, word)
 
 
-def resampled_rows(count: int, draws: int, seed: int) -> np.ndarray:
-    """The rows [draws, count] int64 that :func:`resampled_sums` adds up, for statistics that are no sums; numpy."""
-    return _rows(seed_word(seed, 0), 0, draws, count)
+def resampled_rows(count: int, draws: int, seed: int, begin: int = 0) -> np.ndarray:
+    """The rows [draws, count] int64 that :func:`resampled_sums` adds up, from draw ``begin`` on, for statistics that are no sums; numpy."""
+    return _rows(seed_word(seed, 0), begin, begin + draws, count)
 
 
 def signed_sums(fixed: np.ndarray, draws: int, seed: int, backend: str = "auto") -> np.ndarray:

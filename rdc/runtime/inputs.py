@@ -12,6 +12,8 @@ from rdc.errors import InputError
 
 __all__ = ["as_batch"]
 
+_SLACK = 1e-6  # rdc.pixels.SLACK, which torch comes with: a pixel outside [0, 1] by rounding is 0 or 1
+
 
 def as_batch(images: Any, shape: tuple[int, int, int]) -> np.ndarray:
     """Images as one float32 batch.
@@ -86,10 +88,10 @@ def _array(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
         raise InputError(f"images: expected {expected} with N >= 1; got an empty batch")
     if array.dtype == np.uint8:
         return array.astype(np.float32) / np.float32(255)
-    low, high = array.min(), array.max()
-    if not (low >= 0 and high <= 1):  # also true for NaN
+    low, high = float(array.min()), float(array.max())
+    if not (low >= -_SLACK and high <= 1 + _SLACK):  # also true for NaN
         raise InputError(
-            f"images: expected {expected}; got values from {low:.6g} to {high:.6g}. Scale to [0, 1] (no mean/std normalisation) "
+            f"images: expected {expected}; got values from {low:.9g} to {high:.9g}. Scale to [0, 1] (no mean/std normalisation) "
             "and remove NaN"
         )
-    return array.astype(np.float32)
+    return np.clip(array, 0, 1).astype(np.float32) if low < 0 or high > 1 else array.astype(np.float32)
