@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         kind=args.kind,
         network=args.network,
         num_classes=args.classes,
-        null_label=int(label) if label and label.isdecimal() else label,
+        null_label=int(label) if label and label.isdecimal() and len(label) < 10 else label,
         info={"class_names": args.class_names.split(",")} if args.class_names else None,
         dtype=torch.float16 if args.half else torch.float32,
     )

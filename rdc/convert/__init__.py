@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rdc.checkpoints import checkpoint_paths, is_safetensors, network_from_state, save_model
+from rdc.checkpoints import checkpoint_paths, network_from_state, save_model
 from rdc.convert.diffusers_folder import read_diffusers_folder
 from rdc.convert.edm_pickle import read_edm_pickle
 from rdc.convert.state_dicts import infer_config, read_safetensors, read_torch_file, strip_prefix
+from rdc.convert.torch_files import is_torch_file
 from rdc.errors import CheckpointError, ConfigError
 from rdc.networks.presets import NETWORK_PRESETS, build_network, network_preset
+from rdc.storage.json_files import read_json
+from rdc.storage.reading import reading, regular_file
+from rdc.storage.safetensors_files import is_safetensors
 
 __all__ = ["KINDS", "convert_checkpoint"]
 
 KINDS = ("auto", "edm-pickle", "state-dict", "diffusers", "safetensors")
-_LEGACY_TORCH = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # magic number of torch.save before 1.6
 
 
 def convert_checkpoint(
@@ -57,6 +59,20 @@ def convert_checkpoint(
         ConfigError: an option is unknown.
     """
     source = Path(source)
+    with reading(source, CheckpointError, "a checkpoint"):
+        return _convert(source, destination, kind, network, num_classes, null_label, info, dtype)
+
+
+def _convert(
+    source: Path,
+    destination: str | os.PathLike[str],
+    kind: str,
+    network: str | os.PathLike[str] | dict[str, Any] | None,
+    num_classes: int | None,
+    null_label: int | str | None,
+    info: dict[str, Any] | None,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
     kind = _kind(source, kind)
     if kind not in ("state-dict", "safetensors") and (network is not None or num_classes is not None):
         raise ConfigError(f"network, num_classes: expected with state dicts only; a {kind} source describes itself")
@@ -92,11 +108,12 @@ def _kind(source: Path, kind: str) -> str:
         return kind
     if source.is_dir():
         return "diffusers"
+    regular_file(source, CheckpointError, "a checkpoint")
     with source.open("rb") as file:
-        head = file.read(len(_LEGACY_TORCH))
+        head = file.read(300)
     if is_safetensors(head) or source.suffix == ".safetensors":
         return "safetensors"
-    if head[:4] == b"PK\x03\x04" or head == _LEGACY_TORCH:
+    if is_torch_file(head):
         return "state-dict"
     if head[:1] == b"\x80":
         return "edm-pickle"
@@ -141,17 +158,16 @@ def _described(
     elif str(network) in NETWORK_PRESETS:
         if num_classes is None:
             label = next((value for name, value in state.items() if name.endswith("map_label.weight")), None)
-            num_classes = 0 if label is None else label.shape[1]
+            num_classes = 0 if label is None or label.ndim != 2 else label.shape[1]
         return network_preset(str(network), num_classes)
     else:
         try:
-            config = json.loads(Path(network).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            config = read_json(network, ConfigError, kind=dict)
+        except ConfigError as error:
             raise ConfigError(
-                f"network: expected a preset ({', '.join(NETWORK_PRESETS)}) or a JSON file; "
-                f"got {str(network)!r} ({error})"
+                f"network: expected a preset ({', '.join(NETWORK_PRESETS)}) or a JSON file; got {error}"
             ) from error
-        config = config.get("config", config) if isinstance(config, dict) else {}
+        config = config["config"] if isinstance(config.get("config"), dict) else config
     return config if num_classes is None else {**config, "num_classes": num_classes}
 
 

@@ -7,10 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from rdc.convert.state_dicts import read_safetensors, read_torch_file
-from rdc.errors import CheckpointError
+from rdc.convert.diffusers_weights import read_diffusers_weights
+from rdc.convert.state_dicts import strip_prefix
+from rdc.errors import CheckpointError, one_line
 from rdc.networks.vp import PREDICTIONS
+from rdc.scalars import shown
 from rdc.storage.json_files import read_json
+from rdc.storage.reading import reading
 
 __all__ = ["read_diffusers_folder"]
 
@@ -48,11 +51,6 @@ _SCHEDULE_OPTIONS = (
     "trained_betas",
     "rescale_betas_zero_snr",
 )
-_WEIGHTS = (
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.bin",
-)
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -73,14 +71,21 @@ def read_diffusers_folder(
     Raises:
         CheckpointError: a file is missing or damaged, the model has no class embedding, or an option is not supported.
     """
-    unet_folder = folder / "unet" if (folder / "unet").is_dir() else folder
+    with reading(folder, CheckpointError, "a diffusers folder"):
+        return _read(folder, null_label)
+
+
+def _read(folder: Path, null_label: int | str | None) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
+    unet_folder, about = _unet_folder(folder)
     options = _json_file(unet_folder / "config.json")
     if options.get("_class_name", "UNet2DModel") != "UNet2DModel":
-        raise CheckpointError(f"{unet_folder}/config.json: expected a UNet2DModel; got {options['_class_name']}")
+        raise CheckpointError(
+            f"{unet_folder}/config.json: expected a UNet2DModel; got {one_line(options['_class_name'], 80)}"
+        )
     unet, shape = _unet_config(options, unet_folder)
     prediction, schedule, notes = _schedule(folder, unet_folder)
     embeddings = unet["num_class_embeds"]
-    null = {None: "mean", "none": None}.get(null_label, null_label)
+    null = "mean" if null_label is None else None if null_label == "none" else null_label
     vp = {"prediction": prediction, "null_label": null, "schedule": schedule}
     config = {
         "kind": "conditional",
@@ -96,14 +101,21 @@ def read_diffusers_folder(
             "it affects likelihood maximisation only. Name the embedding's index if one was trained for it (null_label)"
         )
     state, more = _weights(unet_folder)
-    return config, {f"unet.{name}": value for name, value in state.items()}, notes + more
+    return config, {f"unet.{name}": value for name, value in state.items()}, about + notes + more
+
+
+def _unet_folder(folder: Path) -> tuple[Path, list[str]]:
+    """The model's own folder, and a note if there was a choice: averaged weights are what is sampled from."""
+    inside = [folder / name for name in ("unet_ema", "unet") if (folder / name).is_dir()]
+    notes = ["read unet_ema (averaged weights); left out: unet"] if len(inside) > 1 else []
+    return (inside or [folder])[0], notes
 
 
 def _unet_config(options: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[int]]:
     where = f"{folder}/config.json"
     if options.get("class_embed_type") is not None:
         raise CheckpointError(
-            f"{where}: class_embed_type {options['class_embed_type']!r} is not supported; expected null"
+            f"{where}: class_embed_type {shown(options['class_embed_type'])} is not supported; expected null"
         )
     embeddings = options.get("num_class_embeds")
     if type(embeddings) is not int or embeddings < 1:
@@ -112,12 +124,16 @@ def _unet_config(options: dict[str, Any], folder: Path) -> tuple[dict[str, Any],
             "silently) and cannot classify; use a model trained with class labels"
         )
     channels, out_channels = options.get("in_channels", 3), options.get("out_channels", 3)
+    if type(channels) is not int:
+        raise CheckpointError(f"{where}: in_channels: expected a whole number; got {shown(channels)}")
     if out_channels not in (channels, 2 * channels):
-        raise CheckpointError(f"{where}: expected out_channels {channels} or {2 * channels}; got {out_channels}")
+        raise CheckpointError(f"{where}: expected out_channels {channels} or {2 * channels}; got {shown(out_channels)}")
     size = options.get("sample_size")
     height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
     if type(height) is not int or height != width:
-        raise CheckpointError(f"{where}: expected a square sample_size in pixels; got {size!r}. Write it into the file")
+        raise CheckpointError(
+            f"{where}: expected a square sample_size in pixels; got {shown(size)}. Write it into the file"
+        )
     unet = {name: options[name] for name in _UNET_OPTIONS if name in options}
     return {"architecture": "UNet2DModel", "out_channels": out_channels, **unet}, [channels, height, width]
 
@@ -139,26 +155,28 @@ def _schedule(folder: Path, unet_folder: Path) -> tuple[str, dict[str, Any], lis
     options = _json_file(path)
     if "beta_schedule" not in options and options.get("trained_betas") is None:
         raise CheckpointError(
-            f"{path}: expected a variance-preserving scheduler (beta_schedule); got {options.get('_class_name')}"
+            f"{path}: expected a variance-preserving scheduler (beta_schedule); got {shown(options.get('_class_name'))}"
         )
     prediction = options.get("prediction_type", "epsilon")
     if prediction not in PREDICTIONS:
-        raise CheckpointError(f"{path}: prediction_type: expected one of {', '.join(PREDICTIONS)}; got {prediction!r}")
+        raise CheckpointError(
+            f"{path}: prediction_type: expected one of {', '.join(PREDICTIONS)}; got {shown(prediction)}"
+        )
     return prediction, {name: options[name] for name in _SCHEDULE_OPTIONS if options.get(name) is not None}, []
 
 
 def _weights(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
-    path = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    if path is None:
-        raise CheckpointError(f"{folder}: no weights; expected one of {', '.join(_WEIGHTS)}")
-    state, notes = (read_safetensors(path), []) if path.suffix == ".safetensors" else read_torch_file(path)
+    state, notes = read_diffusers_weights(folder)
+    state, more = strip_prefix(state, None, folder)
     renamed = {}
     for name, value in state.items():
         parts = name.split(".")
-        if "attentions" in parts and parts[-2] in _OLD_ATTENTION:  # names of diffusers before 0.12
+        if "attentions" in parts[:-2] and parts[-2] in _OLD_ATTENTION:  # names of diffusers before 0.12
             name = ".".join([*parts[:-2], _OLD_ATTENTION[parts[-2]], parts[-1]])
+        if name in renamed:
+            raise CheckpointError(f"{folder}: {one_line(name, 80)} is there under its old and its new name")
         renamed[name] = value
-    return renamed, notes
+    return renamed, notes + more
 
 
 def _json_file(path: Path) -> dict[str, Any]:

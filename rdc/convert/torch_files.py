@@ -36,8 +36,8 @@ _PICKLE_LIMIT = 64 * 2**20
 
 
 def is_torch_file(head: bytes) -> bool:
-    """Whether a file that starts with these 14 bytes may be one of ``torch.save``."""
-    return head[:4] == _ZIP or head[: len(STREAM_START)] == STREAM_START
+    """Whether a file that starts with these (300) bytes may be one of ``torch.save``."""
+    return head[:4] == _ZIP or head[: len(STREAM_START)] == STREAM_START or head[257:262] == b"ustar"
 
 
 def load_torch_file(path: Path) -> Any:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["is_safetensors", "parse_safetensors"]
 
 _HEADER = 8 * 2**20  # bytes; a tensor takes about 100
-_TENSORS, _AXES, _LONGEST_NAME = 100_000, 64, 1000
+_TENSORS, _AXES, _LONGEST_NAME = 20_000, 64, 1000
 
 
 def is_safetensors(head: bytes) -> bool:
@@ -38,7 +38,7 @@ def parse_safetensors(content: bytes, name: str, error: type[RdcError]) -> dict[
         error: the class to raise.
 
     Raises:
-        RdcError: (of the class given) truncated, damaged, two tensors of one name, or more than 100,000 tensors.
+        RdcError: (of the class given) truncated, damaged, two tensors of one name, or more than 20,000 tensors.
     """
     import safetensors.torch
 

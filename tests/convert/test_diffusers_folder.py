@@ -6,13 +6,14 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rdc.checkpoints import load_model
 from rdc.convert import convert_checkpoint
 from rdc.errors import CheckpointError, InputError
 from rdc.networks.presets import build_network
+from tests.bounds import bounded
 from tests.networks.cases import DIFFUSERS_UNET
 from tests.networks.formula import fill, noise_like
 
@@ -162,3 +163,156 @@ def test_bad_diffusers_folder(tmp_path):
     (folder / "unet" / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="JSON"):
         convert_checkpoint(folder, tmp_path / "out")
+
+
+def variant(folder, name):
+    """The folder's weights under another name."""
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    path.rename(folder / "unet" / name)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_half_variants(tmp_path, dtype, kind):
+    folder = diffusers_folder(tmp_path / "hub", scheduler=DDPM)
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    state = {name: value.to(dtype) for name, value in load_file(path).items()}
+    path.unlink()
+    name = {torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
+    save = save_file if kind == "safetensors" else torch.save
+    save(state, folder / "unet" / f"diffusion_pytorch_model.{name}.{kind}")
+    convert_checkpoint(folder, tmp_path / "out")
+    found = load_model(tmp_path / "out")[0].unet.state_dict()
+    assert all(torch.equal(found[key], value.float()) for key, value in state.items())
+
+
+def test_the_best_of_several_variants_is_read(tmp_path):
+    folder = diffusers_folder(tmp_path / "hub", scheduler=DDPM)
+    unet = folder / "unet"
+    (unet / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"never opened")
+    (unet / "diffusion_pytorch_model.bin").write_bytes(b"never opened")
+    (unet / "diffusion_pytorch_model-00001-of-00002.safetensors").write_bytes(b"a shard of an index that is not there")
+    notes = convert_checkpoint(folder, tmp_path / "out")["notes"]
+    left_out = "diffusion_pytorch_model.fp16.safetensors, diffusion_pytorch_model.bin"
+    assert f"read diffusion_pytorch_model.safetensors; left out: {left_out}" in notes
+    variant(folder, "diffusion_pytorch_model.non_ema.safetensors")
+    with pytest.raises(CheckpointError, match="fp16.safetensors"):
+        convert_checkpoint(folder, tmp_path / "out")
+    (unet / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    (unet / "diffusion_pytorch_model.bin").unlink()
+    notes = convert_checkpoint(folder, tmp_path / "out")["notes"]
+    assert any("before averaging (non_ema)" in note for note in notes)
+    variant_of_nobody = unet / "diffusion_pytorch_model.int8.safetensors"
+    (unet / "diffusion_pytorch_model.non_ema.safetensors").rename(variant_of_nobody)
+    with pytest.raises(CheckpointError, match=r"no weights; expected .*found config.json, .*int8.safetensors"):
+        convert_checkpoint(folder, tmp_path / "out")
+
+
+def test_averaged_weights_beside_the_others(tmp_path):
+    folder = diffusers_folder(tmp_path / "hub", scheduler=DDPM)
+    other = diffusers_folder(tmp_path / "other")
+    state = {
+        name: value + 1 for name, value in load_file(other / "unet" / "diffusion_pytorch_model.safetensors").items()
+    }
+    save_file(state, other / "unet" / "diffusion_pytorch_model.safetensors")
+    (other / "unet").rename(folder / "unet_ema")
+    summary = convert_checkpoint(folder, tmp_path / "out")
+    assert "read unet_ema (averaged weights); left out: unet" in summary["notes"]
+    found = load_model(tmp_path / "out")[0].unet.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+
+
+def sharded(folder, index="diffusion_pytorch_model.safetensors.index.json", count=3, **changed):
+    """The weights as shards with an index; ``changed``: other places of tensors."""
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    path.unlink()
+    places = {
+        name: f"diffusion_pytorch_model-{at % count + 1:05}-of-{count:05}.safetensors" for at, name in enumerate(state)
+    }
+    for file in set(places.values()):
+        save_file({name: value for name, value in state.items() if places[name] == file}, folder / "unet" / file)
+    (folder / "unet" / index).write_text(
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": {**places, **changed}})
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "diffusion_pytorch_model.safetensors.index.json",
+        "diffusion_pytorch_model.safetensors.index.fp16.json",
+        "diffusion_pytorch_model.fp16.safetensors.index.json",
+    ],
+)
+def test_shards(tmp_path, index):
+    convert_checkpoint(sharded(diffusers_folder(tmp_path / "hub", scheduler=DDPM), index), tmp_path / "out")
+    schedule = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 500}
+    compare(load_model(tmp_path / "out")[0], vp_network(schedule=schedule))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"conv_in.weight": "../secret.safetensors"}, r"names the shard \.\./secret"),
+        ({"conv_in.weight": "/etc/passwd"}, "names the shard /etc/passwd"),
+        ({"conv_in.weight": "..\\secret.safetensors"}, "names the shard"),
+        ({"conv_in.weight": "config.json"}, "names the shard config.json"),
+        ({"conv_in.weight": "missing.safetensors"}, "missing.safetensors: no such file|does not expect there"),
+        ({"conv_in.weight": 5}, "expected weight_map"),
+        ({"conv_in.weight": "diffusion_pytorch_model-00001-of-00003.safetensors"}, "does not expect there|lack"),
+        ({"surprise": "diffusion_pytorch_model-00001-of-00003.safetensors"}, "the shards lack surprise"),
+    ],
+)
+def test_shards_that_are_not_there(tmp_path, change, match):
+    (tmp_path / "hub" / "secret.safetensors").parent.mkdir()
+    (tmp_path / "hub" / "secret.safetensors").write_bytes(b"x")
+    folder = sharded(diffusers_folder(tmp_path / "hub"), **change)
+    with pytest.raises(CheckpointError, match=match) as caught:
+        convert_checkpoint(folder, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text('{"weight_map": []}')
+    with pytest.raises(CheckpointError, match="expected weight_map"):
+        convert_checkpoint(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "unet."])
+def test_wrapped_names(tmp_path, prefix):
+    folder = diffusers_folder(tmp_path / "hub", rename=lambda name: prefix + name)
+    convert_checkpoint(folder, tmp_path / "out")
+    compare(load_model(tmp_path / "out")[0], vp_network())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"in_channels": "3"},
+        {"sample_size": 2**40},
+        {"num_class_embeds": 10**9},
+        {"layers_per_block": 10**9},
+        {"block_out_channels": [8] * 20_000},
+        {"block_out_channels": "8"},
+        {"down_block_types": {"a": 1}},
+        {"norm_num_groups": 0},
+        {"norm_eps": "small"},
+        {"freq_shift": 4},
+        {"act_fn": ["silu"]},
+        {"attention_head_dim": -1},
+        {"mid_block_scale_factor": 0},
+        {"_class_name": ["x"] * 10_000},
+        {"num_train_timesteps": 10**9, "time_embedding_type": "learned"},
+    ],
+)
+def test_odd_numbers(tmp_path, change):
+    folder = diffusers_folder(tmp_path / "hub", {**UNET, **change})
+    with bounded(), pytest.raises(CheckpointError) as caught:
+        convert_checkpoint(folder, tmp_path / "out")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("null_label", [-1, 4.0, 99, "odd", [1], True])
+def test_odd_null_labels(tmp_path, null_label):
+    with pytest.raises(CheckpointError, match="null_label"):
+        convert_checkpoint(diffusers_folder(tmp_path / "hub"), tmp_path / "out", null_label=null_label)

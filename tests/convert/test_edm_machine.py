@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import struct
+import warnings
 from collections import OrderedDict
 
 import numpy as np
@@ -12,6 +15,7 @@ import torch
 
 from rdc.convert import convert_checkpoint
 from rdc.errors import CheckpointError
+from tests.bounds import bounded
 from tests.convert.edm_files import Call, Persistent, edm_object, write_pickle
 
 
@@ -125,3 +129,78 @@ def test_damaged_pickle(tmp_path, edm_modules):
             convert_checkpoint(tmp_path / "edm.pkl", tmp_path / "out")
         except CheckpointError:
             pass
+
+
+def storage(count: int) -> bytes:
+    """Instructions that leave a storage of ``count`` zeros on the stack."""
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TypedStorage is deprecated; files hold it for ever
+        torch.save(torch.zeros(count).storage(), content, _use_new_zipfile_serialization=False)
+    content = content.getvalue()
+    return b"ctorch.storage\n_load_from_bytes\n" + b"B" + struct.pack("<I", len(content)) + content + b"\x85R"
+
+
+def rebuilt(*numbers: bytes) -> bytes:
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(h\x00" + b"".join(numbers) + b"\x89}tR"
+
+
+DEEP = b")" + b"\x85" * 60_000
+BOMBS = {
+    "tuples as a key": (b"}" + DEEP + b"K\x01s", "a key that is a tuple"),
+    "tuples in a set": (b"cbuiltins\nset\n]" + DEEP + b"a\x85R", "a key that is a tuple"),
+    "tuples in a frozenset": (b"cbuiltins\nfrozenset\n]" + DEEP + b"a\x85R", "a key that is a tuple"),
+    "pairs with tuples": (b"ccollections\nOrderedDict\n](" + DEEP + b"K\x01\x86e\x85R", "a key that is a tuple"),
+    "deep tuples": (DEEP, "nested more than 200 levels"),
+    "deep modules": (b"ctorch.nn.modules.module\nModule\nq\x05" + b"h\x05)R" * 9000 + b"b" * 8999, "nested more than 200"),
+    "a module in itself": (b"ctorch.nn.modules.module\nModule\n)Rq\x01h\x01b", "contains itself"),
+    "doubled tuples": (b"}U\x03ema)" + b"2\x86" * 60 + b"s", "more than 1,000,000 parts"),
+    "one storage, 1,000 times": (
+        storage(100_000) + b"q\x00](" + rebuilt(b"K\x00", b"J\xa0\x86\x01\x00\x85", b"K\x01\x85") * 1000 + b"e",
+        "tensor of size",
+    ),
+    "one stream, 1,000 times": (
+        storage(100_000).replace(b"bytes\nB", b"bytes\nq\x07B").replace(b"\x85R", b"q\x08(") + b"h\x07h\x08\x85R" * 1000 + b"l",
+        "a storage asks for",
+    ),
+    "copies of a list": (b"(" + b"N" * 100_000 + b"lq\x00](" + b"cbuiltins\nlist\nh\x00\x85R" * 1000 + b"e", "a copy asks for"),
+    "bytes of 3 GiB": (b"\x96" + struct.pack("<Q", 3 << 30), "bytes announced"),
+    "a stream that is cut": (storage(50).replace(struct.pack("<q", 50), struct.pack("<q", 2**40)), "storage refused"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(BOMBS))
+def test_bombs(tmp_path, name):
+    program, message = BOMBS[name]
+    path = tmp_path / "bad.pkl"
+    path.write_bytes(b"\x80\x02" + program + b".")
+    with bounded(4), pytest.raises(CheckpointError, match=message) as caught:
+        convert_checkpoint(path, tmp_path / "out", kind="edm-pickle")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_blocks": 10**9},
+        {"model_channels": 10**9},
+        {"channel_mult": [1] * 20_000},
+        {"channel_mult": np.zeros((3, 3))},
+        {"label_dim": 2**40},
+        {"img_resolution": 2**40},
+        {"img_channels": None},
+        {"sigma_data": 0.0},
+        {"sigma_data": "0.5"},
+        {"sigma_data": np.float64(1e30)},
+        {"model_type": ["SongUNet"]},
+        {"dropout": np.array([0.1])},
+        {3: 4},
+    ],
+)
+def test_odd_arguments(tmp_path, edm_modules, change):
+    network = edm_object("ddpmpp")
+    network._init_kwargs.update(change)
+    path = write_pickle(tmp_path / "edm.pkl", network)
+    with bounded(), pytest.raises(CheckpointError, match="edm.pkl") as caught:
+        convert_checkpoint(path, tmp_path / "out")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
