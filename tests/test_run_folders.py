@@ -351,7 +351,9 @@ def test_classes_of_data_set_and_model(classifier, names, expected, note):
 def test_a_data_set_with_fewer_classes_than_the_model(classifier, tmp_path):
     """Labels 0 and 1 alone, called otherwise; with attacks, pages and all, and on every resume."""
     known = labelled_by(classifier, 40, 0)
-    pixels = known.images[known.labels.argsort(descending=True)[:12]]  # taken for classes that the data set does not have
+    pixels = known.images[
+        known.labels.argsort(descending=True)[:12]
+    ]  # taken for classes that the data set does not have
     data = Dataset(pixels, torch.arange(12) % 2, ("cat", "dog"), "few", "test")
     for _ in range(2):
         evaluation, files = finished(classifier, data, tmp_path / "run", n=12)

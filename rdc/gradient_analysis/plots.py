@@ -130,7 +130,7 @@ def _frame(axes: Any, values: list[float], logarithmic: bool, at_most_one: bool)
     low, high = min(values), max(values)
     if logarithmic:
         axes.set_xscale("log")
-        wide = high / low if low > 0 else 1.0
+        wide = min(high / low, 1e100) if low > 0 else 1.0
         stretch = max(1.25, wide**0.08)
         axes.set_xlim(low / stretch, high * stretch)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if wide < 60 else (1,), numticks=7))
