@@ -2,13 +2,14 @@
 # make test   everything that can be tested without a GPU
 # make check  style
 # make bench  benchmarks
+# make fuzz   thousands of changed files on every reader, some minutes
 # make gpu    the tests that need a GPU (skipped, with a reason, without one)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench gpu clean
+.PHONY: demo test check bench fuzz gpu clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/python:
@@ -38,6 +39,9 @@ check: $(VENV)/installed-test
 
 bench: $(VENV)/installed-test
 	$(BIN)/python -m pytest --benchmark-only
+
+fuzz: $(VENV)/installed-test
+	$(BIN)/python -m tests.fuzz --cases 250
 
 gpu: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m gpu -rs
