@@ -8,8 +8,6 @@ Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 
 from __future__ import annotations
 
 import os
-import tarfile
-import zlib
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -17,8 +15,11 @@ import torch
 
 from rdc.data.contents import check_digest, digest, read_content, search_places
 from rdc.data.dataset import Dataset
-from rdc.storage.pickles import load_plain_dict
 from rdc.errors import DataError
+from rdc.scalars import shown
+from rdc.storage.pickles import load_plain_dict
+from rdc.storage.reading import reading
+from rdc.storage.tar_archives import tar_members
 
 __all__ = ["CLASS_NAMES", "load_cifar10"]
 
@@ -27,6 +28,7 @@ BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("tes
 RECORDS = 10_000  # a batch
 _PIXELS = 3 * 32 * 32
 _LIMIT = 64 << 20  # bytes of a batch, in either version
+_ARCHIVE_LIMIT = 512 << 20  # bytes of an unpacked archive; the official ones have 186 million
 
 # SHA-256 of the records (label byte, then red, green and blue plane): these are the bytes of the binary version's
 # files, computed here from files with the published SHA-1; the python version holds the same records.
@@ -48,6 +50,12 @@ PYTHON_MD5 = {
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
 
+# what the python version's files say of themselves
+_LABELS = {
+    **{f"data_batch_{number}": f"training batch {number} of 5" for number in range(1, 6)},
+    "test_batch": "testing batch 1 of 1",
+}
+
 _FOLDERS = ("cifar-10-batches-bin", "cifar-10-batches-py")
 _ARCHIVES = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
 
@@ -59,7 +67,8 @@ def load_cifar10(split: str, root: str | os.PathLike[str] | None = None, *, veri
         split: ``"train"`` (50,000) or ``"test"`` (10,000).
         root: the archive, the folder with the batches, or a folder that has either; nowhere else is searched. When
             None: ``$RDC_DATA/cifar10``, then ``~/.cache/rdc/cifar10``.
-        verify: demand the official records by checksum. Without it, any number of records will do.
+        verify: demand the official records by checksum. Without it, any number of records will do; what says, or by its checksum
+            is, another batch than its name does is refused all the same.
 
     Raises:
         DataError: not found (the message lists the places), truncated, wrong sizes, checksum or labels, or a python
@@ -98,25 +107,24 @@ def _batches(source: Path, split: str) -> dict[str, bytes] | None:
 
 
 def _batches_of_archive(archive: Path, split: str) -> dict[str, bytes] | None:
-    wanted = {f"{batch}{ending}" for batch in BATCHES[split] for ending in (".bin", "")}
-    found: dict[str, bytes] = {}
-    try:
-        with tarfile.open(archive, "r|*") as tar:
-            for member in tar:
-                path = PurePosixPath(member.name)
-                if path.name not in wanted or path.parent.name not in _FOLDERS or not member.isreg():
-                    continue
-                if member.size > _LIMIT:
-                    raise DataError(f"{archive}: {member.name} has {member.size:,} bytes; a batch has about 31 million")
-                found[path.name] = tar.extractfile(member).read()
-                if len(found) == len(BATCHES[split]):
-                    break
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise DataError(
-            f"{archive}: not a readable archive of CIFAR-10 ({error}). It is truncated, damaged or another file: get "
-            "it again from https://www.cs.toronto.edu/~kriz/cifar.html"
-        ) from error
-    return {name: found[name] for name in sorted(found)} if len(found) == len(BATCHES[split]) else None
+    """Contents by file name, of the version whose batches are complete first; never some of either."""
+    found: dict[str, dict[str, bytes]] = {"": {}, ".bin": {}}
+    advice = "It is truncated, damaged or another file: get it again from https://www.cs.toronto.edu/~kriz/cifar.html"
+    with reading(archive, DataError, "a readable archive of CIFAR-10", advice):
+        for name, size, content in tar_members(archive, _ARCHIVE_LIMIT):
+            path = PurePosixPath(name)
+            ending = ".bin" if path.name.endswith(".bin") else ""
+            batch = path.name.removesuffix(ending)
+            if batch not in BATCHES[split] or path.parent.name not in _FOLDERS:
+                continue
+            if size > _LIMIT:
+                raise DataError(f"{archive}: {path.name} has {size:,} bytes; a batch has about 31 million")
+            if path.name in found[ending]:
+                raise DataError(f"{archive}: has {path.name} more than once; get it again")
+            found[ending][path.name] = content()
+            if len(found[ending]) == len(BATCHES[split]):
+                return {f"{batch}{ending}": found[ending][f"{batch}{ending}"] for batch in BATCHES[split]}
+    return None
 
 
 def _dataset(source: Path, contents: dict[str, bytes], split: str, verify: bool) -> Dataset:
@@ -143,7 +151,7 @@ def _records(where: str, name: str, content: bytes, verify: bool) -> np.ndarray:
             )
         records = np.frombuffer(content, dtype=np.uint8).reshape(-1, 1 + _PIXELS)
     else:
-        records = _records_of_pickle(where, content)
+        records = _records_of_pickle(where, batch, content)
     if verify and len(records) != RECORDS:
         raise DataError(
             f"{where}: {len(records):,} images, expected {RECORDS:,}; it is truncated or another file. Get it again, "
@@ -152,17 +160,39 @@ def _records(where: str, name: str, content: bytes, verify: bool) -> np.ndarray:
     if records[:, 0].max() >= len(CLASS_NAMES):
         at = int(np.argmax(records[:, 0] >= len(CLASS_NAMES)))
         raise DataError(f"{where}: label {records[at, 0]} of image {at} is not in 0..9; this is not a CIFAR-10 batch")
-    if verify and not (name == batch and digest(content, "md5") == PYTHON_MD5[batch]):
-        check_digest(where, records.tobytes(), "sha256", SHA256[batch])
+    if not (verify and name == batch and digest(content, "md5") == PYTHON_MD5[batch]):
+        _check_records(where, batch, records.tobytes(), verify)
     return records
 
 
-def _records_of_pickle(where: str, content: bytes) -> np.ndarray:
-    batch = load_plain_dict(content, where)
-    missing = [key for key in ("data", "labels") if key not in batch]
+def _check_records(where: str, batch: str, records: bytes, verify: bool) -> None:
+    """Refuse the official records of another batch always, others than the official ones if they are asked for."""
+    found = digest(records, "sha256")
+    for other, expected in SHA256.items():
+        if found == expected and other != batch:
+            raise _exchanged(where, other)
+    if verify and found != SHA256[batch]:
+        check_digest(where, records, "sha256", SHA256[batch])
+
+
+def _exchanged(where: str, other: str) -> DataError:
+    return DataError(
+        f"{where}: holds the images of {other}; the files were renamed or exchanged, so that splits or their order would be wrong. "
+        "Unpack the archive again"
+    )
+
+
+def _records_of_pickle(where: str, batch: str, content: bytes) -> np.ndarray:
+    found = load_plain_dict(content, where)
+    missing = [key for key in ("data", "labels") if key not in found]
     if missing:
         raise DataError(f"{where}: has no {' and no '.join(missing)}; expected a batch of CIFAR-10's python version")
-    data, labels = batch["data"], batch["labels"]
+    label = found.get("batch_label")
+    label = label.decode("latin1") if isinstance(label, bytes) else label
+    other = next((name for name, own in _LABELS.items() if label == own), batch)
+    if other != batch:
+        raise _exchanged(where, other)
+    data, labels = found["data"], found["labels"]
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != _PIXELS:
         got = f"{data.dtype} {list(data.shape)}" if isinstance(data, np.ndarray) else type(data).__name__
         raise DataError(f"{where}: data must be uint8 [n, {_PIXELS}]; got {got}")
@@ -172,5 +202,5 @@ def _records_of_pickle(where: str, content: bytes) -> np.ndarray:
         raise DataError(f"{where}: labels must be a list with one for each of the {len(data):,} images; got {got}")
     bad = next((label for label in labels if type(label) is not int or not 0 <= label < len(CLASS_NAMES)), None)
     if bad is not None:
-        raise DataError(f"{where}: label {bad!r} is not an integer in 0..9; this is not a CIFAR-10 batch")
+        raise DataError(f"{where}: label {shown(bad)} is not an integer in 0..9; this is not a CIFAR-10 batch")
     return np.concatenate([np.array(labels, dtype=np.uint8)[:, None], data], axis=1)

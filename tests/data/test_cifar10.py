@@ -16,6 +16,7 @@ import pytest
 from rdc.data import cifar10 as module
 from rdc.data import load_dataset
 from rdc.errors import DataError
+from tests.bounds import bounded
 
 BATCHES = [*module.BATCHES["train"], *module.BATCHES["test"]]
 SMALL = 4  # images a batch
@@ -41,11 +42,16 @@ def small(monkeypatch) -> dict[str, np.ndarray]:
     return found
 
 
+LABELS = {**{f"data_batch_{i}": f"training batch {i} of 5" for i in range(1, 6)}, "test_batch": "testing batch 1 of 1"}
+
+
 def as_files(found: dict[str, np.ndarray], version: str, protocol: int = 2) -> dict[str, bytes]:
     if version == "bin":
         return {f"{batch}.bin": array.tobytes() for batch, array in found.items()}
     return {
-        batch: pickle.dumps({b"labels": array[:, 0].tolist(), b"data": array[:, 1:]}, protocol)
+        batch: pickle.dumps(
+            {b"labels": array[:, 0].tolist(), b"data": array[:, 1:], b"batch_label": LABELS[batch].encode()}, protocol
+        )
         for batch, array in found.items()
     }
 
@@ -229,6 +235,103 @@ def test_archive_members_elsewhere_or_too_large_are_not_read(small, tmp_path, mo
     monkeypatch.setattr(module, "_LIMIT", 1000)
     with pytest.raises(DataError, match="12,292 bytes"):
         load_dataset("cifar10", root=path)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("version", ["bin", "py"])
+def test_exchanged_batches(small, tmp_path, version, verify):
+    """Each is an official file, but not the one that its name says."""
+    files = as_files(small, version)
+    one, two, test = (
+        f"{name}{'.bin' if version == 'bin' else ''}" for name in ("data_batch_1", "data_batch_2", "test_batch")
+    )
+    for changed, split, other in (
+        ({one: files[two], two: files[one]}, "train", "data_batch_2"),
+        ({one: files[test]}, "train", "test_batch"),
+        ({test: files[one]}, "test", "data_batch_1"),
+        ({two: files[one]}, "train", "data_batch_1"),
+    ):
+        write(tmp_path, {**files, **changed})
+        with pytest.raises(DataError, match=rf"holds the images of {other}; the files were renamed or exchanged"):
+            load_dataset("cifar10", split, root=tmp_path, verify=verify)
+        path = write_archive(tmp_path / "a.tar.gz", version, {**files, **changed})
+        with pytest.raises(DataError, match=f"holds the images of {other}"):
+            load_dataset("cifar10", split, root=path, verify=verify)
+
+
+def test_exchanged_batches_that_are_not_the_official_ones(tmp_path):
+    """By what the python version says of itself."""
+    files = as_files(records(), "py")
+    write(tmp_path, {**files, "data_batch_1": files["data_batch_4"]})
+    with pytest.raises(DataError, match="data_batch_1: holds the images of data_batch_4"):
+        load_dataset("cifar10", "train", root=tmp_path, verify=False)
+    write(tmp_path, files)
+    assert len(load_dataset("cifar10", "train", root=tmp_path, verify=False)) == 5 * SMALL
+
+
+def test_an_archive_of_both_versions(small, tmp_path):
+    """The first complete version, not the first five files."""
+    both = {**as_files(small, "bin"), **as_files(small, "py")}
+    mixed = {name: both[name] for name in sorted(both)}
+    check(small, write_archive(tmp_path / "a.tar.gz", "py", mixed))
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+@pytest.mark.parametrize("packed", ["", "gz", "bz2"])
+def test_archives_of_other_programs(small, tmp_path, form, packed):
+    files, path = as_files(small, "py"), tmp_path / "a"
+    deep = "unpacked/by/somebody/" * 5 + "some/where"
+    with tarfile.open(path, f"w:{packed}", format=form) as tar:
+        folder = tarfile.TarInfo(f"{deep}/cifar-10-batches-py")
+        folder.type = tarfile.DIRTYPE
+        link = tarfile.TarInfo(f"{deep}/cifar-10-batches-py/test_batch")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        for member in (folder, link):
+            tar.addfile(member)
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"{deep}/cifar-10-batches-py/{name}")
+            member.size, member.mtime, member.uname = len(content), 1.5, "ä" * 30
+            tar.addfile(member, io.BytesIO(content))
+    check(small, path)
+
+
+def gzipped(content: bytes) -> bytes:
+    return gzip.compress(content, 1)
+
+
+def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+BATCH = "cifar-10-batches-py/test_batch"
+TARS = {
+    "zeros": (gzipped(tar_header("zeros", 100 << 20) + bytes(100 << 20)), "unpacks to more than 67,108,864 bytes"),
+    "a batch of 8 GiB": (tar_header(BATCH, (8 << 30) - 1), "has 8,589,934,591 bytes"),
+    "a batch of 2^70": (tar_header(BATCH, 2**70), "a header that is none"),
+    "a batch of -1": (tar_header(BATCH, -1), "a header that is none"),
+    "a name of 30 MB": (gzipped(tar_header("x", 30 << 20, tarfile.GNUTYPE_LONGNAME) + bytes(31 << 20)), "a name of 31,457,280 bytes"),
+    "properties of 30 MB": (gzipped(tar_header("x", 30 << 20, tarfile.XHDTYPE) + b"9 a=bcde\n" * (31 << 17)), "a name of 31,457,280"),
+    "many members": (gzipped(tar_header("x", 0) * 100_000), "more than 10,000 members"),
+    "one batch twice": (tar_header("cifar-10-batches-py/data_batch_1", 0) * 2, "data_batch_1 more than once"),
+    "a wrong checksum": (tar_header(BATCH, 1).replace(b"test_", b"best_") + bytes(1024), "a header that is none"),
+    "cut in a header": (tar_header(BATCH, 1)[:300], "ends in the middle"),
+    "cut in a batch": (tar_header(BATCH, 5000) + bytes(4000), "ends in the middle"),
+    "nothing": (gzipped(b""), "ends in the middle"),
+    "an empty file": (b"", "ends in the middle"),
+    "damaged gzip": (gzipped(bytes(5000))[:10] + b"abcd" * 9, "not a readable archive"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(TARS))
+def test_archives_that_lie(tmp_path, name):
+    content, message = TARS[name]
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(content)
+    with bounded(), pytest.raises(DataError, match=message) as caught:
+        load_dataset("cifar10", "train" if "twice" in name else "test", root=path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif("RDC_TEST_CIFAR10" not in os.environ, reason="set RDC_TEST_CIFAR10 to the real data set's folder")
