@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rdc.errors import ConfigError
-from rdc.runtime.inputs import as_batch
+from rdc.errors import CheckpointError, ConfigError, one_line
+from rdc.runtime.inputs import as_array, as_pixels
 from rdc.runtime.predictions import Predictions
 from rdc.runtime.session import open_session, read_model
 
@@ -25,7 +25,8 @@ class OnnxClassifier:
         path: a file written by ``rdc export``.
         provider: "auto" (CUDA where it works, else CPU), "cpu" or "cuda".
         threads: CPU threads; None: onnxruntime chooses.
-        memory_budget_mb: working memory of a call; larger batches are cut into pieces.
+        memory_budget_mb: working memory of a call in MiB, what onnxruntime keeps for later ones included; larger batches are cut into
+            pieces. One image at least is worked on, whatever it needs.
         verify: compare the file's digest.
 
     Attributes:
@@ -50,10 +51,11 @@ class OnnxClassifier:
         memory_budget_mb: float = 1024,
         verify: bool = True,
     ) -> None:
-        if not memory_budget_mb > 0:
+        if not 0 < memory_budget_mb < math.inf:
             raise ConfigError(f"memory_budget_mb: expected a number > 0; got {memory_budget_mb}")
-        if threads is not None and threads < 1:
+        if threads is not None and not 1 <= threads < 2**16:
             raise ConfigError(f"threads: expected None or an integer >= 1; got {threads}")
+        self._path = one_line(os.fspath(path), 400)
         self._session, self.properties, self.provider = open_session(read_model(path, verify), path, provider, threads)
         self.image_shape = tuple(self.properties["image_shape"])
         self.class_names = tuple(self.properties["class_names"])
@@ -64,28 +66,48 @@ class OnnxClassifier:
         """Classify.
 
         Args:
-            images: arrays, paths or PIL images; see :func:`rdc.runtime.inputs.as_batch`.
+            images: arrays, paths or PIL images; see :func:`rdc.runtime.inputs.as_array`.
             lm_steps: steps of likelihood maximisation, 0..max_lm_steps; None: as exported.
             threshold: confidence below which the decision is -1, in [0, 1]; None: as exported.
 
         Raises:
             InputError: images of another type, shape or range, or files that cannot be read.
             ConfigError: lm_steps or threshold out of range.
+            CheckpointError: the file fails on these images.
         """
         more = self._options(lm_steps, threshold)
-        batch = as_batch(images, self.image_shape)
-        names = [*_OUTPUTS, *(["purified_pixels"] if self.max_lm_steps else [])]
+        batch = as_array(images, self.image_shape)
         parts = []
         for begin in range(0, len(batch), self.images_at_once):
-            pixels = batch[begin : begin + self.images_at_once]
+            pixels = as_pixels(batch[begin : begin + self.images_at_once])
             if self.properties["pixel_type"] == "uint8":
                 pixels = np.rint(pixels * np.float32(255)).astype(np.uint8)
-            parts.append(self._session.run(names, {"pixels": pixels, **more}))
+            parts.append(self._run({"pixels": pixels, **more}))
         joined = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
         return Predictions(*joined[:4], self.class_names, joined[4] if self.max_lm_steps else None)
 
+    def _run(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Outputs of one piece, of the shapes that they should have."""
+        count = len(feed["pixels"])
+        shapes = dict(zip(_OUTPUTS, ((count, len(self.class_names)),) * 2 + ((count,),) * 2, strict=True))
+        if self.max_lm_steps:
+            shapes["purified_pixels"] = (count, *self.image_shape)
+        try:
+            found = self._session.run(list(shapes), feed)
+        except Exception as error:  # onnxruntime's own exceptions share no base class
+            raise CheckpointError(
+                f"{self._path}: onnxruntime cannot run it on {count} images ({one_line(error, 300)}). Set a smaller memory budget, "
+                "or export the model again"
+            ) from error
+        got = {name: np.shape(value) for name, value in zip(shapes, found, strict=True)}
+        if got != shapes:
+            raise CheckpointError(f"{self._path}: expected outputs {shapes}; got {got}. Export the model again")
+        return found
+
     def _options(self, lm_steps: int | None, threshold: float | None) -> dict[str, np.ndarray]:
         chosen = {}
+        if lm_steps is None and self.max_lm_steps:
+            lm_steps = self.properties.get("lm_steps")  # not the file's own default, which nobody has checked
         if lm_steps is not None:
             if not 0 <= lm_steps <= self.max_lm_steps:
                 hint = (

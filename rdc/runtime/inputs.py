@@ -10,13 +10,13 @@ import numpy as np
 
 from rdc.errors import InputError
 
-__all__ = ["as_batch"]
+__all__ = ["as_array", "as_pixels"]
 
 _SLACK = 1e-6  # rdc.pixels.SLACK, which torch comes with: a pixel outside [0, 1] by rounding is 0 or 1
 
 
-def as_batch(images: Any, shape: tuple[int, int, int]) -> np.ndarray:
-    """Images as one float32 batch.
+def as_array(images: Any, shape: tuple[int, int, int]) -> np.ndarray:
+    """Images as one array, checked; :func:`as_pixels` makes what the model takes of any part of it.
 
     Args:
         images: an array [N, C, H, W] or [C, H, W] (for one channel also [H, W]), uint8 or floating in [0, 1]; a path of a PNG or JPEG
@@ -24,7 +24,7 @@ def as_batch(images: Any, shape: tuple[int, int, int]) -> np.ndarray:
         shape: (C, H, W) of the model.
 
     Returns:
-        [N, C, H, W] float32 in [0, 1], N >= 1.
+        [N, C, H, W], N >= 1: uint8, or floating in [0, 1] but for rounding. An array is not copied.
 
     Raises:
         InputError: another type, shape or range; a file that cannot be read (its path is named).
@@ -41,12 +41,20 @@ def as_batch(images: Any, shape: tuple[int, int, int]) -> np.ndarray:
     raise InputError(f"images: expected arrays, paths or PIL images; got {_kind(images)}")
 
 
+def as_pixels(array: np.ndarray) -> np.ndarray:
+    """Float32 pixels in [0, 1] of an array by :func:`as_array`, or of a part of one."""
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / np.float32(255)
+    inside = array.min() >= 0 and array.max() <= 1
+    return (array if inside else np.clip(array, 0, 1)).astype(np.float32)
+
+
 def _one(image: Any, shape: tuple[int, int, int]) -> np.ndarray:
     if isinstance(image, np.ndarray):
         batch = _array(image, shape)
         if len(batch) != 1:
             raise InputError(f"images: expected one image in each entry of a sequence; got shape {list(image.shape)}")
-        return batch[0]
+        return as_pixels(batch[0])
     from rdc.image_files import from_picture, read_image
 
     if isinstance(image, (str, os.PathLike)):
@@ -87,11 +95,11 @@ def _array(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     if len(array) == 0:
         raise InputError(f"images: expected {expected} with N >= 1; got an empty batch")
     if array.dtype == np.uint8:
-        return array.astype(np.float32) / np.float32(255)
+        return array
     low, high = float(array.min()), float(array.max())
     if not (low >= -_SLACK and high <= 1 + _SLACK):  # also true for NaN
         raise InputError(
             f"images: expected {expected}; got values from {low:.9g} to {high:.9g}. Scale to [0, 1] (no mean/std normalisation) "
             "and remove NaN"
         )
-    return np.clip(array, 0, 1).astype(np.float32) if low < 0 or high > 1 else array.astype(np.float32)
+    return array

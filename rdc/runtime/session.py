@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-from pathlib import Path
 from typing import Any
 
-from rdc.errors import CheckpointError, ConfigError
+from rdc.errors import CheckpointError, ConfigError, one_line
+from rdc.runtime.model_file import read_properties
+from rdc.runtime.properties import properties_of
+from rdc.storage.reading import read_content, reading
 
 __all__ = ["open_session", "read_model"]
 
-FORMAT = 1
+_LARGEST = 2**31  # bytes of a file: protobuf holds less
 _DIGEST = re.compile(rb"rdc\.sha256\x12@([0-9a-f]{64})")
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -28,13 +29,8 @@ def read_model(path: str | os.PathLike[str], verify: bool = True) -> bytes:
     Raises:
         CheckpointError: missing, not written by ``rdc export``, or changed since.
     """
-    path = Path(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror or error}); expected a file by rdc export"
-        ) from error
+    content = read_content(path, CheckpointError, "a file by rdc export", _LARGEST)
+    path = one_line(os.fspath(path), 400)
     found = _DIGEST.search(content)
     if found is None:
         what = "empty" if not content else f"{len(content):,} bytes without rdc's digest"
@@ -43,8 +39,10 @@ def read_model(path: str | os.PathLike[str], verify: bool = True) -> bytes:
         )
     if verify:
         begin, end = found.span(1)
-        digest = hashlib.sha256(content[:begin] + b"0" * 64 + content[end:]).hexdigest()
-        if digest != found.group(1).decode():
+        digest, whole = hashlib.sha256(), memoryview(content)
+        for part in (whole[:begin], b"0" * 64, whole[end:]):
+            digest.update(part)
+        if digest.hexdigest() != found.group(1).decode():
             raise CheckpointError(
                 f"{path}: its SHA-256 is not the one written into it; the file was damaged, cut short or changed. Copy or export "
                 "it again (verify=False accepts it as it is)"
@@ -86,7 +84,11 @@ def open_session(content: bytes, path: Any, provider: str, threads: int | None) 
             "in place of onnxruntime, or use cpu"
         )
     chosen = "cuda" if provider != "cpu" and has_cuda else "cpu"
+    path = one_line(os.fspath(path), 400)
+    with reading(path, CheckpointError, "a file by rdc export (ONNX)", "Copy or export it again"):
+        properties = properties_of(read_properties(content, path), path)
     session = _session(onnxruntime, content, path, chosen, threads)
+    _check_session(session, properties, path)
     words = {"cuda": "CUDA", "cpu": "CPU"}[chosen]
     if chosen == "cuda" and _PROVIDERS["cuda"] not in session.get_providers():  # onnxruntime falls back by itself
         if provider == "cuda":
@@ -97,12 +99,13 @@ def open_session(content: bytes, path: Any, provider: str, threads: int | None) 
         words = "CPU (CUDA did not start)"
     elif chosen == "cpu" and provider == "auto":
         words = "CPU (this onnxruntime has no CUDA)"
-    return session, _properties(session, path), f"{words}, onnxruntime {onnxruntime.__version__}"
+    return session, properties, f"{words}, onnxruntime {onnxruntime.__version__}"
 
 
 def _session(onnxruntime: Any, content: bytes, path: Any, chosen: str, threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # inputs with default values are meant
+    options.enable_mem_pattern = False  # a plan for each batch size would hold a second copy of everything
     if threads:
         options.intra_op_num_threads = threads
     providers = [_PROVIDERS["cpu"]] if chosen == "cpu" else [_PROVIDERS["cuda"], _PROVIDERS["cpu"]]
@@ -110,20 +113,28 @@ def _session(onnxruntime: Any, content: bytes, path: Any, chosen: str, threads: 
         return onnxruntime.InferenceSession(content, options, providers=providers)
     except Exception as error:  # onnxruntime's own exceptions share no base class
         raise CheckpointError(
-            f"{path}: onnxruntime {onnxruntime.__version__} cannot open it ({str(error).strip()[:300]}). Copy or export it again, or "
-            "update onnxruntime"
+            f"{path}: onnxruntime {onnxruntime.__version__} cannot open it ({one_line(str(error).strip(), 300)}). Copy or "
+            "export it again, or update onnxruntime"
         ) from error
 
 
-def _properties(session: Any, path: Any) -> dict[str, Any]:
-    raw = session.get_modelmeta().custom_metadata_map
-    if raw.get("rdc.format") != str(FORMAT):
-        raise CheckpointError(
-            f"{path}: format {raw.get('rdc.format')!r}; this rdc reads {FORMAT}. Export the model again, or update rdc"
-        )
-    words = ("version", "sha256", "precision", "created", "method", "head", "pixel_type", "preprocessing", "licence")
-    try:
-        named = {key.removeprefix("rdc."): value for key, value in raw.items() if key.startswith("rdc.")}
-        return {name: value if name in words else json.loads(value) for name, value in named.items()}
-    except ValueError as error:
-        raise CheckpointError(f"{path}: its metadata is not readable ({error}); export it again") from error
+def _check_session(session: Any, properties: dict[str, Any], path: str) -> None:
+    """Inputs and outputs are those that the properties promise."""
+    shape, steps = properties["image_shape"], properties["max_lm_steps"]
+    types = {"pixels": f"tensor({'uint8' if properties['pixel_type'] == 'uint8' else 'float'})"}
+    types |= {"confidence_threshold": "tensor(float)", **({"lm_steps": "tensor(int64)"} if steps else {})}
+    with reading(path, CheckpointError, "a file by rdc export", "Export it again"):
+        inputs = {entry.name: entry for entry in (*session.get_inputs(), *session.get_overridable_initializers())}
+        outputs = {entry.name for entry in session.get_outputs()}
+        if {name: entry.type for name, entry in inputs.items()} != types or inputs["pixels"].shape[1:] != shape:
+            got = ", ".join(f"{name} {entry.type} {entry.shape}" for name, entry in inputs.items())
+            raise ValueError(f"its inputs are {got}")
+        wanted = {
+            "log_probabilities",
+            "class_losses",
+            "log_likelihood",
+            "decision",
+            *(["purified_pixels"] if steps else []),
+        }
+        if not wanted <= outputs:
+            raise ValueError(f"it has no output {', '.join(sorted(wanted - outputs))}")
