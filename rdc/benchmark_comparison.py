@@ -8,17 +8,34 @@ lies above 1, and an exact or sampled permutation test of the rounds' difference
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rdc.errors import ConfigError, DataError
+from rdc.errors import ConfigError, DataError, one_line
 from rdc.resampling.kernels import resampled_rows
+from rdc.seeds import checked_seed, random
+from rdc.storage.json_files import JSON_BYTES, parse_json
+from rdc.storage.reading import read_content, reading
+from rdc.storage.structure import number, optional, record, sequence, text
 
-__all__ = ["Change", "compare_benchmarks", "read_benchmarks"]
+__all__ = ["MOST_ROUNDS", "Change", "compare_benchmarks", "read_benchmarks"]
+
+MOST_ROUNDS = 100_000  #: largest number of rounds in a file, all benchmarks together
+_CHUNK = 2**21  # numbers drawn at once
+
+_SHORTEST = 1e-12  # seconds of a round
+_SECONDS = number(0, 1e9)
+_FILE = record(
+    {
+        "benchmarks": sequence(
+            record({"fullname": text(), "stats": record({}, {"data": optional(sequence(_SECONDS))})}), most=MOST_ROUNDS
+        )
+    },
+    {"machine_info": optional(record({})), "commit_info": optional(record({}))},
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,25 +69,40 @@ def read_benchmarks(path: str | os.PathLike[str]) -> dict[str, Any]:
         DataError: it is no file of pytest-benchmark.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(
             f"{path}: no such file; expected what pytest --benchmark-only --benchmark-json={path.name} writes"
         )
+    words = "the JSON of pytest-benchmark (--benchmark-json)"
+    content = read_content(path, DataError, words, JSON_BYTES)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(content, path)
+    except DataError as error:
+        raise DataError(f"{error}; expected {words}") from error
+    with reading(path, DataError, words):
+        _FILE(content, "file")
         rounds = {
-            entry["fullname"]: [float(s) for s in entry["stats"].get("data") or ()] for entry in content["benchmarks"]
+            entry["fullname"]: list(map(float, entry["stats"].get("data") or ())) for entry in content["benchmarks"]
         }
         machine, commit = content.get("machine_info") or {}, (content.get("commit_info") or {}).get("id")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: expected the JSON of pytest-benchmark (--benchmark-json); {error!r}") from error
-    empty = [name for name, seconds in rounds.items() if not seconds or min(seconds) <= 0]
+        cpu = machine.get("cpu")
+        cpu = (
+            (cpu.get("brand_raw") if isinstance(cpu, dict) else None)
+            or machine.get("processor")
+            or machine.get("machine")
+        )
+    empty = [name for name, seconds in rounds.items() if not seconds or min(seconds) < _SHORTEST]
     if empty or not rounds:
         raise ConfigError(
-            f"{path}: expected the seconds of every round; {empty[0] if empty else 'the file'} has none. Write the file with "
+            f"{path}: expected the seconds of every round; {one_line(empty[0]) if empty else 'the file'} has none. Write the file with "
             "--benchmark-json, not with --benchmark-save without data"
         )
-    cpu = (machine.get("cpu") or {}).get("brand_raw") or machine.get("processor") or machine.get("machine")
+    total = sum(map(len, rounds.values()))
+    if total > MOST_ROUNDS:
+        raise ConfigError(
+            f"{path}: {total:,} rounds in all; expected at most {MOST_ROUNDS:,}. See --benchmark-max-time"
+        )
+    cpu, commit = (None if value is None else one_line(value) for value in (cpu, commit))
     return {"path": str(path), "rounds": rounds, "machine": cpu, "commit": commit}
 
 
@@ -92,7 +124,7 @@ def compare_benchmarks(
         level: largest p-value that counts.
         relative: divide by the median ratio of all benchmarks first: for runs on machines of different speed.
         draws: resamples of the rounds.
-        seed: of them.
+        seed: any integer; of them.
 
     Returns:
         ``changes``: a :class:`Change` for every benchmark in both, the slowest-grown first; ``only_old``, ``only_new`` names;
@@ -103,6 +135,7 @@ def compare_benchmarks(
     """
     if not 0 <= threshold < 10 or not 0 < level < 1:
         raise ConfigError(f"expected 0 <= threshold < 10 and 0 < level < 1; got {threshold} and {level}")
+    seed = checked_seed(seed)
     both = [name for name in old["rounds"] if name in new["rounds"]]
     if not both:
         raise ConfigError(
@@ -125,9 +158,7 @@ def compare_benchmarks(
 def _change(
     name: str, old: np.ndarray, new: np.ndarray, threshold: float, level: float, draws: int, seed: int
 ) -> Change:
-    ratios = np.median(new[resampled_rows(len(new), draws, seed + 1)], 1) / np.median(
-        old[resampled_rows(len(old), draws, seed)], 1
-    )
+    ratios = _medians(new, draws, seed + 1) / _medians(old, draws, seed)
     low, high = np.quantile(ratios, [0.025, 0.975])
     before, after = float(np.median(old)), float(np.median(new))
     p_value = _rank_test(old, new, draws, seed + 2)
@@ -139,19 +170,32 @@ def _change(
     return Change(name, before, after, after / before, float(low), float(high), p_value, verdict)
 
 
+def _medians(seconds: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """Medians [draws] of resampled rounds; as many draws at once as fit."""
+    step, found = max(1, _CHUNK // len(seconds)), []
+    for begin in range(0, draws, step):
+        rows = resampled_rows(len(seconds), min(step, draws - begin), seed, begin)
+        found.append(np.median(seconds[rows], 1))
+    return np.concatenate(found)
+
+
 def _rank_test(a: np.ndarray, b: np.ndarray, draws: int, seed: int) -> float:
     """Two-sided permutation test of the rank sum (Mann & Whitney 1947), by random relabellings."""
     joined = np.concatenate([a, b])
     order = np.argsort(joined, kind="stable")
     rank = np.empty(len(joined))
     rank[order] = np.arange(len(joined))
-    for value in np.unique(joined):  # ties share their mean rank
-        rank[joined == value] = rank[joined == value].mean()
+    _, place, times = np.unique(joined, return_inverse=True, return_counts=True)
+    rank = (np.bincount(place, rank) / times)[place]  # ties share their mean rank
     middle = len(a) * (len(joined) - 1) / 2
     observed = abs(rank[: len(a)].sum() - middle)
-    random = np.random.Generator(np.random.Philox(key=[seed % 2**64, 0xBE]))
-    shuffled = random.permuted(np.broadcast_to(rank, (draws, len(rank))), axis=1)[:, : len(a)].sum(1)
-    return float((1 + (np.abs(shuffled - middle) >= observed - 1e-9).sum()) / (1 + draws))
+    labels = random(seed, 0xBE)
+    step, extreme = max(1, _CHUNK // len(rank)), 0
+    for begin in range(0, draws, step):
+        rows = np.broadcast_to(rank, (min(step, draws - begin), len(rank)))
+        shuffled = labels.permuted(rows, axis=1)[:, : len(a)].sum(1)
+        extreme += int((np.abs(shuffled - middle) >= observed - 1e-9).sum())
+    return float((1 + extreme) / (1 + draws))
 
 
 def _notes(old: dict[str, Any], new: dict[str, Any], drift: float, relative: bool, count: int) -> list[str]:

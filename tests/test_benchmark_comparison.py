@@ -6,6 +6,7 @@ import pytest
 from rdc.benchmark_comparison import compare_benchmarks, read_benchmarks
 from rdc.cli import main
 from rdc.errors import ConfigError, DataError
+from tests.bounds import bounded
 
 RANDOM = np.random.Generator(np.random.Philox(key=3))
 
@@ -110,6 +111,72 @@ def test_what_is_refused(tmp_path, files):
         compare_benchmarks(read_benchmarks(files[0]), other)
     with pytest.raises(ConfigError, match="threshold"):
         compare_benchmarks(other, other, threshold=-1)
+
+
+ENTRY = {"fullname": "a", "stats": {"data": [1.0]}}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[" * 10**5, "nested too deeply; expected the JSON of pytest-benchmark"),
+        (b'{"benchmarks": [{"fullname": "a", "stats": {"data": [NaN]}}]}', "NaN is not JSON"),
+        (b"\xff\xfe{", "not JSON"),
+        (b"", "not JSON"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        ({"benchmarks": 3}, "benchmarks: expected a list"),
+        ({"benchmarks": {"a": ENTRY}}, "benchmarks: expected a list"),
+        ({"benchmarks": [3]}, "benchmarks.0.: expected an object"),
+        ({"benchmarks": [{"stats": {}}]}, "fullname is missing"),
+        ({"benchmarks": [{**ENTRY, "fullname": ["a"]}]}, "fullname: expected"),
+        ({"benchmarks": [{**ENTRY, "stats": {"data": "1"}}]}, "data: expected a list"),
+        ({"benchmarks": [{**ENTRY, "stats": {"data": ["1"]}}]}, "data.0.: expected a number"),
+        ({"benchmarks": [{**ENTRY, "stats": {"data": [True]}}]}, "data.0.: expected a number"),
+        ({"benchmarks": [{**ENTRY, "stats": {"data": [10**400]}}]}, "data.0.: expected a number"),
+        ({"benchmarks": [{**ENTRY, "stats": {"data": [1e300]}}]}, "data.0.: expected a number"),
+        ({"benchmarks": [{**ENTRY, "stats": {"data": [1e-300]}}]}, "seconds of every round; a has none"),
+        ({"benchmarks": [{**ENTRY, "stats": {"data": [-1.0]}}]}, "data.0.: expected a number >= 0"),
+        ({"benchmarks": [{"fullname": "a\n" * 10**5, "stats": {}}]}, "seconds of every round; a.n"),
+        ({"benchmarks": [ENTRY], "machine_info": [1]}, "machine_info: expected an object"),
+        ({"benchmarks": [ENTRY], "commit_info": "abc"}, "commit_info: expected an object"),
+        (
+            {"benchmarks": [{**ENTRY, "stats": {"data": [1] * 100_001}}]},
+            "100,001 rounds in all; expected at most 100,000",
+        ),
+    ],
+)
+def test_files_of_anything(tmp_path, content, words):
+    (tmp_path / "b.json").write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    with bounded(), pytest.raises((ConfigError, DataError), match=words) as caught:
+        read_benchmarks(tmp_path / "b.json")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_odd_machines_and_encodings(tmp_path, encoding):
+    for machine, expected in (
+        ({"cpu": "x"}, None),
+        ({"cpu": {"brand_raw": ["a\n"]}}, r"['a\n']"),
+        ({"machine": "arm"}, "arm"),
+    ):
+        content = {"benchmarks": [ENTRY], "machine_info": machine, "commit_info": {"id": 7}}
+        (tmp_path / "b.json").write_bytes(json.dumps(content).encode(encoding))
+        found = read_benchmarks(tmp_path / "b.json")
+        assert (found["machine"], found["commit"], found["rounds"]) == (expected, "7", {"a": [1.0]})
+
+
+def test_many_rounds_take_bounded_memory():
+    run = {"path": "", "machine": "", "commit": "", "rounds": {"x": rounds(1.0, 20_000)}}
+    with bounded(seconds=30):  # 5,000 draws of 20,000 rounds at once would be 800 MB
+        change = compare_benchmarks(run, run, draws=500)["changes"][0]
+    assert change.ratio == 1 and change.verdict == "same"
+
+
+def test_pieces_change_nothing(files, monkeypatch):
+    old, new = map(read_benchmarks, files)
+    whole = compare_benchmarks(old, new)
+    monkeypatch.setattr("rdc.benchmark_comparison._CHUNK", 1000)
+    assert compare_benchmarks(old, new) == whole
 
 
 def test_command(files, capsys):
