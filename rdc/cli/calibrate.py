@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rdc.cli.options import add_model_options, batch_size, load_classifier, positive_int
+from rdc.cli.options import add_model_options, batch_size, load_classifier, positive_int, up_to
 from rdc.errors import one_line
 
 ABOUT = """Fit the logit scale (one over the temperature) of a diffusion classifier on held-out training images; on test images report
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also attack the likelihood score within l_inf radius R, e.g. 8/255: other kinds made to pass, test images made to fail",
     )
     images.add_argument(
-        "--ood-steps", type=positive_int, default=20, metavar="S", help="of that attack (default: %(default)s)"
+        "--ood-steps", type=up_to(1_000_000), default=20, metavar="S", help="of that attack (default: %(default)s)"
     )
     images.add_argument(
         "--ood-attack-n",
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images attacked, of each kind (default: %(default)s)",
     )
-    parser.add_argument("--bins", type=positive_int, default=15, help="bins of confidence (default: %(default)s)")
+    parser.add_argument("--bins", type=up_to(10_000), default=15, help="bins of confidence (default: %(default)s)")
     parser.add_argument(
         "--risk", type=float, default=0.05, metavar="R", help="error rate to abstain down to (default: %(default)s)"
     )
@@ -84,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             "--write: the scale belongs to the checkpoint's own levels and LM; leave --levels and --lm out"
         )
+    if not 0 < args.risk < 1:
+        raise ConfigError(f"risk: expected a number between 0 and 1; got {args.risk}")
     if args.ood_eps:
         if not args.ood:
             raise ConfigError("--ood-eps: expected images of other kinds to tell apart; name their files with --ood")

@@ -8,7 +8,7 @@ import sys
 import warnings
 from typing import Any
 
-from rdc.cli.options import add_model_options, load_classifier, positive_int
+from rdc.cli.options import add_model_options, batch_size, load_classifier, positive_int
 from rdc.errors import one_line
 
 ABOUT = """Classify PNG or JPEG files. Confidence is the probability of the top class under the model; it is not
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strict", action="store_true", help="refuse files that would have to be resized or converted")
     parser.add_argument("--json", action="store_true", help="print a JSON list with all probabilities")
     parser.add_argument(
-        "--batch", type=positive_int, default=64, metavar="N", help="files classified together (default: %(default)s)"
+        "--batch", type=batch_size, default=64, metavar="N", help="files classified together (default: %(default)s)"
     )
     group = parser.add_argument_group("anytime decisions (docs/anytime.md)")
     group.add_argument(

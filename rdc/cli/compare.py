@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from rdc.cli.options import positive_int
+from rdc.cli.options import up_to
 from rdc.errors import one_line
 
 ABOUT = """Compare two finished runs of rdc evaluate on the same images: differences of clean and robust accuracy, A - B, with paired
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("b", metavar="B", help="folder of the other")
     parser.add_argument("--common", action="store_true", help="compare on the images that both runs have")
     parser.add_argument(
-        "--draws", type=positive_int, default=100_000, metavar="N", help="resamples, >= 100 (default: %(default)s)"
+        "--draws", type=up_to(10**7), default=100_000, metavar="N", help="resamples, >= 100 (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the resamples (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")

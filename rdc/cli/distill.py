@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from rdc.cli.options import up_to
 from rdc.cli.training_run import (
     AUGMENT_HELP,
     add_run_arguments,
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument(
         "--secant-steps",
-        type=int,
+        type=up_to(1_000_000),
         default=1,
         metavar="N",
         help="of the search for the perturbation; above 1: an attack (1)",

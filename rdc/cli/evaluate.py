@@ -178,8 +178,11 @@ def _what_is_kept(args: argparse.Namespace, out: Path, done: list[int], total: i
     """An interrupt, and an error of the system (a full disk), say what is kept and how to go on."""
     again = f"  {command_line(args.argv, without=['--overwrite'])}"
 
+    def kept_any() -> bool:
+        return bool(done[0]) or (out / "results.jsonl").exists()
+
     def kept(goal: str) -> str:
-        if not done[0] and not (out / "results.jsonl").exists():
+        if not kept_any():
             return f"No batch is finished yet; {goal}, run the same command again:"
         finished = f"{done[0]} of {total} images are finished and" if done[0] else "Finished batches are"
         return f"{finished} kept in {one_line(out, 400)}; {goal}, run the same command again:"
@@ -191,7 +194,7 @@ def _what_is_kept(args: argparse.Namespace, out: Path, done: list[int], total: i
     except BrokenPipeError:  # nobody reads any more
         raise
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None or not kept_any():
             raise
         raise RdcError(f"{words(error)}. {kept('once this is mended')}", again) from error
 

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 
-from rdc.cli.options import need, positive_int
+from rdc.cli.options import need, up_to
 from rdc.errors import one_line
 
 ABOUT = """Write a diffusion classifier as one ONNX file that needs no PyTorch: levels, weights and noise are in it, likelihood
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-lm-steps",
-        type=positive_int,
+        type=up_to(4096),  # likelihood_maximization.MOST_STEPS, whose import takes a second
         metavar="N",
         help="steps whose noise is in the file (default: LM's own number)",
     )

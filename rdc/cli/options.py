@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import functools
+from collections.abc import Callable
 from typing import Any
 
-from rdc.errors import ConfigError
+from rdc.errors import ConfigError, one_line
 
 __all__ = [
     "add_image_options",
     "add_model_options",
+    "batch_size",
     "join_processes",
     "leave_processes",
     "load_classifier",
+    "megabytes",
     "need",
-    "positive_float",
     "positive_int",
+    "thread_count",
+    "up_to",
 ]
 
+MOST = 10**18  # of what has no limit of its own
+MOST_MEGABYTES = 2**24  #: --memory-mb: 16 TiB
 _OPTION = {"memory_budget_mb": "memory-mb"}  # settings whose option has another name
 
 
@@ -52,7 +59,7 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
     )
     group.add_argument(
         "--memory-mb",
-        type=positive_float,
+        type=megabytes,
         metavar="MB",
         help="working memory of a diffusion model, in MiB; larger batches are cut into pieces, whose backward pass computes "
         "them again (default: 2048; on a GPU half of what is free, if that is more)",
@@ -60,7 +67,7 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
     group.add_argument(
         "--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)"
     )
-    group.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: as PyTorch chooses)")
+    group.add_argument("--threads", type=thread_count, metavar="N", help="CPU threads (default: as PyTorch chooses)")
 
 
 def add_image_options(parser: argparse.ArgumentParser, n: int) -> None:
@@ -79,25 +86,36 @@ def add_image_options(parser: argparse.ArgumentParser, n: int) -> None:
     data.add_argument("--data-root", metavar="DIR", help="the only folder to look for the data in")
 
 
-def positive_int(text: str) -> int:
+def positive_int(text: str, most: int = MOST) -> int:
     """argparse type: an integer >= 1."""
     try:
-        value = int(text)
+        value = int(text) if len(text) <= 50 else 0  # of a text of a million digits int() takes seconds
     except ValueError:
         value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text!r}")
+    if not 1 <= value <= most:
+        limit = f", at most {most:,}" if most < MOST or value > most else ""
+        raise argparse.ArgumentTypeError(f"expected an integer >= 1{limit}, got {one_line(repr(text))}")
     return value
 
 
-def positive_float(text: str) -> float:
-    """argparse type: a finite number > 0."""
+def up_to(most: int) -> Callable[[str], int]:
+    """argparse type: an integer >= 1, at most this."""
+    return functools.partial(positive_int, most=most)
+
+
+thread_count = up_to(4096)  #: argparse type of --threads
+batch_size = up_to(1_000_000)  #: argparse type of --batch: images, or files, worked on together
+
+
+def megabytes(text: str) -> float:
+    """argparse type: a number of MiB > 0."""
     try:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number > 0, got {text!r}")
+    if not 0 < value <= MOST_MEGABYTES:
+        limit = f"{MOST_MEGABYTES:,}"
+        raise argparse.ArgumentTypeError(f"expected a number > 0, at most {limit}, got {one_line(repr(text))}")
     return value
 
 

@@ -8,7 +8,7 @@ import sys
 import warnings
 from typing import Any
 
-from rdc.cli.options import positive_int
+from rdc.cli.options import batch_size, megabytes, thread_count
 from rdc.errors import one_line
 
 ABOUT = """Classify PNG or JPEG files with a file written by `rdc export`. Needs numpy, pillow and onnxruntime;
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--provider", default="auto", metavar="P", help="auto (CUDA where it works), cpu or cuda (default: auto)"
     )
-    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: onnxruntime chooses)")
+    parser.add_argument("--threads", type=thread_count, metavar="N", help="CPU threads (default: onnxruntime chooses)")
     parser.add_argument(
         "--lm-steps", type=int, metavar="N", help="steps of likelihood maximisation (default: as exported)"
     )
@@ -38,10 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threshold", type=float, metavar="P", help="abstain below this confidence (default: as exported)"
     )
     parser.add_argument(
-        "--memory-mb", type=float, default=1024, metavar="MB", help="working memory (default: %(default)s)"
+        "--memory-mb", type=megabytes, default=1024, metavar="MB", help="working memory (default: %(default)s)"
     )
     parser.add_argument(
-        "--batch", type=positive_int, default=64, metavar="N", help="files read together (default: %(default)s)"
+        "--batch", type=batch_size, default=64, metavar="N", help="files read together (default: %(default)s)"
     )
     parser.add_argument("--invert", action="store_true", help="turn dark on light into light on dark first")
     parser.add_argument("--strict", action="store_true", help="refuse files that would have to be resized or converted")

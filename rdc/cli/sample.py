@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("samples.png"), metavar="PNG", help="(default: %(default)s)")
     parser.add_argument("--per-class", type=int, default=8, metavar="N", help="images a class (default: 8)")
     parser.add_argument("--steps", type=int, default=18, metavar="N", help="Heun steps (default: 18)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="any integer; of the starting noise (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="any integer; of the starting noise (default: 0)"
+    )
     parser.add_argument("--sigma-min", type=float, default=0.002, metavar="X", help="(default: 0.002)")
     parser.add_argument("--sigma-max", type=float, default=80.0, metavar="X", help="(default: 80)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

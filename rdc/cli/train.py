@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from rdc.cli.options import up_to
 from rdc.cli.training_run import (
     AUGMENT_HELP,
     add_run_arguments,
@@ -83,7 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     others = parser.add_argument_group("--method standard, pgd-at, trades or mart")
     others.add_argument("--norm", choices=tuple(_EPS), help="of the perturbation trained against (linf)")
     others.add_argument("--eps", metavar="E", help="its radius, pixels in [0, 1] (8/255; l2: 0.5)")
-    others.add_argument("--inner-steps", type=int, metavar="N", help="gradient steps of the inner attack (10)")
+    others.add_argument(
+        "--inner-steps", type=up_to(1_000_000), metavar="N", help="gradient steps of the inner attack (10)"
+    )
     others.add_argument("--inner-step-size", metavar="E", help="length of one (2.5 eps / N: 2/255 for 8/255)")
     others.add_argument("--beta", type=float, metavar="X", help="of the divergence (trades: 6, mart: 5)")
     others.add_argument("--label-smoothing", type=float, metavar="P", help="not for mart (0)")

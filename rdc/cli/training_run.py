@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rdc.cli.options import thread_count
 from rdc.cli.shell import command_line
 from rdc.errors import ConfigError, DataError, one_line
 
@@ -101,7 +102,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: float | st
 def add_device_arguments(group: Any) -> None:
     """``--device`` and ``--threads``."""
     group.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, or auto: cuda if there (default)")
-    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    group.add_argument("--threads", type=thread_count, metavar="N", help="CPU threads (default: torch's choice)")
 
 
 def open_device(args: argparse.Namespace) -> torch.device:
@@ -185,6 +186,11 @@ def load_training_data(args: argparse.Namespace) -> Dataset:
     data = load_dataset(args.data, "train", args.data_root, args.download, progress=not args.quiet)
     if args.holdout < 0:
         raise ConfigError(f"--holdout: expected 0 or more images; got {args.holdout}")
+    shift, (height, width) = getattr(args, "shift", None) or 0, data.image_shape[1:]
+    if not 0 <= shift < min(height, width):  # before the folder of the run is made
+        raise ConfigError(
+            f"--shift: expected 0 or more, and fewer pixels than the image has ({height} x {width}); got {shift}"
+        )
     return train_holdout(data, args.holdout)[0] if args.holdout else data
 
 
@@ -202,6 +208,8 @@ def seeded(seed: int) -> Iterator[None]:
     """Draw initial weights from ``seed``; the global generator is as before afterwards."""
     import torch
 
+    if not 0 <= seed < 2**31:
+        raise ConfigError(f"--seed: expected 0..{2**31 - 1}; got {seed}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

@@ -55,7 +55,21 @@ def long_commands(place, tmp_path):
     words = commands(place)
     model, data = str(place / "tiny"), str(place / "blobs.npz")
     out = {name: str(tmp_path / name) for name in ("run", "gradients", "train", "distill")}
-    quick = ["--data", data, "--images", "64", "--batch-size", "8", "--quiet", "--checkpoint-seconds", "0", "--device", "cpu", "--noise-std", "1"]
+    quick = [
+        "--data",
+        data,
+        "--images",
+        "24",
+        "--batch-size",
+        "8",
+        "--quiet",
+        "--checkpoint-seconds",
+        "0",
+        "--device",
+        "cpu",
+        "--noise-std",
+        "1",
+    ]
     evaluate = [*words["run"][:-2], "--batch", "2", "--quiet", "--out", out["run"]]
     gradients = [*words["gradients"][:-2], "--quiet", "--out", out["gradients"]]
     distill = ["distill", "--init", model, "--classes-per-image", "0", "--posterior-weight", "1", *quick]
