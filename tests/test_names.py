@@ -1,6 +1,7 @@
 """The distribution is called robust-diffusion-classifier: ``rdc`` on PyPI is somebody else's package."""
 
 import importlib.metadata
+import re
 import subprocess
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 OTHERS = "rdc" + "["  # with an extra in brackets pip would fetch the stranger's package
+ENDS = r"[`\"'#;&|(),:]"  # of what is installed
 TEXT = {".py", ".md", ".toml", ".txt", ".cff", ".in", ".html", ".json", ".yaml", ".yml", ""}
 
 
@@ -25,9 +27,8 @@ def test_nothing_tells_a_user_to_install_somebody_elses_package():
         if not path.is_file() or path.stat().st_size > 2_000_000:
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-            words = line.split("pip install")[1:]
-            named = any(
-                word.strip("`\"'.,:;()") == "rdc" for part in words for word in part.split("#")[0].split("`")[0].split()
+            named = "rdc" in (
+                word for part in line.split("pip install")[1:] for word in re.split(ENDS, part)[0].split()
             )
             if OTHERS in line or named:
                 wrong.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:100]}")
