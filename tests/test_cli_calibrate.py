@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rdc.checkpoints import load_model
+from rdc.checkpoints import load_model, save_model
 from rdc.cli import main
 from rdc.data import Dataset
 from rdc.data.npz import save_npz
@@ -85,3 +85,39 @@ def test_refusals(trained, tmp_path, capsys):
     assert "8/255" in capsys.readouterr().err
     arguments = ["calibrate", "--model", "fashion-mnist-standard", "--data", trained[1], "--out", str(tmp_path)]
     assert main(arguments) == 2 and "expected a diffusion classifier" in capsys.readouterr().err
+
+
+def test_what_cannot_work_is_said_before_the_work(trained, tmp_path, capsys, monkeypatch):
+    """Files of other kinds are read first, and nothing is written."""
+    folder = trained[2]
+    np.savez(tmp_path / "noise.npz", images=np.zeros((3, 8, 8), np.uint8), labels=np.zeros(3, int))
+    np.savez(tmp_path / "none.npz", images=np.zeros((0, 8, 8), np.uint8), labels=np.zeros(0, int))
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        images = np.zeros((600, 8, 8), np.uint8)
+        np.savez(tmp_path / "data" / f"{split}.npz", images=images, labels=np.arange(600) % 6)
+    monkeypatch.setattr("rdc.cli.calibrate._losses", None)
+    model, _, _ = trained
+    for more, words in (
+        (["--ood", "missing.npz"], "missing.npz"),
+        (["--ood", str(folder / "noise.npz"), str(tmp_path / "noise.npz")], "got noise twice"),
+        (["--ood", str(tmp_path / "none.npz")], "none.npz has no images"),
+        (["--ood", str(folder / "noise.npz"), "--n", "20"], "at least 24 images to fit on for 3 levels; got 20"),
+        (
+            ["--data", str(tmp_path / "data")],
+            "of the model's 4 classes; the train-holdout split of data has the label 5",
+        ),
+    ):
+        assert calibrate(trained, tmp_path / "out", *more) == 2
+        printed = capsys.readouterr().err
+        assert words in printed and printed.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_overflow_is_said(trained, tmp_path, capsys):
+    network, config, info = load_model(trained[0])
+    for parameter in network.parameters():
+        parameter.data.mul_(9e7 / parameter.data.abs().max().clamp(min=1e-9))
+    save_model(tmp_path / "wild", network, config, info)
+    assert calibrate((str(tmp_path / "wild"), trained[1], None), tmp_path / "out") == 2
+    assert "50 of 50 images (held-out) have NaN or infinity" in capsys.readouterr().err

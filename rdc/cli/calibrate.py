@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
     held = held.subset(spread.tolist())
     test = load_dataset(args.data, "test", args.data_root)
     test = test.subset(range(min(args.test_n, len(test))))
+    _check_labels(classifier, held, test)
+    others = _others(classifier, args, len(held))  # before hours of work
     levels, labels = _losses(classifier, held.pixels(), args, "held-out"), held.labels.numpy()
     test_levels, test_labels = _losses(classifier, test.pixels(), args, "test"), test.labels.numpy()
     weight = np.array(classifier.levels.weight)
@@ -109,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         "risk_coverage.png": plots.risk_coverage_plot(np.array(curve["coverage"]), np.array(curve["risk"])),
     }
     if args.ood:
-        result["ood"], pictures["scores.png"] = _unlike(classifier, args, (held, levels), (test, test_levels))
+        result["ood"], pictures["scores.png"] = _unlike(classifier, args, others, (held, levels), (test, test_levels))
     for name, content in pictures.items():
         with atomic_write(out / name) as file:
             file.write(content)
@@ -127,6 +130,7 @@ def _fit(
     import numpy as np
 
     from rdc import calibration
+    from rdc.errors import InputError
 
     prior = None if classifier.class_prior is None else np.log(np.array(classifier.class_prior))
     scale = calibration.fit_logit_scale(losses, labels, prior)
@@ -164,7 +168,8 @@ def _fit(
         "reliability": rows,
         "risk_coverage": {"coverage": curve[0].tolist(), "risk": curve[1].tolist()},
     }
-    result["log_losses"] = _of_log_losses(losses, labels, test_losses, test_labels, prior, args.bins)
+    with contextlib.suppress(InputError):  # a loss of zero, or separable so: the rest stands
+        result["log_losses"] = _of_log_losses(losses, labels, test_losses, test_labels, prior, args.bins)
     return result
 
 
@@ -193,26 +198,68 @@ def _check(classifier: Any) -> None:
         raise ConfigError("calibrate: expected a diffusion classifier; this model has no noise levels or logit scale")
 
 
+def _check_labels(classifier: Any, *parts: Any) -> None:
+    from rdc.errors import ConfigError
+
+    for data in parts:
+        largest = int(data.labels.max()) if len(data) else -1
+        if not 0 <= largest < classifier.num_classes:
+            raise ConfigError(
+                f"calibrate: expected images of the model's {classifier.num_classes} classes; the {data.split} split of {data.name} has "
+                + (f"the label {largest}" if len(data) else "none")
+            )
+
+
+def _others(classifier: Any, args: argparse.Namespace, fitted_on: int) -> dict[str, Any]:
+    """Images of other kinds by the name of their file, in the model's shape; whatever is wrong with them is said first."""
+    from rdc.data import load_dataset
+    from rdc.errors import ConfigError
+
+    least = 4 * len(classifier.levels) + 12  # fit_likelihood_score
+    if args.ood and fitted_on < least:
+        raise ConfigError(
+            f"--ood: expected at least {least} images to fit on for {len(classifier.levels)} levels; got {fitted_on}"
+        )
+    found: dict[str, Any] = {}
+    for name in args.ood:
+        stem, data = Path(name).stem, load_dataset(name)
+        if stem in found:
+            raise ConfigError(f"--ood: expected files of different names; got {one_line(stem)} twice")
+        if not len(data):
+            raise ConfigError(f"--ood: {one_line(name, 400)} has no images")
+        found[stem] = _resized(data, classifier.image_shape, args.ood_n)
+    return found
+
+
 def _losses(classifier: Any, pixels: Any, args: argparse.Namespace, what: str) -> Any:
     """Unweighted class losses [N, T, K] float64."""
     import numpy as np
     import torch
 
+    from rdc.errors import InputError
     from rdc.progress import bar
 
     parts = []
     with torch.no_grad():
         for part in bar(pixels.split(args.batch), desc=what):
             parts.append(classifier.losses_per_level(part.to(classifier.device)).double().cpu().numpy())
-    return np.concatenate(parts)
+    losses = np.concatenate(parts)
+    wrong = int((~np.isfinite(losses)).any((1, 2)).sum())
+    if wrong:
+        raise InputError(
+            f"calibrate: expected finite losses; {wrong} of {len(losses)} images ({what}) have NaN or infinity: the weights or the noise "
+            "levels are damaged or far out of range"
+        )
+    return losses
 
 
-def _unlike(classifier: Any, args: argparse.Namespace, held: Any, test: Any) -> tuple[dict[str, Any], bytes]:
+def _unlike(
+    classifier: Any, args: argparse.Namespace, others: dict[str, Any], held: Any, test: Any
+) -> tuple[dict[str, Any], bytes]:
     """AUROC of images of other kinds against test images, by several scores; and a picture of the last."""
     import numpy as np
 
     from rdc.calibration import auroc, fit_likelihood_score
-    from rdc.data import load_dataset
     from rdc.reports.calibration_plots import score_plot
 
     weight = np.array(classifier.levels.weight)
@@ -230,28 +277,27 @@ def _unlike(classifier: Any, args: argparse.Namespace, held: Any, test: Any) -> 
     }
     found: dict[str, Any] = {}
     scores = {}
-    for name in args.ood:
-        other = _resized(load_dataset(name), classifier.image_shape, args.ood_n)
-        levels, x = _losses(classifier, other, args, Path(name).stem), other.numpy()
+    for stem, other in others.items():
+        levels, x = _losses(classifier, other, args, stem), other.numpy()
         unlike = {
             "loss": raw(levels),
             "loss given complexity": total(raw(levels), x),
             "levels given complexity": score(levels.min(2), x),
         }
-        found[Path(name).stem] = {"images": len(other), "auroc": {key: auroc(unlike[key], like[key]) for key in like}}
-        scores[Path(name).stem] = unlike["levels given complexity"]
+        found[stem] = {"images": len(other), "auroc": {key: auroc(unlike[key], like[key]) for key in like}}
+        scores[stem] = unlike["levels given complexity"]
         if args.ood_eps:
-            passing = _attacked(classifier, score, other, args, Path(name).stem, lower=True)
-            scores[f"{Path(name).stem}, attacked"] = passing
-            found[Path(name).stem]["under_attack"] = {
+            passing = _attacked(classifier, score, other, args, stem, lower=True)
+            scores[f"{stem}, attacked"] = passing
+            found[stem]["under_attack"] = {
                 "images": len(passing),
                 "made to pass": auroc(passing, like["levels given complexity"]),
             }
     attack: dict[str, Any] = {}
     if args.ood_eps:
         failing = _attacked(classifier, score, test[0].pixels(), args, "test images", lower=False)
-        for name in args.ood:
-            found[Path(name).stem]["under_attack"]["test images made to fail"] = auroc(scores[Path(name).stem], failing)
+        for stem in others:
+            found[stem]["under_attack"]["test images made to fail"] = auroc(scores[stem], failing)
         attack = {"attack": {"norm": "linf", "eps": args.ood_eps, "steps": args.ood_steps, "images": len(failing)}}
     about = {"kinds": found, "score": score.to_json(), **attack}
     return about, score_plot(like["levels given complexity"], scores)

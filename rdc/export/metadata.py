@@ -29,11 +29,11 @@ _PREPROCESSING = {
 def checkpoint_info(name: str | os.PathLike[str]) -> dict[str, Any]:
     """The model card of a shipped model or checkpoint: the ``info`` of its JSON description, {} if it has none."""
     from rdc.checkpoints import checkpoint_paths
+    from rdc.descriptions import read_description
     from rdc.presets import ASSETS, MODELS
-    from rdc.storage.json_files import read_json
 
     description = checkpoint_paths(ASSETS / str(name) if str(name) in MODELS else name)[1]
-    return dict(read_json(description).get("info") or {}) if description.is_file() else {}
+    return dict(read_description(description).get("info") or {}) if description.is_file() else {}
 
 
 def describe_model(
@@ -73,7 +73,7 @@ def describe_model(
         "rdc.licence": str(info.get("licence", "not stated")),
         "rdc.model_card": info,
     }
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+    return {key: value if isinstance(value, str) else json.dumps(value, allow_nan=False) for key, value in values.items()}
 
 
 def seal(content: bytes) -> bytes:

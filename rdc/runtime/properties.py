@@ -15,7 +15,6 @@ __all__ = ["FORMAT", "MOST_STEPS", "properties_of"]
 FORMAT = 1
 MOST_STEPS = 10_000  #: largest number of steps of likelihood maximisation
 _MOST_CLASSES = 100_000
-_LONGEST_NAME = 200  # characters of a class's name
 #: properties that are words, not JSON
 _WORDS = ("version", "sha256", "precision", "created", "method", "head", "pixel_type", "preprocessing", "licence")
 _CHECK = record(
@@ -55,8 +54,6 @@ def properties_of(raw: dict[str, str], name: str) -> dict[str, Any]:
             )
     with reading(name, CheckpointError, "a file by rdc export", "Export it again"):
         _CHECK(found, "properties")
-        if any(len(entry) > _LONGEST_NAME for entry in found["class_names"]):
-            raise ValueError(f"a class name of more than {_LONGEST_NAME} characters")
         if len(set(found["class_names"])) < len(found["class_names"]):
             raise ValueError("a class name is there twice")
         if found.get("lm_steps", 0) > found["max_lm_steps"]:

@@ -49,7 +49,7 @@ def refused(model: onnx.ModelProto | bytes, tmp_path, words: str) -> None:
         ("class_names", "[1, 2, 3, 4]", "class_names.0.: expected"),
         ("class_names", "[]", "class_names: expected a list"),
         ("class_names", '["a", "b"]', "expected outputs .*2, 2.*got"),
-        ("class_names", json.dumps(["x" * 201] * 4), "a class name of more than 200"),
+        ("class_names", json.dumps([str(k) for k in range(100_001)]), "class_names: expected a list of 1 to 100000"),
         ("class_names", '["a", "a", "b", "c"]', "a class name is there twice"),
         ("pixel_type", "int8", "pixel_type: expected one of"),
         ("pixel_type", "uint8", "its inputs are pixels"),

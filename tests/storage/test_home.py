@@ -6,11 +6,14 @@ import pwd
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from rdc.cli import main
 from rdc.data import download_fashion_mnist, load_dataset
 from rdc.data import fashion_mnist as fashion_mnist_module
 from rdc.errors import ConfigError, DataError
 from rdc.storage.home import cache_folder, expanded
+from tests.evaluation_models import grey, save_tiny
 
 
 @pytest.fixture
@@ -63,3 +66,15 @@ def test_data_sets_without_a_home_folder(homeless, tmp_path, monkeypatch):
     ):
         with pytest.raises(DataError, match="no home folder"):
             call()
+
+
+def test_commands_without_a_home_folder(homeless, tmp_path, capsys):
+    """Where no file in it is needed; a calibration that would be kept there is made and not kept."""
+    model, data = save_tiny(tmp_path)
+    Image.fromarray(grey((8, 8))).save(tmp_path / "a.png")
+    command = ["classify", "--device", "cpu", "--model", model, str(tmp_path / "a.png")]
+    assert main(command) == 0 and "confidence" in capsys.readouterr().out
+    assert main([*command, "--anytime", "0.2", "--anytime-data", data]) == 0 and "anytime: " in capsys.readouterr().out
+    assert main(["info"]) == 0
+    assert main(["calibrate", "--model", model, "--data", "cifar10", "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
