@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from rdc.errors import ConfigError, RdcError, one_line
@@ -25,9 +24,12 @@ def checked_names(names: Any, count: int | None = None, error: type[RdcError] = 
     if names is None and count is not None:
         return tuple(str(k) for k in range(count))
     expected = f"class_names: expected {'a list of' if count is None else count} different names"
-    if isinstance(names, (str, bytes)) or not isinstance(names, Iterable):
+    try:
+        found = None if isinstance(names, (str, bytes)) else tuple(str(name) for name in names)
+    except TypeError:  # nothing to go through
+        found = None
+    if found is None:
         raise error(f"{expected}, such as ['cat', 'dog']; got {shown(names)}")
-    found = tuple(str(name) for name in names)
     if count is not None and len(found) != count:
         raise error(f"{expected}, one for each class; got {len(found)}: {one_line(', '.join(found))}")
     if len(set(found)) < len(found):

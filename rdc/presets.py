@@ -79,7 +79,7 @@ def load(name: str | os.PathLike[str] | None = None, *, device: str | torch.devi
     path = ASSETS / str(name) if str(name) in MODELS else Path(name)
     if str(name) not in MODELS and not _exists(path):
         raise ConfigError(
-            f"model: expected {', '.join(MODELS)} or the path of a checkpoint; got {str(name)!r}, and no such file exists"
+            f"model: expected {', '.join(MODELS)} or the path of a checkpoint; got {shown(name, 400)}, and no such file exists"
         )
     network, config, info = load_model(path)
     if config["kind"] == "resnet":
@@ -125,7 +125,12 @@ def _discriminative(
     name = f"resnet ({info['method']})" if "method" in info else "resnet"
     shape, count = config["image_shape"], config["num_classes"]
     return PlainClassifier(
-        network, image_shape=shape, num_classes=count, class_names=info.get("class_names"), name=name, **settings
+        network.requires_grad_(False),
+        image_shape=shape,
+        num_classes=count,
+        class_names=info.get("class_names"),
+        name=name,
+        **settings,
     )
 
 

@@ -264,3 +264,42 @@ def test_precision_belongs_to_the_copy_and_weights_are_shared():
 def test_precision_is_refused_with_the_names_that_exist():
     with pytest.raises(ConfigError, match="precision: expected float32 or bfloat16; got 'float16'"):
         tiny_classifier("multihead", precision="float16")
+
+
+# --- pixels off by rounding -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lm", [None, "paper-v2,steps=1"])
+def test_a_pixel_beyond_the_box_by_rounding_is_on_the_box(lm):
+    classifier, images = tiny_classifier("multihead", lm=lm), pixels(2)
+    images[:, 0, 0], images[:, 1, 0] = 1.0, 0.0
+    off = images.clone()
+    off[:, 0, 0], off[:, 1, 0] = 1 + 1.2e-7, -1e-6
+    found = []
+    for x in (images, off):
+        leaf = x.clone().requires_grad_()
+        value = classifier(leaf)
+        found.append((value.detach(), torch.autograd.grad(value[:, 0].sum(), leaf)[0]))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1]) and bool(found[1][1][:, 0, 0].all())  # the gradient is intact
+    assert torch.equal(classifier.purify(off), classifier.purify(images))
+
+
+@pytest.mark.parametrize(("by", "words"), [(2e-6, "1.00000203"), (1e-4, "1.0001"), (-2e-6, "-1.99999999e-06|-2e-06")])
+def test_more_than_rounding_is_refused_with_digits_enough(by, words):
+    images = pixels(1)
+    images[0, 0, 0, 0] = 1 + by if by > 0 else by
+    with pytest.raises(InputError, match=words):
+        tiny_classifier()(images)
+
+
+def test_pixels_inside_the_box_are_left_alone():
+    from rdc.pixels import checked_pixels
+
+    x = pixels(2)
+    assert checked_pixels(x, SHAPE) is x
+
+
+def test_a_network_that_is_no_denoiser_is_refused():
+    with pytest.raises(ConfigError, match="denoiser: expected a rdc.denoiser.Denoiser"):
+        DiffusionClassifier(torch.nn.Linear(1, 1), LEVELS)

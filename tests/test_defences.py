@@ -282,3 +282,47 @@ def test_examples_refuse():
         lm_in_front(wide, gaussian_classifier())
     with pytest.raises(ConfigError, match="expected a diffusion model"):
         diffpure_in_front(wide, wide)
+
+
+def test_purified_classifiers_take_pixels_as_the_classifier_does():
+    model = PurifiedClassifier(purifiers()["sde"], Net(), num_classes=CLASSES)
+    x = pixels()
+    x[:, :, 0] = 1.0
+    off = x.clone()
+    off[:, :, 0] = 1 + 1.2e-7
+    assert torch.equal(model(off), model(x)) and torch.equal(model.purify(off), model.purify(x))
+    theirs = as_defence(Theirs(), pixels(2))
+    for use in (model, model.purify, theirs, theirs.purify):
+        with pytest.raises(InputError, match=r"values from .* to 1\.00100"):
+            use(off + 1e-3)
+        with pytest.raises(InputError, match="got torch.uint8"):
+            use((x * 255).to(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: PlainClassifier(Sub(), image_shape=SHAPE, num_classes=CLASSES), lambda: as_defence(Sub(), pixels(2))],
+)
+def test_a_model_that_changes_its_input_gets_a_copy(make):
+    model, x = make(), pixels()
+    kept = x.clone()
+    leaf = x.clone().requires_grad_()
+    value = model(leaf)
+    (slope,) = torch.autograd.grad(value.sum(), leaf)
+    (expected,) = torch.autograd.grad((WEIGHT.T @ (leaf.flatten(1) - 0.5).T).sum(), leaf)
+    assert torch.equal(model(x), value) and torch.equal(x, kept) and torch.allclose(slope, expected)
+
+
+class Sub(nn.Module):
+    def forward(self, x):
+        return x.sub_(0.5).flatten(1) @ WEIGHT
+
+
+def test_what_cannot_be_put_together():
+    with pytest.raises(ConfigError, match="purifier: expected one of rdc.defences"):
+        PurifiedClassifier(Net(), Net(), num_classes=CLASSES)
+    with pytest.raises(ConfigError, match="classifier: expected a callable"):
+        PurifiedClassifier(purifiers()["sde"], 3, num_classes=CLASSES)
+    for draw in (1.5, "1", True, None):
+        with pytest.raises(ConfigError, match="draw: expected an integer"):
+            as_defence(Net(), pixels(2)).set_draw(draw)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rdc.errors import ConfigError
+from rdc.scalars import shown
 
 __all__ = [
     "ATTACKS",
@@ -195,28 +196,28 @@ def parse_attack(text: str) -> AttackSpec:
     name, *changes = (part.strip() for part in text.strip().split(":"))
     name = _SHORT.get(name.lower(), name.lower())
     if name not in ATTACKS:
-        raise ConfigError(f"attacks: expected {', '.join((*ATTACKS, *SUITES, 'none'))}; got {text!r}")
+        raise ConfigError(f"attacks: expected {', '.join((*ATTACKS, *SUITES, 'none'))}; got {shown(text)}")
     kind, options = ATTACKS[name], []
     for change in changes:
         option, _, value = (part.strip() for part in change.partition("="))
         if option not in kind.takes:
-            raise ConfigError(f"attacks, {name}: expected options of {', '.join(kind.takes)}; got {change!r}")
+            raise ConfigError(f"attacks, {name}: expected options of {', '.join(kind.takes)}; got {shown(change)}")
         options.append((option, _value(name, option, value)))
     if len({option for option, _ in options}) < len(options):
-        raise ConfigError(f"attacks, {text!r}: an option is given twice")
+        raise ConfigError(f"attacks, {shown(text)}: an option is given twice")
     return AttackSpec(name, tuple(options))
 
 
 def _value(name: str, option: str, text: str) -> Any:
     choices = _CHOICES.get(option)
     if choices is not None and text not in choices:
-        raise ConfigError(f"attacks, {name}: {option} is one of {', '.join(choices)}; got {text!r}")
+        raise ConfigError(f"attacks, {name}: {option} is one of {', '.join(choices)}; got {shown(text)}")
     try:
         value = _OPTIONS[option](text if len(text) <= _LONGEST_NUMBER else "")
     except ValueError as error:
-        raise ConfigError(f"attacks, {name}: {option} is a number; got {text!r}") from error
+        raise ConfigError(f"attacks, {name}: {option} is a number; got {shown(text)}") from error
     if isinstance(value, (int, float)) and not 0 < value <= MOST[option]:
-        raise ConfigError(f"attacks, {name}: {option} is a number > 0, at most {MOST[option]:,}; got {text!r}")
+        raise ConfigError(f"attacks, {name}: {option} is a number > 0, at most {MOST[option]:,}; got {shown(text)}")
     return value
 
 
@@ -232,9 +233,9 @@ def parse_attacks(text: str) -> tuple[str, ...]:
     if names == ["none"]:
         return ()
     if not names:
-        raise ConfigError(f"attacks: expected names separated by commas, or none; got {text!r}")
+        raise ConfigError(f"attacks: expected names separated by commas, or none; got {shown(text)}")
     if len(names) <= MOST_ATTACKS and "none" in names:
-        raise ConfigError(f'attacks: "none" stands alone; got {text!r}')
+        raise ConfigError(f'attacks: "none" stands alone; got {shown(text)}')
     expand_attacks(names)
     return tuple(name if name in SUITES else parse_attack(name).text for name in names)
 

@@ -90,7 +90,7 @@ class Dataset:
             DataError: something else; several positions are for :meth:`pixels` and :meth:`subset`.
         """
         if isinstance(index, slice):
-            return self.subset(index)
+            return self.subset(range(len(self))[index])
         place = as_integer(index)
         if place is None:
             raise DataError(

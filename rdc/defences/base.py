@@ -23,6 +23,7 @@ __all__ = ["Defence", "PlainClassifier"]
 
 GRADIENTS = ("exact", "bpda")
 POLICIES = ("fixed", "fresh")
+MOST_CLASSES = 10**6
 
 
 class Defence(Frozen):
@@ -193,8 +194,8 @@ def _checked_shape(image_shape: Any) -> tuple[int, int, int]:
 
 def _checked_count(num_classes: Any) -> int:
     count = as_integer(num_classes)
-    if count is None or count < 1:
-        raise ConfigError(f"num_classes: expected an integer >= 1; got {shown(num_classes)}")
+    if count is None or not 1 <= count <= MOST_CLASSES:
+        raise ConfigError(f"num_classes: expected an integer of 1 to {MOST_CLASSES:,}; got {shown(num_classes)}")
     return count
 
 

@@ -130,3 +130,74 @@ def test_holdout_refuses(n, seed, message):
     labels = [0] * 20 + [1] * 8 + [2] * 2
     with pytest.raises(DataError, match=message):
         train_holdout(made(labels), n, seed=seed)
+
+
+def test_one_image_and_its_label_by_position():
+    data = made([0, 1, 2])
+    for place in (0, 2, -1, np.int64(1), torch.tensor(2)):
+        pixels, label = data[place]
+        assert torch.equal(pixels, data.pixels(int(place))) and pixels.dtype == torch.float32
+        assert label == int(data.labels[int(place)]) and type(label) is int
+    assert [label for _, label in data] == [0, 1, 2]  # ends
+    assert isinstance(data[1:], Dataset) and data[1:].indices.tolist() == [1, 2]
+    assert data[::-1].labels.tolist() == [2, 1, 0] and data[5:].labels.tolist() == []
+    for place in (3, -4, 10**30):
+        with pytest.raises(IndexError, match="out of range"):
+            data[place]
+    for index in ("a", 1.0, True, None, [0, 1], torch.tensor([0]), (0, 1), torch.tensor(True), np.array([1])):
+        with pytest.raises(DataError, match="expected one position or a slice"):
+            data[index]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_data_loader_takes_it(workers):
+    data = made([0, 1, 2, 0, 1])
+    loader = torch.utils.data.DataLoader(data, batch_size=2, num_workers=workers)
+    pixels, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
+    assert torch.equal(pixels, data.pixels()) and torch.equal(labels, data.labels) and labels.dtype == torch.int64
+    if workers:
+        return
+    shuffled = torch.utils.data.DataLoader(data, batch_size=5, shuffle=True, generator=torch.Generator().manual_seed(0))
+    (pixels, labels), *_ = shuffled
+    assert sorted(labels.tolist()) == [0, 0, 1, 1, 2] and pixels.shape == (5, *data.image_shape)
+    single = next(iter(torch.utils.data.DataLoader(data, batch_size=None)))
+    assert single[0].shape == data.image_shape and int(single[1]) == 0
+    assert len(torch.utils.data.Subset(data, [1, 3])) == 2
+
+
+def test_the_sample_images_in_a_data_loader():
+    import rdc
+
+    data = rdc.load_dataset("fashion-mnist-sample")
+    pixels, labels = next(iter(torch.utils.data.DataLoader(data, batch_size=4)))
+    assert torch.equal(pixels, data.pixels(range(4))) and torch.equal(labels, data.labels[:4])
+
+
+def test_classes_without_images_are_left_out_of_a_balance():
+    data = made([4, 1, 1, 4, 4, 1], 10)
+    assert first_balanced(data, 4).indices.tolist() == [0, 1, 2, 3] and first_balanced(data, 4).num_classes == 10
+    assert first_balanced(data, 5).labels.tolist().count(1) == 3  # the first of those that are there gets one more
+    assert first_balanced(data, 0).indices.tolist() == []
+    with pytest.raises(DataError, match=r"8 balanced images need 4 of class 1 .* has 3"):
+        first_balanced(data, 8)
+    rest, held = train_holdout(data, 2, seed=3)
+    assert sorted(held.labels.tolist()) == [1, 4] and len(rest) == 4
+    for n in (True, 1.5, "4", None, -1):
+        with pytest.raises(DataError, match="expected an integer >= 0"):
+            first_balanced(data, n)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": np.zeros((3, 1, 2, 2), np.uint8)}, "images must be a torch tensor; got a ndarray"),
+        ({"labels": [0, 1, 2]}, "labels must be a torch tensor; got a list"),
+        ({"indices": [0, 1, 2]}, "indices must be a torch tensor; got a list"),
+        ({"class_names": "abc"}, "class_names: expected a list of different names.*; got 'abc'"),
+        ({"class_names": ["a", "b", "a"]}, "got 'a' twice"),
+        ({"class_names": 3}, "class_names: expected"),
+    ],
+)
+def test_refuses_other_types(change, message):
+    with pytest.raises(DataError, match=message):
+        dataclasses.replace(made([0, 1, 2]), **change)
