@@ -70,6 +70,8 @@ def read_arrays(
             members: dict[str, list[zipfile.ZipInfo]] = {}
             for member in archive.infolist():
                 members.setdefault(member.filename.removesuffix(".npy"), []).append(member)
+            for unread in (member for name, found in members.items() if name not in wanted for member in found):
+                archive.open(unread).close()  # its two names must be the same: a changed letter would hide an array
             missing = [name for name in required if name not in members]
             if missing:
                 has = one_line(", ".join(list(members)[:20]) or "nothing")

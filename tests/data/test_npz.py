@@ -329,6 +329,20 @@ def test_the_archives_checksums_are_compared(tmp_path):
         load_dataset(path)
 
 
+@pytest.mark.parametrize("which", ["find", "rfind"])
+def test_a_changed_letter_does_not_hide_an_array(tmp_path, which):
+    """An archive has every name twice, and no checksum over either."""
+    path = tmp_path / "own.npz"
+    np.savez(path, images=GREY, labels=LABELS, class_names=["a", "b", "c"])
+    content = bytearray(path.read_bytes())
+    content[getattr(content, which)(b"class_names") + 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="not a readable"):
+        load_dataset(path)
+    np.savez(path, images=GREY, labels=LABELS, something=[1, 2])  # further arrays are no fault
+    assert load_dataset(path).class_names == ("0", "1", "2")
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
