@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from rdc.denoiser import Denoiser
-from rdc.opaque import opaque, opaque_with, refuse_batches, transformed, wanted
+from rdc.opaque import checkpointed, opaque, opaque_with, refuse_batches, transformed, wanted
 
 __all__ = ["by_class", "joined", "rebuilt", "streamed"]
 
@@ -53,7 +52,7 @@ def streamed(
             total = None
             for begin in range(0, levels, per_piece):
                 if rebuild:
-                    loss = checkpoint(piece, part, begin, use_reentrant=False, preserve_rng_state=False)
+                    loss = checkpointed(piece, part, begin)
                 else:
                     loss = piece(part, begin)
                 total = loss if total is None else total + loss

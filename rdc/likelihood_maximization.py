@@ -19,12 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from rdc.denoiser import Denoiser
 from rdc.errors import ConfigError
 from rdc.noise import NoisePlan
-from rdc.opaque import opaque, opaque_with, transformed, wanted
+from rdc.opaque import checkpointed, opaque, opaque_with, transformed, wanted
 from rdc.scalars import as_flag, as_integer, as_number, shown
 from rdc.timesteps import MOST_LEVELS, NoiseLevels, noise_levels, parse_levels
 
@@ -108,7 +107,10 @@ class LikelihoodMaximization:
             "normalize": (_word(self.normalize, ("l1", "mean_abs", "none")), "l1, mean_abs or none"),
             "clamp": (as_flag(self.clamp), "True or False"),
             "sigma_range": (_sigma_range(self.sigma_range), "two numbers with 0 < low <= high"),
-            "levels_per_step": (_integer(self.levels_per_step, 1, MOST_LEVELS), f"an integer >= 1, at most {MOST_LEVELS:,}"),
+            "levels_per_step": (
+                _integer(self.levels_per_step, 1, MOST_LEVELS),
+                f"an integer >= 1, at most {MOST_LEVELS:,}",
+            ),
             "loss": (_word(self.loss, ("F", "x0")), "F or x0"),
             "noise": (_word(self.noise, ("fresh", "same")), "fresh or same"),
             "seed": (as_integer(self.seed), "an integer, of any size and sign"),
@@ -279,8 +281,7 @@ def lm_penalty(denoiser: Denoiser, x0: Tensor, settings: LikelihoodMaximization,
         total = part.new_zeros(len(part))
         for step in range(settings.steps):
             if rebuild:
-                options = {"use_reentrant": False, "preserve_rng_state": False}
-                total = total + checkpoint(lm_loss, denoiser, part, settings, step, draw, **options)
+                total = total + checkpointed(lm_loss, denoiser, part, settings, step, draw)
             else:
                 total = total + lm_loss(denoiser, part, settings, step, draw)
         parts.append(total / settings.steps)

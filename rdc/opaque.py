@@ -14,16 +14,28 @@ products", 2017).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 from rdc.errors import RdcError
 
-__all__ = ["Opaque", "new_names", "opaque", "opaque_with", "plain_values", "refuse_batches", "transformed", "wanted"]
+__all__ = [
+    "Opaque",
+    "checkpointed",
+    "new_names",
+    "opaque",
+    "opaque_with",
+    "plain_values",
+    "refuse_batches",
+    "transformed",
+    "wanted",
+]
 
 #: of tensors, to a tensor or a tuple of tensors; differentiable where autograd is on, and in what requires a gradient
 Function = Callable[..., Any]
@@ -88,6 +100,19 @@ def wanted(*tensors: Tensor, module: nn.Module | None = None) -> bool:
     )
 
 
+def checkpointed(function: Function, *args: Any) -> Any:
+    """``function(*args)``, whose graph is built in the backward pass; for where nothing is :func:`transformed`.
+
+    A tangent can still come with the upstream gradient: what is computed again is computed as it was, without.
+    """
+
+    def plain(*args: Any) -> Any:
+        with forward_ad._set_fwd_grad_enabled(False):
+            return function(*args)
+
+    return checkpoint(plain, *args, use_reentrant=False, preserve_rng_state=False)
+
+
 def new_names(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The tensors as the arguments of a backward pass that is itself differentiated, for partial derivatives: they may depend on each
     other, and a gradient in one of them would take the others along. Those of a constant are constants."""
@@ -123,7 +148,8 @@ class Opaque(torch.autograd.Function):
 
     @staticmethod
     def forward(function: Function, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(out.detach() for out in function(*tensors))
+        with _hooks_allowed():
+            return tuple(out.detach() for out in function(*tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -160,6 +186,20 @@ class Opaque(torch.autograd.Function):
             rows.append(Opaque.apply(function, *one))
         out = tuple(torch.stack(column) for column in zip(*rows, strict=True))
         return out, (0,) * len(out)
+
+
+@contextlib.contextmanager
+def _hooks_allowed() -> Iterator[None]:
+    """``torch.func`` forbids hooks on saved tensors, which ``checkpoint`` needs, on its own graphs; here is none of these."""
+    refusal = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
+    if refusal is None:
+        yield
+        return
+    torch._C._autograd._saved_tensors_hooks_enable()
+    try:
+        yield
+    finally:
+        torch._C._autograd._saved_tensors_hooks_disable(refusal)
 
 
 def _primal(tensor: Tensor) -> Tensor:

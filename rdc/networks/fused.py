@@ -16,7 +16,9 @@ import contextlib
 import functools
 import importlib.util
 import os
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +85,8 @@ def norm_act_reference(
     silu: bool = True,
 ) -> Tensor:
     """What :func:`norm_act` computes, in PyTorch; differentiable any number of times."""
+    if transformed():  # PyTorch has no rules for the tangents of these operators in channels_last
+        return _opaque(norm_act_reference, x, weight, bias, groups, eps, pre, scale, shift, silu)
     dtype = torch.promote_types(x.dtype, torch.float32)
     y = x.to(dtype) if pre is None else x.to(dtype) + pre.to(dtype)[..., None, None]
     y = F.group_norm(y, groups, weight.to(dtype), bias.to(dtype), eps)
@@ -114,11 +118,11 @@ def norm_act(
         silu: False: no activation.
 
     Returns:
-        [B, C, H, W] in channels_last and in the type of x. Second derivatives, forward mode and the transforms of ``torch.func`` go
-        through :func:`norm_act_reference`.
+        [B, C, H, W] in channels_last and in the type of x. Second derivatives go through
+        :func:`norm_act_reference`.
     """
     if transformed():
-        return norm_act_reference(x, weight, bias, groups, eps, pre, scale, shift, silu)
+        return _opaque(norm_act, x, weight, bias, groups, eps, pre, scale, shift, silu)
     with torch.autocast(x.device.type, enabled=False):
         return _NormAct.apply(x, weight, bias, pre, scale, shift, groups, eps, silu)[0]
 
@@ -135,8 +139,21 @@ def residual_sum_reference(x: Tensor, skip: Tensor, bias: Tensor | None, factor:
 def residual_sum(x: Tensor, skip: Tensor, bias: Tensor | None, factor: float) -> Tensor:
     """factor * (x + skip + bias) for x and skip [B, C, H, W] of one type in channels_last, bias [C] or None."""
     if transformed():
-        return residual_sum_reference(x, skip, bias, factor)
+        return _opaque(residual_sum, x, skip, bias, factor)
     return _ResidualSum.apply(x, skip, bias, factor)
+
+
+def _opaque(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """The function on plain tensors, which lie in channels_last again."""
+    places = [i for i, value in enumerate(arguments) if isinstance(value, Tensor)]
+
+    def plain(*tensors: Tensor) -> Tensor:
+        given = list(arguments)
+        for i, tensor in zip(places, tensors, strict=True):
+            given[i] = tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+        return function(*given)
+
+    return opaque(plain, *(arguments[i] for i in places))
 
 
 def _device(x: Tensor) -> contextlib.AbstractContextManager[object]:
