@@ -179,7 +179,7 @@ def _what_is_kept(args: argparse.Namespace, out: Path, done: list[int], total: i
     again = f"  {command_line(args.argv, without=['--overwrite'])}"
 
     def kept_any() -> bool:
-        return bool(done[0]) or (out / "results.jsonl").exists()
+        return bool(done[0]) or any(out.glob("results*.jsonl"))  # of this process, or of any
 
     def kept(goal: str) -> str:
         if not kept_any():
