@@ -20,7 +20,7 @@ from torch import Tensor
 from rdc.denoiser import Denoiser
 from rdc.opaque import checkpointed, opaque, opaque_with, refuse_batches, transformed, wanted
 
-__all__ = ["by_class", "joined", "rebuilt", "streamed"]
+__all__ = ["joined", "rebuilt", "streamed"]
 
 
 def streamed(
@@ -97,13 +97,10 @@ def rebuilt(denoiser: Denoiser, x0: Tensor, noise: Tensor, sigma: Tensor, weight
         return opaque_with(denoiser, lambda *plain: rebuilt(denoiser, *plain, pairs), x0, *levels)
     if wanted(*levels, module=denoiser):
         return streamed(denoiser, x0, *levels, pairs)
-    return _ByClass.apply(x0, (denoiser, *levels, pairs))
+    return _Rebuilt.apply(x0, (denoiser, *levels, pairs))
 
 
-by_class = rebuilt
-
-
-class _ByClass(torch.autograd.Function):
+class _Rebuilt(torch.autograd.Function):
     @staticmethod
     def forward(x0: Tensor, run: tuple[Any, ...]) -> Tensor:
         denoiser, *rest = run

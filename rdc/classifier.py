@@ -312,8 +312,12 @@ def gradient_bytes(denoiser: Denoiser, like: Tensor) -> int:
 
     def work(count: int) -> Tensor:
         x = like.new_zeros(count, *denoiser.image_shape).requires_grad_()
-        if denoiser.passes_per_level > 1:  # a class is a row of its own; all of them, three times, may be more than the budget
-            loss = denoiser.losses_of_labels(x, noise, one, one, torch.zeros(count, dtype=torch.long, device=like.device))
+        if (
+            denoiser.passes_per_level > 1
+        ):  # a class is a row of its own; all of them, three times, may be more than the budget
+            loss = denoiser.losses_of_labels(
+                x, noise, one, one, torch.zeros(count, dtype=torch.long, device=like.device)
+            )
         else:
             loss = denoiser.class_losses(x, noise, one, one)
         return torch.autograd.grad(loss.sum(), x)[0]

@@ -7,7 +7,7 @@
      "sha256": "...",             of the safetensors file
      "digest": "..."}             of everything else in this file, see storage.sealed
 
-Files of rdc before 0.2 have no ``digest`` and are read all the same.
+Files of earlier versions have no ``digest`` and are read all the same.
 """
 
 from __future__ import annotations

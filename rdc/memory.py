@@ -29,9 +29,9 @@ __all__ = ["bytes_per_item", "device_of", "items_that_fit", "memory_budget", "pe
 LEAST_MB = 2048.0  # the budget where nothing is known of the device's memory, and the least on a GPU
 
 #: Bytes that a process on a CPU holds for a byte of tensors alive: the shipped networks need 1.2 to 1.7 (benchmarks/resident_memory.py).
-RESIDENT = 1.6
-#: MiB that a process's first call takes for good on a CPU: PyTorch's code as it is read from disk (20), kernels, small objects.
-FIRST_CALL_MB = 24.0
+RESIDENT = 1.65
+#: MiB that a process's first call takes for good on a CPU: PyTorch's code as it is read from disk (20 to 25), kernels, small objects.
+FIRST_CALL_MB = 32.0
 #: Where a budget cannot be kept (the first call's part leaves nothing), tensors alone may take it, up to this many MiB.
 TENSORS_ONLY_MB = 8.0
 
@@ -108,19 +108,22 @@ def bytes_per_item(work: Callable[[int], object]) -> int:
     """What one more item of a batch adds to the peak.
 
     Args:
-        work: computes on a batch of n items; run for n = 1 and n = 3.
+        work: computes on a batch of n items; run for n = 1 and n = 3, or 2 where one takes more than 8 MiB: measuring is to keep a
+            budget, too.
 
     Returns:
         Bytes, at least 1.
     """
-    return max(1, (peak_bytes(lambda: work(3)) - peak_bytes(lambda: work(1))) // 2)
+    one = peak_bytes(lambda: work(1))
+    count = 3 if one <= 8 * 2**20 else 2
+    return max(1, (peak_bytes(lambda: work(count)) - one) // (count - 1))
 
 
 def tensor_bytes(megabytes: float, device: torch.device) -> float:
     """How many bytes of tensors may be alive together so that resident memory keeps a budget of ``megabytes`` MiB.
 
     On a CPU a process grows by :data:`FIRST_CALL_MB`, whatever is computed, and by :data:`RESIDENT` for a byte of tensors. A budget
-    of less than some 37 MiB cannot be kept in that sense: there tensors alone count, up to :data:`TENSORS_ONLY_MB`.
+    of less than some 45 MiB cannot be kept in that sense: there tensors alone count, up to :data:`TENSORS_ONLY_MB`.
     """
     if device.type != "cpu":
         return megabytes * 2**20

@@ -42,7 +42,8 @@ def checked_pixels(pixels: Tensor, image_shape: Sequence[int]) -> Tensor:
         raise InputError(f"pixels: expected {expected}; got shape {list(pixels.shape)}: {hint}")
     if len(pixels) == 0:
         raise InputError(f"pixels: expected {expected} with N >= 1; got an empty batch")
-    low, high = torch.stack(torch.aminmax(plain_values(pixels.detach()))).tolist()  # one wait for a GPU, not two
+    values = pixels.detach() if torch.compiler.is_compiling() else plain_values(pixels.detach())
+    low, high = torch.stack(torch.aminmax(values)).tolist()  # one wait for a GPU, not two
     if not (low >= -SLACK and high <= 1 + SLACK):  # also true for NaN
         raise InputError(
             f"pixels: expected {expected}; got values from {low:.9g} to {high:.9g}. "

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
-from rdc.class_gradients import by_class, streamed
+from rdc.class_gradients import rebuilt, streamed
 from rdc.errors import InputError, RdcError
 from rdc.likelihood_maximization import LikelihoodMaximization, lm_penalty, maximize_likelihood
 from rdc.networks import fused
@@ -135,8 +135,8 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "residual sum, reference": lambda: residual(fused.residual_sum_reference),
     "pieces, conditional": lambda: pieces(streamed, "conditional"),
     "pieces, multi-head": lambda: pieces(streamed, "multihead"),
-    "by class, conditional": lambda: pieces(by_class, "conditional"),
-    "by class, multi-head": lambda: pieces(by_class, "multihead"),
+    "by class, conditional": lambda: pieces(rebuilt, "conditional"),
+    "by class, multi-head": lambda: pieces(rebuilt, "multihead"),
     "LM": lambda: uphill(climb, climb, "conditional"),
     "LM's objective": lambda: uphill(penalty, penalty, "multihead"),
     "conditional": lambda: classifier("conditional", None, None, "forward"),

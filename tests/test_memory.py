@@ -1,11 +1,20 @@
 """The meter counts what is alive, and budgets made from it hold."""
 
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
 
+from rdc.class_gradients import joined
+from rdc.classifier import gradient_bytes
 from rdc.defences import DiffusionPurifier, LikelihoodPurifier
 from rdc.errors import ConfigError
-from rdc.memory import bytes_per_item, memory_budget, peak_bytes
+from rdc.memory import bytes_per_item, items_that_fit, memory_budget, peak_bytes, tensor_bytes
 from tests.models import pixels, tiny_classifier, tiny_denoiser
 
 MIB = 2**20
@@ -105,3 +114,111 @@ def test_models_take_the_budget_of_their_device(monkeypatch):
     monkeypatch.setattr("rdc.defences.purifiers.memory_budget", lambda mb, device: mb or 7000.0)
     assert LikelihoodPurifier(tiny_denoiser("conditional")).memory_budget_mb == 7000.0
     assert tiny_classifier(memory_budget_mb=64).memory_budget_mb == 64
+
+
+def test_tensors_get_what_resident_memory_leaves_them():
+    """Of a budget on a CPU: the first call's part, and what the allocator holds for a byte of tensors, are taken off."""
+    for budget in (64, 256, 1024, 2048):
+        tensors = tensor_bytes(budget, CPU) / MIB
+        assert 32 + 1.6 * tensors <= budget * 1.01 and tensors > budget / 4, (budget, tensors)
+    sizes = [0.001, 1, 5, 8, 20, 40, 45, 46, 50, 64, 1000]
+    given = [tensor_bytes(size, CPU) for size in sizes]
+    assert (
+        given == sorted(given)
+        and given[0] == 0.001 * MIB
+        and all(g <= s * MIB for g, s in zip(given, sizes, strict=True))
+    )
+    assert tensor_bytes(300, GPU) == 300 * MIB
+
+
+def test_a_budget_that_holds_no_item_says_what_would():
+    with pytest.warns(UserWarning, match="64 MiB do not hold one picture.*at least 98 would") as caught:
+        assert items_that_fit(64, 40 * MIB, CPU, "one picture") == 1
+    assert len(caught) == 1 and "\n" not in str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert items_that_fit(98, 40 * MIB, CPU, "one picture") == 1
+        assert items_that_fit(98, 40 * MIB, GPU, "one picture") == 2
+        assert items_that_fit(0.5, MIB // 4, CPU, "one picture") == 2
+    with pytest.warns(UserWarning, match="0.5 MiB do not hold one picture.*at least 1 would"):
+        items_that_fit(0.5, MIB, CPU, "one picture")
+
+
+def test_the_budget_is_what_the_pieces_are_made_for(monkeypatch):
+    classifier, images = tiny_classifier("multihead"), pixels(2)
+    monkeypatch.setattr("rdc.memory.TENSORS_ONLY_MB", 0)
+    classifier._bytes[(images.dtype, images.device)] = 8 * MIB
+    assert classifier.with_(memory_budget_mb=32 + 1.65 * 41).pairs_that_fit(images) == 5
+    with pytest.warns(UserWarning, match="one image at one level"):
+        assert classifier.with_(memory_budget_mb=40).pairs_that_fit(images) == 1
+
+
+def test_measuring_keeps_small():
+    """What an image needs is measured on rows of one class where a class is a row; large items are not taken three at a time."""
+    denoiser, images = tiny_denoiser("conditional"), pixels(1)
+    assert peak_bytes(lambda: gradient_bytes(denoiser, images)) < 1.2 * gradient_bytes(denoiser, images)
+    asked = []
+    assert bytes_per_item(lambda n: (asked.append(n), torch.zeros(n, 3 * 2**20))) == 12 * MIB and asked == [1, 2]
+    assert bytes_per_item(lambda n: (asked.append(n), torch.zeros(n, 2**20))) == 4 * MIB and asked[2:] == [1, 3]
+
+
+@pytest.mark.parametrize("kind", ["conditional", "multihead"])
+def test_a_graph_does_not_grow_with_the_pieces(kind):
+    """Nodes of pieces that wait for the backward pass are no tensors, but take memory, and lie between what tensors give back."""
+
+    def nodes(made, count):
+        todo, seen = [made(pixels(count).requires_grad_()).grad_fn], set()
+        while todo:
+            node = todo.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                todo += [after for after, _ in node.next_functions]
+        return len(seen)
+
+    classifier = tiny_classifier(kind)
+    each = gradient_bytes(classifier.denoiser, pixels(1)) / MIB
+    small = classifier.with_(memory_budget_mb=2.5 * each)
+    assert nodes(classifier, 1) > 50  # one piece: the whole graph is kept
+    assert nodes(small, 2) == nodes(small, 9) < 20
+
+
+def test_parts_are_written_to_their_place():
+    parts = [torch.arange(6.0).view(2, 3), torch.ones(1, 3), torch.zeros(2, 3)]
+    assert torch.equal(joined(iter(parts), 5), torch.cat(parts))
+    assert joined(iter(parts[:1]), 2) is parts[0]
+    used = peak_bytes(lambda: joined((torch.full((1, 250), float(k)) for k in range(20)), 20))
+    assert used == 20 * 1000 + 1000 + 1000  # the whole, the part before, and the one that is made
+    leaves = [part.requires_grad_() for part in parts]
+    joined(iter(leaves), 5)[1:3].sum().backward()
+    assert [leaf.grad.sum().item() for leaf in leaves] == [3, 3, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux, and leave to reset a peak")
+@pytest.mark.parametrize(
+    ("model", "work", "batch", "budget"),
+    [
+        ("fashion-mnist", "gradient", 64, 64),
+        ("fashion-mnist", "gradient", 64, 256),
+        ("fashion-mnist", "gradient", 256, 64),
+        ("fashion-mnist", "lm", 16, 256),
+        ("fashion-mnist-teacher", "gradient", 8, 256),
+    ],
+)
+def test_resident_memory_keeps_the_budget(model, work, batch, budget):
+    """Growth of a process over its first call, all that is done once included, to 10 %."""
+    root = Path(__file__).parents[1]
+    command = [
+        sys.executable,
+        str(root / "benchmarks" / "resident_memory.py"),
+        "--models",
+        model,
+        "--work",
+        work,
+        "--calls",
+    ]
+    command += ["--batches", str(batch), "--budgets", str(budget), "--threads", "1"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "benchmarks")])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=600)
+    row = json.loads(done.stdout)
+    assert 0.3 * budget < row["first"]["peak"] < 1.1 * budget, row

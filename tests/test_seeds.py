@@ -24,8 +24,12 @@ from rdc.timesteps import noise_levels
 from tests.models import tiny_denoiser
 
 BITS = st.sampled_from([0, 31, 32, 52, 53, 62, 63, 64, 65, 127, 128, 129, 400])
-INTEGERS = st.builds(lambda sign, bits, near: sign * 2**bits + near, st.sampled_from([-1, 1]), BITS, st.integers(-3000, 3000))
-DATA = Dataset(torch.zeros(40, 1, 1, 1, dtype=torch.uint8), torch.zeros(40, dtype=torch.int64), ("only",), "made", "train")
+INTEGERS = st.builds(
+    lambda sign, bits, near: sign * 2**bits + near, st.sampled_from([-1, 1]), BITS, st.integers(-3000, 3000)
+)
+DATA = Dataset(
+    torch.zeros(40, 1, 1, 1, dtype=torch.uint8), torch.zeros(40, dtype=torch.int64), ("only",), "made", "train"
+)
 DENOISER = tiny_denoiser("multihead")
 GAPS = np.linspace(-1, 2, 40)
 
@@ -123,7 +127,20 @@ def test_mirror_coins_differ_from_step_to_step():
     assert len(seen) == 50
 
 
-NO_SEEDS = [True, np.bool_(False), 1.0, np.float32(2), "3", b"4", None, [5], torch.tensor(6.0), torch.tensor([7]), 1j, float("nan")]
+NO_SEEDS = [
+    True,
+    np.bool_(False),
+    1.0,
+    np.float32(2),
+    "3",
+    b"4",
+    None,
+    [5],
+    torch.tensor(6.0),
+    torch.tensor([7]),
+    1j,
+    float("nan"),
+]
 
 
 @pytest.mark.parametrize("seed", NO_SEEDS, ids=repr)

@@ -237,7 +237,9 @@ def test_train_does_not_reach_the_network(kind):
     assert torch.equal(copy.deepcopy(model).train()(x), expected)
 
 
-@pytest.mark.parametrize("name", ["fashion-mnist", "fashion-mnist-standard", "fashion-mnist-lm-resnet", "fashion-mnist-diffpure"])
+@pytest.mark.parametrize(
+    "name", ["fashion-mnist", "fashion-mnist-standard", "fashion-mnist-lm-resnet", "fashion-mnist-diffpure"]
+)
 def test_loaded_models_stay_in_evaluation_mode(name):
     model = rdc.load(name)
     x = rdc.load_dataset("fashion-mnist-sample").pixels(range(2))

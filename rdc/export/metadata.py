@@ -73,7 +73,9 @@ def describe_model(
         "rdc.licence": str(info.get("licence", "not stated")),
         "rdc.model_card": info,
     }
-    return {key: value if isinstance(value, str) else json.dumps(value, allow_nan=False) for key, value in values.items()}
+    return {
+        key: value if isinstance(value, str) else json.dumps(value, allow_nan=False) for key, value in values.items()
+    }
 
 
 def seal(content: bytes) -> bytes:

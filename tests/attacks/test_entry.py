@@ -181,7 +181,7 @@ WRONG = {
     "check_every": [True, 0],
     "draws": [True, 0, 1.5, "ab", [True], [-1], [1, 1], None],
     "temperature": [True, "a", 0, float("inf")],
-    "threat": [0.1, "linf", object()],
+    "threat": [0.1, "linf", ...],
     "model": [3, "net"],
 }  # fmt: skip
 OF = {

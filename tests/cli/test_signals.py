@@ -41,6 +41,14 @@ print(json.dumps(answers))
 """
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """SIGHUP reaches the commands, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def child(program, *arguments, cwd=None, **options):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
