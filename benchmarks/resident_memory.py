@@ -1,0 +1,98 @@
+"""Resident memory of one call against its budget: growth of a process with the model loaded, over its first real call.
+
+    python benchmarks/resident_memory.py --out benchmarks/results/resident-memory.json                # all cases, forty minutes
+    python benchmarks/resident_memory.py --models fashion-mnist --work gradient --batches 64 --budgets 64 256 --threads 1
+
+Each case runs in a process of its own (Linux). Counted: the growth of the high-water mark of resident memory (VmHWM, set back
+just before) over what was resident with the model and the images loaded. "first" is the first call on the process, with all
+that is done once (measuring what an image needs, code that is read from disk, oneDNN's kernels); "code" is the part of it that is
+mapped from files (RssFile); "again", if asked for, is the same call made a second time, counted in the same way. "tensors" is the
+peak that ``rdc.memory.peak_bytes`` counts in a last call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+WORK = ("prediction", "gradient", "lm")
+
+
+def status(name: str) -> float:
+    """A line of /proc/self/status (Linux), MiB."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(f"{name}:"))
+
+
+def growth(call: Any) -> dict[str, float]:
+    """MiB by which ``call()`` raised the high-water mark over what was resident, what stayed, and CPU seconds."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the high-water mark starts anew from what is resident now
+    before, code, begun = status("VmRSS"), status("RssFile"), time.process_time()
+    call()
+    after = {"peak": status("VmHWM") - before, "stays": status("VmRSS") - before, "code": status("RssFile") - code}
+    return {**{key: round(value, 1) for key, value in after.items()}, "seconds": round(time.process_time() - begun, 2)}
+
+
+def measure(model: str, work: str, batch: int, budget: float, threads: int, calls: list[str]) -> dict[str, Any]:
+    """One case, in this process."""
+    import torch
+
+    import rdc
+    from rdc.memory import peak_bytes
+
+    torch.set_num_threads(threads)
+    lm = {"lm": "paper-v2"} if work == "lm" else {}
+    classifier = rdc.load(model, memory_budget_mb=budget, **lm)
+    pixels = rdc.load_dataset("fashion-mnist-sample").pixels(range(batch))
+
+    def call() -> None:
+        if work == "prediction":
+            with torch.no_grad():
+                classifier(pixels)
+            return
+        leaf = pixels.clone().requires_grad_()
+        torch.autograd.grad(classifier(leaf)[:, 0].sum(), leaf)
+
+    first = growth(call)
+    found: dict[str, Any] = {"of_budget": round(first["peak"] / budget, 3), "first": first}
+    if "again" in calls:
+        found["again"] = growth(call)
+    if "tensors" in calls:
+        found["tensors"] = round(peak_bytes(call) / 2**20, 1)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["fashion-mnist", "fashion-mnist-teacher"])
+    parser.add_argument("--work", nargs="+", default=list(WORK), choices=WORK)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[64, 256, 1024], help="MiB")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument(
+        "--calls", nargs="*", default=["tensors"], choices=["again", "tensors"], help="besides the first"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file, written after every case")
+    args = parser.parse_args()
+    from measuring import about
+
+    head, rows = {"about": about(), "unit": "MiB"}, []
+    for case in itertools.product(args.models, args.work, args.batches, args.budgets, args.threads):
+        os.environ["OMP_NUM_THREADS"] = str(case[-1])
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            found = pool.apply(measure, (*case, args.calls))
+        rows.append({**dict(zip(("model", "work", "batch", "budget", "threads"), case, strict=True)), **found})
+        print(json.dumps(rows[-1]), flush=True)
+        if args.out:
+            args.out.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
