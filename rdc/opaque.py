@@ -137,10 +137,11 @@ class _Holder(nn.Module):
 
     def __init__(self, module: nn.Module, function: Function) -> None:
         super().__init__()
-        self.module, self.function = module, function
+        self.module = module
+        self.called = (function,)  # in a tuple: it may be the module itself, which must not be registered twice
 
     def forward(self, *tensors: Tensor) -> Any:
-        return self.function(*tensors)
+        return self.called[0](*tensors)
 
 
 class Opaque(torch.autograd.Function):

@@ -362,6 +362,7 @@ REFUSED = {
             "LM's objective",
             "conditional",
             "multi-head",
+            "multi-head, small budget",
             "multi-head, LM",
         )
     },
