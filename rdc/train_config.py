@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rdc.errors import ConfigError
+from rdc.scalars import as_integer, as_number, shown
 
 __all__ = ["TrainConfig", "optimizer_of"]
 
@@ -52,6 +53,16 @@ class TrainConfig:
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            read, kind = {"int": (as_integer, "an integer"), "float": (as_number, "a number")}.get(
+                field.type, (None, "")
+            )
+            given = getattr(self, field.name)
+            value = given if read is None else read(given)
+            if value is None:
+                raise ConfigError(f"{field.name}: expected {kind}; got {shown(given)}")
+            if type(given) not in (int, float):  # of NumPy or PyTorch: the run's folder holds plain numbers
+                object.__setattr__(self, field.name, value)
         if self.batch_size < 1 or self.images < self.batch_size:
             raise ConfigError(f"images: expected at least batch_size ({self.batch_size}) >= 1; got {self.images}")
         if self.batch_size > _MOST_BATCH or self.images > _MOST_IMAGES:

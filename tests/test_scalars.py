@@ -18,6 +18,7 @@ from rdc.evaluation import EvaluationSettings
 from rdc.likelihood_maximization import LikelihoodMaximization
 from rdc.scalars import as_flag, as_integer, as_number, shown
 from rdc.timesteps import NoiseLevels, noise_levels
+from rdc.train_config import TrainConfig
 from tests.models import CLASSES, CONFIG, SHAPE, pixels, tiny_classifier, tiny_denoiser
 
 #: one of every kind that callers have been seen to pass by mistake
@@ -269,3 +270,14 @@ def test_class_names_may_be_anything_with_a_name():
     ):
         assert len(tiny_classifier(class_names=names).class_names) == 3
     assert tiny_classifier().class_names == ("0", "1", "2")
+
+
+def test_settings_of_training():
+    made = TrainConfig(images=np.int64(64), batch_size=np.int32(8), learning_rate=np.float64(0.5), seed=torch.tensor(3))
+    assert made == TrainConfig(images=64, batch_size=8, learning_rate=0.5, seed=3) and json.dumps(made.describe())
+    for name in ("images", "batch_size", "learning_rate", "seed", "clip", "ema_images"):
+        for odd in ODD:
+            refused_in_one_line(lambda name=name, odd=odd: TrainConfig(**{"images": 10**6, name: odd}))
+        for odd in (True, "1", None, [1]):
+            with pytest.raises(ConfigError, match=f"{name}: expected a"):
+                TrainConfig(**{"images": 10**6, name: odd})

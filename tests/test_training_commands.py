@@ -300,6 +300,13 @@ def test_distill_refuses_a_teacher_of_other_data(teacher: Path, tmp_path: Path, 
     assert "expected data of 2 classes" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("seed", [10**15, -7, 10**40])
+def test_any_integer_is_a_seed_of_samples(teacher: Path, tmp_path: Path, seed: int) -> None:
+    command = ["sample", str(teacher), "--per-class", "1", "--steps", "1", "--quiet"]
+    assert main([*command, "--out", str(tmp_path / "a.png"), "--seed", str(seed)]) == 0
+    expect_picture(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize("command", ["train", "distill", "sample"])
 def test_help_has_examples(command: str, capsys) -> None:
     assert main([command, "--help"]) == 0

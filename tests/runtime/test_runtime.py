@@ -135,6 +135,17 @@ def test_wrong_images(model, images, words):
         model(images)
 
 
+def test_pixels_off_by_rounding_are_on_the_box(model):
+    x = grey((2, 1, 8, 8)).astype(np.float32) / 255
+    x[:, :, 0], x[:, :, 1] = 1, 0
+    off = x.copy()
+    off[:, :, 0], off[:, :, 1] = 1 + 1.2e-7, -1e-7
+    assert np.array_equal(model(off).log_probabilities, model(x).log_probabilities)
+    off[0, 0, 0, 0] = 1.00001
+    with pytest.raises(InputError, match=r"to 1\.00001"):
+        model(off)
+
+
 # --- files and providers --------------------------------------------------------------------------------------------
 
 
