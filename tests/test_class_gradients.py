@@ -158,7 +158,7 @@ def test_gradient_of_weights_passes_through_the_steps(kind):
 @pytest.mark.parametrize("outer", [False, True], ids=["alone", "inside autocast, after a call without gradients"])
 @pytest.mark.parametrize("kind", ["conditional", "multihead"])
 def test_unfrozen_weights_in_bfloat16(kind, outer):
-    """Autocast keeps the weights that it cast, with or without their graph, until the caller's own autocast ends."""
+    """Older PyTorch's autocast keeps the weights that it cast, without their graph if need be, until the caller's own one ends."""
     settings = {"precision": "bfloat16", "levels": "log:2:0.5:1:flat"}
     x, cut = pixels(2), tiny_classifier(kind, memory_budget_mb=0.12, **settings)
     cut.denoiser.requires_grad_()
@@ -212,3 +212,40 @@ def test_rebuilt_pieces_give_the_bits_of_checkpointed_ones(pairs):
         results.append((losses.detach(), torch.autograd.grad(losses, x0, upstream)[0]))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert results[0][1].abs().max() > 0
+
+
+@pytest.mark.parametrize("lm", [None, "paper-v2,steps=1,sign=false"], ids=["DC", "RDC"])
+@pytest.mark.parametrize("kind", ["conditional", "multihead"])
+def test_weights_put_in_by_functional_call(kind, lm):
+    """torch.func's way of training: weights are arguments; a frozen classifier under a small budget gives their gradient."""
+    settings = {"lm": lm, "levels": "log:2:0.5:1:flat"}
+    x = pixels(1, dtype=torch.float64)
+    cut = tiny_classifier(kind, torch.float64, memory_budget_mb=0.2, **settings)
+    named = {name: weight.detach() for name, weight in cut.named_parameters()}
+    found = torch.func.grad(lambda named: margin(torch.func.functional_call(cut, named, (x,))))(named)
+    whole = tiny_classifier(kind, torch.float64, memory_budget_mb=1e5, **settings)
+    expected = gradients_of_weights(whole, x, margin)
+    used = [name for name, grad in expected.items() if grad is not None and grad.any()]
+    assert len(used) > 60
+    for name in used:
+        close(found[f"denoiser.{name}"], expected[name], 1e-8)
+    assert not any(weight.requires_grad for weight in cut.parameters())
+    name = "denoiser.network.unet.map_layer1.weight"
+    way = torch.linspace(-1, 1, named[name].numel(), dtype=torch.float64).view_as(named[name])
+    moved = torch.func.jvp(
+        lambda weight: margin(torch.func.functional_call(cut, {name: weight}, (x,))), (named[name],), (way,)
+    )[1]
+    close(moved, (expected[name.removeprefix("denoiser.")] * way).sum(), 1e-8)
+
+
+def test_a_fresh_draw_is_the_same_for_values_and_derivatives():
+    """Under torch.func a derivative computes again: with the draw of its call, and without using up another."""
+    fresh, fixed = (
+        tiny_classifier("conditional", torch.float64, noise=noise, memory_budget_mb=0.2) for noise in ("fresh", "fixed")
+    )
+    x = pixels(1, dtype=torch.float64)
+    for draw in range(3):
+        fixed.set_draw(draw)
+        leaf = x.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(margin(fixed(leaf)), leaf)
+        close(torch.func.grad(lambda x: margin(fresh(x)))(x), expected, 1e-9)

@@ -100,6 +100,19 @@ def test_second_derivatives_are_the_definitions():
     torch.testing.assert_close(curvature(gram), curvature(multihead_loss_reference))
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_operands_that_depend_on_each_other(create_graph):
+    """With create_graph, what h gives to weight and target once was counted twice."""
+    x, upstream = make((1, 2, 3, 4, 3, 5, 3), torch.float64)
+    h = x[0].requires_grad_()
+
+    def gradient(function):
+        loss = function(h, x[1] * h.mean(), x[2], 2 * h, x[4].double())
+        return torch.autograd.grad(loss, h, upstream.double(), create_graph=create_graph)[0]
+
+    torch.testing.assert_close(gradient(gram), gradient(multihead_loss_reference))
+
+
 def test_auto_takes_it_for_very_many_classes_on_the_cpu(monkeypatch):
     """By the shape of one image, and never where it has no gradient to give."""
     calls = []
