@@ -187,6 +187,29 @@ def table_scaling(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+# --- resident-memory.json -----------------------------------------------------------------------------------------------------
+
+
+def table_resident(found: dict[str, Any]) -> str:
+    """Growth of resident memory over the first call, by budget, before and now."""
+    about, old = found["about"], found["before"]
+    names = ("model", "work", "batch", "budget", "threads")
+    before = {tuple(row[name] for name in names): row["first"]["peak"] for row in old["rows"]}
+    lines = [
+        f"{_where(about)}; before: commit {old['commit']}. MiB.",
+        "",
+        "| model | work | threads | images | budget | before | now |",
+    ]
+    lines.append("|---|---|---|---|---|---|---|")
+    for row in found["rows"]:
+        key = tuple(row[name] for name in names)
+        then, now = before.get(key), row["first"]["peak"]
+        cells = [row["model"], row["work"], row["threads"], row["batch"], f"{row['budget']:g}"]
+        cells += ["" if then is None else f"{then:.0f}", f"{now:.0f}: {now / row['budget']:.2f}x"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
 # --- suite.json ---------------------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +244,7 @@ PARTS: dict[str, tuple[Callable[[Any], None] | None, Callable[[Any], str]]] = {
     "anytime": (plot_anytime, table_anytime),
     "anytime-teacher": (None, table_anytime),
     "scaling": (plot_scaling, table_scaling),
+    "resident-memory": (None, table_resident),
     "suite": (None, table_suite),
 }
 

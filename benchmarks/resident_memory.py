@@ -1,13 +1,15 @@
 """Resident memory of one call against its budget: growth of a process with the model loaded, over its first real call.
 
-    python benchmarks/resident_memory.py --out benchmarks/results/resident-memory.json                # all cases, forty minutes
+    python benchmarks/resident_memory.py --threads 1 --out new.json                                        # an hour
+    python benchmarks/resident_memory.py --join old.json new.json --out benchmarks/results/resident-memory.json
     python benchmarks/resident_memory.py --models fashion-mnist --work gradient --batches 64 --budgets 64 256 --threads 1
 
 Each case runs in a process of its own (Linux). Counted: the growth of the high-water mark of resident memory (VmHWM, set back
 just before) over what was resident with the model and the images loaded. "first" is the first call on the process, with all
 that is done once (measuring what an image needs, code that is read from disk, oneDNN's kernels); "code" is the part of it that is
 mapped from files (RssFile); "again", if asked for, is the same call made a second time, counted in the same way. "tensors" is the
-peak that ``rdc.memory.peak_bytes`` counts in a last call.
+peak that ``rdc.memory.peak_bytes`` counts in a last call. Where the system is short of memory it takes code pages back and the growth
+looks smaller than it is: "code" is then below 0.
 """
 
 from __future__ import annotations
@@ -79,10 +81,17 @@ def main() -> None:
     parser.add_argument(
         "--calls", nargs="*", default=["tensors"], choices=["again", "tensors"], help="besides the first"
     )
+    parser.add_argument("--join", type=Path, nargs=2, metavar=("OLD", "NEW"), help="two files of --out, side by side")
     parser.add_argument("--out", type=Path, help="JSON file, written after every case")
     args = parser.parse_args()
     from measuring import about
 
+    from rdc.storage.json_files import read_json, write_json
+
+    if args.join:
+        old, new = (read_json(path) for path in args.join)
+        write_json(args.out, {**new, "before": {"commit": old["about"]["commit"], "rows": old["rows"]}})
+        return
     head, rows = {"about": about(), "unit": "MiB"}, []
     for case in itertools.product(args.models, args.work, args.batches, args.budgets, args.threads):
         os.environ["OMP_NUM_THREADS"] = str(case[-1])
@@ -91,7 +100,7 @@ def main() -> None:
         rows.append({**dict(zip(("model", "work", "batch", "budget", "threads"), case, strict=True)), **found})
         print(json.dumps(rows[-1]), flush=True)
         if args.out:
-            args.out.write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n")
+            write_json(args.out, {**head, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def peak(images: int) -> float:
 
 
 def live(images: int) -> float:
-    """MiB of tensors alive at once in the same gradient: what the budget counts."""
+    """MiB of tensors alive at once in the same gradient: the budget leaves them what the process does not need for itself."""
     torch.set_num_threads(1)
     classifier = rdc.load("fashion-mnist", memory_budget_mb=BUDGET)
     x = rdc.load_dataset("fashion-mnist-sample").pixels(range(images))
@@ -81,23 +80,12 @@ def live(images: int) -> float:
 
 
 def memory() -> dict[str, dict[str, float]]:
-    """Three views of the peak, by images: each measured in a process of its own.
-
-    glibc raises its threshold for giving memory straight back to the system whenever a large block is freed, and a heap that never
-    shrinks fragments; with the threshold held at 1 MB resident memory follows the tensors.
-    """
+    """Two views of the peak, by images, each measured in a process of its own (more: resident_memory.py)."""
     found: dict[str, dict[str, float]] = {}
-    for what, function, setting in (
-        ("tensors alive", live, None),
-        ("resident", peak, None),
-        ("resident, MALLOC_MMAP_THRESHOLD_=1000000", peak, "1000000"),
-    ):
-        if setting:
-            os.environ["MALLOC_MMAP_THRESHOLD_"] = setting
+    for what, function in (("tensors alive", live), ("resident", peak)):
         for images in MEMORY_IMAGES:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 found.setdefault(what, {})[str(images)] = pool.apply(function, (images,))
-    os.environ.pop("MALLOC_MMAP_THRESHOLD_", None)
     return found
 
 

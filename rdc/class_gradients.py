@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rdc.denoiser import Denoiser
-from rdc.opaque import checkpointed, opaque, opaque_with, refuse_batches, transformed, wanted
+from rdc.opaque import checkpointed, exchanged, opaque, refuse_batches, transformed, wanted
 
 __all__ = ["joined", "rebuilt", "streamed"]
 
@@ -34,14 +34,12 @@ def streamed(
         noise: [T, C, H, W].
         sigma, weight: [T].
         pairs: how many pairs of image and level, with all their classes, one piece may hold; at least 1.
-        rebuild: forget what the pieces computed on the way and compute it again in the backward pass.
+        rebuild: forget what the pieces computed on the way and compute it again in the backward pass. Not under the transforms of
+            ``torch.func`` and in forward mode: these go through the network itself, and the memory budget is not kept.
     """
-    if rebuild and transformed():
-        operands = x0, noise, sigma, weight
-        return opaque_with(denoiser, lambda *plain: streamed(denoiser, *plain, pairs), *operands)
     levels = len(sigma)
     per_piece = min(levels, pairs)
-    rebuild = rebuild and wanted(x0, noise, sigma, weight, module=denoiser)
+    rebuild = rebuild and not transformed() and wanted(x0, noise, sigma, weight, module=denoiser)
 
     def piece(part: Tensor, begin: int) -> Tensor:
         pick = slice(begin, begin + per_piece)
@@ -69,7 +67,7 @@ def joined(parts: Iterator[Tensor], count: int) -> Tensor:
     first = next(parts)
     if len(first) == count:
         return first
-    if first.requires_grad:
+    if first.requires_grad or transformed():
         return torch.cat([first, *parts])
     whole = first.new_empty(count, *first.shape[1:])
     whole[: len(first)] = first
@@ -93,9 +91,7 @@ def rebuilt(denoiser: Denoiser, x0: Tensor, noise: Tensor, sigma: Tensor, weight
     Args, Returns: as of :func:`streamed`.
     """
     levels = noise, sigma, weight
-    if transformed():
-        return opaque_with(denoiser, lambda *plain: rebuilt(denoiser, *plain, pairs), x0, *levels)
-    if wanted(*levels, module=denoiser):
+    if transformed() or exchanged() or wanted(*levels, module=denoiser):
         return streamed(denoiser, x0, *levels, pairs)
     return _Rebuilt.apply(x0, (denoiser, *levels, pairs))
 

@@ -41,6 +41,15 @@ __all__ = [
 Function = Callable[..., Any]
 
 
+#: modules that compute with other tensors than their own at this moment
+_exchanged: list[nn.Module] = []
+
+
+def exchanged() -> bool:
+    """Whether a module computes with tensors that :func:`opaque_with` lent it: nothing may be put off to a backward pass then."""
+    return bool(_exchanged)
+
+
 def transformed() -> bool:
     """Whether ``torch.func`` transforms (grad, vjp, jacrev, jvp, vmap, ...) or forward-mode derivatives are at work here."""
     if torch._C._are_functorch_transforms_active():
@@ -86,7 +95,11 @@ def opaque_with(module: nn.Module, function: Function, *tensors: Tensor) -> Any:
     holder, count = _Holder(module, function), len(tensors)
 
     def with_these(*given: Tensor) -> Any:
-        return torch.func.functional_call(holder, dict(zip(names, given[count:], strict=True)), given[:count])
+        _exchanged.append(module)
+        try:
+            return torch.func.functional_call(holder, dict(zip(names, given[count:], strict=True)), given[:count])
+        finally:
+            _exchanged.pop()
 
     return opaque(with_these, *tensors, *held)
 
@@ -105,6 +118,9 @@ def checkpointed(function: Function, *args: Any) -> Any:
 
     A tangent can still come with the upstream gradient: what is computed again is computed as it was, without.
     """
+
+    if _exchanged:  # a backward pass comes when the module has its own weights again
+        return function(*args)
 
     def plain(*args: Any) -> Any:
         with forward_ad._set_fwd_grad_enabled(False):
