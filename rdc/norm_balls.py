@@ -270,7 +270,10 @@ def _l1_step(length: Tensor, room: Tensor, eps: float) -> Tensor:
     by = crossing(breaks.sort(dim=1).values, lambda by: -row_sum(shrunk(by)), torch.full_like(length[:, 0], -target))
     step = shrunk(by)
     total = row_sum(step)  # target, but for rounding: length and eps may be far apart
-    step = step * torch.where(total > target, target / torch.where(total > 0, total, 1.0), 1.0)[:, None]
+    less = (target / torch.where(total > 0, total, 1.0)).clamp(
+        max=1.0
+    )  # PyTorch takes the reciprocal, which may be infinite
+    step = step * torch.where(total > target, less, 1.0)[:, None]
     return torch.where(inside[:, None], whole, step)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rdc.attacks import ThreatModel
@@ -48,6 +48,7 @@ def test_breaks_what_has_little_margin(norm: str, channels: int) -> None:
 
 
 @settings(max_examples=30, deadline=None)
+@example(1, "l1", 2.225073858507203e-309, (1, 1, 9), True)
 @given(
     st.integers(0, 10**6), st.sampled_from(["linf", "l2", "l1"]), st.floats(0.0, 1.0),
     st.sampled_from([(1, 1, 1), (1, 2, 3), (3, 7, 4), (2, 12, 9), (1, 1, 9)]), st.booleans(),
