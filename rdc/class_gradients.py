@@ -11,6 +11,7 @@ cross-entropy.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rdc.denoiser import Denoiser
-from rdc.opaque import checkpointed, exchanged, opaque, refuse_batches, transformed, wanted
+from rdc.opaque import checkpointed, kept_for_later, opaque, opaque_with, refuse_batches, transformed, wanted
 
 __all__ = ["joined", "rebuilt", "streamed"]
 
@@ -34,23 +35,27 @@ def streamed(
         noise: [T, C, H, W].
         sigma, weight: [T].
         pairs: how many pairs of image and level, with all their classes, one piece may hold; at least 1.
-        rebuild: forget what the pieces computed on the way and compute it again in the backward pass. Not under the transforms of
-            ``torch.func`` and in forward mode: these go through the network itself, and the memory budget is not kept.
+        rebuild: forget what the pieces computed on the way and compute it again in the backward pass.
     """
+    if rebuild and transformed():
+        operands = x0, noise, sigma, weight
+        return opaque_with(denoiser, lambda *plain: streamed(denoiser, *plain, pairs), *operands)
     levels = len(sigma)
     per_piece = min(levels, pairs)
-    rebuild = rebuild and not transformed() and wanted(x0, noise, sigma, weight, module=denoiser)
+    rebuild = rebuild and wanted(x0, noise, sigma, weight, module=denoiser)
 
     def piece(part: Tensor, begin: int) -> Tensor:
         pick = slice(begin, begin + per_piece)
         return denoiser.class_losses(part, noise[pick], sigma[pick], weight[pick])
+
+    again = kept_for_later(denoiser, piece) if rebuild else piece
 
     def losses() -> Iterator[Tensor]:
         for part in x0.split(max(1, pairs // per_piece)):
             total = None
             for begin in range(0, levels, per_piece):
                 if rebuild:
-                    loss = checkpointed(piece, part, begin)
+                    loss = checkpointed(again, part, begin)
                 else:
                     loss = piece(part, begin)
                 total = loss if total is None else total + loss
@@ -91,7 +96,9 @@ def rebuilt(denoiser: Denoiser, x0: Tensor, noise: Tensor, sigma: Tensor, weight
     Args, Returns: as of :func:`streamed`.
     """
     levels = noise, sigma, weight
-    if transformed() or exchanged() or wanted(*levels, module=denoiser):
+    if transformed():
+        return opaque_with(denoiser, lambda *plain: rebuilt(denoiser, *plain, pairs), x0, *levels)
+    if wanted(*levels, module=denoiser):
         return streamed(denoiser, x0, *levels, pairs)
     return _Rebuilt.apply(x0, (denoiser, *levels, pairs))
 
@@ -104,7 +111,8 @@ class _Rebuilt(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x0, ctx.run = inputs
+        x0, run = inputs
+        ctx.pull = kept_for_later(run[0], functools.partial(_pull, run))
         ctx.save_for_backward(x0)
 
     @staticmethod
@@ -112,8 +120,8 @@ class _Rebuilt(torch.autograd.Function):
         refuse_batches(upstream)
         (x0,) = ctx.saved_tensors
         if not transformed():
-            return _pull(ctx.run, x0, upstream), None
-        return opaque(lambda *plain: _pull(ctx.run, *plain), x0, upstream), None
+            return ctx.pull(x0, upstream), None
+        return opaque(ctx.pull, x0, upstream), None
 
 
 def _pull(run: tuple[Any, ...], x0: Tensor, upstream: Tensor) -> Tensor:

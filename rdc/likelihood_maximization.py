@@ -14,6 +14,7 @@ exact gradient is the straight-through one.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor
 from rdc.denoiser import Denoiser
 from rdc.errors import ConfigError
 from rdc.noise import NoisePlan
-from rdc.opaque import checkpointed, opaque, opaque_with, transformed, wanted
+from rdc.opaque import checkpointed, kept_for_later, opaque, opaque_with, transformed, wanted
 from rdc.scalars import as_flag, as_integer, as_number, shown
 from rdc.timesteps import MOST_LEVELS, NoiseLevels, noise_levels, parse_levels
 
@@ -275,13 +276,13 @@ def lm_penalty(denoiser: Denoiser, x0: Tensor, settings: LikelihoodMaximization,
     if transformed():
         return opaque_with(denoiser, lambda plain: lm_penalty(denoiser, plain, settings, draw, rows), x0)
     levels = len(settings.levels) if settings.levels is not None else settings.levels_per_step
-    rebuild = wanted(x0, module=denoiser)
+    rebuild, objective = wanted(x0, module=denoiser), kept_for_later(denoiser, functools.partial(lm_loss, denoiser))
     parts = []
     for part in x0.split(max(1, rows // levels)):
         total = part.new_zeros(len(part))
         for step in range(settings.steps):
             if rebuild:
-                total = total + checkpointed(lm_loss, denoiser, part, settings, step, draw)
+                total = total + checkpointed(objective, part, settings, step, draw)
             else:
                 total = total + lm_loss(denoiser, part, settings, step, draw)
         parts.append(total / settings.steps)
@@ -369,16 +370,19 @@ def maximize_likelihood(denoiser: Denoiser, x0: Tensor, settings: LikelihoodMaxi
         return opaque_with(denoiser, lambda plain: maximize_likelihood(denoiser, plain, settings, draw), x0)
     x, state = x0, (torch.zeros_like(x0), torch.zeros_like(x0))
     asked, of_weights = wanted(x0, module=denoiser), wanted(module=denoiser)
+
+    def move(step: int, anchor: Tensor, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        moved, state = _step(denoiser, settings, step, draw, anchor, x, state, asked and torch.is_grad_enabled())
+        return moved, *state
+
+    later = kept_for_later(denoiser, move) if asked and not of_weights else move
     for step in range(settings.steps):
-
-        def move(anchor: Tensor, x: Tensor, *state: Tensor, step: int = step) -> tuple[Tensor, ...]:
-            moved, state = _step(denoiser, settings, step, draw, anchor, x, state, asked and torch.is_grad_enabled())
-            return moved, *state
-
         if of_weights:
-            x, *state = opaque_with(denoiser, move, x0, x, *state)
+            x, *state = opaque_with(denoiser, functools.partial(move, step), x0, x, *state)
+        elif asked:
+            x, *state = opaque(functools.partial(later, step), x0, x, *state)
         else:
-            x, *state = opaque(move, x0, x, *state) if asked else move(x0, x, *state)
+            x, *state = move(step, x0, x, *state)
     return x
 
 

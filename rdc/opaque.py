@@ -28,6 +28,7 @@ from rdc.errors import RdcError
 __all__ = [
     "Opaque",
     "checkpointed",
+    "kept_for_later",
     "new_names",
     "opaque",
     "opaque_with",
@@ -39,15 +40,6 @@ __all__ = [
 
 #: of tensors, to a tensor or a tuple of tensors; differentiable where autograd is on, and in what requires a gradient
 Function = Callable[..., Any]
-
-
-#: modules that compute with other tensors than their own at this moment
-_exchanged: list[nn.Module] = []
-
-
-def exchanged() -> bool:
-    """Whether a module computes with tensors that :func:`opaque_with` lent it: nothing may be put off to a backward pass then."""
-    return bool(_exchanged)
 
 
 def transformed() -> bool:
@@ -75,6 +67,8 @@ def opaque(function: Function, *tensors: Tensor) -> Any:
     Raises:
         RdcError: by a derivative, where the function has none.
     """
+    if torch.compiler.is_compiling():
+        torch._dynamo.graph_break()  # a compiler is kept out as well
     single: list[bool] = []
 
     def whole(*given: Tensor) -> tuple[Tensor, ...]:
@@ -88,20 +82,35 @@ def opaque(function: Function, *tensors: Tensor) -> Any:
 
 def opaque_with(module: nn.Module, function: Function, *tensors: Tensor) -> Any:
     """:func:`opaque` for a function that also computes with the parameters and buffers of ``module``: derivatives in these, too."""
-    names, held = [], []
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        names.append(f"module.{name}")
-        held.append(tensor)
+    names, held = _held(module)
     holder, count = _Holder(module, function), len(tensors)
 
     def with_these(*given: Tensor) -> Any:
-        _exchanged.append(module)
-        try:
-            return torch.func.functional_call(holder, dict(zip(names, given[count:], strict=True)), given[:count])
-        finally:
-            _exchanged.pop()
+        return torch.func.functional_call(holder, dict(zip(names, given[count:], strict=True)), given[:count])
 
     return opaque(with_these, *tensors, *held)
+
+
+def kept_for_later(module: nn.Module, function: Function) -> Function:
+    """``function`` as it computes with ``module`` now, to be called in a backward pass: ``torch.func.functional_call`` may have put
+    other parameters and buffers into the module that are gone by then."""
+    tables = [table for part in module.modules() for table in (part._parameters, part._buffers)]
+    places = [(table, name, tensor) for table in tables for name, tensor in table.items()]
+    names, held = _held(module)
+    holder = _Holder(module, function)
+
+    def later(*args: Any) -> Any:
+        if all(table.get(name) is tensor for table, name, tensor in places):
+            return function(*args)
+        return torch.func.functional_call(holder, dict(zip(names, held, strict=True)), args)
+
+    return later
+
+
+def _held(module: nn.Module) -> tuple[list[str], list[Tensor]]:
+    """Names in a :class:`_Holder`, and what the module has under them: its parameters and buffers."""
+    both = [*module.named_parameters(), *module.named_buffers()]
+    return [f"module.{name}" for name, _ in both], [tensor for _, tensor in both]
 
 
 def wanted(*tensors: Tensor, module: nn.Module | None = None) -> bool:
@@ -118,9 +127,6 @@ def checkpointed(function: Function, *args: Any) -> Any:
 
     A tangent can still come with the upstream gradient: what is computed again is computed as it was, without.
     """
-
-    if _exchanged:  # a backward pass comes when the module has its own weights again
-        return function(*args)
 
     def plain(*args: Any) -> Any:
         with forward_ad._set_fwd_grad_enabled(False):

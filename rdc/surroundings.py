@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rdc.errors import ConfigError
-from rdc.opaque import transformed
+from rdc.opaque import kept_for_later, transformed
 
 __all__ = [
     "measured",
@@ -48,7 +48,7 @@ def undisturbed(function: Callable[[Tensor], Tensor], x: Tensor, module: nn.Modu
         x = ordinary_tensor(x)
         frozen = module is None or not any(weight.requires_grad for weight in module.parameters())
         if casting and frozen and x.requires_grad and torch.is_grad_enabled() and not transformed():
-            return _Shielded.apply(function, x)
+            return _Shielded.apply(function if module is None else kept_for_later(module, function), x)
         return function(x)
 
 

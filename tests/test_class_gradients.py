@@ -249,3 +249,48 @@ def test_a_fresh_draw_is_the_same_for_values_and_derivatives():
         leaf = x.clone().requires_grad_()
         (expected,) = torch.autograd.grad(margin(fixed(leaf)), leaf)
         close(torch.func.grad(lambda x: margin(fresh(x)))(x), expected, 1e-9)
+
+
+@pytest.mark.parametrize("lm", [None, "paper-v2,steps=2,sign=false"], ids=["DC", "RDC"])
+@pytest.mark.parametrize("kind", ["conditional", "multihead"])
+def test_lent_weights_are_those_of_the_backward_pass_too(kind, lm):
+    """functional_call has taken them away by then; what is computed again was computed with the classifier's own."""
+    settings = {"lm": lm, "levels": "log:2:0.5:1:flat"}
+    x, cut = pixels(2, dtype=torch.float64), tiny_classifier(kind, torch.float64, memory_budget_mb=0.2, **settings)
+    g = torch.Generator().manual_seed(5)
+    lent = {name: w + 0.05 * torch.randn(w.shape, generator=g).double() for name, w in cut.named_parameters()}
+    other = tiny_classifier(kind, torch.float64, memory_budget_mb=1e5, **settings)
+    other.load_state_dict(lent, strict=False)
+
+    def gradient(function):
+        leaf = x.clone().requires_grad_()
+        return torch.autograd.grad(margin(function(leaf)), leaf)[0]
+
+    def borrowed(x):
+        return torch.func.functional_call(cut, lent, (x,))
+
+    expected = gradient(other)
+    assert (gradient(cut) - expected).norm() > 0.01 * expected.norm()
+    close(gradient(borrowed), expected, 1e-9)
+    close(torch.func.grad(lambda x: margin(borrowed(x)))(x), expected, 1e-9)
+    if lm is not None:
+        leaf = x.clone().requires_grad_()
+        (found,) = torch.autograd.grad(other.penalty(leaf).sum(), leaf)
+        with torch.no_grad():
+            own = {name: w.clone() for name, w in cut.named_parameters()}
+        penalty = Calls(cut, "penalty")
+        leaf = x.clone().requires_grad_()
+        lent_to = {f"classifier.{name}": w for name, w in lent.items()}
+        close(torch.autograd.grad(torch.func.functional_call(penalty, lent_to, (leaf,)).sum(), leaf)[0], found, 1e-9)
+        assert all(torch.equal(w, own[name]) for name, w in cut.named_parameters())
+
+
+class Calls(torch.nn.Module):
+    """A method of a classifier as a module's forward."""
+
+    def __init__(self, classifier, method):
+        super().__init__()
+        self.classifier, self.method = classifier, method
+
+    def forward(self, x):
+        return getattr(self.classifier, self.method)(x)

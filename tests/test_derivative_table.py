@@ -403,7 +403,7 @@ def subject_of(name: str) -> Subject:
     return SUBJECTS[name]()
 
 
-@pytest.mark.parametrize("name, way", cells())
+@pytest.mark.parametrize("name, way", list(cells()))
 def test_cell(name, way):
     subject = subject_of(name)
     ask, truth = WAYS[way]
