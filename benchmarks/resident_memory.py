@@ -5,7 +5,7 @@
     python benchmarks/resident_memory.py --models fashion-mnist --work gradient --batches 64 --budgets 64 256 --threads 1
 
 Each case runs in a process of its own (Linux). Counted: the growth of the high-water mark of resident memory (VmHWM, set back
-just before) over what was resident with the model and the images loaded. "first" is the first call on the process, with all
+just before) over what was resident with the model loaded and the images drawn. "first" is the first call on the process, with all
 that is done once (measuring what an image needs, code that is read from disk, oneDNN's kernels); "code" is the part of it that is
 mapped from files (RssFile); "again", if asked for, is the same call made a second time, counted in the same way. "tensors" is the
 peak that ``rdc.memory.peak_bytes`` counts in a last call. Where the system is short of memory it takes code pages back and the growth
@@ -52,7 +52,7 @@ def measure(model: str, work: str, batch: int, budget: float, threads: int, call
     torch.set_num_threads(threads)
     lm = {"lm": "paper-v2"} if work == "lm" else {}
     classifier = rdc.load(model, memory_budget_mb=budget, **lm)
-    pixels = rdc.load_dataset("fashion-mnist-sample").pixels(range(batch))
+    pixels = torch.rand(batch, *classifier.image_shape, generator=torch.Generator().manual_seed(0))
 
     def call() -> None:
         if work == "prediction":

@@ -108,15 +108,14 @@ def bytes_per_item(work: Callable[[int], object]) -> int:
     """What one more item of a batch adds to the peak.
 
     Args:
-        work: computes on a batch of n items; run for n = 1 and n = 3, or 2 where one takes more than 8 MiB: measuring is to keep a
-            budget, too.
+        work: computes on a batch of n items; run for n = 1 and n = 3.
 
     Returns:
-        Bytes, at least 1.
+        Bytes, at least 1. Where one item takes more than 8 MiB that is all: it is next to what one more adds, and measuring is to
+        keep a budget, too.
     """
     one = peak_bytes(lambda: work(1))
-    count = 3 if one <= 8 * 2**20 else 2
-    return max(1, (peak_bytes(lambda: work(count)) - one) // (count - 1))
+    return one if one > 8 * 2**20 else max(1, (peak_bytes(lambda: work(3)) - one) // 2)
 
 
 def tensor_bytes(megabytes: float, device: torch.device) -> float:
