@@ -15,6 +15,7 @@ products", 2017).
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -76,7 +77,7 @@ def opaque(function: Function, *tensors: Tensor) -> Any:
         single.append(isinstance(out, Tensor))
         return (out,) if single[-1] else tuple(out)
 
-    found = Opaque.apply(whole, *tensors)
+    found = Opaque.apply(_uncompiled(whole) if transformed() else whole, *tensors)
     return found[0] if single[-1] else found
 
 
@@ -187,7 +188,7 @@ class Opaque(torch.autograd.Function):
         tensors, needs = ctx.saved_tensors, ctx.needs_input_grad[1:]
         pull = _Pull(ctx.function, len(tensors), needs, [grad is not None for grad in upstream])
         operands = (*tensors, *(grad for grad in upstream if grad is not None))
-        found = iter(Opaque.apply(pull, *operands) if transformed() else pull(*operands))
+        found = iter(Opaque.apply(_uncompiled(pull), *operands) if transformed() else pull(*operands))
         return None, *(next(found) if need else None for need in needs)
 
     @staticmethod
@@ -197,7 +198,7 @@ class Opaque(torch.autograd.Function):
             given = [None if tangent is None else _primal(tangent) for tangent in tangents]
             moved = [tangent is not None for tangent in given]
             push = _Push(ctx.function, len(tensors), moved)
-            return Opaque.apply(push, *tensors, *(tangent for tangent in given if tangent is not None))
+            return Opaque.apply(_uncompiled(push), *tensors, *(tangent for tangent in given if tangent is not None))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], function: Function, *tensors: Tensor) -> tuple[Any, Any]:
@@ -223,6 +224,17 @@ def _hooks_allowed() -> Iterator[None]:
         yield
     finally:
         torch._C._autograd._saved_tensors_hooks_disable(refusal)
+
+
+def _uncompiled(function: Function) -> Function:
+    """Inside ``torch.compile``, too, with all of its parts: what is compiled has no second derivative."""
+    if "torch._dynamo" not in sys.modules:
+        return function
+
+    def plain(*tensors: Tensor) -> Any:
+        return function(*tensors)
+
+    return torch.compiler.disable(plain)
 
 
 def _primal(tensor: Tensor) -> Tensor:
