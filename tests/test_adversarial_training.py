@@ -438,7 +438,7 @@ def test_methods_are_those_of_the_module() -> None:
         (["--method", "trades", "--eps", "8"], "pixel units, got 8.0"),
         (["--method", "trades", "--eps", "a"], "expected a budget such as '8/255'"),
         (["--method", "trades", "--inner-step-size", "0"], "inner step size: expected a positive number"),
-        (["--method", "trades", "--inner-steps", "0"], "inner steps: expected a whole number"),
+        (["--method", "trades", "--inner-steps", "0"], "--inner-steps: expected an integer >= 1"),
         (["--method", "free"], "invalid choice: 'free'"),
         (
             ["--method", "trades", "--init", "fashion-mnist"],

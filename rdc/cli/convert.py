@@ -32,12 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--network", metavar="NAME", help="for state dicts: network preset or JSON description (default: inferred)"
     )
     parser.add_argument(
-        "--classes", type=int, metavar="K", help="with --network: number of classes (default: read off)"
+        "--classes", type=int, metavar="K", help="with --network only: number of classes (default: read off)"
     )
     parser.add_argument(
         "--null-label", metavar="LABEL", help="for diffusers: the embedding's index that means no label, or mean"
     )
-    parser.add_argument("--class-names", metavar="A,B,...", help="names to record, separated by commas")
+    parser.add_argument(
+        "--class-names", metavar="A,B,...", help="names to record, one for each class, separated by commas"
+    )
     parser.add_argument("--half", action="store_true", help="store weights as float16")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         network=args.network,
         num_classes=args.classes,
         null_label=int(label) if label and label.isdecimal() and len(label) < 10 else label,
-        info={"class_names": args.class_names.split(",")} if args.class_names else None,
+        info={"class_names": [name.strip() for name in args.class_names.split(",")]} if args.class_names else None,
         dtype=torch.float16 if args.half else torch.float32,
     )
     if args.json:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rdc.checkpoints import checkpoint_paths, network_from_state, save_model
+from rdc.class_names import checked_names
 from rdc.convert.diffusers_folder import read_diffusers_folder
 from rdc.convert.edm_pickle import read_edm_pickle
 from rdc.convert.state_dicts import infer_config, read_safetensors, read_torch_file, strip_prefix
@@ -44,10 +45,10 @@ def convert_checkpoint(
         kind: what ``source`` is, one of :data:`KINDS`.
         network: for state dicts: preset name, path of a JSON description, or the description itself; None: inferred
             from the tensors' shapes (EDM U-Nets).
-        num_classes: with a preset: number of classes; None: read off the label map.
+        num_classes: with ``network``: number of classes; None: read off the label map.
         null_label: for diffusers: what "no label" means: the index of an embedding trained for it, "mean" or "none"
             (see ``VPNetwork``); None: "mean", and a note says so.
-        info: put into the checkpoint's ``info`` (class names, licence, ...).
+        info: put into the checkpoint's ``info`` (``class_names``: K different ones; licence, ...).
         dtype: how weights are stored, float32 or float16.
 
     Returns:
@@ -56,7 +57,7 @@ def convert_checkpoint(
 
     Raises:
         CheckpointError: the source is missing, damaged, asks for code, or its weights fit no supported network.
-        ConfigError: an option is unknown.
+        ConfigError: an option is unknown, has no meaning for the source, or does not fit its network.
     """
     source = Path(source)
     with reading(source, CheckpointError, "a checkpoint"):
@@ -76,13 +77,18 @@ def _convert(
     kind = _kind(source, kind)
     if kind not in ("state-dict", "safetensors") and (network is not None or num_classes is not None):
         raise ConfigError(f"network, num_classes: expected with state dicts only; a {kind} source describes itself")
+    if num_classes is not None and network is None:
+        raise ConfigError(
+            f"num_classes: expected with network only; without one it is read off the tensors; got {num_classes}"
+        )
     if kind != "diffusers" and null_label is not None:
         raise ConfigError(f"null_label: expected with diffusers folders only; the source is {kind}")
     if source.resolve() in (path.resolve() for path in checkpoint_paths(destination)):
         raise ConfigError(f"destination: expected another name than the source {source}")
     config, state, notes = _read(source, kind, network, num_classes, null_label)
+    info = _checked_info(info, config)
     made = network_from_state(config, state, source)
-    about = {"converted_from": {"file": source.name, "kind": kind, "notes": notes}, **(info or {})}
+    about = {"converted_from": {"file": source.name, "kind": kind, "notes": notes}, **info}
     written = save_model(destination, made, config, about, dtype)
     return {
         "source": str(source),
@@ -121,6 +127,16 @@ def _kind(source: Path, kind: str) -> str:
         f"{source}: neither a pickle, a torch.save file, a safetensors file nor a diffusers folder; name its kind: "
         f"{', '.join(KINDS[1:])}"
     )
+
+
+def _checked_info(info: dict[str, Any] | None, config: dict[str, Any]) -> dict[str, Any]:
+    """``info`` with a name for each class, if it has names."""
+    if not info or info.get("class_names") is None:
+        return dict(info or {})
+    count = config.get("num_classes") or 0
+    if count == 0:
+        raise ConfigError("class_names: expected none; the network has no classes")
+    return {**info, "class_names": list(checked_names(info["class_names"], count))}
 
 
 def _read(
