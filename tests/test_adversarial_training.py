@@ -436,7 +436,7 @@ def test_methods_are_those_of_the_module() -> None:
         (["--network", "resnet-small-28"], "--method diffusion trains a diffusion network such as small-28"),
         (["--method", "trades", "--network", "resnet-small-32"], "expected images of 3x32x32.*1 x 28 x 28"),
         (["--method", "trades", "--eps", "8"], "pixel units, got 8.0"),
-        (["--method", "trades", "--eps", "a"], "expected a budget such as '8/255'"),
+        (["--method", "trades", "--eps", "a"], "--eps: expected a budget such as '8/255'"),
         (["--method", "trades", "--inner-step-size", "0"], "inner step size: expected a positive number"),
         (["--method", "trades", "--inner-steps", "0"], "--inner-steps: expected an integer >= 1"),
         (["--method", "free"], "invalid choice: 'free'"),

@@ -20,11 +20,12 @@ __all__ = ["AttackRecord", "AttackResult", "ThreatModel", "check_images", "check
 _NUMBER = re.compile(r"\d{1,30}(\.\d{0,30})?(e[+-]?\d{1,2})?|\.\d{1,30}(e[+-]?\d{1,2})?", re.IGNORECASE | re.ASCII)
 
 
-def parse_eps(text: str | float) -> float:
+def parse_eps(text: str | float, *, name: str = "") -> float:
     """Read a budget: ``"8/255"``, ``"0.5"``, ``"1e-3"`` or a number; fractions are exact, rounded once at the end.
 
     Args:
         text: a non-negative number or a quotient of two, in [0, 1] pixel units.
+        name: what the caller calls the budget, such as ``"--eps"``; errors begin with it.
 
     Returns:
         The float64 nearest to the exact value: ``parse_eps("8/255") == 8 / 255``.
@@ -32,21 +33,22 @@ def parse_eps(text: str | float) -> float:
     Raises:
         ConfigError: not such a number, negative, infinite, or a zero denominator.
     """
+    said = f"{name}: " if name else ""
     if (number := as_number(text)) is not None:
         if math.isfinite(number) and number >= 0:
             return number
-        raise ConfigError(f"expected a finite budget >= 0 in [0, 1] pixel units, got {shown(text)}")
+        raise ConfigError(f"{said}expected a finite budget >= 0 in [0, 1] pixel units, got {shown(text)}")
     parts = [part.strip() for part in text.split("/")] if isinstance(text, str) else []
     if len(parts) not in (1, 2) or not all(_NUMBER.fullmatch(part) for part in parts):
         raise ConfigError(
-            f"expected a budget such as '8/255' or '0.5' (>= 0, in [0, 1] pixel units), got {shown(text)}"
+            f"{said}expected a budget such as '8/255' or '0.5' (>= 0, in [0, 1] pixel units), got {shown(text)}"
         )
     numbers = [Fraction(part) for part in parts]
     if len(numbers) == 2 and numbers[1] == 0:
-        raise ConfigError(f"the budget {text!r} divides by zero; write it like '8/255'")
+        raise ConfigError(f"{said}the budget {text!r} divides by zero; write it like '8/255'")
     value = as_number(numbers[0] / numbers[1] if len(numbers) == 2 else numbers[0])
     if value is None:
-        raise ConfigError(f"expected a finite budget >= 0 in [0, 1] pixel units, got {shown(text)}")
+        raise ConfigError(f"{said}expected a finite budget >= 0 in [0, 1] pixel units, got {shown(text)}")
     return value
 
 

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     if args.ood_eps:
         if not args.ood:
             raise ConfigError("--ood-eps: expected images of other kinds to tell apart; name their files with --ood")
-        parse_eps(args.ood_eps)
+        parse_eps(args.ood_eps, name="--ood-eps")
     classifier = load_classifier(args)
     _check(classifier)
     held = train_holdout(load_dataset(args.data, "train", args.data_root), args.holdout)[1]

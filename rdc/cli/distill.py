@@ -130,9 +130,9 @@ def _threat(args: argparse.Namespace) -> dict[str, Any]:
     from rdc.errors import ConfigError
 
     threat: dict[str, Any] = {}
-    if margin := parse_eps(args.margin_eps):
+    if margin := parse_eps(args.margin_eps, name="--margin-eps"):
         threat |= {"margin_eps": margin, "margin_norm": args.margin_norm}
-    if radius := parse_eps(args.secant_eps):
+    if radius := parse_eps(args.secant_eps, name="--secant-eps"):
         fractions = (args.secant_low, args.secant_high, args.secant_share)
         threat["secant"] = Secant(radius, args.secant_norm, *fractions, args.secant_steps)
     if margin and args.compile:

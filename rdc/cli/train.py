@@ -168,10 +168,10 @@ def _classifier(args: argparse.Namespace) -> tuple[ClassifierObjective, dict[str
 
     attack = None
     if args.method in _ATTACKED:
+        radius = parse_eps(_EPS[args.norm] if args.eps is None else args.eps, name="--eps")
         size = args.inner_step_size
-        attack = InnerAttack(
-            parse_eps(args.eps or _EPS[args.norm]), args.norm, args.inner_steps, size and parse_eps(size)
-        )
+        size = None if size is None else parse_eps(size, name="--inner-step-size")
+        attack = InnerAttack(radius, args.norm, args.inner_steps, size)
     objective = ClassifierObjective(args.method, attack, args.beta, args.label_smoothing, args.shift)
     settings: dict[str, Any] = {"command": "train", "method": args.method}
     if attack is not None:

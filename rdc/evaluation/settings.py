@@ -132,7 +132,7 @@ class EvaluationSettings:
     @property
     def radius(self) -> float:
         """eps as a number."""
-        return parse_eps(self.eps)
+        return parse_eps(self.eps, name="eps")
 
     @property
     def threat(self) -> Any:

@@ -98,7 +98,7 @@ class GradientSettings:
         for name in ("eps", "eps_l2"):
             if isinstance(getattr(self, name), (int, float)):
                 object.__setattr__(self, name, repr(float(getattr(self, name))))
-            if not 0 < parse_eps(getattr(self, name)) < math.inf:
+            if not 0 < parse_eps(getattr(self, name), name=name) < math.inf:
                 raise ConfigError(f"{name}: expected a radius > 0 in [0, 1] pixel units; got {getattr(self, name)}")
         if self.radius("linf") > 1:
             raise ConfigError(

@@ -39,7 +39,7 @@ EVALUATE = [
     (["--memory-mb", DIGITS], "expected a number > 0"),
     (["--seed", "-1"], "seed: expected an integer >= 0"),
     (["--seed", "1" + "0" * 30], "seed: expected less than 2^64"),
-    (["--eps", "nan"], "expected a budget such as"),
+    (["--eps", "nan"], "eps: expected a budget such as"),
     (["--eps", "inf"], "expected a budget such as"),
     (["--eps", "-1"], "expected a budget such as"),
     (["--eps", "1e400"], "expected a budget such as"),
@@ -83,7 +83,7 @@ OTHERS = [
     ("gradients", ["--draws", "1000000000000"], "draws"),
     ("gradients", ["--grid", "1000000000001"], "grid"),
     ("gradients", ["--eps", "nan"], "expected a budget"),
-    ("gradients", ["--eps-l2", "1e400"], "expected a budget"),
+    ("gradients", ["--eps-l2", "1e400"], "eps_l2: expected a budget"),
     ("gradients", ["--logit-scale", "inf"], "logit_scale"),
     ("gradients", ["--model", RAW + "@lm"], "\\udcff"),
     ("gradients", ["--model", LONG], "xxx"),
@@ -130,7 +130,7 @@ WHOLE = [
     (["calibrate", "--out", "x", "--ood", "x.npz", "--ood-steps", "1" + "0" * 12], "at most 1,000,000"),
     (["train", "--data", RAW, "--out", "x"], "\\udcff"),
     (["train", "--out", "x", "--threads", "1000000000"], "at most 4,096"),
-    (["distill", "--out", "x", "--margin-eps", "inf"], "expected a budget such as"),
+    (["distill", "--out", "x", "--margin-eps", "inf"], "--margin-eps: expected a budget such as"),
     (["distill", "--out", "x", "--secant-eps", "8/255", "--secant-steps", "1" + "0" * 12], "steps"),
 ]
 TRAINING = [
