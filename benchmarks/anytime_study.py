@@ -4,8 +4,8 @@
     python benchmarks/anytime_study.py --model fashion-mnist-teacher --calibrate 300 --check 200 --rates 0.02 0.05 --out ...
 
 Calibrated on held-out training images (not trained on), checked on test images: the rule's losses are recorded once, so that every
-rate is simulated on all images (as tests/test_anytime.py shows, what runs is what is simulated); then the classifier itself runs, full
-and anytime taking turns, on the first ``--timed`` of them.
+rate is simulated on all images (as tests/decisions/test_anytime.py shows, what runs is what is simulated);
+then the classifier itself runs, full and anytime taking turns, on the first ``--timed`` of them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from level_study import holdout
 from measuring import about, alternate, clock, ratio, summary
 
 import rdc
-from rdc.anytime import AnytimeClassifier
-from rdc.anytime.calibration import (
+from rdc.decisions.anytime import AnytimeClassifier
+from rdc.decisions.anytime.calibration import (
     _losses,
     calibrate_from_losses,
     fingerprint,
@@ -29,8 +29,8 @@ from rdc.anytime.calibration import (
     prior_scores,
     simulate_stopping,
 )
-from rdc.resampling import bootstrap_interval
-from rdc.statistics import wilson_interval
+from rdc.statistics import bootstrap_interval
+from rdc.statistics.proportions import wilson_interval
 from rdc.storage.json_files import write_json
 
 

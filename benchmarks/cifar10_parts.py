@@ -18,13 +18,13 @@ from cifar10_speed import speed
 
 import rdc
 from rdc.attacks import ThreatModel, apgd
-from rdc.checkpoints import load_model, save_model
 from rdc.data import Dataset, load_dataset, save_npz, train_holdout
 from rdc.data.cifar10 import CLASS_NAMES, load_cifar10
 from rdc.errors import CheckpointError, ConfigError
-from rdc.level_weights import fit_weights, level_margins, worst_margins
+from rdc.method.levels import NoiseLevels, parse_levels
+from rdc.models.checkpoints import load_model, save_model
 from rdc.storage.json_files import write_json
-from rdc.timesteps import NoiseLevels, parse_levels
+from rdc.training.level_weights import fit_weights, level_margins, worst_margins
 
 __all__ = ["BOXES", "PARTS"]
 

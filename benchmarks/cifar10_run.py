@@ -21,11 +21,11 @@ import torch
 from cifar10_shards import read_shards, shard_files, write_shards
 from measuring import about
 
-from rdc.checkpoints import save_model
 from rdc.cli import main as rdc_main
 from rdc.cli.training_run import open_model
 from rdc.errors import ConfigError
-from rdc.presets import MODELS
+from rdc.models.checkpoints import save_model
+from rdc.models.zoo import MODELS
 from rdc.storage.files import atomic_write
 from rdc.storage.json_files import write_json
 

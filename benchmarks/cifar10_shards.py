@@ -17,8 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rdc.checkpoints import load_model, network_from_state, save_model
 from rdc.errors import CheckpointError
+from rdc.models.checkpoints import load_model, network_from_state, save_model
 
 __all__ = ["LIMIT_MIB", "read_shards", "shard_files", "write_shards"]
 
@@ -30,7 +30,7 @@ def write_shards(model: Path, folder: Path, name: str, limit_mib: float = LIMIT_
     """Write a checkpoint as shards ``folder/NAME-i-of-n.safetensors``, parameters in float16; older ones of NAME go.
 
     Args:
-        model: what :func:`rdc.checkpoints.load_model` reads.
+        model: what :func:`rdc.models.checkpoints.load_model` reads.
         more: JSON values added to the checkpoint's ``info``.
 
     Raises:

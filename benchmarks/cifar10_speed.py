@@ -80,8 +80,8 @@ def _cases(run: Run) -> list[Case]:
 
 
 def _one_speed(run: Run, case: Case) -> dict[str, Any]:
-    from rdc.time_box import images_per_second
-    from rdc.training import TrainConfig, Trainer
+    from rdc.training.time_box import images_per_second
+    from rdc.training.trainer import TrainConfig, Trainer
 
     network, objective = _step_of(run, case.step)
     words = RECIPES["robust" if case.step == "margin" else case.step].split()
@@ -136,10 +136,10 @@ def _environment(**values: str) -> Iterator[None]:
 
 def _step_of(run: Run, kind: str) -> tuple[Any, Any]:
     """A network with drawn weights and the objective of that recipe (weights do not matter for time)."""
-    from rdc.denoiser import make_denoiser
-    from rdc.distillation import DistillationObjective, Secant, student_from_teacher
+    from rdc.method.denoiser import make_denoiser
     from rdc.networks.presets import build_network, network_preset
-    from rdc.objective import ConditionalObjective, NoiseDistribution
+    from rdc.training.distillation import DistillationObjective, Secant, student_from_teacher
+    from rdc.training.objective import ConditionalObjective, NoiseDistribution
 
     config = network_preset(run.args.network, 10)
     network = build_network(config)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rdc.classifier import DiffusionClassifier
+from rdc.method.classifier import DiffusionClassifier
 
 __all__ = ["Contender", "conditional", "multihead", "objective", "paper", "shipped"]
 

@@ -35,7 +35,7 @@ from gpu_run import Run  # noqa: E402
 from measuring import about  # noqa: E402
 
 import rdc  # noqa: E402
-from rdc.denoiser import make_denoiser  # noqa: E402
+from rdc.method.denoiser import make_denoiser  # noqa: E402
 from rdc.networks.blocks import fastest_layout  # noqa: E402
 from rdc.networks.presets import build_network, network_preset  # noqa: E402
 from rdc.storage.json_files import write_json  # noqa: E402

@@ -4,7 +4,7 @@
 
 All candidates are computed once; T' levels are every (32 / T')-th of them, in each of the 32 / T' possible offsets, so that a
 row shows how much a choice of T' levels with their noise matters, beside the interval that the images cause. Images: the
-second half of the hold-out (benchmarks/level_weights.py); the weights of a weighting are those of rdc.timesteps.
+second half of the hold-out (benchmarks/level_weights.py); the weights of a weighting are those of rdc.method.levels.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 import rdc
 from rdc.attacks import parse_eps
-from rdc.drawing import drawing, new_figure
-from rdc.level_weights import level_margins, worst_margins
-from rdc.statistics import wilson_interval
+from rdc.method.levels import WEIGHTINGS
+from rdc.plots.drawing import drawing, new_figure
+from rdc.statistics.proportions import wilson_interval
 from rdc.storage.json_files import write_json
-from rdc.timesteps import WEIGHTINGS
+from rdc.training.level_weights import level_margins, worst_margins
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ from tqdm import tqdm
 import rdc
 from rdc.attacks import ThreatModel, apgd, parse_eps
 from rdc.data import Dataset, train_holdout
-from rdc.drawing import drawing, new_figure
-from rdc.statistics import wilson_interval
+from rdc.plots.drawing import drawing, new_figure
+from rdc.statistics.proportions import wilson_interval
 from rdc.storage.json_files import read_json, write_json
 
 RANGES = ["0.25:1", "0.25:3", "0.5:2", "0.5:3", "0.5:4", "1:3", "1:5", "2:7"]

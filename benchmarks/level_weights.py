@@ -1,4 +1,4 @@
-"""Fit the weights of the noise levels on held-out training images, for accuracy under attack (rdc/level_weights.py).
+"""Fit the weights of the noise levels on held-out training images, for accuracy under attack (rdc/training/level_weights.py).
 
     python benchmarks/level_weights.py --model fashion-mnist --n 500 --out benchmarks/results/level-weights.json
 
@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 import rdc
 from rdc.attacks import parse_eps
-from rdc.level_weights import fit_weights, level_margins, worst_margins
+from rdc.method.levels import WEIGHTINGS, NoiseLevels
 from rdc.storage.json_files import write_json
-from rdc.timesteps import WEIGHTINGS, NoiseLevels
+from rdc.training.level_weights import fit_weights, level_margins, worst_margins
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ def resident(name: str) -> float:
 def export(model: str, lm: str | None, path: str) -> None:
     """Write the file; in a process of its own, so that PyTorch is not there when memory is measured."""
     from rdc.export import export_onnx
-    from rdc.presets import load
+    from rdc.models.zoo import load
 
     export_onnx(load(model, **({} if lm is None else {"lm": lm})), path, check=False)
 

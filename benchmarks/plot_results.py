@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rdc.drawing import drawing, new_figure
+from rdc.plots.drawing import drawing, new_figure
 from rdc.storage.files import atomic_write
 from rdc.storage.json_files import read_json
 

@@ -8,8 +8,8 @@ Each case runs in a process of its own (Linux). Counted: the growth of the high-
 just before) over what was resident with the model loaded and the images drawn. "first" is the first call on the process, with all
 that is done once (measuring what an image needs, code that is read from disk, oneDNN's kernels); "code" is the part of it that is
 mapped from files (RssFile); "again", if asked for, is the same call made a second time, counted in the same way. "tensors" is the
-peak that ``rdc.memory.peak_bytes`` counts in a last call. Where the system is short of memory it takes code pages back and the growth
-looks smaller than it is: "code" is then below 0.
+peak that ``rdc.execution.memory.peak_bytes`` counts in a last call. Where the system is short of memory it takes code pages
+back and the growth looks smaller than it is: "code" is then below 0.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def measure(model: str, work: str, batch: int, budget: float, threads: int, call
     import torch
 
     import rdc
-    from rdc.memory import peak_bytes
+    from rdc.execution.memory import peak_bytes
 
     torch.set_num_threads(threads)
     lm = {"lm": "paper-v2"} if work == "lm" else {}

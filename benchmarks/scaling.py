@@ -16,12 +16,12 @@ import torch
 from measuring import about, alternate, clock, median
 
 import rdc
-from rdc.classifier import DiffusionClassifier
-from rdc.denoiser import MultiHeadDenoiser
-from rdc.distillation import student_from_teacher
-from rdc.memory import peak_bytes
+from rdc.execution.memory import peak_bytes
+from rdc.method.classifier import DiffusionClassifier
+from rdc.method.denoiser import MultiHeadDenoiser
 from rdc.networks.presets import build_network, network_preset
 from rdc.storage.json_files import write_json
+from rdc.training.distillation import student_from_teacher
 
 IMAGES, LEVELS, CLASSES = (1, 2, 4, 8, 16, 32), (2, 4, 8, 16, 32), (10, 30, 100, 300)
 MEMORY_IMAGES, BUDGET = (16, 64, 256), 256.0

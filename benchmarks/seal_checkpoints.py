@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rdc.checkpoints import checkpoint_paths, load_model
-from rdc.descriptions import reseal
+from rdc.models.checkpoints import checkpoint_paths, load_model
+from rdc.models.descriptions import reseal
 
 
 def main() -> None:

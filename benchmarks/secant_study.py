@@ -19,16 +19,16 @@ import torch
 from measuring import about
 
 import rdc
-from rdc.augmentation import Shifted
-from rdc.checkpoints import load_model, save_model
 from rdc.cli import main as rdc_main
 from rdc.data import Dataset, train_holdout
-from rdc.denoiser import make_denoiser
-from rdc.distillation import DistillationObjective, Secant, student_from_teacher
+from rdc.method.denoiser import make_denoiser
+from rdc.models.checkpoints import load_model, save_model
 from rdc.networks.presets import build_network, network_preset
-from rdc.objective import ConditionalObjective, NoiseDistribution
 from rdc.storage.json_files import write_json
-from rdc.training import TrainConfig, Trainer
+from rdc.training.augmentation import Shifted
+from rdc.training.distillation import DistillationObjective, Secant, student_from_teacher
+from rdc.training.objective import ConditionalObjective, NoiseDistribution
+from rdc.training.trainer import TrainConfig, Trainer
 
 EPS = 8 / 255
 ROWS: dict[str, dict[str, Any]] = {

@@ -24,7 +24,7 @@ from level_study import holdout
 from scipy.optimize import minimize_scalar
 
 import rdc
-from rdc.checkpoints import load_model, save_model
+from rdc.models.checkpoints import load_model, save_model
 
 LICENCES = {
     "fashion-mnist": "Apache-2.0 (weights); trained on Fashion-MNIST (MIT, Zalando SE)",

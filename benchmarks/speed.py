@@ -22,7 +22,7 @@ from contenders import Contender, conditional, multihead, paper, shipped
 from measuring import about, alternate, clock, ratio, summary
 
 import rdc
-from rdc.statistics import wilson_interval
+from rdc.statistics.proportions import wilson_interval
 from rdc.storage.json_files import write_json
 
 #: what -> slower and faster contender, which differ in this alone

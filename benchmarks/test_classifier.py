@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import rdc
-from rdc.classifier import DiffusionClassifier
-from rdc.denoiser import ConditionalDenoiser, MultiHeadDenoiser
-from rdc.distillation import student_from_teacher
+from rdc.method.classifier import DiffusionClassifier
+from rdc.method.denoiser import ConditionalDenoiser, MultiHeadDenoiser
 from rdc.networks.presets import build_network, network_preset
+from rdc.training.distillation import student_from_teacher
 
 LEVELS, BATCH = "log:8:0.5:4:flat", 4
 

@@ -1,4 +1,4 @@
-"""rdc.resampling: numba against its numpy twin (same numbers), and against numpy as one would write it.
+"""rdc.statistics: numba against its numpy twin (same numbers), and against numpy as one would write it.
 
 pytest benchmarks/test_resampling.py --benchmark-only --benchmark-json=out/resampling.json
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rdc.resampling import bootstrap_interval, paired_permutation_test, sequential_stops, why_not_numba
+from rdc.statistics import bootstrap_interval, paired_permutation_test, sequential_stops, why_not_numba
 
 IMAGES, ATTACKS, DRAWS = 1000, 6, 5_000
 RANDOM = np.random.Generator(np.random.Philox(key=0))

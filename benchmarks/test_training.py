@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import rdc
-from rdc.denoiser import ConditionalDenoiser
-from rdc.distillation import DistillationObjective, student_from_teacher
+from rdc.method.denoiser import ConditionalDenoiser
 from rdc.networks.presets import build_network, network_preset
-from rdc.objective import ConditionalObjective, NoiseDistribution
-from rdc.training import TrainConfig, Trainer
+from rdc.training.distillation import DistillationObjective, student_from_teacher
+from rdc.training.objective import ConditionalObjective, NoiseDistribution
+from rdc.training.trainer import TrainConfig, Trainer
 
 BATCH = 8
 STEPS = ("train", "train-posterior", "distill", "distill-margin")

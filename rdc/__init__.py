@@ -12,27 +12,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rdc.classifier import DiffusionClassifier
     from rdc.data import load_dataset
     from rdc.errors import RdcError
-    from rdc.likelihood_maximization import LikelihoodMaximization
-    from rdc.noise import NoisePlan
-    from rdc.presets import MODELS, load
-    from rdc.timesteps import NoiseLevels, noise_levels, parse_levels
+    from rdc.method.classifier import DiffusionClassifier
+    from rdc.method.levels import NoiseLevels, noise_levels, parse_levels
+    from rdc.method.likelihood_maximization import LikelihoodMaximization
+    from rdc.method.noise import NoisePlan
+    from rdc.models.zoo import MODELS, load
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "DiffusionClassifier": "rdc.classifier",
-    "LikelihoodMaximization": "rdc.likelihood_maximization",
-    "MODELS": "rdc.presets",
-    "NoiseLevels": "rdc.timesteps",
-    "NoisePlan": "rdc.noise",
+    "DiffusionClassifier": "rdc.method.classifier",
+    "LikelihoodMaximization": "rdc.method.likelihood_maximization",
+    "MODELS": "rdc.models.zoo",
+    "NoiseLevels": "rdc.method.levels",
+    "NoisePlan": "rdc.method.noise",
     "RdcError": "rdc.errors",
-    "load": "rdc.presets",
+    "load": "rdc.models.zoo",
     "load_dataset": "rdc.data",
-    "noise_levels": "rdc.timesteps",
-    "parse_levels": "rdc.timesteps",
+    "noise_levels": "rdc.method.levels",
+    "parse_levels": "rdc.method.levels",
 }
 
 __all__ = [

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rdc.arguments.seeds import random
 from rdc.errors import ConfigError, RdcError
-from rdc.seeds import random
 
 __all__ = [
     "NORMS",

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from rdc.checkpoints import save_model
-from rdc.classifier import DiffusionClassifier
 from rdc.data import Dataset
 from rdc.data.npz import save_npz
-from rdc.denoiser import ConditionalDenoiser
+from rdc.method.classifier import DiffusionClassifier
+from rdc.method.denoiser import ConditionalDenoiser
+from rdc.models.checkpoints import save_model
+from rdc.models.zoo import load
 from rdc.networks.presets import build_network
-from rdc.presets import load
-from tests.models import randomize
 from tests.oracles import GaussianNetwork
+from tests.tiny_models import randomize
 
 SHAPE, CLASSES, NAMES = (1, 8, 8), 4, ("bag", "coat", "dress", "shirt")
 TINY = {

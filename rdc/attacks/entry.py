@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from rdc.arguments.scalars import as_integer, as_number, shown
 from rdc.attacks.threat_model import AttackResult
 from rdc.errors import InputError
-from rdc.pixels import SLACK, into_box
-from rdc.scalars import as_integer, as_number, shown
-from rdc.surroundings import ordinary_tensor, outside_inference_mode
+from rdc.execution.surroundings import ordinary_tensor, outside_inference_mode
+from rdc.images.pixels import SLACK, into_box
 
 __all__ = ["attack"]
 
@@ -28,7 +28,7 @@ Result = TypeVar("Result", bound=AttackResult)
 def attack(function: Callable[..., Result]) -> Callable[..., Result]:
     """An attack ``(model, x, y, threat, **settings)`` that takes numbers of any kind and works in inference mode.
 
-    NumPy's scalars and 0-d tensors become Python's numbers; pixels outside [0, 1] by rounding (``rdc.pixels.SLACK``) become 0 or 1;
+    NumPy's scalars and 0-d tensors become Python's numbers; pixels outside [0, 1] by rounding (``rdc.images.pixels.SLACK``) become 0 or 1;
     inside inference mode everything is computed outside of it, on copies. What does not fit is left for the attack to refuse.
     """
 

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from rdc.arguments.scalars import as_number, shown
 from rdc.attacks.apgd import _rule
 from rdc.attacks.entry import attack
 from rdc.attacks.losses import Model, Objective
@@ -39,7 +40,6 @@ from rdc.attacks.pgd import Progress, Schedule, run_attack
 from rdc.attacks.threat_model import AttackResult, ThreatModel
 from rdc.errors import ConfigError, InputError
 from rdc.norm_balls import distance
-from rdc.scalars import as_number, shown
 
 __all__ = ["PenaltyResult", "lagrange", "objective_attack"]
 

@@ -24,6 +24,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from rdc.arguments.scalars import as_number
 from rdc.attacks.apgd import _ApgdRule
 from rdc.attacks.entry import attack
 from rdc.attacks.losses import Evaluation, Model
@@ -32,7 +33,6 @@ from rdc.attacks.pgd import Progress, Rule, Schedule, run_attack
 from rdc.attacks.threat_model import AttackResult, ThreatModel, check_images
 from rdc.errors import ConfigError
 from rdc.norm_balls import distance, project, random_start
-from rdc.scalars import as_number
 
 __all__ = ["CUTOFFS", "dct_matrix", "low_frequency", "low_pass"]
 

@@ -9,12 +9,12 @@ from typing import Protocol
 
 from torch import Tensor
 
+from rdc.arguments.scalars import as_number
 from rdc.attacks.entry import attack
 from rdc.attacks.losses import Evaluation, Model, Objective
 from rdc.attacks.threat_model import AttackRecord, AttackResult, ThreatModel, check_images
 from rdc.errors import InputError
 from rdc.norm_balls import project, random_start, steepest_direction
-from rdc.scalars import as_number
 
 __all__ = ["Progress", "Rule", "Schedule", "pgd", "run_attack"]
 

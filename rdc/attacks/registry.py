@@ -11,8 +11,8 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from rdc.arguments.scalars import shown
 from rdc.errors import ConfigError
-from rdc.scalars import shown
 
 __all__ = [
     "ATTACKS",

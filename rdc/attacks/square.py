@@ -28,13 +28,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rdc.arguments.seeds import random
 from rdc.attacks.entry import attack
 from rdc.attacks.losses import Model, Objective
 from rdc.attacks.pgd import Progress, Schedule
 from rdc.attacks.threat_model import AttackRecord, AttackResult, ThreatModel, check_images
 from rdc.errors import InputError
 from rdc.norm_balls import linf_bounds, project, row_sum
-from rdc.seeds import random
 
 __all__ = ["changed_share", "square"]
 

@@ -26,6 +26,8 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from rdc.arguments.scalars import as_number, shown
+from rdc.arguments.seeds import random
 from rdc.attacks.apgd import _ApgdRule
 from rdc.attacks.entry import attack
 from rdc.attacks.losses import AUTO_SPREAD, Model
@@ -33,8 +35,6 @@ from rdc.attacks.per_image import AscentRule, JumpRule, LocatedEvaluation, PerIm
 from rdc.attacks.pgd import Progress, Rule, Schedule, run_attack
 from rdc.attacks.threat_model import AttackResult, ThreatModel, check_images
 from rdc.errors import ConfigError, InputError, RdcError
-from rdc.scalars import as_number, shown
-from rdc.seeds import random
 
 __all__ = ["FlowThreat", "StAdvResult", "check_flow", "flow_penalty", "stadv", "warp"]
 

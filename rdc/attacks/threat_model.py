@@ -11,9 +11,9 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from rdc.arguments.scalars import as_integer, as_number, shown
 from rdc.errors import ConfigError, InputError
 from rdc.norm_balls import NORMS, check_budget
-from rdc.scalars import as_integer, as_number, shown
 
 __all__ = ["AttackRecord", "AttackResult", "ThreatModel", "check_images", "check_labels", "parse_eps"]
 

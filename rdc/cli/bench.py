@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare; returns the exit status."""
-    from rdc.benchmark_comparison import compare_benchmarks, read_benchmarks
+    from rdc.statistics.benchmark_comparison import compare_benchmarks, read_benchmarks
 
     old, new = read_benchmarks(args.old), read_benchmarks(args.new)
     found = compare_benchmarks(old, new, threshold=args.threshold, relative=args.relative)

@@ -129,7 +129,7 @@ def _fit(
     """Fit on losses [N, K] and labels [N]; judge on the test images' ones."""
     import numpy as np
 
-    from rdc import calibration
+    from rdc.decisions import calibration
     from rdc.errors import InputError
 
     prior = None if classifier.class_prior is None else np.log(np.array(classifier.class_prior))
@@ -179,7 +179,7 @@ def _of_log_losses(
     """What the fit would give for f_y = -log loss_y: the variance of an image's errors profiled out."""
     import numpy as np
 
-    from rdc import calibration
+    from rdc.decisions import calibration
 
     scale = calibration.fit_logit_scale(np.log(losses), labels, prior)
     log_p = calibration.log_softmax(-scale * np.log(test_losses) + (0 if prior is None else prior))
@@ -191,8 +191,8 @@ def _of_log_losses(
 
 
 def _check(classifier: Any) -> None:
-    from rdc.classifier import DiffusionClassifier
     from rdc.errors import ConfigError
+    from rdc.method.classifier import DiffusionClassifier
 
     if not isinstance(classifier, DiffusionClassifier):
         raise ConfigError("calibrate: expected a diffusion classifier; this model has no noise levels or logit scale")
@@ -237,7 +237,7 @@ def _losses(classifier: Any, pixels: Any, args: argparse.Namespace, what: str) -
     import torch
 
     from rdc.errors import InputError
-    from rdc.progress import bar
+    from rdc.terminal.progress import bar
 
     parts = []
     with torch.no_grad():
@@ -259,7 +259,7 @@ def _unlike(
     """AUROC of images of other kinds against test images, by several scores; and a picture of the last."""
     import numpy as np
 
-    from rdc.calibration import auroc, fit_likelihood_score
+    from rdc.decisions.calibration import auroc, fit_likelihood_score
     from rdc.reports.calibration_plots import score_plot
 
     weight = np.array(classifier.levels.weight)
@@ -306,8 +306,8 @@ def _unlike(
 def _attacked(classifier: Any, score: Any, pixels: Any, args: argparse.Namespace, what: str, lower: bool) -> Any:
     """Likelihood scores of the first images after an attack on them."""
     from rdc.attacks import ThreatModel, parse_eps
-    from rdc.progress import bar
-    from rdc.score_attack import attack_score
+    from rdc.decisions.score_attack import attack_score
+    from rdc.terminal.progress import bar
 
     pixels, threat = pixels[: args.ood_attack_n], ThreatModel("linf", parse_eps(args.ood_eps))
     with bar(total=len(pixels), desc=f"{what}, attack on the score") as line:
@@ -321,7 +321,7 @@ def _resized(data: Any, shape: tuple[int, int, int], count: int) -> Any:
     import torch
     from PIL import Image
 
-    from rdc.image_files import from_picture
+    from rdc.images.files import from_picture
 
     pixels = data.pixels(range(min(count, len(data))))
     if tuple(pixels.shape[1:]) == tuple(shape):
@@ -333,10 +333,10 @@ def _resized(data: Any, shape: tuple[int, int, int], count: int) -> Any:
 
 def _write_scale(model: str, scale: float) -> None:
     """Put the scale into the checkpoint's recommended settings; the weights stay as they are."""
-    from rdc.checkpoints import checkpoint_paths
-    from rdc.descriptions import read_description, update_info
     from rdc.errors import ConfigError
-    from rdc.presets import MODELS
+    from rdc.models.checkpoints import checkpoint_paths
+    from rdc.models.descriptions import read_description, update_info
+    from rdc.models.zoo import MODELS
 
     path = checkpoint_paths(model)[1]
     if model in MODELS or not path.is_file():

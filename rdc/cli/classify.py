@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 def _read(args: argparse.Namespace, shape: tuple[int, int, int]) -> tuple[list[dict[str, Any]], list[Any]]:
     """An entry for every file, with its error where it has one; and (entry, pixels) of the others."""
     from rdc.errors import InputError
-    from rdc.image_files import read_image
+    from rdc.images.files import read_image
 
     answers: list[dict[str, Any]] = []
     waiting = []
@@ -102,7 +102,7 @@ def _answer(
     answer: dict[str, Any], logits: Any, probabilities: list[float], levels: int | None, class_names: tuple[str, ...]
 ) -> None:
     """Put what is said about one image into its entry."""
-    from rdc.answers import doubt
+    from rdc.decisions.answers import doubt
 
     wrong = doubt(logits)
     if wrong:
@@ -129,8 +129,8 @@ def _doubts(args: argparse.Namespace, pixels: Any) -> list[str]:
 
 
 def _anytime(classifier: Any, args: argparse.Namespace) -> Any:
-    from rdc.anytime.kept import calibrated
     from rdc.data import load_dataset
+    from rdc.decisions.anytime.kept import calibrated
 
     return calibrated(classifier, load_dataset(args.anytime_data, "test"), args.anytime, progress=not args.json)
 

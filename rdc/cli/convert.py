@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Convert; returns the exit status."""
     import torch
 
-    from rdc.convert import convert_checkpoint
+    from rdc.models.convert import convert_checkpoint
 
     label = args.null_label
     summary = convert_checkpoint(

@@ -79,10 +79,10 @@ def run(args: argparse.Namespace) -> int:
     """Distil; returns the exit status."""
     import torch
 
-    from rdc.augmentation import Shifted
-    from rdc.denoiser import make_denoiser
-    from rdc.distillation import DistillationObjective
     from rdc.errors import ConfigError
+    from rdc.method.denoiser import make_denoiser
+    from rdc.training.augmentation import Shifted
+    from rdc.training.distillation import DistillationObjective
 
     threat = _threat(args)
     device = open_device(args)
@@ -126,8 +126,8 @@ def run(args: argparse.Namespace) -> int:
 def _threat(args: argparse.Namespace) -> dict[str, Any]:
     """What --margin-eps or --secant-eps asks of the objective; nothing where neither is given: runs of earlier versions continue."""
     from rdc.attacks import parse_eps
-    from rdc.distillation import Secant
     from rdc.errors import ConfigError
+    from rdc.training.distillation import Secant
 
     threat: dict[str, Any] = {}
     if margin := parse_eps(args.margin_eps, name="--margin-eps"):
@@ -147,8 +147,8 @@ def _models(
     args: argparse.Namespace, data: Dataset
 ) -> tuple[nn.Module, dict[str, Any], dict[str, Any], nn.Module, dict[str, Any]]:
     """Teacher, its description and record, student and its description; without --teacher the student stands for it."""
-    from rdc.distillation import student_from_teacher
     from rdc.errors import ConfigError
+    from rdc.training.distillation import student_from_teacher
 
     alone = args.teacher is None
     if alone and (args.init is None or args.classes_per_image):

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     need("onnx")  # before the model is loaded
     from rdc.export import export_onnx
     from rdc.export.metadata import checkpoint_info
-    from rdc.presets import load
+    from rdc.models.zoo import load
 
     def say(words: str) -> None:
         if not args.quiet:

@@ -146,7 +146,7 @@ def load_classifier(args: argparse.Namespace, data: Any = None, **settings: Any)
     import torch
 
     from rdc.defences.factory import is_factory, load_factory
-    from rdc.presets import load
+    from rdc.models.zoo import load
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -173,7 +173,7 @@ def join_processes(args: argparse.Namespace) -> bool:
         return True
     import torch.distributed as dist
 
-    from rdc.training import start_processes
+    from rdc.training.trainer import start_processes
 
     week = 7 * 24 * 3600.0  # the others wait for the slowest share
     args.device = str(start_processes(_device(args.device).type, timeout=week))

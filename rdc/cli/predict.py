@@ -72,7 +72,7 @@ def _answers(classifier: Any, args: argparse.Namespace, paths: list[str]) -> lis
     import numpy as np
 
     from rdc.errors import InputError
-    from rdc.image_files import read_image
+    from rdc.images.files import read_image
 
     answers, pixels, waiting = [], [], []
     for path in paths:

@@ -32,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw the grid; returns the exit status."""
-    from rdc.denoiser import make_denoiser
-    from rdc.plots import plot_samples
-    from rdc.sampling import sample_classes
+    from rdc.method.denoiser import make_denoiser
+    from rdc.method.sampling import sample_classes
+    from rdc.plots.figures import plot_samples
 
     device = open_device(args)
     network, config, info = open_model(args.model)

@@ -20,9 +20,9 @@ from rdc.cli.training_run import (
 from rdc.errors import ConfigError
 
 if TYPE_CHECKING:
-    from rdc.adversarial_training import ClassifierObjective
     from rdc.data import Dataset
-    from rdc.objective import ConditionalObjective
+    from rdc.training.adversarial import ClassifierObjective
+    from rdc.training.objective import ConditionalObjective
 
 EXAMPLES = """examples:
   rdc train --data fashion-mnist --out runs/teacher --images 360000 --lr 1.5e-3 --noise-mean -0.1 --noise-std 1.0
@@ -38,7 +38,7 @@ samples.png.
 
 _DIFFUSION = ("diffusion",)
 _ATTACKED = ("pgd-at", "trades", "mart")
-_CLASSIFIERS = ("standard", *_ATTACKED)  # rdc.adversarial_training.METHODS; importing that takes a second
+_CLASSIFIERS = ("standard", *_ATTACKED)  # rdc.training.adversarial.METHODS; importing that takes a second
 METHODS = (*_DIFFUSION, *_CLASSIFIERS)
 
 #: option -> (the methods that it goes with, value where it is not given)
@@ -144,7 +144,7 @@ def _diffusion(
     args: argparse.Namespace, data: Dataset, sigma_data: float
 ) -> tuple[ConditionalObjective, dict[str, Any]]:
     """The objective of a diffusion model, and what to record about it."""
-    from rdc.objective import ConditionalObjective
+    from rdc.training.objective import ConditionalObjective
 
     noise = noise_distribution(args, -1.2, 1.2)
     posterior = {
@@ -163,8 +163,8 @@ def _classifier(args: argparse.Namespace) -> tuple[ClassifierObjective, dict[str
     """The objective of a classifier, and what to record about it."""
     import dataclasses
 
-    from rdc.adversarial_training import DEFAULT_BETA, ClassifierObjective, InnerAttack
     from rdc.attacks import parse_eps
+    from rdc.training.adversarial import DEFAULT_BETA, ClassifierObjective, InnerAttack
 
     attack = None
     if args.method in _ATTACKED:

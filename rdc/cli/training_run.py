@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from rdc.data import Dataset
-    from rdc.objective import NoiseDistribution, Objective
+    from rdc.training.objective import NoiseDistribution, Objective
 
 __all__ = [
     "AUGMENT_HELP",
@@ -113,7 +113,7 @@ def open_device(args: argparse.Namespace) -> torch.device:
     """
     import torch
 
-    from rdc.training import start_processes
+    from rdc.training.trainer import start_processes
 
     if args.threads is not None:
         if args.threads < 1:
@@ -135,8 +135,8 @@ def open_device(args: argparse.Namespace) -> torch.device:
 
 def open_model(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     """(network, its description, what is recorded about it) of a shipped model or of a path."""
-    from rdc.checkpoints import load_model
-    from rdc.presets import ASSETS, MODELS
+    from rdc.models.checkpoints import load_model
+    from rdc.models.zoo import ASSETS, MODELS
 
     return load_model(ASSETS / name if name in MODELS else name)
 
@@ -168,8 +168,8 @@ def augmented(
     """What ``--augment`` makes of the network's description and of the objective; recorded in ``settings``."""
     if not args.augment:
         return config, objective
-    from rdc.augmentation import AUGMENTATION_LABEL, Augmented
     from rdc.networks.presets import with_augmentation_label
+    from rdc.training.augmentation import AUGMENTATION_LABEL, Augmented
 
     settings["augment"] = args.augment
     return with_augmentation_label(network, config, AUGMENTATION_LABEL), Augmented(objective, args.augment)
@@ -196,7 +196,7 @@ def load_training_data(args: argparse.Namespace) -> Dataset:
 
 def noise_distribution(args: argparse.Namespace, mean: float, std: float) -> NoiseDistribution:
     """The noise levels asked for; log-normal ones with this mean and std where nothing was."""
-    from rdc.objective import NoiseDistribution
+    from rdc.training.objective import NoiseDistribution
 
     return NoiseDistribution(
         mean if args.noise_mean is None else args.noise_mean, std if args.noise_std is None else args.noise_std
@@ -225,7 +225,7 @@ def fingerprint(*tensors: torch.Tensor) -> str:
 
 def _train_config(args: argparse.Namespace) -> Any:
     """TrainConfig from the options; with --minutes the number of images is planned later."""
-    from rdc.training import TrainConfig
+    from rdc.training.trainer import TrainConfig
 
     return TrainConfig(
         images=args.images if args.minutes is None else max(10**9, args.batch_size),  # for now: planned below
@@ -266,8 +266,8 @@ def run_training(
     """
     import torch.distributed as dist
 
-    from rdc.time_box import plan_images
-    from rdc.training import Trainer, TrainingStopped
+    from rdc.training.time_box import plan_images
+    from rdc.training.trainer import Trainer, TrainingStopped
 
     train = _train_config(args)
     source = {"name": str(args.data), "images": len(data), "crc32": fingerprint(data.images, data.labels)}
@@ -319,8 +319,8 @@ class Exporter:
 
     def __call__(self, network: nn.Module, info: dict[str, Any]) -> None:
         """After every checkpoint: the averaged weights, and the loss curve so far."""
-        from rdc.checkpoints import save_model
-        from rdc.plots import plot_losses
+        from rdc.models.checkpoints import save_model
+        from rdc.plots.figures import plot_losses
 
         about = {"dataset": self.data.name, "class_names": list(self.data.class_names)}
         save_model(self.out / "model", network, self.config, {**about, **self.settings, **info})
@@ -334,9 +334,9 @@ class Exporter:
 
     def samples(self, network: nn.Module, progress: bool) -> None:
         """At the end: ``samples.png``."""
-        from rdc.denoiser import make_denoiser
-        from rdc.plots import plot_samples
-        from rdc.sampling import sample_classes
+        from rdc.method.denoiser import make_denoiser
+        from rdc.method.sampling import sample_classes
+        from rdc.plots.figures import plot_samples
 
         images = sample_classes(make_denoiser(network, self.config), 8, progress=progress)
         plot_samples(images, self.data.class_names, self.out / "samples.png", self.title)

@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
+from rdc.arguments.scalars import shown
 from rdc.data.contents import check_digest, digest, read_content, search_places
 from rdc.data.dataset import Dataset
 from rdc.errors import DataError
-from rdc.scalars import shown
 from rdc.storage.pickles import load_plain_dict
 from rdc.storage.reading import reading
 from rdc.storage.tar_archives import tar_members

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdc.class_names import checked_names
+from rdc.arguments.class_names import checked_names
+from rdc.arguments.scalars import as_integer, shown
+from rdc.arguments.seeds import checked_seed, random
 from rdc.errors import DataError
-from rdc.scalars import as_integer, shown
-from rdc.seeds import checked_seed, random
 
 __all__ = ["Dataset", "first_balanced", "train_holdout"]
 

@@ -63,7 +63,7 @@ def _get(url: str, name: str, limit: int, timeout: float, progress: bool) -> byt
     import http.client
     import urllib.request
 
-    from rdc.progress import bar
+    from rdc.terminal.progress import bar
 
     request = urllib.request.Request(url, headers={"User-Agent": "rdc"})
     parts, received = [], 0

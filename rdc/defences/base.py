@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rdc.class_names import checked_names
+from rdc.arguments.class_names import checked_names
+from rdc.arguments.scalars import as_integer, shown
+from rdc.arguments.seeds import checked_seed
 from rdc.errors import ConfigError, InputError
-from rdc.frozen import Frozen, at_rest
-from rdc.scalars import as_integer, shown
-from rdc.seeds import checked_seed
+from rdc.execution.frozen import Frozen, at_rest
 
 __all__ = ["Defence", "PlainClassifier"]
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rdc.classifier import DiffusionClassifier
 from rdc.defences.base import Defence, PlainClassifier, call_model, checked_logits
 from rdc.defences.purified import ForeignDefence
 from rdc.errors import ConfigError, InputError
-from rdc.frozen import at_rest
+from rdc.execution.frozen import at_rest
+from rdc.method.classifier import DiffusionClassifier
 
 __all__ = ["as_defence", "is_factory", "load_factory"]
 

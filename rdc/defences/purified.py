@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rdc.arguments.scalars import shown
 from rdc.defences.base import Defence, call_model, checked_logits
 from rdc.defences.purifiers import LikelihoodPurifier, Purifier
 from rdc.errors import ConfigError, InputError
-from rdc.frozen import at_rest
-from rdc.likelihood_maximization import LikelihoodMaximization
-from rdc.pixels import checked_pixels
-from rdc.scalars import shown
+from rdc.execution.frozen import at_rest
+from rdc.images.pixels import checked_pixels
+from rdc.method.likelihood_maximization import LikelihoodMaximization
 
 __all__ = ["ForeignDefence", "PurifiedClassifier"]
 

@@ -15,22 +15,22 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rdc.classifier import gradient_bytes, lm_bytes
-from rdc.denoiser import Denoiser
+from rdc.arguments.scalars import as_integer, as_number, shown
+from rdc.arguments.seeds import checked_seed
 from rdc.errors import ConfigError
-from rdc.frozen import Frozen
-from rdc.likelihood_maximization import (
+from rdc.execution.frozen import Frozen
+from rdc.execution.memory import bytes_per_item, device_of, items_that_fit, memory_budget
+from rdc.execution.surroundings import measured, never_inference, refuse_inference_weights, undisturbed
+from rdc.method.classifier import gradient_bytes, lm_bytes
+from rdc.method.denoiser import Denoiser
+from rdc.method.likelihood_maximization import (
     LikelihoodMaximization,
     lm_evaluations,
     lm_penalty,
     maximize_likelihood,
     resolve_lm,
 )
-from rdc.memory import bytes_per_item, device_of, items_that_fit, memory_budget
-from rdc.noise import NoisePlan
-from rdc.scalars import as_integer, as_number, shown
-from rdc.seeds import checked_seed
-from rdc.surroundings import measured, never_inference, refuse_inference_weights, undisturbed
+from rdc.method.noise import NoisePlan
 
 __all__ = ["DiffusionPurifier", "LikelihoodPurifier", "Purifier"]
 
@@ -97,7 +97,7 @@ class LikelihoodPurifier(Purifier):
 
     Args:
         denoiser, memory_budget_mb: as of :class:`Purifier`.
-        lm: settings or the name of a preset, see ``rdc.likelihood_maximization``.
+        lm: settings or the name of a preset, see ``rdc.method.likelihood_maximization``.
 
     Raises:
         ConfigError: ``lm`` is none or unknown.

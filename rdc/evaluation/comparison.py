@@ -13,7 +13,7 @@ from rdc.errors import ConfigError, DataError
 from rdc.evaluation.records import SCHEMA, read_run_file, read_sanity
 from rdc.evaluation.results import Batch, check_same_attacks, count_images, read_results
 from rdc.evaluation.summary import summarize
-from rdc.resampling import bootstrap_interval, paired_permutation_test
+from rdc.statistics import bootstrap_interval, paired_permutation_test
 from rdc.storage.json_files import read_json
 from rdc.storage.reading import reading
 from rdc.storage.structure import integer, mapping, number, optional, record, sequence, text
@@ -124,7 +124,7 @@ def compare_runs(
         draws: of the permutation test and of the bootstrap.
         seed: of both.
         confidence: of the intervals.
-        backend: of ``rdc.resampling``.
+        backend: of ``rdc.statistics``.
 
     Returns:
         ``a``, ``b`` (folder, model, n), ``n`` images compared, ``notes``: settings that differ, ``differences``: for "clean", "robust"

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rdc.progress import bar, on_terminal
+from rdc.terminal.progress import bar, on_terminal
 
 __all__ = ["ProgressBars", "sanity_line"]
 

@@ -6,10 +6,10 @@ import dataclasses
 import os
 from typing import Any
 
+from rdc.arguments.scalars import as_integer, as_number, shown
 from rdc.attacks import ThreatModel, parse_attack, parse_attacks, parse_eps
 from rdc.attacks.registry import MOST, SUITES, AttackSpec, applies, expand_attacks
 from rdc.errors import ConfigError
-from rdc.scalars import as_integer, as_number, shown
 
 __all__ = ["DEFAULT_EOT", "NORMS", "EvaluationSettings", "parse_attacks"]
 

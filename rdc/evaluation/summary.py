@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from rdc.evaluation.flags import raise_flags
-from rdc.statistics import wilson_interval
+from rdc.statistics.proportions import wilson_interval
 
 __all__ = ["REPORT_SCHEMA", "Curve", "accuracy_per_class", "accuracy_per_step", "summarize"]
 

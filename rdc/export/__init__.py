@@ -38,7 +38,7 @@ def export_onnx(
     answer.
 
     Args:
-        classifier: a :class:`~rdc.classifier.DiffusionClassifier` with noise "fixed"; it is not changed.
+        classifier: a :class:`~rdc.method.classifier.DiffusionClassifier` with noise "fixed"; it is not changed.
         path: the file; written atomically.
         precision: "float32"; "float16-weights": weights stored in half precision, arithmetic in float32; "float16": the
             classifier's convolutions in half precision too (normalisation, softmax, sums and LM stay in float32), for
@@ -57,7 +57,7 @@ def export_onnx(
         ConfigError: not a diffusion classifier, noise "fresh", settings out of range, or onnx is not installed.
         RdcError: the check found a difference; nothing was written.
     """
-    from rdc.classifier import DiffusionClassifier
+    from rdc.method.classifier import DiffusionClassifier
 
     if not isinstance(classifier, DiffusionClassifier):
         raise ConfigError(f"export: expected a diffusion classifier; got {type(classifier).__name__}")

@@ -13,9 +13,9 @@ import os
 from typing import Any
 
 from rdc import __version__
-from rdc.classifier import DiffusionClassifier
 from rdc.errors import ConfigError
 from rdc.export.graph import OPSET
+from rdc.method.classifier import DiffusionClassifier
 
 __all__ = ["checkpoint_info", "describe_model", "seal"]
 
@@ -28,9 +28,9 @@ _PREPROCESSING = {
 
 def checkpoint_info(name: str | os.PathLike[str]) -> dict[str, Any]:
     """The model card of a shipped model or checkpoint: the ``info`` of its JSON description, {} if it has none."""
-    from rdc.checkpoints import checkpoint_paths
-    from rdc.descriptions import read_description
-    from rdc.presets import ASSETS, MODELS
+    from rdc.models.checkpoints import checkpoint_paths
+    from rdc.models.descriptions import read_description
+    from rdc.models.zoo import ASSETS, MODELS
 
     description = checkpoint_paths(ASSETS / str(name) if str(name) in MODELS else name)[1]
     return dict(read_description(description).get("info") or {}) if description.is_file() else {}
@@ -60,7 +60,7 @@ def describe_model(
         "rdc.image_shape": list(classifier.image_shape),
         "rdc.pixel_type": pixel_type,
         "rdc.preprocessing": _PREPROCESSING[pixel_type],
-        "rdc.class_names": list(classifier.class_names),
+        "rdc.arguments.class_names": list(classifier.class_names),
         "rdc.levels": classifier.levels.to_json(),
         "rdc.noise_seed": classifier.noise.seed,
         "rdc.logit_scale": classifier.scale,

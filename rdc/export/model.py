@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from rdc import __version__
-from rdc.classifier import DiffusionClassifier
 from rdc.export.graph import IR_VERSION, OPSET, Constants, Graph
 from rdc.export.programs import class_losses, example_images, lm_step, step_draws
 from rdc.export.translate import peak_bytes, trace, translate
+from rdc.method.classifier import DiffusionClassifier
 
 __all__ = ["OUTPUTS", "build_model"]
 

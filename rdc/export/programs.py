@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rdc.classifier import DiffusionClassifier
-from rdc.denoiser import Denoiser, MultiHeadDenoiser
-from rdc.likelihood_maximization import (
+from rdc.method.classifier import DiffusionClassifier
+from rdc.method.denoiser import Denoiser, MultiHeadDenoiser
+from rdc.method.likelihood_maximization import (
     LikelihoodMaximization,
     adam_bias,
     lm_direction,

@@ -20,8 +20,8 @@ from rdc.evaluation import commit, versions, weights_digest
 from rdc.gradient_analysis.analysis import STAGES, analyze_model
 from rdc.gradient_analysis.folder import SCHEMA, ComparisonFolder
 from rdc.gradient_analysis.settings import GradientSettings
-from rdc.progress import bar, on_terminal
 from rdc.storage.json_files import write_json
+from rdc.terminal.progress import bar, on_terminal
 
 __all__ = ["SCHEMA", "NamedModel", "compare_models"]
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rdc.arguments.seeds import random
 from rdc.gradient_analysis.measures import cosines
 from rdc.gradient_analysis.slopes import Probe
 from rdc.norm_balls import project, steepest_direction
-from rdc.seeds import random
 
 __all__ = ["attack_path", "margin_slice", "slice_directions"]
 

@@ -1,4 +1,4 @@
-"""Plots of a comparison as PNG: all images of all measures, attack paths, slices. See :mod:`rdc.drawing`."""
+"""Plots of a comparison as PNG: all images of all measures, attack paths, slices. See :mod:`rdc.plots.drawing`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rdc.drawing import drawing, shown
+from rdc.plots.drawing import drawing, shown
 from rdc.storage.files import atomic_write
 
 __all__ = ["write_plots"]

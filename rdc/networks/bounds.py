@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from rdc.arguments.scalars import as_number, shown
 from rdc.errors import ConfigError
-from rdc.preconditioning import check_sigma_data
-from rdc.scalars import as_number, shown
 
-__all__ = ["BLOCKS", "LISTS", "NUMBERS", "WEIGHTS", "WHOLE", "check_description", "least_size"]
+__all__ = ["BLOCKS", "LISTS", "NUMBERS", "WEIGHTS", "WHOLE", "check_description", "check_sigma_data", "least_size"]
 
 #: whole numbers of a description: name -> (least, most)
 WHOLE: dict[str, tuple[int, int]] = {
@@ -53,6 +52,7 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "unet.mid_block_scale_factor": (1e-3, 1e3),
     "unet.norm_eps": (1e-12, 1),
 }
+SIGMA_DATA = (1e-3, 1e3)  #: of data scaled to [-1, 1] it is 1 at most; beyond these float32 loses c_skip or c_out
 CHANNELS = 65_536  #: of a level: model_channels times its channel_mult, width times 2**stage, colours of a patch
 BLOCKS = 256  #: residual blocks of the whole network
 WEIGHTS = 2**33  #: weights of the whole network
@@ -200,3 +200,17 @@ def _list(name: str, value: Any) -> None:
 
 def _refuse(name: str, expected: str, value: Any) -> NoReturn:
     raise ConfigError(f"{name}: expected {expected}; got {shown(value)}")
+
+
+def check_sigma_data(value: Any) -> None:
+    """Refuse what cannot be the standard deviation of any data: zero, negative, NaN, text, or out of all proportion.
+
+    Raises:
+        ConfigError: it is.
+    """
+    number, (least, most) = as_number(value), SIGMA_DATA
+    if number is None or not least <= number <= most:
+        raise ConfigError(
+            f"sigma_data: expected a number from {least:g} to {most:g}, the standard deviation of the data in [-1, 1] (EDM: 0.5); "
+            f"got {shown(value)}"
+        )

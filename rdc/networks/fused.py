@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rdc.opaque import new_names, opaque, refuse_batches, transformed
+from rdc.execution.opaque import new_names, opaque, refuse_batches, transformed
 
 __all__ = ["fits", "norm_act", "norm_act_reference", "residual_sum", "residual_sum_reference", "usable", "why_not"]
 

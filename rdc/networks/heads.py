@@ -85,7 +85,7 @@ class MultiHeadUNet(nn.Module):
     def features(self, x: Tensor, noise_labels: Tensor, augment_labels: Tensor | None = None) -> Tensor:
         """Last feature map h [B, c, H / patch_size, W / patch_size] of x [B, C, H, W] at noise_labels [B].
 
-        augment_labels [B, 9]: how the image was transformed (:func:`rdc.augmentation.geometric`); None: not at all.
+        augment_labels [B, 9]: how the image was transformed (:func:`rdc.training.augmentation.geometric`); None: not at all.
         """
         emb = self.unet.embed(noise_labels, None, augment_labels)
         trunk, prediction = self.unet.decode(F.pixel_unshuffle(x, self.patch_size), emb)

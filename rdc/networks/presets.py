@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from rdc.arguments.scalars import shown
 from rdc.errors import ConfigError, one_line
 from rdc.networks.blocks import Linear
 from rdc.networks.bounds import check_description
@@ -17,7 +18,6 @@ from rdc.networks.heads import MultiHeadUNet, PatchUNet
 from rdc.networks.resnet import ResNet
 from rdc.networks.unet import DhariwalUNet, SongUNet
 from rdc.networks.vp import VPNetwork, vp_sigmas
-from rdc.scalars import shown
 
 __all__ = ["NETWORK_PRESETS", "build_network", "network_preset", "with_augmentation_label"]
 
@@ -190,7 +190,7 @@ def with_augmentation_label(network: nn.Module, config: dict[str, Any], length: 
 
     Args:
         network: made from ``config``; gets a ``map_augment`` of zeros.
-        length: of the label, see :func:`rdc.augmentation.geometric`.
+        length: of the label, see :func:`rdc.training.augmentation.geometric`.
 
     Returns:
         The description of the network as it is now.

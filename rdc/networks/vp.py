@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
+from rdc.arguments.scalars import as_number, shown
 from rdc.errors import InputError
-from rdc.scalars import as_number, shown
 
 __all__ = ["PREDICTIONS", "VPNetwork", "vp_sigmas"]
 

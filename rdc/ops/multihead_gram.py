@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rdc.errors import InputError
-from rdc.opaque import new_names, opaque, refuse_batches, transformed
+from rdc.execution.opaque import new_names, opaque, refuse_batches, transformed
 
 __all__ = ["costs_less", "multihead_loss_gram"]
 

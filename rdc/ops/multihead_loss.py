@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rdc.errors import ConfigError, InputError
-from rdc.opaque import opaque, refuse_batches, transformed
+from rdc.execution.opaque import opaque, refuse_batches, transformed
 from rdc.ops import _native, multihead_triton
 from rdc.ops._operands import check_operands
 from rdc.ops._outputs import empty_gradients, empty_loss

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from rdc.drawing import drawing, shown
+from rdc.plots.drawing import drawing, shown
 from rdc.reports.plots import BLUE, GREEN, INK, LINE, MUTED, RED, _figure, _png
 
 __all__ = ["reliability_plot", "risk_coverage_plot", "score_plot"]
@@ -17,7 +17,7 @@ def reliability_plot(rows: Mapping[str, list[float]], error: float) -> bytes:
     """Accuracy against confidence in bins; below it, how many images each bin has.
 
     Args:
-        rows: see ``rdc.calibration.reliability``.
+        rows: see ``rdc.decisions.calibration.reliability``.
         error: ECE, written into the plot.
     """
     figure, (axes,) = _figure(4.6, 4.2, 1)

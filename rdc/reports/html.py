@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from rdc.evaluation import Evaluation, accuracy_per_class, accuracy_per_step
-from rdc.plain_text import printable
 from rdc.reports.pictures import Gallery, difference_picture, picture
 from rdc.reports.plots import losses_plot, steps_plot
 from rdc.reports.style import CSS
 from rdc.reports.words import budget, interval, level_words, lm_words, noise_words, percent, seconds_words
+from rdc.terminal.plain_text import printable
 
 __all__ = ["html_report"]
 

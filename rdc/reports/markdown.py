@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rdc.evaluation import Evaluation
-from rdc.plain_text import printable
 from rdc.reports.words import budget, level_words, lm_words, noise_words, rate
+from rdc.terminal.plain_text import printable
 
 __all__ = ["COLUMNS", "markdown_report", "markdown_row"]
 

@@ -1,4 +1,4 @@
-"""Plots of the HTML page as PNG (:mod:`rdc.drawing`)."""
+"""Plots of the HTML page as PNG (:mod:`rdc.plots.drawing`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rdc.drawing import drawing, shown
+from rdc.plots.drawing import drawing, shown
 
 __all__ = ["losses_plot", "steps_plot"]
 

@@ -12,7 +12,7 @@ from rdc.errors import InputError
 
 __all__ = ["as_array", "as_pixels"]
 
-_SLACK = 1e-6  # rdc.pixels.SLACK, which torch comes with: a pixel outside [0, 1] by rounding is 0 or 1
+_SLACK = 1e-6  # rdc.images.pixels.SLACK, which torch comes with: a pixel outside [0, 1] by rounding is 0 or 1
 
 
 def as_array(images: Any, shape: tuple[int, int, int]) -> np.ndarray:
@@ -55,7 +55,7 @@ def _one(image: Any, shape: tuple[int, int, int]) -> np.ndarray:
         if len(batch) != 1:
             raise InputError(f"images: expected one image in each entry of a sequence; got shape {list(image.shape)}")
         return as_pixels(batch[0])
-    from rdc.image_files import from_picture, read_image
+    from rdc.images.files import from_picture, read_image
 
     if isinstance(image, (str, os.PathLike)):
         try:

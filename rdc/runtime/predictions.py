@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rdc.answers import doubt
+from rdc.decisions.answers import doubt
 from rdc.errors import InputError
 
 __all__ = ["Predictions"]

@@ -20,7 +20,7 @@ from rdc.attacks.square import square
 from rdc.attacks.stadv import FlowThreat, stadv
 from rdc.attacks.transfer import transfer
 from rdc.errors import RdcError
-from tests.models import CLASSES, SHAPE, pixels, tiny_classifier
+from tests.tiny_models import CLASSES, SHAPE, pixels, tiny_classifier
 
 WEIGHT = torch.randn(2 * 64, CLASSES, generator=torch.Generator().manual_seed(0))
 LINF, FLOW = ThreatModel("linf", 0.05), FlowThreat(0.05)

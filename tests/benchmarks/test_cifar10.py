@@ -19,10 +19,10 @@ import cifar10_pack  # noqa: E402
 import cifar10_parts  # noqa: E402
 import cifar10_shards  # noqa: E402
 
-from rdc.checkpoints import load_model, save_model  # noqa: E402
 from rdc.cli import training_run  # noqa: E402
 from rdc.data import load_dataset  # noqa: E402
 from rdc.errors import CheckpointError, DataError  # noqa: E402
+from rdc.models.checkpoints import load_model, save_model  # noqa: E402
 from rdc.networks.presets import NETWORK_PRESETS, build_network, network_preset  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]

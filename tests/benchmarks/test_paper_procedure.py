@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.models import pixels, tiny_classifier
+from tests.tiny_models import pixels, tiny_classifier
 
 contenders = pytest.importorskip("contenders")
 import paper_procedure  # noqa: E402

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from rdc.cli import main
 from rdc.networks.unet import SongUNet
 from tests.evaluation_models import grey, save_tiny
-from tests.models import randomize
+from tests.tiny_models import randomize
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = os.fsdecode(b"caf\xc3\xa9-\xff\n")  # a letter beyond ASCII, a byte that is no UTF-8, a line break

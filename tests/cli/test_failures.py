@@ -31,7 +31,11 @@ ANSWERS = [
     (ModuleNotFoundError("No module", name="onnx.helper"), 2, "robust-diffusion-classifier[onnx]"),
     (ImportError("libx.so: no\nfile", name="torch"), 2, "rdc: error: torch cannot be imported (libx.so: no\\nfile)"),
     (ImportError("numpy: what it says"), 2, "rdc: error: a package cannot be imported (numpy: what it says)"),
-    (ImportError("cannot import name 'x'", name="rdc.noise"), 70, "rdc: bug: ImportError: cannot import name 'x'"),
+    (
+        ImportError("cannot import name 'x'", name="rdc.method.noise"),
+        70,
+        "rdc: bug: ImportError: cannot import name 'x'",
+    ),
     (SystemExit(0), 2, "rdc: error: the code that ran ended the program (SystemExit: 0)"),
     (SystemExit("bye\nbye"), 2, "(SystemExit: bye\\nbye)"),
     (RecursionError("maximum recursion depth exceeded"), 70, "rdc: bug: RecursionError: maximum recursion"),
@@ -46,7 +50,7 @@ def test_every_exception_has_its_line(place, monkeypatch, capsys, error, status,
     def load(*names, **settings):
         raise error
 
-    monkeypatch.setattr("rdc.presets.load", load)
+    monkeypatch.setattr("rdc.models.zoo.load", load)
     assert main(commands(place)["classify"]) == status
     printed = capsys.readouterr()
     line = printed.err.replace(" (rdc/cli/options.py, line ", "\0").split("\0")
@@ -79,7 +83,7 @@ def test_an_error_after_the_interrupt_is_still_an_interrupt(place, monkeypatch, 
     def load(*names, **settings):
         raise KeyboardInterrupt("kept in\nx", "  rdc again")
 
-    monkeypatch.setattr("rdc.presets.load", load)
+    monkeypatch.setattr("rdc.models.zoo.load", load)
     assert main(commands(place)["classify"]) == 130
     assert capsys.readouterr().err == "rdc: interrupted. kept in\\nx\n  rdc again\n"
 

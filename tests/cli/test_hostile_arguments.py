@@ -7,12 +7,12 @@ import time
 import pytest
 import torch
 
-from rdc.checkpoints import save_model
 from rdc.cli import COMMANDS, main
 from rdc.data import Dataset, save_npz
+from rdc.models.checkpoints import save_model
 from rdc.networks.presets import build_network
 from tests.cli.conftest import commands
-from tests.models import CONFIG, randomize
+from tests.tiny_models import CONFIG, randomize
 
 SECONDS = 2
 LONG = "x" * 2**20

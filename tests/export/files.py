@@ -8,11 +8,11 @@ import numpy as np
 import onnxruntime
 import torch
 
-from rdc.classifier import DiffusionClassifier
-from rdc.denoiser import make_denoiser
 from rdc.export import export_onnx
+from rdc.method.classifier import DiffusionClassifier
+from rdc.method.denoiser import make_denoiser
 from rdc.networks.presets import build_network
-from tests.models import CONFIG, randomize
+from tests.tiny_models import CONFIG, randomize
 from tests.tolerances import ONNX_LM_PIXELS, ONNX_PARITY
 
 LEVELS = "log:3:0.5:3:flat"

@@ -114,7 +114,7 @@ def _described(**unet: Any) -> Callable[[Path], None]:
 
 
 def _convert_described(folder: Path) -> Any:
-    from rdc.convert import convert_checkpoint
+    from rdc.models.convert import convert_checkpoint
 
     return convert_checkpoint(folder / "net.safetensors", folder / "made", network=folder / "net.json")
 
@@ -187,7 +187,7 @@ def _wrapped(key: str, inside: str = "") -> Callable[[], bytes]:
 
 
 def _levels(folder: Path) -> Any:
-    from rdc.timesteps import parse_levels
+    from rdc.method.levels import parse_levels
 
     return parse_levels((folder / "text").read_text())
 

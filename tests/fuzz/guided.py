@@ -25,11 +25,11 @@ FINDS = "finds"
 
 #: reader -> (name of ``READERS`` whose valid files are the first inputs, module and function that read one file; None: as READERS does)
 TARGETS: dict[str, tuple[str, str | None]] = {
-    "edm-pickle": ("edm-pickle", "rdc.convert.edm_pickle:read_edm_pickle"),
-    "pt": ("pt", "rdc.convert.state_dicts:read_torch_file"),
-    "pt-legacy": ("pt-legacy", "rdc.convert.state_dicts:read_torch_file"),
-    "safetensors": ("safetensors", "rdc.convert.state_dicts:read_safetensors"),
-    "checkpoint": ("checkpoint", "rdc.checkpoints:load_model"),
+    "edm-pickle": ("edm-pickle", "rdc.models.convert.edm_pickle:read_edm_pickle"),
+    "pt": ("pt", "rdc.models.convert.state_dicts:read_torch_file"),
+    "pt-legacy": ("pt-legacy", "rdc.models.convert.state_dicts:read_torch_file"),
+    "safetensors": ("safetensors", "rdc.models.convert.state_dicts:read_safetensors"),
+    "checkpoint": ("checkpoint", "rdc.models.checkpoints:load_model"),
     "cifar10-python": ("cifar10-python", None),
     "cifar10-tar": ("cifar10-tar", None),
     "npz": ("npz", None),

@@ -62,8 +62,8 @@ def _of_network(loaded: tuple) -> str:
 
 
 def _converted(folder: Path, name: str) -> str:
-    from rdc.checkpoints import load_model
-    from rdc.convert import convert_checkpoint
+    from rdc.models.checkpoints import load_model
+    from rdc.models.convert import convert_checkpoint
 
     convert_checkpoint(folder / name, folder / "made" / "model")
     network, config, _info = load_model(folder / "made" / "model")
@@ -94,7 +94,7 @@ def _make_edm(folder: Path) -> None:
     import sys
     import types
 
-    from tests.convert import edm_files
+    from tests.models.convert import edm_files
 
     package, module = types.ModuleType("torch_utils"), types.ModuleType("torch_utils.persistence")
 
@@ -126,8 +126,8 @@ def _make_checkpoint(folder: Path) -> None:
 
 
 def _read_checkpoint(folder: Path) -> str:
-    from rdc.checkpoints import load_model
-    from rdc.presets import load
+    from rdc.models.checkpoints import load_model
+    from rdc.models.zoo import load
 
     loaded = load_model(folder / "tiny")
     load(str(folder / "tiny"))
@@ -135,7 +135,7 @@ def _read_checkpoint(folder: Path) -> str:
 
 
 def _make_diffusers(folder: Path) -> None:
-    from tests.convert.test_diffusers_folder import DDPM, diffusers_folder
+    from tests.models.convert.test_diffusers_folder import DDPM, diffusers_folder
 
     diffusers_folder(folder / "pipe", scheduler=DDPM)
 
@@ -230,7 +230,7 @@ def _make_picture(folder: Path, name: str, **options: Any) -> None:
 
 
 def _read_picture(folder: Path, name: str) -> str:
-    from rdc.image_files import read_image
+    from rdc.images.files import read_image
 
     read = read_image(folder / name, (3, 20, 24))
     return _digest(read.pixels, read.notices)
@@ -246,7 +246,7 @@ def _make_levels(folder: Path) -> None:
 
 
 def _read_levels(folder: Path) -> str:
-    from rdc.timesteps import parse_levels
+    from rdc.method.levels import parse_levels
 
     return repr(parse_levels(str(folder / "levels.json")))
 
@@ -256,7 +256,7 @@ def _make_text(folder: Path) -> None:
 
 
 def _read_text(folder: Path) -> str:
-    from rdc.timesteps import parse_levels
+    from rdc.method.levels import parse_levels
 
     return repr(parse_levels((folder / "levels.txt").read_bytes().decode("utf-8", "surrogateescape").replace("\0", "")))
 
@@ -266,7 +266,7 @@ def _make_lm(folder: Path) -> None:
 
 
 def _read_lm(folder: Path) -> str:
-    from rdc.presets import load
+    from rdc.models.zoo import load
 
     text = (folder / "lm.txt").read_bytes().decode("utf-8", "surrogateescape").replace("\0", "")
     return repr(load("fashion-mnist", lm=text).lm)
@@ -283,7 +283,7 @@ def _make_benchmarks(folder: Path) -> None:
 
 
 def _read_benchmarks(folder: Path) -> str:
-    from rdc.benchmark_comparison import read_benchmarks
+    from rdc.statistics.benchmark_comparison import read_benchmarks
 
     return repr(read_benchmarks(folder / "bench.json"))
 
@@ -366,7 +366,7 @@ def _compare_run(folder: Path) -> str:
 
 
 def _make_training(folder: Path) -> None:
-    from rdc.training_state import RunFolder, State
+    from rdc.training.state import RunFolder, State
 
     generator = torch.Generator().manual_seed(0)
     tensors = {f"network.{i}": torch.randn(4, 5, generator=generator) for i in range(6)}
@@ -376,7 +376,7 @@ def _make_training(folder: Path) -> None:
 
 
 def _read_training(folder: Path) -> str:
-    from rdc.training_state import RunFolder
+    from rdc.training.state import RunFolder
 
     state = RunFolder(folder / "train", {"train": {"images": 100, "lr": 0.1}, "network": {"kind": "x"}}).load()
     return "none" if state is None else _digest(state.step, *sorted(state.tensors.items()), state.window)

@@ -3,7 +3,7 @@
 import torch
 
 from rdc.networks.blocks import GroupNorm, half_norms
-from tests.models import tiny_denoiser
+from tests.tiny_models import tiny_denoiser
 
 
 def test_half_group_norm_rounds_once():

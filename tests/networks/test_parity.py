@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from rdc.method.preconditioning import Preconditioning
 from rdc.networks.diffusers_unet import DiffusersUNet
 from rdc.networks.unet import DhariwalUNet, SongUNet
-from rdc.preconditioning import Preconditioning
 from tests.networks.cases import (
     CLASSES,
     DIFFUSERS_CASES,

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdc.checkpoints import load_model, save_model
-from rdc.denoiser import make_denoiser
 from rdc.errors import CheckpointError, ConfigError
+from rdc.method.denoiser import make_denoiser
+from rdc.models.checkpoints import load_model, save_model
 from rdc.networks.presets import NETWORK_PRESETS, build_network, network_preset
 from rdc.networks.resnet import ResNet
 

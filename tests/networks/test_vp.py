@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from rdc.denoiser import ConditionalDenoiser
 from rdc.errors import InputError
+from rdc.method.denoiser import ConditionalDenoiser
+from rdc.method.preconditioning import Preconditioning
 from rdc.networks.vp import VPNetwork, vp_sigmas
-from rdc.preconditioning import Preconditioning
 from tests.networks.formula import noise_like
 
 SIGMAS = vp_sigmas({})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rdc.export import export_onnx
-from rdc.presets import load
+from rdc.models.zoo import load
 from tests.evaluation_models import save_tiny
 
 THRESHOLD = 0.65

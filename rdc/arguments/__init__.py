@@ -1,0 +1,1 @@
+"""What callers hand in, checked: numbers, seeds, names of classes."""

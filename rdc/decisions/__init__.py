@@ -1,0 +1,1 @@
+"""What follows from a posterior: calibration, abstention, images of other kinds, decisions that stop early."""

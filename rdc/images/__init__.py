@@ -1,0 +1,1 @@
+"""Pictures from files, and pixels as the method takes them."""

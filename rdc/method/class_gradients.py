@@ -1,0 +1,180 @@
+"""Class losses in pieces that fit a memory budget, and their gradient over the classes that carry any.
+
+:func:`streamed` cuts a batch into pieces of images and levels that ``torch.utils.checkpoint`` rebuilds in the backward pass;
+it can be differentiated any number of times, but keeps the nodes of every piece's graph (some 400 KB a piece).
+:func:`rebuilt` keeps nothing but the images: the losses are computed without a graph, and the backward pass makes and
+differentiates one piece after the other. Where every class is a network pass of its own (the conditional network), only the
+passes of classes that carry gradient are made again. An attack on a margin needs two classes of K, so that a gradient costs
+little more than the prediction; and with a saturated posterior, where the others' share would be lost in rounding, so does the
+cross-entropy.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rdc.execution.opaque import checkpointed, kept_for_later, opaque, opaque_with, refuse_batches, transformed, wanted
+from rdc.method.denoiser import Denoiser
+
+__all__ = ["joined", "rebuilt", "streamed"]
+
+
+def streamed(
+    denoiser: Denoiser, x0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor, pairs: int, rebuild: bool = True
+) -> Tensor:
+    """Weighted class losses [N, K], at most ``pairs`` pairs of image and level at a time.
+
+    Args:
+        denoiser: of either kind.
+        x0: [N, C, H, W] in [-1, 1].
+        noise: [T, C, H, W].
+        sigma, weight: [T].
+        pairs: how many pairs of image and level, with all their classes, one piece may hold; at least 1.
+        rebuild: forget what the pieces computed on the way and compute it again in the backward pass.
+    """
+    if rebuild and transformed():
+        operands = x0, noise, sigma, weight
+        return opaque_with(denoiser, lambda *plain: streamed(denoiser, *plain, pairs), *operands)
+    levels = len(sigma)
+    per_piece = min(levels, pairs)
+    rebuild = rebuild and wanted(x0, noise, sigma, weight, module=denoiser)
+
+    def piece(part: Tensor, begin: int) -> Tensor:
+        pick = slice(begin, begin + per_piece)
+        return denoiser.class_losses(part, noise[pick], sigma[pick], weight[pick])
+
+    again = kept_for_later(denoiser, piece) if rebuild else piece
+
+    def losses() -> Iterator[Tensor]:
+        for part in x0.split(max(1, pairs // per_piece)):
+            total = None
+            for begin in range(0, levels, per_piece):
+                if rebuild:
+                    loss = checkpointed(again, part, begin)
+                else:
+                    loss = piece(part, begin)
+                total = loss if total is None else total + loss
+            yield total
+
+    return joined(losses(), len(x0))
+
+
+def joined(parts: Iterator[Tensor], count: int) -> Tensor:
+    """``torch.cat`` of parts with ``count`` rows together; without autograd each one is written to its place as it comes.
+
+    A small result that stays would lie in the midst of what its part used and freed, and keep that from being used again.
+    """
+    first = next(parts)
+    if len(first) == count:
+        return first
+    if first.requires_grad or transformed():
+        return torch.cat([first, *parts])
+    whole = first.new_empty(count, *first.shape[1:])
+    whole[: len(first)] = first
+    done = len(first)
+    del first
+    for part in parts:
+        whole[done : done + len(part)] = part
+        done += len(part)
+    return whole
+
+
+def rebuilt(denoiser: Denoiser, x0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor, pairs: int) -> Tensor:
+    """:func:`streamed` with a backward pass that keeps nothing of the forward pass but x0.
+
+    Where another gradient than that of x0 can be asked for (of the network's weights, say), it is :func:`streamed` itself.
+
+    With a pass for every class, a class of an image is left out where its upstream gradient is less than 1/8 of the type's
+    machine epsilon times the largest of that image: its share would be rounded away in the sum. Differentiable twice (through
+    :func:`streamed`).
+
+    Args, Returns: as of :func:`streamed`.
+    """
+    levels = noise, sigma, weight
+    if transformed():
+        return opaque_with(denoiser, lambda *plain: rebuilt(denoiser, *plain, pairs), x0, *levels)
+    if wanted(*levels, module=denoiser):
+        return streamed(denoiser, x0, *levels, pairs)
+    return _Rebuilt.apply(x0, (denoiser, *levels, pairs))
+
+
+class _Rebuilt(torch.autograd.Function):
+    @staticmethod
+    def forward(x0: Tensor, run: tuple[Any, ...]) -> Tensor:
+        denoiser, *rest = run
+        return streamed(denoiser, x0.detach(), *rest)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x0, run = inputs
+        ctx.pull = kept_for_later(run[0], functools.partial(_pull, run))
+        ctx.save_for_backward(x0)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        refuse_batches(upstream)
+        (x0,) = ctx.saved_tensors
+        if not transformed():
+            return ctx.pull(x0, upstream), None
+        return opaque(ctx.pull, x0, upstream), None
+
+
+def _pull(run: tuple[Any, ...], x0: Tensor, upstream: Tensor) -> Tensor:
+    """The gradient of x0; where autograd is on, one that can be differentiated."""
+    denoiser, *rest = run
+    if torch.is_grad_enabled():
+        x0 = x0 if x0.requires_grad else x0.detach().requires_grad_()
+        losses = streamed(denoiser, x0, *rest)
+        return torch.autograd.grad(losses, x0, upstream, create_graph=True)[0]
+    gradient = _gradient if denoiser.passes_per_level > 1 else _gradient_of_pieces
+    return gradient(denoiser, x0, upstream, *rest)
+
+
+def _gradient_of_pieces(
+    denoiser: Denoiser, x0: Tensor, upstream: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor, pairs: int
+) -> Tensor:
+    """sum_k upstream_nk dL_nk / dx0_n, the pieces of :func:`streamed` in the order in which autograd would take them."""
+    levels = len(sigma)
+    per_piece = min(levels, pairs)
+    images = max(1, pairs // per_piece)
+    whole = torch.empty_like(x0, memory_format=torch.contiguous_format)
+    for part, amount, total in zip(x0.split(images), upstream.split(images), whole.split(images), strict=True):
+        for begin in reversed(range(0, levels, per_piece)):
+            some = slice(begin, begin + per_piece)
+            with torch.enable_grad():
+                x = part.detach().requires_grad_()
+                loss = denoiser.class_losses(x, noise[some], sigma[some], weight[some])
+                (grad,) = torch.autograd.grad(loss, x, amount.to(loss.dtype))
+            total.copy_(grad) if begin + per_piece >= levels else total.add_(grad)
+            del x, loss, grad
+    return whole
+
+
+def _gradient(
+    denoiser: Denoiser, x0: Tensor, upstream: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor, pairs: int
+) -> Tensor:
+    """sum_k upstream_nk dL_nk / dx0_n, over the (image, class) pairs that carry gradient."""
+    share = upstream.abs()
+    carries = ~(share <= share.amax(1, keepdim=True) * (torch.finfo(upstream.dtype).eps / 8))  # NaN carries, too
+    images, classes = carries.nonzero(as_tuple=True)
+    rows, levels = pairs * denoiser.passes_per_level, len(sigma)
+    per_piece = min(levels, rows)
+    total = torch.zeros_like(x0)
+    for first in range(0, len(images), max(1, rows // per_piece)):
+        pick = slice(first, first + max(1, rows // per_piece))
+        image, label = images[pick], classes[pick]
+        amount = upstream[image, label]
+        for begin in range(0, levels, per_piece):
+            some = slice(begin, begin + per_piece)
+            with torch.enable_grad():
+                x = x0[image].detach().requires_grad_()
+                loss = denoiser.losses_of_labels(x, noise[some], sigma[some], weight[some], label)
+                (grad,) = torch.autograd.grad(loss, x, amount.to(loss.dtype))
+            total.index_add_(0, image, grad)
+            del x, loss, grad
+    return total

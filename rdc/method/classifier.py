@@ -1,0 +1,360 @@
+"""The classifier: pixels in, log-probabilities out.
+
+    DC(x)  = Bayes' rule on the class losses of x                        (``lm=None``)
+    RDC(x) = DC(LM(x)), first uphill in likelihood, then classified      (arXiv 2305.15241)
+
+An ordinary ``nn.Module``: [0, 1] NCHW -> [N, K], so that any attack library takes it as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rdc.arguments.class_names import checked_names
+from rdc.arguments.scalars import as_integer, shown
+from rdc.errors import ConfigError
+from rdc.execution.frozen import Frozen
+from rdc.execution.memory import bytes_per_item, device_of, items_that_fit, memory_budget
+from rdc.execution.opaque import opaque_with, transformed
+from rdc.execution.surroundings import measured, never_inference, refuse_inference_weights, undisturbed
+from rdc.images.pixels import checked_pixels
+from rdc.method.class_gradients import joined, rebuilt, streamed
+from rdc.method.denoiser import Denoiser
+from rdc.method.levels import LEVEL_PRESETS, NoiseLevels, parse_levels
+from rdc.method.likelihood_maximization import (
+    LikelihoodMaximization,
+    lm_evaluations,
+    lm_penalty,
+    maximize_likelihood,
+    resolve_lm,
+)
+from rdc.method.noise import NoisePlan
+from rdc.method.posterior import log_posterior, resolve_scale
+
+__all__ = ["DiffusionClassifier", "gradient_bytes", "lm_bytes"]
+
+
+class DiffusionClassifier(Frozen):
+    """(Robust) diffusion classifier.
+
+    Args:
+        denoiser: conditional or multi-head network under EDM preconditioning. Its weights are frozen, and it stays in evaluation
+            mode: ``train()`` does not reach it.
+        levels: noise levels, a preset name or ``scheme:count:min:max:weighting``.
+        lm: likelihood maximisation before classification: preset name, settings, or None for the plain DC.
+        gradient: "exact": through everything, LM included; "bpda": LM's Jacobian is taken as the identity.
+        noise: "fixed": a deterministic function of the pixels; "fresh": another draw in every call.
+        noise_seed: seed of the draws, any integer.
+        logit_scale: "sum", "mean" or a number; sets how peaked the probabilities are, never the decision.
+        class_prior: K probabilities; None: uniform.
+        memory_budget_mb: working memory of a call and its gradient, in MiB; larger batches are cut into pieces, recomputed in
+            the backward pass. Resident memory keeps it within a tenth (:mod:`rdc.execution.memory`), but for the batch itself and what is
+            made of it; one image at one level is the least, and a warning says when it does not fit. None: 2048, or, where
+            the denoiser lies on a CUDA device, half of the memory that is free there at this moment, if that is more.
+            :meth:`settings` and :meth:`with_` have the number that came of it.
+        class_names: K different names; None: "0", "1", ...
+        precision: what the network computes in: "float32", or "bfloat16" (1.06 times as many attack steps a
+            second on an H200; slower on a CPU with AVX512-bf16: docs/benchmarks.md). Squared errors and sums keep the type of the pixels.
+
+    Forward:
+        pixels [N, C, H, W] float in [0, 1] -> log p(y|x) [N, K] (logsumexp over classes is 0), differentiable in pixels. The
+        caller's ``torch.autocast`` and ``torch.inference_mode`` change nothing.
+
+    Raises:
+        InputError: pixels of another type, shape or range.
+        ConfigError: unknown or inconsistent settings.
+    """
+
+    @never_inference
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        levels: NoiseLevels | str,
+        *,
+        lm: LikelihoodMaximization | str | None = None,
+        gradient: str = "exact",
+        noise: str = "fixed",
+        noise_seed: int = 0,
+        logit_scale: str | float = "sum",
+        class_prior: Sequence[float] | None = None,
+        memory_budget_mb: float | None = None,
+        class_names: Sequence[str] | None = None,
+        precision: str = "float32",
+    ) -> None:
+        super().__init__()
+        if not isinstance(denoiser, Denoiser):
+            raise ConfigError(
+                f"denoiser: expected a rdc.method.denoiser.Denoiser (make_denoiser gives one); got {shown(denoiser)}"
+            )
+        if not isinstance(gradient, str) or gradient not in ("exact", "bpda"):
+            raise ConfigError(f'gradient: expected "exact" or "bpda"; got {shown(gradient)}')
+        refuse_inference_weights(denoiser)
+        self.denoiser = denoiser.eval().requires_grad_(False).in_precision(precision)
+        self.levels = _levels(levels)
+        self.lm = resolve_lm(lm)
+        self.scale = resolve_scale(logit_scale, denoiser.image_shape)
+        self.logit_scale = logit_scale if isinstance(logit_scale, (str, int, float)) else self.scale
+        self.gradient, self.class_prior = gradient, class_prior
+        self.noise = NoisePlan(noise_seed, noise)
+        self.memory_budget_mb = memory_budget(memory_budget_mb, self.device)
+        self.num_classes, self.image_shape = denoiser.num_classes, denoiser.image_shape
+        self.class_names = checked_names(class_names, self.num_classes)
+        self.network_evaluations = 0
+        self._log_prior = _log_prior(class_prior, self.num_classes)
+        self._draw = 0
+        self._bytes: dict[Any, int] = {}  # of one image at one level, or of one image in a step of LM
+        self._cache: dict[tuple, tuple[Tensor, ...]] = {}
+
+    # --- settings -------------------------------------------------------------------------------------------------
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments that would make this classifier again from its denoiser."""
+        return {
+            "levels": self.levels,
+            "lm": self.lm,
+            "gradient": self.gradient,
+            "noise": self.noise.policy,
+            "noise_seed": self.noise.seed,
+            "logit_scale": self.logit_scale,
+            "class_prior": self.class_prior,
+            "memory_budget_mb": self.memory_budget_mb,
+            "class_names": self.class_names,
+            "precision": self.denoiser.precision,
+        }
+
+    def with_(self, **changes: Any) -> DiffusionClassifier:
+        """A classifier with other settings and the same weights (shared, not copied)."""
+        unknown = set(changes) - set(self.settings())
+        if unknown:
+            raise ConfigError(
+                f"settings: expected some of {', '.join(self.settings())}; got {', '.join(sorted(unknown))}"
+            )
+        made = DiffusionClassifier(self.denoiser, **{**self.settings(), **changes})
+        if made.denoiser.precision == self.denoiser.precision:
+            made._bytes = self._bytes
+        return made
+
+    def describe(self) -> dict[str, Any]:
+        """Settings as plain JSON values, for reports."""
+        return {
+            "levels": {"sigma": list(self.levels.sigma), "weight": list(self.levels.weight), **self.levels.describe()},
+            "weighting": self.levels.weighting,
+            "lm": None if self.lm is None else self.lm.describe(),
+            "noise": {"policy": self.noise.policy, "seed": self.noise.seed},
+            "head": self.denoiser.head,
+            "gradient": self.gradient,
+            "logit_scale": self.logit_scale,
+            "precision": self.denoiser.precision,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; a CPU where there are none."""
+        return device_of(self.denoiser)
+
+    @property
+    def evaluations_per_image(self) -> int:
+        """Network passes for one decision about one image."""
+        return len(self.levels) * self.denoiser.passes_per_level + lm_evaluations(self.lm)
+
+    # --- the function ---------------------------------------------------------------------------------------------
+    def forward(self, pixels: Tensor) -> Tensor:
+        loss = self.class_losses(pixels)
+        return log_posterior(loss, self.scale, self._log_prior)
+
+    def class_losses(self, pixels: Tensor) -> Tensor:
+        """Weighted class losses [N, K] of pixels [N, C, H, W] in [0, 1], after LM if there is any."""
+        pixels, draw = checked_pixels(pixels, self.image_shape), self._next_draw()
+        return self._undisturbed(lambda pixels: self._class_losses(pixels, draw), pixels)
+
+    def losses_per_level(self, pixels: Tensor) -> Tensor:
+        """Unweighted class losses [N, T, K], in the order of ``levels.sigma``."""
+        pixels, draw = checked_pixels(pixels, self.image_shape), self._next_draw()
+        return self._undisturbed(lambda pixels: self._losses_per_level(pixels, draw), pixels)
+
+    def maximize_likelihood(self, pixels: Tensor) -> Tensor:
+        """LM alone: pixels [N, C, H, W] in [0, 1] -> pixels; the input itself when there is no LM."""
+        pixels, draw = checked_pixels(pixels, self.image_shape), self._draw
+        return self._undisturbed(lambda pixels: (self._uphill(2 * pixels - 1, draw) + 1) / 2, pixels)
+
+    def purify(self, pixels: Tensor) -> Tensor:
+        """:meth:`maximize_likelihood`, by the name that every defence has."""
+        return self.maximize_likelihood(pixels)
+
+    def redraw(self) -> None:
+        """Go to the next noise draw (policy "fresh" does so by itself in every call)."""
+        if self.noise.policy == "fresh":
+            self._draw += 1
+
+    # --- what adaptive attacks ask for ----------------------------------------------------------------------------
+    stochastic = True  # the noise policy changes what is computed
+
+    @property
+    def purifies(self) -> bool:
+        """Whether the input is changed first, so that the exact gradient and BPDA differ."""
+        return self.lm is not None
+
+    def set_draw(self, draw: int) -> None:
+        """Use this draw in the next call (under policy "fresh" the calls after it go on from there)."""
+        number = as_integer(draw)
+        if number is None:
+            raise ConfigError(f"draw: expected an integer; got {shown(draw)}")
+        self._draw = number
+
+    @property
+    def has_penalty(self) -> bool:
+        """Whether :meth:`penalty` can be asked for."""
+        return self.lm is not None
+
+    def penalty(self, pixels: Tensor) -> Tensor:
+        """Likelihood maximisation's own objective [N] at pixels [N, C, H, W], over its own draws; differentiable.
+
+        Raises:
+            ConfigError: there is no likelihood maximisation.
+        """
+        if self.lm is None:
+            raise ConfigError('penalty: expected likelihood maximisation, e.g. lm="paper-v2"; this classifier has none')
+        pixels, draw = checked_pixels(pixels, self.image_shape), self._draw
+
+        def objective(pixels: Tensor) -> Tensor:
+            x0 = 2 * pixels - 1
+            self.network_evaluations += len(x0) * lm_evaluations(self.lm)
+            return lm_penalty(self.denoiser, x0, self.lm, draw, self.pairs_that_fit(x0))
+
+        return self._undisturbed(objective, pixels)
+
+    def surrogates(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Stand-ins for a transfer attack: "plain" (no LM), "one-step" (LM with N = 1), "fresh" (other noise)."""
+        found: dict[str, Callable[[Tensor], Tensor]] = {}
+        if self.lm is not None:
+            found["plain"] = self.with_(lm=None)
+            found["one-step"] = self.with_(lm=dataclasses.replace(self.lm, steps=1, name="one step"))
+        found["fresh"] = self.with_(noise="fresh", noise_seed=self.noise.seed + 1)
+        return found
+
+    # --- parts ----------------------------------------------------------------------------------------------------
+    def _undisturbed(self, function: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+        def plain(pixels: Tensor) -> Tensor:
+            return undisturbed(function, pixels, self.denoiser)
+
+        return opaque_with(self.denoiser, plain, pixels) if transformed() else plain(pixels)
+
+    def _class_losses(self, pixels: Tensor, draw: int) -> Tensor:
+        x0 = self._uphill(2 * pixels - 1, draw)
+        sigma, weight, noise = self._levels_and_noise(draw, x0)
+        return self._losses(x0, noise, sigma, weight)
+
+    def _losses_per_level(self, pixels: Tensor, draw: int) -> Tensor:
+        x0 = self._uphill(2 * pixels - 1, draw)
+        sigma, _, noise = self._levels_and_noise(draw, x0)
+        one = torch.ones(1, device=x0.device, dtype=x0.dtype)
+        columns = [self._losses(x0, noise[t : t + 1], sigma[t : t + 1], one) for t in range(len(sigma))]
+        return torch.stack(columns, dim=1)
+
+    def _next_draw(self) -> int:
+        draw = self._draw
+        self.redraw()
+        return draw
+
+    def _uphill(self, x0: Tensor, draw: int) -> Tensor:
+        if self.lm is None:
+            return x0
+        self.network_evaluations += len(x0) * lm_evaluations(self.lm)
+        key = (self.lm, x0.dtype, x0.device)
+        if key not in self._bytes:
+            self._bytes[key] = lm_bytes(self.denoiser, self.lm, x0)
+        size = items_that_fit(
+            self.memory_budget_mb, self._bytes[key], x0.device, "likelihood maximisation of one image"
+        )
+        start = x0.detach() if self.gradient == "bpda" else x0
+        parts = (maximize_likelihood(self.denoiser, part, self.lm, draw) for part in start.split(size))
+        moved = joined(parts, len(start))
+        return x0 + (moved - x0).detach() if self.gradient == "bpda" else moved
+
+    def _levels_and_noise(self, draw: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        key = (draw, like.device, like.dtype)
+        if key not in self._cache:
+            sigma, weight = self.levels.tensors(like.device, like.dtype)
+            noise = self.noise.normal(draw, len(sigma), self.image_shape).to(like.device, like.dtype)
+            self._cache = {key: (sigma, weight, noise)}
+        return self._cache[key]
+
+    def _losses(self, x0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor) -> Tensor:
+        """Class losses [N, K], in pieces where they would not fit the memory budget together."""
+        self.network_evaluations += len(x0) * len(sigma) * self.denoiser.passes_per_level
+        pairs = self.pairs_that_fit(x0)
+        operands = (self.denoiser, x0, noise, sigma, weight, pairs)
+        if len(x0) * len(sigma) <= pairs:
+            return streamed(*operands, rebuild=False)
+        if x0.requires_grad and torch.is_grad_enabled():
+            return rebuilt(*operands)
+        return streamed(*operands)
+
+    def pairs_that_fit(self, like: Tensor) -> int:
+        """Pairs of image and level, all classes, whose losses and gradient fit the budget; measured once."""
+        key = (like.dtype, like.device)
+        if key not in self._bytes:
+            self._bytes[key] = gradient_bytes(self.denoiser, like)
+        return items_that_fit(self.memory_budget_mb, self._bytes[key], like.device, "one image at one level")
+
+
+@measured()
+def gradient_bytes(denoiser: Denoiser, like: Tensor) -> int:
+    """Peak bytes that one more image at one level needs for its class losses and their gradient in pixels."""
+
+    one = like.new_ones(1)
+    noise = like.new_zeros(1, *denoiser.image_shape)
+
+    def work(count: int) -> Tensor:
+        x = like.new_zeros(count, *denoiser.image_shape).requires_grad_()
+        if (
+            denoiser.passes_per_level > 1
+        ):  # a class is a row of its own; all of them, three times, may be more than the budget
+            loss = denoiser.losses_of_labels(
+                x, noise, one, one, torch.zeros(count, dtype=torch.long, device=like.device)
+            )
+        else:
+            loss = denoiser.class_losses(x, noise, one, one)
+        return torch.autograd.grad(loss.sum(), x)[0]
+
+    return bytes_per_item(work) * denoiser.passes_per_level
+
+
+@measured()
+def lm_bytes(denoiser: Denoiser, lm: LikelihoodMaximization, like: Tensor) -> int:
+    """Peak bytes that one more image needs in the exact gradient of LM; they do not grow with the number of steps."""
+    single = dataclasses.replace(lm, steps=1)
+
+    def work(count: int) -> Tensor:
+        x = like.new_zeros(count, *denoiser.image_shape).requires_grad_()
+        return torch.autograd.grad(maximize_likelihood(denoiser, x, single).sum(), x)[0]
+
+    return bytes_per_item(work)
+
+
+def _log_prior(prior: Sequence[float] | None, num_classes: int) -> Tensor | None:
+    if prior is None:
+        return None
+    try:
+        values = torch.tensor([float(value) for value in prior], dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"class_prior: expected {num_classes} positive probabilities; got {shown(prior)}") from error
+    if values.shape != (num_classes,) or not (values > 0).all() or not torch.isfinite(values).all():
+        raise ConfigError(f"class_prior: expected {num_classes} positive probabilities; got {shown(prior)}")
+    return (values / values.sum()).log()
+
+
+def _levels(levels: NoiseLevels | str) -> NoiseLevels:
+    if isinstance(levels, NoiseLevels):
+        return levels
+    if isinstance(levels, (str, os.PathLike)):
+        return parse_levels(levels)
+    raise ConfigError(
+        f"levels: expected NoiseLevels, a preset ({', '.join(LEVEL_PRESETS)}), scheme:count:sigma_min:sigma_max:weighting such as "
+        f"log:8:0.8:4:flat, or a JSON file; got {shown(levels)}"
+    )

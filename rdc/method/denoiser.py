@@ -1,0 +1,199 @@
+"""A network under EDM preconditioning, and the per-class denoising losses it gives.
+
+Both kinds answer the same question, ``class_losses``: sum_t w_t ||F(x_t; s_t, y) - F*_t||^2 for every class y. The
+conditional network needs K passes a level, the multi-head network one.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rdc.arguments.scalars import shown
+from rdc.errors import ConfigError
+from rdc.method.preconditioning import Preconditioning
+from rdc.networks.blocks import fastest_layout
+from rdc.networks.heads import MultiHeadUNet
+from rdc.ops.multihead_loss import multihead_loss
+
+__all__ = ["PRECISIONS", "ConditionalDenoiser", "Denoiser", "MultiHeadDenoiser", "make_denoiser"]
+
+#: Types that a network may compute in.
+PRECISIONS = ("float32", "bfloat16")
+
+
+class Denoiser(nn.Module):
+    """Common part of the two kinds.
+
+    Attributes:
+        num_classes: K.
+        image_shape: (C, H, W).
+        passes_per_level: network passes for all classes at one level: K or 1.
+        head: name for reports.
+        precision: what the network computes in, "float32" (its weights' type) or "bfloat16" (autocast). Noise, targets, squared
+            errors and their sums keep the type of the images in either case.
+    """
+
+    passes_per_level: int
+    head: str
+    precision = "float32"
+
+    def __init__(
+        self, network: nn.Module, num_classes: int, image_shape: tuple[int, int, int], sigma_data: float
+    ) -> None:
+        super().__init__()
+        self.network, self.num_classes, self.image_shape = network, num_classes, tuple(image_shape)
+        self.precondition = Preconditioning(sigma_data)
+
+    def in_precision(self, precision: str) -> Denoiser:
+        """This denoiser, weights shared, with a network that computes in ``precision``.
+
+        Raises:
+            ConfigError: no precision of that name.
+        """
+        if not isinstance(precision, str) or precision not in PRECISIONS:
+            raise ConfigError(f"precision: expected {' or '.join(PRECISIONS)}; got {shown(precision)}")
+        if precision == self.precision:
+            return self
+        made = copy.copy(self)
+        made.precision = precision
+        return made
+
+    def noisy(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise every image at every level.
+
+        Args:
+            x0: [N, C, H, W] in [-1, 1].
+            noise: [T, C, H, W], shared by all images.
+            sigma: [T].
+
+        Returns:
+            x_t and target F*, each [N*T, C, H, W], image-major (row n*T + t).
+        """
+        sigma = sigma.reshape(1, -1, 1, 1, 1).to(x0.dtype)
+        x0 = x0[:, None]
+        x_t = x0 + sigma * noise[None].to(x0.dtype)
+        return x_t.flatten(0, 1), self.precondition.target(x0, x_t, sigma).flatten(0, 1)
+
+    def class_losses(self, x0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor) -> Tensor:
+        """Weighted losses [N, K] of x0 [N, C, H, W]: sum over levels, channels and pixels.
+
+        Args:
+            x0: [N, C, H, W] in [-1, 1].
+            noise: [T, C, H, W].
+            sigma, weight: [T].
+        """
+        x_t, target = self.noisy(x0, noise, sigma)
+        return self.losses_of(x_t, sigma.repeat(len(x0)).to(x0.dtype), target, weight)
+
+    def losses_of(self, x_t: Tensor, sigma: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """The same for rows that are already noisy: x_t, target [N*T, C, H, W], sigma [N*T], weight [T] -> [N, K]."""
+        raise NotImplementedError
+
+    def losses_of_labels(self, x0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        """The losses [N] of one class for every image: labels [N] int64; the rest as of :meth:`class_losses`."""
+        x_t, target = self.noisy(x0, noise, sigma)
+        rows = sigma.repeat(len(x0)).to(x0.dtype)
+        error = (self.f(x_t, rows, labels.repeat_interleave(len(sigma))) - target).square().flatten(1).sum(1)
+        return error.unflatten(0, (len(x0), len(sigma))) @ weight.to(error.dtype)
+
+    def f_null(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        """F without a label: x_t [B, C, H, W], sigma [B] -> [B, C, H, W]. Twice differentiable."""
+        raise NotImplementedError
+
+    def f(self, x_t: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        """F for given classes: labels [B] int64, K for the null label -> [B, C, H, W]."""
+        raise NotImplementedError
+
+    def denoise(self, x_t: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        """D(x_t; sigma, label) [B, C, H, W], the estimate of x0."""
+        return self.precondition.denoised(self.f(x_t, sigma, labels), x_t, sigma.reshape(-1, 1, 1, 1))
+
+    def _compute(self, function: Any, x_t: Tensor, *operands: Tensor) -> Tensor:
+        """``function(x_t, *operands)`` in this denoiser's precision; the result in the type of x_t."""
+        if self.precision == "float32":
+            return function(x_t, *operands)
+        # Without a cache: inside the caller's autocast it would outlive this call, weights cast without a graph included.
+        with torch.autocast(x_t.device.type, torch.bfloat16, cache_enabled=False):
+            return function(x_t, *operands).to(x_t.dtype)
+
+    def _inputs(self, x_t: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        scaled = self.precondition.c_in(sigma).reshape(-1, 1, 1, 1) * x_t
+        return scaled.contiguous(memory_format=fastest_layout(x_t.device)), self.precondition.c_noise(sigma)
+
+
+class ConditionalDenoiser(Denoiser):
+    """A class-conditional network ``network(x, c_noise, one_hot or None) -> F``: K passes for K classes."""
+
+    head = "conditional"
+
+    def __init__(
+        self, network: nn.Module, num_classes: int, image_shape: tuple[int, int, int], sigma_data: float = 0.5
+    ) -> None:
+        super().__init__(network, num_classes, image_shape, sigma_data)
+        self.passes_per_level = num_classes
+
+    def f(self, x_t: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        onehot = F.one_hot(labels, self.num_classes + 1)[:, : self.num_classes].to(x_t.dtype)
+        return self._compute(self.network, *self._inputs(x_t, sigma), onehot)
+
+    def f_null(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        return self._compute(self.network, *self._inputs(x_t, sigma), x_t.new_zeros(len(x_t), self.num_classes))
+
+    def losses_of(self, x_t: Tensor, sigma: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        scaled, c_noise = self._inputs(x_t, sigma)
+        classes = torch.eye(self.num_classes, dtype=x_t.dtype, device=x_t.device)
+        rows, count = len(x_t), self.num_classes
+        inputs = scaled.repeat_interleave(count, 0), c_noise.repeat_interleave(count), classes.repeat(rows, 1)
+        f = self._compute(self.network, *inputs).unflatten(0, (rows, count))
+        error = (f - target[:, None]).square().flatten(2).sum(2)  # [N*T, K]
+        return torch.einsum("ntk,t->nk", error.unflatten(0, (-1, len(weight))), weight.to(error.dtype))
+
+
+class MultiHeadDenoiser(Denoiser):
+    """A :class:`MultiHeadUNet`: one pass for all classes, the head and the loss in one fused op."""
+
+    head = "multi-head"
+    passes_per_level = 1
+
+    def __init__(
+        self, network: MultiHeadUNet, num_classes: int, image_shape: tuple[int, int, int], sigma_data: float = 0.5
+    ) -> None:
+        super().__init__(network, num_classes, image_shape, sigma_data)
+
+    def features(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        """Last feature map h [B, c, H / patch, W / patch]."""
+        return self._compute(self.network.features, *self._inputs(x_t, sigma))
+
+    def f_null(self, x_t: Tensor, sigma: Tensor) -> Tensor:
+        return self.network.predict(self.features(x_t, sigma), self.num_classes, self.num_classes + 1)[:, 0]
+
+    def f(self, x_t: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        everything = self._compute(self.network, *self._inputs(x_t, sigma))
+        return everything[torch.arange(len(x_t), device=x_t.device), labels]
+
+    def losses_of(self, x_t: Tensor, sigma: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        return multihead_loss(*self.loss_operands(x_t, sigma, target), weight)
+
+    def loss_operands(self, x_t: Tensor, sigma: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What ``multihead_loss`` takes, but for the level weights: features, the classes' head and bias, folded target."""
+        rows = self.num_classes * self.network.folded_channels
+        head, bias = self.network.head_weight[:rows], self.network.head_bias[:rows]
+        target = F.pixel_unshuffle(target, self.network.patch_size)  # the order of pixels does not change their sum
+        return self.features(x_t, sigma), head, bias, target
+
+
+def make_denoiser(network: nn.Module, config: dict) -> Denoiser:
+    """Wrap a network made from ``config`` (see ``networks.presets.build_network``).
+
+    Raises:
+        ConfigError: the network is a classifier, no denoiser.
+    """
+    if config["kind"] == "resnet":
+        raise ConfigError("expected a diffusion model; this is a discriminative classifier (kind resnet)")
+    kind = MultiHeadDenoiser if config["kind"] == "multihead" else ConditionalDenoiser
+    return kind(network, config["num_classes"], tuple(config["image_shape"]), config.get("sigma_data", 0.5))

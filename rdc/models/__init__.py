@@ -1,0 +1,1 @@
+"""Models by name and from files: the zoo, checkpoints, conversion."""

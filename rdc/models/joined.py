@@ -1,0 +1,88 @@
+"""Purifiers of this project's diffusion models in front of any classifier: LM + ResNet, DiffPure + ResNet.
+
+>>> from rdc.models.joined import diffpure_in_front, lm_in_front
+>>> resnet = rdc.load("runs/standard")  # of rdc train --method standard
+>>> defence = lm_in_front(resnet, "fashion-mnist", lm="paper-v2")
+
+For ``rdc evaluate --model my_module:make`` write a function without arguments that returns one of these.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from rdc.defences.purified import PurifiedClassifier
+from rdc.defences.purifiers import DiffusionPurifier, LikelihoodPurifier, Purifier
+from rdc.errors import ConfigError
+from rdc.method.classifier import DiffusionClassifier
+from rdc.models.zoo import load
+
+__all__ = ["diffpure_in_front", "lm_in_front"]
+
+
+def lm_in_front(
+    classifier: nn.Module,
+    diffusion: DiffusionClassifier | str = "fashion-mnist",
+    *,
+    lm: Any = "paper-v2",
+    **settings: Any,
+) -> PurifiedClassifier:
+    """Likelihood maximisation by a diffusion model, then a discriminative classifier (arXiv 2305.15241, section 4.3).
+
+    Args:
+        classifier: pixels [N, C, H, W] -> logits [N, K], with ``num_classes``, ``image_shape`` and ``class_names`` as
+            ``rdc.load`` and ``rdc.defences.PlainClassifier`` give.
+        diffusion: whose label-free network is used: a classifier, or a name for ``rdc.load``.
+        lm: see ``rdc.method.likelihood_maximization``.
+        settings: ``gradient``, ``noise``, ``noise_seed``.
+
+    Raises:
+        ConfigError: the two do not take the same images, or a setting is unknown.
+    """
+    source = _diffusion(diffusion)
+    return _joined(LikelihoodPurifier(source.denoiser, lm), classifier, source, "LM", settings)
+
+
+def diffpure_in_front(
+    classifier: nn.Module,
+    diffusion: DiffusionClassifier | str = "fashion-mnist",
+    *,
+    sigma: float = 0.34,
+    steps: int = 20,
+    sampler: str = "sde",
+    **settings: Any,
+) -> PurifiedClassifier:
+    """DiffPure (arXiv 2205.07460): forward diffusion to sigma, the reverse process, then a discriminative classifier.
+
+    Args:
+        classifier, diffusion, settings: as of :func:`lm_in_front`.
+        sigma, steps, sampler: see :class:`rdc.defences.DiffusionPurifier`.
+
+    Raises:
+        ConfigError: the two do not take the same images, or a setting is unknown.
+    """
+    source = _diffusion(diffusion)
+    purifier = DiffusionPurifier(source.denoiser, sigma=sigma, steps=steps, sampler=sampler)
+    return _joined(purifier, classifier, source, "DiffPure", settings)
+
+
+def _diffusion(diffusion: DiffusionClassifier | str) -> DiffusionClassifier:
+    found = load(diffusion) if isinstance(diffusion, str) else diffusion
+    if not isinstance(found, DiffusionClassifier):
+        raise ConfigError(f"diffusion: expected a diffusion model, got {type(found).__name__} ({diffusion!r})")
+    return found
+
+
+def _joined(
+    purifier: Purifier, classifier: Any, source: DiffusionClassifier, name: str, settings: dict[str, Any]
+) -> PurifiedClassifier:
+    if tuple(classifier.image_shape) != tuple(source.image_shape):
+        raise ConfigError(
+            f"the diffusion model takes images {list(source.image_shape)}, the classifier {list(classifier.image_shape)}; "
+            "choose two for the same images"
+        )
+    head = getattr(classifier, "head", type(classifier).__name__)
+    about = {"num_classes": classifier.num_classes, "class_names": classifier.class_names, "name": f"{name} + {head}"}
+    return PurifiedClassifier(purifier, classifier, **about, **settings)

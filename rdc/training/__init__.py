@@ -1,0 +1,1 @@
+"""Training: trainer and its state, objectives, distillation, adversarial training, augmentation."""

@@ -1,0 +1,329 @@
+"""Distillation: a class-conditional teacher into a multi-head student (arXiv 2305.15241, appendix).
+
+A multi-head network trained on the plain conditional loss learns head y from images of class y only and classifies
+poorly. Two things supply what is missing, what the other heads should say. The teacher,
+
+    L_teacher   = E ||S_k - T_k||^2  +  a E ||(S_k - S_y) - (T_k - T_y)||^2
+
+over noisy images x_t of every class y, with a few classes k (or the null label) each; its second term weighs what
+decides, the differences between classes. And the labels,
+
+    L_posterior = E ||S_y - F*||^2 + E ||S_null - F*||^2  +  b E [ -log softmax_k(-g(s) ||S_k - F*||^2)_y ]
+
+the plain denoising loss and the cross-entropy of the student's own posterior at that noise level, with
+g(s) = g c_out^2 / s^2, the weight that the level has in the ELBO over ln s. It needs no teacher pass and makes the student
+partly discriminative. Either can be switched off; neither uses an adversarial example.
+
+Two ways to train for a threat, both of which name its norm and radius. With ``margin_eps`` the cross-entropy is taken at the
+first-order worst logits instead (:mod:`rdc.training.first_order`): margins have to exceed what their input gradient could take away,
+and the network sees no perturbed image. With ``secant`` the derivative becomes a difference. Let d be the first-order worst
+perturbation of the ball and u a fraction drawn for each image from low .. high; then
+
+    (1 - s) CE(z(x0)) + s CE(z')            z' = z(x0) + (z(x0 + u d) - z(x0)) / u
+
+where both z are taken at the same noise level and with the same noise. For u = 1 this is adversarial training with one step
+(Goodfellow et al., arXiv 1412.6572), for u -> 0 it is the first order itself. One step of a fixed length can be learnt by
+heart: the loss falls at its end and nowhere else (Kim et al., arXiv 2010.01799, who vary the length too); a drawn u leaves no
+such place. The network does see perturbed images. No second derivative is taken, and
+``torch.compile`` works.
+
+With ``cutmix`` a share of the images has a rectangle of another image, and y becomes a distribution over two classes: its share
+of each weighs both the denoising losses and the cross-entropies. Together with averaged weights this keeps robust training from
+learning its images by heart (Rebuffi et al., arXiv 2111.05328).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rdc.errors import ConfigError
+from rdc.method.denoiser import Denoiser
+from rdc.networks.heads import MultiHeadUNet, PatchUNet
+from rdc.networks.presets import build_network
+from rdc.training.augmentation import cut_and_mixed
+from rdc.training.batches import normal, uniform
+from rdc.training.first_order import check_margin, draw_rivals, worst_logits, worst_step
+from rdc.training.objective import NoiseDistribution
+
+__all__ = ["DistillationObjective", "Secant", "student_from_teacher"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Secant:
+    """The threat that a student is trained for by differences.
+
+    Args:
+        eps: radius in [0, 1] pixel units, > 0.
+        norm: "linf", "l2" or "l1".
+        low, high: the fraction u of the worst perturbation is drawn between these; 0 < low <= high <= 1.
+        share: s, of the extrapolated cross-entropy; above 0, at most 1.
+        steps: 1: d is the first-order worst perturbation. More: d is what as many steps of Frank-Wolfe find (Jaggi 2013), each a
+            mean of the last d and the worst perturbation by the gradient there: iterates never leave ball and pixel box, no step
+            size is chosen. Every further step costs a forward pass and an input gradient, and **makes d an adversarial example**.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+
+    eps: float
+    norm: str = "linf"
+    low: float = 0.05
+    high: float = 0.3
+    share: float = 1.0
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        check_margin(self.eps, self.norm, "secant")
+        if type(self.steps) is not int or self.steps < 1:
+            raise ConfigError(f"secant_steps: expected a whole number >= 1; got {self.steps!r}")
+        if not self.eps > 0:
+            raise ConfigError("secant_eps: expected a radius > 0, such as 8/255; got 0")
+        if not 0 < self.low <= self.high <= 1:
+            raise ConfigError(f"secant_range: expected 0 < low <= high <= 1; got {self.low} and {self.high}")
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"secant_share: expected a share above 0, at most 1; got {self.share}")
+
+
+class DistillationObjective:
+    """Training objective for :class:`rdc.training.trainer.Trainer`.
+
+    Args:
+        teacher: conditional denoiser, which is frozen. Without ``classes_per_image`` nothing is asked of it but its number of
+            classes and its preconditioning; the student's own denoiser will do.
+        noise: distribution of the noise levels.
+        classes_per_image: m; the true class and m - 1 others (or the null label) are distilled per image.
+            0: L_posterior alone.
+        difference_weight: a.
+        posterior_weight: b. 0: L_teacher alone.
+        posterior_scale: g; one level stands for the whole ELBO when g is the width of the range of ln s, 2 to 4.
+        margin_eps: radius in [0, 1] pixel units whose first-order worst case the posterior has to bear; 0: none. A step
+            then differentiates twice, which ``torch.compile`` cannot.
+        margin_norm: "linf", "l2" or "l1".
+        secant: the threat that is trained for by differences; None: none.
+        cutmix: probability of an image to have a rectangle of another (:func:`rdc.training.augmentation.cut_and_mixed`).
+
+    Raises:
+        ConfigError: a setting is out of range, ``margin_eps`` or ``secant`` without ``posterior_weight``, or both, or
+            ``margin_eps`` with ``cutmix``.
+    """
+
+    def __init__(
+        self,
+        teacher: Denoiser,
+        noise: NoiseDistribution,
+        classes_per_image: int = 3,
+        difference_weight: float = 1.0,
+        posterior_weight: float = 0.0,
+        posterior_scale: float = 2.0,
+        margin_eps: float = 0.0,
+        margin_norm: str = "linf",
+        secant: Secant | None = None,
+        cutmix: float = 0.0,
+    ) -> None:
+        check_margin(margin_eps, margin_norm)
+        if not 0 <= cutmix <= 1:
+            raise ConfigError(f"cutmix: expected a probability in 0..1; got {cutmix}")
+        if cutmix and margin_eps:
+            raise ConfigError("margin_eps and cutmix: expected at most one of them; got both. Use secant with cutmix")
+        if margin_eps and secant:
+            raise ConfigError("margin_eps and secant: expected at most one of them; got both")
+        for name in ["margin_eps"] * bool(margin_eps) + ["secant"] * bool(secant):
+            if not posterior_weight:
+                raise ConfigError(
+                    f"{name}: expected posterior_weight > 0 with it, it acts on the posterior's cross-entropy; got 0"
+                )
+        if not 0 <= classes_per_image <= teacher.num_classes + 1:
+            raise ConfigError(f"classes_per_image: expected 0 to {teacher.num_classes + 1}; got {classes_per_image}")
+        if not all(0 <= value < math.inf for value in (difference_weight, posterior_weight)) or not posterior_scale > 0:
+            raise ConfigError(
+                "distillation: expected weights >= 0 and a scale > 0; got difference_weight "
+                f"{difference_weight}, posterior_weight {posterior_weight}, posterior_scale {posterior_scale}"
+            )
+        if classes_per_image == 0 and posterior_weight == 0:
+            raise ConfigError("distillation: expected classes_per_image > 0 or posterior_weight > 0; got neither")
+        self.teacher = teacher.eval().requires_grad_(False) if classes_per_image else None
+        self.noise, self.classes_per_image = noise, classes_per_image
+        self.difference_weight, self.posterior_weight = difference_weight, posterior_weight
+        self.posterior_scale, self.margin_eps, self.margin_norm = posterior_scale, margin_eps, margin_norm
+        self.secant, self.differentiates_twice, self.cutmix = secant, bool(margin_eps), cutmix
+        self.precondition, self.num_classes = teacher.precondition, teacher.num_classes
+
+    def __call__(
+        self, net: nn.Module, x0: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        own = (labels[:, None] == torch.arange(self.num_classes + 1, device=labels.device)).to(x0.dtype)  # [B, K + 1]
+        truth = labels
+        if self.cutmix:
+            x0, other, share = cut_and_mixed(x0, self.cutmix, generator)
+            share = share.to(x0.dtype)[:, None]
+            own = share * own + (1 - share) * own[other]
+            labels, truth = own.argmax(1), own[:, : self.num_classes]
+        sigma = self.noise.sample(len(x0), generator).to(x0.device)
+        noise = normal(x0.shape, generator).to(x0.device, x0.dtype)
+        if self.margin_eps or self.secant:
+            x0 = x0.detach().requires_grad_()
+        classes = self._choose(labels, generator)
+        x_t, target, predicted = self._predict(net, x0, sigma, noise)
+        errors = self._errors(predicted, target)
+        pixels = target[0].numel()
+        error = (errors * own).sum() / (len(x0) * pixels)
+        values = {"denoising": error.detach()}
+        total = x0.new_zeros(())
+        if self.classes_per_image:
+            distilled, differences = self._match(predicted, x_t, sigma, classes)
+            total = total + distilled + self.difference_weight * differences
+            values |= {"distilled": distilled.detach(), "differences": differences.detach()}
+        if self.posterior_weight:
+            unlabelled = errors[:, self.num_classes].mean() / pixels
+            logits = self._logits(errors, sigma)
+            entropy, seen = self._posterior(logits, labels, truth, x0, generator)
+            if self.secant:
+                far, seen = self._extrapolated(net, x0, labels, own, logits, sigma, noise, generator)
+                entropy = (1 - self.secant.share) * entropy + self.secant.share * far
+            total = total + error + unlabelled + self.posterior_weight * entropy
+            values |= {"unlabelled": unlabelled.detach(), "posterior": entropy.detach()}
+            values |= {"hits": (logits.argmax(1) == labels).float().mean(), **seen}
+        return total, {"loss": total.detach(), **values}
+
+    def _predict(self, net: nn.Module, x0: Tensor, sigma: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t and F* [B, C, H, W], and what the network says of x_t: F [B, K + 1, C, H, W]."""
+        level = sigma.reshape(-1, 1, 1, 1)
+        x_t = x0 + level * noise
+        scaled = self.precondition.c_in(level) * x_t
+        predicted = net(self._laid_out(scaled), self.precondition.c_noise(sigma))
+        return x_t, self.precondition.target(x0, x_t, level), predicted
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        """On a CPU channels_last; on a GPU as the weights are, which the Trainer decides."""
+        return x if x.device.type == "cuda" else x.contiguous(memory_format=torch.channels_last)
+
+    def _errors(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """[B, K + 1]: ||S_k - F*||^2."""
+        return (predicted - target[:, None]).square().flatten(2).sum(2)
+
+    def _logits(self, errors: Tensor, sigma: Tensor) -> Tensor:
+        """[B, K]: -g(s) ||S_k - F*||^2."""
+        scale = self.posterior_scale * (self.precondition.c_out(sigma) / sigma) ** 2
+        return -scale[:, None] * errors[:, : self.num_classes]
+
+    def _extrapolated(
+        self,
+        net: nn.Module,
+        x0: Tensor,
+        labels: Tensor,
+        own: Tensor,
+        logits: Tensor,
+        sigma: Tensor,
+        noise: Tensor,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of z', and what the log shows of it."""
+        assert self.secant is not None
+        own = own[:, : self.num_classes]
+        shown = (own > 0) if self.num_classes > 2 else torch.zeros_like(own, dtype=torch.bool)  # no rivals
+        rivals = draw_rivals(logits.masked_fill(shown, -math.inf), labels, generator)
+        margin = _lead(logits, rivals, own)
+        with torch.autocast(x0.device.type, enabled=False):  # the gradient's types are those of the forward pass
+            (gradient,) = torch.autograd.grad(margin.sum(), x0, retain_graph=True)
+        step = 2 * worst_step(gradient, (x0.detach() + 1) / 2, self.secant.eps, self.secant.norm)
+        for count in range(2, self.secant.steps + 1):
+            step = step + (self._next_step(net, x0, step, rivals, own, sigma, noise) - step) / count
+        u = uniform((len(x0),), generator).to(x0) * (self.secant.high - self.secant.low) + self.secant.low
+        x = (x0.detach() + u[:, None, None, None] * step).requires_grad_()  # like x0: one graph, where it is compiled
+        _, target, predicted = self._predict(net, x, sigma, noise)
+        far = logits + (self._logits(self._errors(predicted, target), sigma) - logits) / u[:, None]
+        rise = _lead(far, rivals, own) - margin
+        hits = (far.argmax(1) == labels).float().mean()
+        truth = own if self.cutmix else labels
+        return F.cross_entropy(far, truth), {"robust_first_order": hits, "rise": rise.detach().mean()}
+
+    def _next_step(
+        self, net: nn.Module, x0: Tensor, step: Tensor, rivals: Tensor, own: Tensor, sigma: Tensor, noise: Tensor
+    ) -> Tensor:
+        """The worst perturbation of x0 by the gradient at x0 + step, in [-1, 1] units."""
+        assert self.secant is not None
+        x = (x0.detach() + step).requires_grad_()
+        _, target, predicted = self._predict(net, x, sigma, noise)
+        lead = _lead(self._logits(self._errors(predicted, target), sigma), rivals, own)
+        with torch.autocast(x0.device.type, enabled=False):
+            (gradient,) = torch.autograd.grad(lead.sum(), x)
+        return 2 * worst_step(gradient, (x0.detach() + 1) / 2, self.secant.eps, self.secant.norm)
+
+    def _posterior(
+        self, logits: Tensor, labels: Tensor, truth: Tensor, x0: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of the logits [B, K], or of their first-order worst case, and what the log shows of that.
+
+        ``truth`` is ``labels`` [B], or the images' shares of the classes [B, K].
+        """
+        if not self.margin_eps:
+            return F.cross_entropy(logits, truth), {}
+        rivals = draw_rivals(logits, labels, generator)
+        worst, rise = worst_logits(logits, labels, rivals, x0, self.margin_eps, self.margin_norm)
+        robust = (worst.argmax(1) == labels).float().mean()
+        return F.cross_entropy(worst, labels), {"robust_first_order": robust, "rise": rise.mean()}
+
+    def _choose(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """[B, m] classes: the true one first, then distinct others, K standing for the null label."""
+        order = uniform((len(labels), self.num_classes + 1), generator).to(labels.device)
+        order = order.scatter(1, labels[:, None], -1.0)
+        return order.argsort(1)[:, : self.classes_per_image]
+
+    def _match(self, predicted: Tensor, x_t: Tensor, sigma: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean squared distance to the teacher, of the predictions and of their differences to the true class's."""
+        count = classes.shape[1]
+        assert self.teacher is not None
+        with torch.no_grad():
+            taught = self.teacher.f(
+                x_t.repeat_interleave(count, 0), sigma.repeat_interleave(count), classes.flatten()
+            ).unflatten(0, classes.shape)
+        chosen = predicted[torch.arange(len(classes), device=classes.device)[:, None], classes]
+        gap = chosen - taught
+        if count == 1:
+            return gap.square().mean(), gap.new_zeros(())
+        return gap.square().mean(), (gap[:, 1:] - gap[:, :1]).square().mean()
+
+
+def _lead(logits: Tensor, rivals: Tensor, own: Tensor) -> Tensor:
+    """[B]: what the rival's logit exceeds the image's own by, ``own`` [B, K] being its shares of the classes.
+
+    No index is taken, whose backward pass would sort.
+    """
+    return logits.gather(1, rivals[:, None])[:, 0] - (logits * own).sum(1)
+
+
+def student_from_teacher(
+    teacher: nn.Module, config: dict[str, Any], wide_channels: int = 156
+) -> tuple[MultiHeadUNet, dict[str, Any]]:
+    """A multi-head student whose trunk has the teacher's weights; it begins with the teacher's unlabelled prediction.
+
+    Args:
+        teacher: conditional network made from ``config`` (a SongUNet, possibly on patches).
+        config: the teacher's description.
+        wide_channels: see :class:`MultiHeadUNet`.
+
+    Returns:
+        (student, its description).
+
+    Raises:
+        ConfigError: the teacher is not a conditional SongUNet.
+    """
+    if config.get("kind") != "conditional" or config["unet"].get("architecture") != "SongUNet":
+        raise ConfigError("teacher: expected a conditional network with unet.architecture SongUNet; got another kind")
+    made = {
+        **copy.deepcopy(config),
+        "kind": "multihead",
+        "patch_size": config.get("patch_size", 1),
+        "wide_channels": wide_channels,
+    }
+    student = build_network(made)
+    unet = teacher.unet if isinstance(teacher, PatchUNet) else teacher
+    student.unet.load_state_dict(unet.state_dict())
+    return student, made

@@ -1,0 +1,338 @@
+"""Training loop: EDM loss, EMA, warm-up, atomic checkpoints, exact resume, data parallelism.
+
+Everything random is a function of (seed, step) and of an image's place in the batch: which images, which noise levels,
+which noise. A run that was killed and resumed from its checkpoint continues exactly as if it had not been, and two
+processes see the batch that one would.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import importlib
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from rdc.data import Dataset
+from rdc.errors import CheckpointError, ConfigError
+from rdc.networks.blocks import allow_backward_again, half_norms
+from rdc.terminal.progress import bar, on_terminal
+from rdc.training.batches import Batches
+from rdc.training.config import TrainConfig, optimizer_of
+from rdc.training.cuda_graph import GraphedStep
+from rdc.training.objective import ConditionalObjective, NoiseDistribution, Objective, noisy
+from rdc.training.state import RunFolder, State, StopRequest, TrainingStopped, stop_on_signals
+
+__all__ = [
+    "ConditionalObjective",
+    "NoiseDistribution",
+    "TrainConfig",
+    "Trainer",
+    "TrainingStopped",
+    "noisy",
+    "start_processes",
+]
+
+#: export(network with the averaged weights, {"step", "images", "seconds", "processes"}), called after every checkpoint
+Export = Callable[[nn.Module, dict[str, Any]], None]
+
+
+class Trainer:
+    """Runs an objective over a data set.
+
+    Args:
+        net: the network to train (already on its device).
+        objective: see :data:`Objective`.
+        data: training images.
+        config: how long and how fast.
+        out: folder for ``state.safetensors`` (resume), ``log.jsonl`` and ``config.json``.
+        description: JSON description of the run; a state written under another description is refused.
+        progress: draw a bar on stderr.
+        export: see :data:`Export`.
+
+    Attributes:
+        deadline: on ``time.monotonic``'s clock; no step begins later. The state is saved and ``run`` returns with
+            ``step < config.steps``; one process only.
+
+    Processes: under ``torchrun`` each process takes its share of every batch and gradients are averaged; process 0
+    writes the files.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        objective: Objective,
+        data: Dataset,
+        config: TrainConfig,
+        out: Path,
+        description: dict[str, Any],
+        progress: bool = True,
+        export: Export | None = None,
+    ) -> None:
+        self.net, self.objective, self.config, self.export = net, objective, config, export
+        self.folder = RunFolder(out, {**description, "train": config.describe()})
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.device = next(net.parameters()).device
+        on_gpu = self.device.type == "cuda"
+        if on_gpu and config.memory_format == "channels_last":
+            net.to(memory_format=torch.channels_last)
+        if on_gpu and config.precision == "bfloat16" and not getattr(objective, "differentiates_twice", False):
+            half_norms(net)
+        if config.cuda_graph and not (on_gpu and self.world == 1):
+            found = f"{self.world} processes" if on_gpu else f"a network on {self.device}"
+            raise ConfigError(f"cuda_graph: expected a GPU and one process; got {found}. Leave --cuda-graph out")
+        self.progress = progress and self.rank == 0
+        self.parameters = dict(net.named_parameters())
+        self.optimizer = optimizer_of(net, config, on_gpu)
+        self.ema = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self.batches = Batches(data, config.batch_size, config.seed, self.device, config.flip, self.rank, self.world)
+        if config.compile:
+            allow_backward_again()
+        self.forward = torch.compile(net) if config.compile else net
+        self.graphed = None
+        if config.cuda_graph:
+            self.graphed = GraphedStep(self._gradients, net.parameters(), torch.Generator(self.device))
+        self.step, self.seconds = 0, 0.0
+        self.window: list[dict[str, float]] = []
+        self.stop, self.deadline = StopRequest(), math.inf
+
+    # --- one step -------------------------------------------------------------------------------------------------
+    def train_step(self) -> dict[str, float]:
+        """One optimiser step; returns the values to log.
+
+        Raises:
+            ConfigError: the loss or its gradient is not finite; nothing was changed.
+        """
+        config = self.config
+        x0, labels = self.batches(self.step)
+        rate = config.rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        on_gpu = self.device.type == "cuda"
+        with torch.random.fork_rng([self.device] if on_gpu else []):  # the global generators, for dropout alone
+            dropout = torch.cuda if on_gpu else torch.default_generator
+            dropout.manual_seed((config.seed * 1_000_003 + self.step) * 4099 + self.rank)
+            if self.graphed is None:
+                self.optimizer.zero_grad(set_to_none=True)
+                numbers, names = self._gradients(x0, labels, self.batches.generator(self.step))
+            else:
+                self.batches.seed_for(self.step, self.graphed.generator)
+                numbers, names = self.graphed(x0, labels)
+        *logged, norm_value = numbers.tolist()
+        if not (math.isfinite(norm_value) and math.isfinite(logged[0])):
+            raise ConfigError(
+                f"step {self.step}: the loss ({logged[0]}) or its gradient (norm {norm_value}) is not finite. This "
+                f"step was dropped and the last checkpoint stays in {self.folder.path}, but the same settings would "
+                "lead here again: use another --out with a lower --lr, more --warmup-images or --precision float32"
+            )
+        self.optimizer.step()
+        self._average_weights()
+        self.step += 1
+        return {"lr": rate, "grad_norm": norm_value, **dict(zip(names, logged[1:], strict=True))}
+
+    def _gradients(self, x0: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """Clipped gradients into the parameters; [loss, values of the log, norm before clipping] and the values' names."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            loss, values = self.objective(self.forward, x0, labels, generator)
+        loss.backward()
+        numbers = torch.stack([value.detach().to(loss.device, torch.float32) for value in (loss, *values.values())])
+        numbers = self._average_over_processes(numbers)
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip)
+        return torch.cat([numbers, norm[None].float()]), list(values)
+
+    def _average_over_processes(self, numbers: Tensor) -> Tensor:
+        """Average gradients and ``numbers`` [M]; a signal that one process got reaches all."""
+        if self.world == 1:
+            return numbers
+        parameters = list(self.net.parameters())
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        stop = numbers.new_tensor([float(self.stop.number)])
+        flat = torch.cat([*(grad.reshape(-1) for grad in grads), numbers, stop])
+        dist.all_reduce(flat)
+        flat /= self.world
+        *parts, numbers, stop = flat.split([*(p.numel() for p in parameters), len(numbers), 1])
+        for p, part in zip(parameters, parts, strict=True):
+            p.grad = torch.empty_like(p).copy_(part.reshape(p.shape))
+        if float(stop) and not self.stop.number:
+            self.stop.number = max(2, round(float(stop)))
+        return numbers
+
+    def _average_weights(self) -> None:
+        """Exponential moving average, with a shorter memory early on (EDM's ramp-up)."""
+        done = (self.step + 1) * self.config.batch_size
+        half_life = min(self.config.ema_images, 0.1 * done)
+        decay = 0.5 ** (self.config.batch_size / max(half_life, 1e-9))
+        old = [self.ema[name] for name in self.parameters]
+        torch._foreach_lerp_(old, [p.detach() for p in self.parameters.values()], 1 - decay)
+
+    # --- the loop -------------------------------------------------------------------------------------------------
+    def run(self) -> dict[str, Tensor]:
+        """Train to the end (resuming if a state is there) and return the averaged weights.
+
+        Raises:
+            CheckpointError: the state in ``out`` is corrupt, belongs to another run, or cannot be written.
+            ConfigError: ``out`` is in use or is no run's, the loss is not finite, ``compile`` does not work here.
+            TrainingStopped: SIGINT or SIGTERM came; the state was saved first.
+        """
+        if self.rank:
+            return self._run()
+        with self.folder.locked():
+            return self._run()
+
+    def _run(self) -> dict[str, Tensor]:
+        self.resume()
+        config, first, saved = self.config, self.step, time.monotonic()
+        with stop_on_signals(alone=self.world == 1) as self.stop, self._bar() as line:
+            since, before = time.monotonic(), len(self.window)
+            while self.step < config.steps:
+                tick = time.monotonic()
+                self.window.append(self.first_step() if self.step == first else self.train_step())
+                self.seconds += time.monotonic() - tick
+                line.update(config.batch_size)
+                last = self.step == config.steps
+                if self.step % config.log_steps == 0 or last:
+                    speed = (len(self.window) - before) * config.batch_size / (time.monotonic() - since)
+                    line.set_postfix(loss=f"{self._log(speed)['loss']:.4f}", refresh=False)
+                    since, before = time.monotonic(), 0
+                late = time.monotonic() > self.deadline
+                if last or late or self.stop.number or time.monotonic() - saved > config.checkpoint_seconds:
+                    self.save()
+                    saved = time.monotonic()
+                if self.stop.number and not last:
+                    raise TrainingStopped(self.stop.number, self.step)
+                if late:
+                    break
+        if first == config.steps:
+            self._export()  # finished before; make sure that what follows from the state is there
+        return self.ema
+
+    def first_step(self) -> dict[str, float]:
+        """:meth:`train_step`, the first of this process, where ``torch.compile`` does its work and may fail."""
+        if not self.config.compile:
+            return self.train_step()
+        from torch._dynamo.exc import TorchDynamoException  # slow to import
+
+        try:
+            return self.train_step()
+        except TorchDynamoException as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"--compile: torch.compile failed ({type(error).__name__}: {reason}); it needs a C++ compiler on "
+                "CPU and Triton on CUDA. Run again without --compile: the run continues, slower"
+            ) from error
+
+    def _bar(self) -> tqdm:
+        done, total = (steps * self.config.batch_size for steps in (self.step, self.config.steps))
+        every = 0.5 if on_terminal() else 30.0  # seconds; a log file needs few lines
+        options = {"unit": " images", "dynamic_ncols": True, "mininterval": every, "maxinterval": max(10.0, every)}
+        return bar(total=total, initial=done, enabled=self.progress, **options)
+
+    def _log(self, speed: float) -> dict[str, float]:
+        """Write the means of the window as a row and empty it."""
+        row = {key: float(np.mean([entry[key] for entry in self.window])) for key in self.window[0]}
+        self.window = []
+        place = {"step": self.step, "images": self.step * self.config.batch_size}
+        if self.rank == 0:
+            self.folder.log({**place, **row, "images_per_s": speed, "seconds": self.seconds})
+        return {"loss": math.nan, **row}
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+    def save(self) -> None:
+        """Write weights, averages, optimiser and position to ``out/state.safetensors``, atomically, and export."""
+        if self.rank:
+            return
+        tensors = {f"buffer.{name}": buffer for name, buffer in self.net.named_buffers()}
+        for name, p in self.parameters.items():
+            state = self.optimizer.state.get(p, {})
+            tensors[f"net.{name}"], tensors[f"ema.{name}"] = p.detach(), self.ema[name]
+            tensors[f"m.{name}"] = state.get("exp_avg", torch.zeros_like(p))
+            tensors[f"v.{name}"] = state.get("exp_avg_sq", torch.zeros_like(p))
+        self.folder.save(State(self.step, tensors, self.seconds, self.window))
+        self._export()
+
+    def averaged_network(self) -> nn.Module:
+        """A copy of the network with the averaged weights, in evaluation mode."""
+        network = copy.deepcopy(self.net).eval().requires_grad_(False)
+        for name, p in network.named_parameters():
+            p.copy_(self.ema[name])
+        return network
+
+    def _export(self) -> None:
+        if self.export is not None and self.rank == 0:
+            images = self.step * self.config.batch_size
+            info = {"step": self.step, "images": images, "seconds": round(self.seconds, 1), "processes": self.world}
+            with self.folder.writing("the exported model"):
+                self.export(self.averaged_network(), info)
+
+    def resume(self) -> None:
+        """Continue from ``out/state.safetensors`` if it is there; else begin and record the configuration."""
+        state = self.folder.load()
+        if state is not None:
+            self._restore(state)
+        if self.world > 1:
+            steps = [torch.zeros(1, device=self.device) for _ in range(self.world)]
+            dist.all_gather(steps, torch.full((1,), float(self.step), device=self.device))
+            if len({int(step) for step in steps}) > 1:
+                raise ConfigError(f"{self.folder.path}: expected a folder that all processes see; their states differ")
+        if self.rank:
+            return
+        if state is None:
+            self.folder.begin()
+        else:
+            self.folder.sweep()
+            self.folder.trim_log(self.step)
+
+    def _restore(self, state: State) -> None:
+        tensors, targets = state.tensors, {}
+        for name, p in self.parameters.items():
+            moments = {"exp_avg": torch.empty_like(p.detach()), "exp_avg_sq": torch.empty_like(p.detach())}
+            on_device = self.device if self.device.type == "cuda" else None
+            self.optimizer.state[p] = {"step": torch.tensor(float(state.step), device=on_device), **moments}
+            targets |= {f"net.{name}": p.detach(), f"ema.{name}": self.ema[name]}
+            targets |= {f"m.{name}": moments["exp_avg"], f"v.{name}": moments["exp_avg_sq"]}
+        buffers = {f"buffer.{name}": buffer for name, buffer in self.net.named_buffers()}
+        targets |= {name: buffer for name, buffer in buffers.items() if name in tensors}
+        wrong = [name for name, value in targets.items() if name not in tensors or tensors[name].shape != value.shape]
+        if wrong:
+            raise CheckpointError(
+                f"{self.folder.path}: the state lacks {wrong[0]} in the network's shape ({len(wrong)} such); "
+                "it was written by another version of rdc. Start afresh in another --out"
+            )
+        for name, value in targets.items():
+            value.copy_(tensors[name])
+        self.step, self.seconds, self.window = state.step, state.seconds, state.window
+
+
+def start_processes(device: str = "cpu", timeout: float = 1800.0) -> torch.device:
+    """Join the process group when started by ``torchrun``; do nothing otherwise.
+
+    Args:
+        device: "cpu" or "cuda"; under ``torchrun`` each process takes the GPU of its local rank.
+        timeout: seconds that processes wait for each other before they give up.
+
+    Returns:
+        The device of this process.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and torch.device(device).type == "cuda":
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
+        torch.cuda.set_device(device)
+    if several and not dist.is_initialized():
+        # Its functions have `group=group.WORLD` as a default value. Imported after init_process_group (by torch.optim, through
+        # torch._dynamo) they would keep the group alive past destroy_process_group: gloo's threads then still hold tensors
+        # while the interpreter ends, which now and then aborts the process.
+        importlib.import_module("torch.distributed.nn.functional")
+        backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+    return torch.device(device)

@@ -1,0 +1,123 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rdc.cli import main
+from rdc.data import Dataset
+from rdc.data.npz import save_npz
+from rdc.models.checkpoints import load_model, save_model
+from rdc.models.zoo import load
+from tests.evaluation_models import NAMES, labelled_by, save_tiny
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(--model, --data, folder): a tiny model, and images most of whose labels are its decisions."""
+    folder = tmp_path_factory.mktemp("calibrate")
+    model, _ = save_tiny(folder)
+    classifier = load(model)
+    (folder / "data").mkdir()
+    for split, count in (("train", 300), ("test", 60)):
+        made = labelled_by(classifier, count, 0)
+        labels = torch.where(torch.arange(count) % 3 == 0, torch.arange(count) // 3 % len(NAMES), made.labels)
+        save_npz(Dataset(made.images, labels, NAMES, "blobs", split), folder / "data" / f"{split}.npz")
+    other = np.random.default_rng(0).integers(0, 256, (40, 12, 12, 3), dtype=np.uint8)  # another size, in colour
+    np.savez(folder / "noise.npz", images=other, labels=np.zeros(40, np.int64))
+    return model, str(folder / "data"), folder
+
+
+def calibrate(trained, out, *more):
+    model, data, _ = trained
+    options = ["--holdout", "60", "--n", "50", "--test-n", "40", "--bins", "5", "--device", "cpu", *more]
+    return main(["calibrate", "--model", model, "--data", data, "--out", str(out), *options])
+
+
+def test_calibrate(trained, tmp_path, capsys):
+    assert calibrate(trained, tmp_path, "--ood", str(trained[2] / "noise.npz"), "--ood-n", "30", "--risk", "0.5") == 0
+    result = json.loads((tmp_path / "calibration.json").read_text())
+    assert result["fitted_on"] == 50 and result["tested_on"] == 40 and sum(result["reliability"]["count"]) == 40
+    assert result["logit_scale"]["before"] == 1.0 > result["logit_scale"]["fitted"] > 0
+    assert result["cross_entropy"]["fitted"] < result["cross_entropy"]["before"]
+    assert result["risk_coverage"]["coverage"][-1] == 1 and result["risk_coverage"]["risk"][-1] == pytest.approx(
+        1 - result["accuracy"]
+    )
+    assert set(result["log_losses"]) == {"scale", "cross_entropy", "ece"} and result["log_losses"]["scale"] > 0
+    kind = result["ood"]["kinds"]["noise"]
+    assert kind["images"] == 30 and set(kind["auroc"]) == {"loss", "loss given complexity", "levels given complexity"}
+    assert all(0 <= value <= 1 for value in kind["auroc"].values())
+    for name in ("reliability", "risk_coverage", "scores"):
+        assert min(Image.open(tmp_path / f"{name}.png").size) > 300
+    said = capsys.readouterr().out
+    assert "calibration error" in said and "AUROC against noise" in said
+
+
+def test_score_under_attack(trained, tmp_path, capsys):
+    """Attacked images of the other kind look more alike, attacked test images less; the box and the radius bind."""
+    attack = ["--ood-eps", "16/255", "--ood-steps", "5", "--ood-attack-n", "20"]
+    assert calibrate(trained, tmp_path, "--ood", str(trained[2] / "noise.npz"), "--ood-n", "30", *attack) == 0
+    ood = json.loads((tmp_path / "calibration.json").read_text())["ood"]
+    assert ood["attack"] == {"norm": "linf", "eps": "16/255", "steps": 5, "images": 20}
+    found = ood["kinds"]["noise"]
+    clean = found["auroc"]["levels given complexity"]
+    assert found["under_attack"]["images"] == 20
+    assert found["under_attack"]["test images made to fail"] < clean
+    assert found["under_attack"]["made to pass"] <= clean
+    assert "its score under attack: made to pass" in capsys.readouterr().out
+
+
+def test_write(trained, tmp_path):
+    assert calibrate(trained, tmp_path / "out", "--write") == 0
+    fitted = json.loads((tmp_path / "out" / "calibration.json").read_text())["logit_scale"]["fitted"]
+    info = load_model(trained[0])[2]
+    assert info["classifier"] == {"levels": "log:3:0.5:3:flat", "logit_scale": fitted}
+    assert load(trained[0]).scale == fitted
+
+
+def test_refusals(trained, tmp_path, capsys):
+    assert calibrate(trained, tmp_path, "--write", "--levels", "edm") == 2
+    assert "leave --levels and --lm out" in capsys.readouterr().err
+    assert calibrate(trained, tmp_path, "--ood-eps", "8/255") == 2
+    assert "name their files with --ood" in capsys.readouterr().err
+    assert calibrate(trained, tmp_path, "--ood", str(trained[2] / "noise.npz"), "--ood-eps", "eight") == 2
+    assert "8/255" in capsys.readouterr().err
+    arguments = ["calibrate", "--model", "fashion-mnist-standard", "--data", trained[1], "--out", str(tmp_path)]
+    assert main(arguments) == 2 and "expected a diffusion classifier" in capsys.readouterr().err
+
+
+def test_what_cannot_work_is_said_before_the_work(trained, tmp_path, capsys, monkeypatch):
+    """Files of other kinds are read first, and nothing is written."""
+    folder = trained[2]
+    np.savez(tmp_path / "noise.npz", images=np.zeros((3, 8, 8), np.uint8), labels=np.zeros(3, int))
+    np.savez(tmp_path / "none.npz", images=np.zeros((0, 8, 8), np.uint8), labels=np.zeros(0, int))
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        images = np.zeros((600, 8, 8), np.uint8)
+        np.savez(tmp_path / "data" / f"{split}.npz", images=images, labels=np.arange(600) % 6)
+    monkeypatch.setattr("rdc.cli.calibrate._losses", None)
+    model, _, _ = trained
+    for more, words in (
+        (["--ood", "missing.npz"], "missing.npz"),
+        (["--ood", str(folder / "noise.npz"), str(tmp_path / "noise.npz")], "got noise twice"),
+        (["--ood", str(tmp_path / "none.npz")], "none.npz has no images"),
+        (["--ood", str(folder / "noise.npz"), "--n", "20"], "at least 24 images to fit on for 3 levels; got 20"),
+        (
+            ["--data", str(tmp_path / "data")],
+            "of the model's 4 classes; the train-holdout split of data has the label 5",
+        ),
+    ):
+        assert calibrate(trained, tmp_path / "out", *more) == 2
+        printed = capsys.readouterr().err
+        assert words in printed and printed.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_overflow_is_said(trained, tmp_path, capsys):
+    network, config, info = load_model(trained[0])
+    for parameter in network.parameters():
+        parameter.data.mul_(9e7 / parameter.data.abs().max().clamp(min=1e-9))
+    save_model(tmp_path / "wild", network, config, info)
+    assert calibrate((str(tmp_path / "wild"), trained[1], None), tmp_path / "out") == 2
+    assert "50 of 50 images (held-out) have NaN or infinity" in capsys.readouterr().err

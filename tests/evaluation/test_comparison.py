@@ -1,0 +1,167 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from rdc.cli import main
+from rdc.errors import ConfigError, DataError
+from rdc.evaluation import EvaluationSettings, evaluate
+from rdc.evaluation.comparison import _after, compare_runs, read_run
+from rdc.reports import write_reports
+from rdc.statistics import paired_permutation_test
+from rdc.storage.json_files import read_json, write_json
+from rdc.storage.sealed import open_line, seal_line, write_sealed
+from tests.evaluation_models import gaussian_classifier, labelled_by
+
+COMMON = {"model": "gauss", "dataset": "blobs", "eps": "8/255", "steps": 4, "sanity": 0}
+
+
+def finished(folder, data, classifier, **changes):
+    settings = EvaluationSettings(**{**COMMON, "n": 40, "attacks": ("apgd-ce", "apgd-dlr"), **changes})
+    evaluation = evaluate(classifier, data, settings, folder, progress=False)
+    write_reports(evaluation, classifier)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A: weak attacks. B: twice the radius, other attacks after the first. C: half of the images. D: fresh noise. E: no attack."""
+    folder, classifier = tmp_path_factory.mktemp("runs"), gaussian_classifier()
+    data = labelled_by(classifier)
+    return {
+        "a": finished(folder / "a", data, classifier),
+        "b": finished(
+            folder / "b", data, classifier, eps="16/255", attacks=("apgd-ce", "square:queries=20", "apgd-dlr")
+        ),
+        "c": finished(folder / "c", data, classifier, n=20),
+        "d": finished(folder / "d", data, classifier, noise="fresh", eot=2, resubmissions=3, attacks=("apgd-ce",)),
+        "e": finished(folder / "e", data, classifier, attacks=()),
+    }
+
+
+def test_differences(runs):
+    a, b = read_run(runs["a"]), read_run(runs["b"])
+    found = compare_runs(a, b, draws=2000)
+    clean, robust = found["differences"]["clean"], found["differences"]["robust"]
+    assert found["n"] == 40 and clean["difference"] == 0 and clean["p_value"] == 1
+    assert robust["a"] == a["report"]["robust"]["accuracy"] and robust["b"] == b["report"]["robust"]["accuracy"]
+    assert robust["difference"] == pytest.approx(robust["a"] - robust["b"], abs=2e-6) and robust["difference"] > 0
+    assert robust["interval"][0] <= robust["difference"] <= robust["interval"][1]
+    right = [np.array([run["images"][i]["robust"] for i in range(40)], float) for run in (a, b)]
+    assert robust["p_value"] == pytest.approx(paired_permutation_test(*right, draws=2000).p_value, rel=1e-3)
+    assert robust["only_a"] - robust["only_b"] == round(40 * robust["difference"])
+    assert any(note == "eps differs: 8/255 in A, 16/255 in B" for note in found["notes"])
+
+
+def test_after_each_attack_is_what_the_reports_say(runs):
+    """Each run's own cascade: an attack that only B made, or made earlier, does not count in A."""
+    a, b = read_run(runs["a"]), read_run(runs["b"])
+    found = compare_runs(a, b, draws=100)["differences"]
+    assert list(found) == ["clean", "robust", "average of draws", "after apgd-ce", "after apgd-dlr"]
+    for name in ("apgd-ce", "apgd-dlr"):
+        for side, run in (("a", a), ("b", b)):
+            reported = next(x for x in run["report"]["attacks"] if x["name"] == name)
+            assert found[f"after {name}"][side] == reported["accuracy"]
+
+
+def test_an_attack_counts_in_the_runs_own_order():
+    """B made "late" before "shared", A after it: an image that only "late" broke stood after "shared" in A, not in B."""
+    record = {
+        "clean": {"right": 1.0},
+        "attacks": [
+            {"name": "shared", "noise": "known", "right": 1.0},
+            {"name": "late", "noise": "known", "right": 0.0},
+        ],
+    }
+    key, late = ("shared", "known"), ("late", "known")
+    assert _after(key, [key, late])(record) == 1 and _after(key, [late, key])(record) == 0
+    assert _after(key, [("late", "fresh"), key])(record) == 1
+
+
+def test_swapped_runs_swap_signs(runs):
+    a, b = read_run(runs["a"]), read_run(runs["b"])
+    one, other = (compare_runs(*pair, draws=2000)["differences"]["robust"] for pair in ((a, b), (b, a)))
+    assert one["difference"] == -other["difference"] and one["only_a"] == other["only_b"]
+    assert one["interval"] == [-other["interval"][1], -other["interval"][0]]
+
+
+def test_fresh_noise_has_averages(runs):
+    d = read_run(runs["d"])
+    found = compare_runs(d, d, draws=100)["differences"]
+    assert "average of draws" in found
+    assert found["average of draws"]["a"] == pytest.approx(d["report"]["scores"]["average"]["accuracy"], abs=1e-6)
+
+
+def test_clean_runs(runs):
+    assert list(compare_runs(read_run(runs["e"]), read_run(runs["a"]), draws=100)["differences"]) == ["clean"]
+
+
+def test_other_images_are_refused(runs):
+    a, c = read_run(runs["a"]), read_run(runs["c"])
+    with pytest.raises(ConfigError, match=r"40 images \(0 to 39\) of blobs.*20 images \(0 to 19\).*--common"):
+        compare_runs(a, c)
+    found = compare_runs(a, c, common=True, draws=100)
+    assert found["n"] == 20
+    assert found["differences"]["clean"]["a"] == np.mean([a["images"][i]["clean"]["right"] for i in range(20)])
+
+
+def changed(run, folder, settings=None, label=None, digest="another"):
+    """A copy that is in itself consistent: as if it had been evaluated with these settings and labels."""
+    shutil.copytree(run, folder)
+    content = read_json(folder / "run.json")
+    del content["digest"]
+    content["identity"]["images"] = digest
+    content["identity"]["settings"].update(settings or {})
+    write_sealed(folder / "run.json", content)
+    report = read_json(folder / "report.json")
+    write_json(folder / "report.json", {**report, "dataset": content["identity"]["settings"]["dataset"]})
+    if label is not None:
+        lines = (folder / "results.jsonl").read_bytes().splitlines(keepends=True)
+        first, _ = open_line(lines[0][:-1], "line 1")
+        (folder / "results.jsonl").write_bytes(seal_line({**first, "label": label}) + b"".join(lines[1:]))
+    return read_run(folder)
+
+
+def test_common_wants_the_same_data(runs, tmp_path):
+    a = read_run(runs["a"])
+    with pytest.raises(ConfigError, match="same data set and split"):
+        compare_runs(a, changed(runs["c"], tmp_path / "1", {"dataset": "cats"}), common=True)
+    label = (a["images"][0]["label"] + 1) % 4
+    with pytest.raises(ConfigError, match="image 0 has label"):
+        compare_runs(a, changed(runs["c"], tmp_path / "2", label=label), common=True)
+
+
+def test_folders_that_are_no_finished_runs(runs, tmp_path):
+    with pytest.raises(ConfigError, match="no run.json"):
+        read_run(tmp_path)
+    broken = tmp_path / "broken"
+    shutil.copytree(runs["a"], broken)
+    (broken / "report.json").unlink()
+    with pytest.raises(ConfigError, match="not finished"):
+        read_run(broken)
+    shutil.copy(runs["a"] / "report.json", broken)
+    text = (broken / "results.jsonl").read_text()
+    (broken / "results.jsonl").write_text("".join(text.splitlines(keepends=True)[2:]))
+    with pytest.raises(DataError, match="40 images, results.jsonl has 38"):
+        read_run(broken)
+    (broken / "results.jsonl").write_text(text[:100])
+    with pytest.raises(DataError, match="damaged"):
+        read_run(broken)
+    content = read_json(runs["a"] / "run.json")
+    content["identity"]["schema"] = 1
+    del content["digest"]  # which came later
+    shutil.copy(runs["a"] / "results.jsonl", broken)
+    write_json(broken / "run.json", content)
+    with pytest.raises(ConfigError, match="schema 1"):
+        read_run(broken)
+
+
+def test_command(runs, capsys):
+    assert main(["compare", str(runs["a"]), str(runs["b"]), "--draws", "500"]) == 0
+    out = capsys.readouterr().out
+    assert "40 images in common" in out and "after apgd-dlr" in out and "note: eps differs" in out
+    assert main(["compare", str(runs["a"]), str(runs["b"]), "--draws", "500", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["differences"]["robust"]["exact"] in (True, False)
+    assert main(["compare", str(runs["a"]), str(runs["c"])]) == 2
+    assert "--common" in capsys.readouterr().err

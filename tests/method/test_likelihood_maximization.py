@@ -1,0 +1,242 @@
+import dataclasses
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+from rdc.errors import ConfigError
+from rdc.method.levels import noise_levels
+from rdc.method.likelihood_maximization import (
+    LM_PRESETS,
+    LikelihoodMaximization,
+    lm_loss,
+    maximize_likelihood,
+    resolve_lm,
+)
+from rdc.method.noise import NoisePlan
+from tests.oracles import GaussianNetwork
+from tests.tiny_models import SHAPE, pixels, tiny_denoiser
+from tests.tolerances import FLOAT64_ORDER
+
+SHORT = noise_levels("systematic", 3, 0.2, 2.0, "edm")
+SETTINGS = {
+    "paper-v1": dataclasses.replace(LM_PRESETS["paper-v1"], levels=SHORT),
+    "paper-v2": LM_PRESETS["paper-v2"],
+    "released": LM_PRESETS["released"],
+    "rmsprop": LikelihoodMaximization(optimizer="rmsprop", step_size=0.002, normalize="none"),
+    "sgd": LikelihoodMaximization(optimizer="sgd", sign=False, step_size=0.01, normalize="mean_abs", levels_per_step=2),
+    "same-noise": LikelihoodMaximization(noise="same", eta=0.01),
+}
+
+
+def naive(denoiser, x, settings, draw=0):
+    """LM by the equations, one image at a time, numpy state, no shortcuts."""
+    out = []
+    for image in x:
+        anchor, z = image.clone(), image.clone()
+        m, v = np.zeros(SHAPE), np.zeros(SHAPE)
+        for step in range(settings.steps):
+            z = z.detach().requires_grad_()
+            lm_loss(denoiser, z[None], settings, step, draw)[0].backward()
+            g = z.grad.numpy().copy()
+            if settings.normalize == "l1":
+                g = g / np.abs(g).sum()
+            if settings.normalize == "mean_abs":
+                g = g / np.abs(g).mean()
+            if settings.optimizer == "momentum":
+                m = settings.momentum * m - g
+                move = np.sign(m) if settings.sign else m
+            elif settings.optimizer == "adam":
+                m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+                move = -(m / (1 - 0.9 ** (step + 1))) / (np.sqrt(v / (1 - 0.999 ** (step + 1))) + 1e-8)
+            elif settings.optimizer == "rmsprop":
+                v = 0.99 * v + 0.01 * g * g
+                move = -g / (np.sqrt(v) + 1e-8)
+            else:
+                move = -np.sign(g) if settings.sign else -g
+            z = (z + 2 * settings.step_size * torch.from_numpy(move)).detach()
+            if settings.eta is not None:
+                z = torch.clamp(z, anchor - 2 * settings.eta, anchor + 2 * settings.eta)
+            z = z.clamp(-1, 1) if settings.clamp else z
+        out.append(z)
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_steps_follow_the_equations(name):
+    denoiser, x = tiny_denoiser(dtype=torch.float64), 2 * pixels(3, dtype=torch.float64) - 1
+    moved = maximize_likelihood(denoiser, x, SETTINGS[name])
+    torch.testing.assert_close(moved, naive(denoiser, x, SETTINGS[name]), atol=1e-9, rtol=0)
+    assert (moved - x).abs().max() > 1e-4
+
+
+def test_objective_is_the_weighted_error_of_the_unlabelled_network():
+    denoiser, x = tiny_denoiser(dtype=torch.float64), 2 * pixels(2, dtype=torch.float64) - 1
+    settings = LikelihoodMaximization(levels=SHORT)
+    noise = NoisePlan(settings.seed, "fresh", stream=1).normal(2, 3, SHAPE).double()
+    expected = 0
+    for s, w, e in zip(SHORT.sigma, SHORT.weight, noise, strict=True):
+        d = denoiser.denoise(x + s * e, torch.full((2,), s, dtype=torch.float64), torch.full((2,), 3))
+        expected = expected + w * (s**2 + 0.25) / (s * 0.5) ** 2 * ((d - x) ** 2).mean((1, 2, 3))
+    torch.testing.assert_close(lm_loss(denoiser, x, settings, 2, 0), expected, rtol=1e-10, atol=0)
+
+
+def test_likelihood_rises_for_gaussian_classes():
+    """With the exact denoiser of one Gaussian, LM must move towards its mean."""
+    means = torch.zeros(1, *SHAPE, dtype=torch.float64)
+    from rdc.method.denoiser import ConditionalDenoiser
+
+    denoiser = ConditionalDenoiser(GaussianNetwork(means, 0.01), 1, SHAPE)
+    x = 0.3 * torch.ones(2, *SHAPE, dtype=torch.float64)
+    moved = maximize_likelihood(
+        denoiser, x, LikelihoodMaximization(sigma_range=(0.2, 0.3), eta=0.1, step_size=0.02, levels_per_step=8)
+    )
+    assert moved.mean() < 0.3 - 0.1
+
+
+@pytest.mark.parametrize("name", ["paper-v2", "released", "sgd", "rmsprop", "same-noise"])
+def test_exact_gradient_equals_central_differences(name):
+    denoiser = tiny_denoiser(dtype=torch.float64)
+    x = 2 * pixels(2, dtype=torch.float64) - 1
+    settings = dataclasses.replace(SETTINGS[name], eta=None, sign=False, steps=3)
+    if settings.normalize == "l1":  # steps so small that the Jacobian would be the identity
+        settings = dataclasses.replace(settings, normalize="mean_abs", step_size=0.05)
+    probe = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    leaf = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad((maximize_likelihood(denoiser, leaf, settings) * probe).sum(), leaf)
+    for seed in range(4):
+        way = torch.randn(x.shape, generator=torch.Generator().manual_seed(10 + seed), dtype=torch.float64)
+        h = 1e-6
+        ends = [(maximize_likelihood(denoiser, x + sign * h * way, settings) * probe).sum() for sign in (1, -1)]
+        numeric = (ends[0] - ends[1]) / (2 * h)
+        torch.testing.assert_close((grad * way).sum(), numeric, rtol=1e-4, atol=1e-4)
+    straight = (probe * way).sum()
+    assert abs(straight - numeric) > 1e-3 * abs(numeric)  # the Jacobian is not the identity: BPDA would fail this test
+
+
+def test_projection_passes_the_gradient_to_the_input():
+    """At the border of the ball x^ = x +- eta, so d x^ / d x = 1: not a masked gradient."""
+    denoiser = tiny_denoiser(dtype=torch.float64)
+    leaf = (2 * pixels(1, dtype=torch.float64) - 1).requires_grad_()
+    settings = LikelihoodMaximization(steps=1, step_size=0.1, eta=0.01)
+    (grad,) = torch.autograd.grad(maximize_likelihood(denoiser, leaf, settings).sum(), leaf)
+    torch.testing.assert_close(grad, torch.ones_like(grad))
+
+
+@pytest.mark.parametrize("kind", ["conditional", "multihead"])
+def test_images_do_not_influence_each_other(kind):
+    denoiser, x = tiny_denoiser(kind, torch.float64), 2 * pixels(4, dtype=torch.float64) - 1
+    together = maximize_likelihood(denoiser, x, SETTINGS["paper-v2"])
+    alone = torch.cat([maximize_likelihood(denoiser, image[None], SETTINGS["paper-v2"]) for image in x])
+    torch.testing.assert_close(together, alone, atol=FLOAT64_ORDER, rtol=0)
+
+
+def test_budget_and_clamp_hold():
+    denoiser, x = tiny_denoiser(), 2 * torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0)) - 1
+    moved = maximize_likelihood(denoiser, x, LikelihoodMaximization(eta=0.02, step_size=0.01))
+    assert (moved - x).abs().max() <= 2 * 0.02 + 1e-6 and moved.abs().max() <= 1
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_memory_does_not_grow_with_steps(frozen):
+    """What is still held when LM returns is a few images a step, not the network's activations (nor a copy of its weights)."""
+    denoiser = tiny_denoiser().requires_grad_(not frozen)
+    weights = {weight.data_ptr() for weight in (*denoiser.parameters(), *denoiser.buffers())}
+
+    class Box:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+    held = {}
+    for steps in (1, 4):
+        boxes: list[weakref.ref] = []
+
+        def pack(tensor, boxes=boxes):
+            box = Box(tensor)
+            if tensor.data_ptr() not in weights:
+                boxes.append(weakref.ref(box))
+            return box
+
+        x = (2 * pixels(2) - 1).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor):
+            moved = maximize_likelihood(denoiser, x, LikelihoodMaximization(steps=steps, sign=False, step_size=0.01))
+        gc.collect()
+        held[steps] = sum(box().tensor.numel() for box in boxes if box() is not None)
+        assert moved.requires_grad and len(boxes) > 20 * steps
+    assert held[4] - held[1] <= 3 * 4 * x.numel()
+
+
+def test_presets_and_names():
+    assert (
+        resolve_lm(None) is None and resolve_lm("none") is None and resolve_lm(LikelihoodMaximization(steps=0)) is None
+    )
+    assert all(resolve_lm(name).name == name and resolve_lm(name).steps == 5 for name in LM_PRESETS)
+    with pytest.raises(ConfigError, match="paper-v1"):
+        resolve_lm("paper-v3")
+
+
+def test_presets_with_changes():
+    text = "paper-v2,steps=3,eta=16/255,sigma_range=0.5:1.5,sign=true,momentum=0.5,loss=x0"
+    expected = LikelihoodMaximization(
+        steps=3,
+        eta=16 / 255,
+        sigma_range=(0.5, 1.5),
+        sign=True,
+        momentum=0.5,
+        loss="x0",
+        step_size=0.05,
+        normalize="mean_abs",
+        name=text,
+    )
+    assert resolve_lm(text) == expected
+    every = resolve_lm("released,optimizer=sgd,step_size=1/255,normalize=l1,eta=none,clamp=false,noise=same,seed=7")
+    assert (every.optimizer, every.step_size, every.normalize, every.eta, every.clamp) == (
+        "sgd",
+        1 / 255,
+        "l1",
+        None,
+        0,
+    )
+    assert (every.noise, every.seed) == ("same", 7)
+    assert resolve_lm("paper-v1,levels=none,levels_per_step=2").levels is None
+    assert len(resolve_lm("paper-v2,levels=log:4:0.5:2:flat").levels) == 4
+    assert resolve_lm("paper-v2,steps=0") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("paper-v2,gamma=1", "field=value with a field of steps, .*got 'gamma=1'"),
+        ("paper-v2,steps", "'' does not fit; write for example steps=5"),
+        ("paper-v2,eta=8/0", "eta: '8/0' does not fit; write for example eta=8/255"),
+        ("paper-v2,sign=1", "sign=true or sign=false"),
+        ("paper-v2,sigma_range=0.5", "sigma_range=0.4:0.6"),
+        ("paper-v2,levels=log:3", "levels=log:4:0.5:2:flat"),
+        ("paper-v2,optimizer=lbfgs", "optimizer: expected one of"),
+        ("paper-v2,steps=-1", "steps: expected an integer >= 0"),
+    ],
+)
+def test_bad_changes_are_refused(text, match):
+    with pytest.raises(ConfigError, match=match):
+        resolve_lm(text)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": -1},
+        {"optimizer": "lbfgs"},
+        {"normalize": "l2"},
+        {"loss": "eps"},
+        {"noise": "none"},
+        {"step_size": 0},
+        {"eta": 0},
+        {"levels_per_step": 0},
+        {"sigma_range": (0.6, 0.4)},
+    ],
+)
+def test_bad_settings_are_refused(change):
+    with pytest.raises(ConfigError, match=f"{next(iter(change))}: expected"):
+        LikelihoodMaximization(**change)
