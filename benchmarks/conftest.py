@@ -34,7 +34,7 @@ def single_thread():
 
 
 def pytest_benchmark_update_json(config, benchmarks, output_json):
-    from measuring import about
+    from benchmarks.measuring import about
 
     output_json["rdc"] = about()
     for entry in output_json["benchmarks"]:

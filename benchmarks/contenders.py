@@ -9,11 +9,11 @@ import copy
 import dataclasses
 from collections.abc import Callable
 
-import paper_procedure
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import paper_procedure
 from rdc.method.classifier import DiffusionClassifier
 
 __all__ = ["Contender", "conditional", "multihead", "objective", "paper", "shipped"]

@@ -1,7 +1,7 @@
 """multihead_loss against eager torch and torch.compile: one thread, each timed only after its result was checked.
 
     pytest --benchmark-only benchmarks/test_multihead_loss.py --benchmark-json=out.json
-    python benchmarks/test_multihead_loss.py --out benchmarks/results/multihead-loss-cpu.json
+    python -m benchmarks.test_multihead_loss --out benchmarks/results/multihead-loss-cpu.json
 
 The second form alternates the candidates, call by call, takes medians of CPU seconds of the process (which a busy neighbour disturbs
 less than wall-clock time) and measures peak memory; docs/kernels.md quotes it.

@@ -3,7 +3,7 @@
 pytest benchmarks/test_onnx.py --benchmark-only --benchmark-json=out/onnx.json
 
 The candidates of a group are timed one after the other; on a busy machine compare medians of several runs, or use
-``python benchmarks/onnx_latency.py``, which alternates them.
+``python -m benchmarks.studies.onnx_latency``, which alternates them.
 """
 
 from __future__ import annotations

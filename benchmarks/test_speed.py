@@ -1,4 +1,6 @@
-"""One prediction and one attack step: the paper's procedure, plain torch and rdc (benchmarks/speed.py forms the ratios, and adds compile).
+"""One prediction and one attack step: the paper's procedure, plain torch and rdc.
+
+``benchmarks/studies/speed.py`` forms the ratios, and adds torch.compile.
 
 pytest benchmarks/test_speed.py --benchmark-only --benchmark-json=out/speed.json
 """
@@ -7,10 +9,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contenders import conditional, multihead, paper, shipped
-from speed import validate
 
 import rdc
+from benchmarks.contenders import conditional, multihead, paper, shipped
+from benchmarks.studies.speed import validate
 
 NAMES = ("paper", "eager", "multi-head", "rdc")
 SAME = [("paper", "eager"), ("rdc", "multi-head")]

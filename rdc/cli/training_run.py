@@ -136,9 +136,9 @@ def open_device(args: argparse.Namespace) -> torch.device:
 def open_model(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     """(network, its description, what is recorded about it) of a shipped model or of a path."""
     from rdc.models.checkpoints import load_model
-    from rdc.models.zoo import ASSETS, MODELS
+    from rdc.models.single import ASSETS, SINGLE
 
-    return load_model(ASSETS / name if name in MODELS else name)
+    return load_model(ASSETS / name if name in SINGLE else name)
 
 
 def start_from(name: str, network: nn.Module, config: dict[str, Any]) -> str:

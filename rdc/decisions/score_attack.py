@@ -1,8 +1,9 @@
 """Attacks on the likelihood score: images of another kind that pass for the training data's, and the other way round.
 
 The score (:class:`rdc.decisions.calibration.LikelihoodScore`) is a length, sqrt |W (f(x) - C(b(x)))|^2, of the losses f of
-every noise level and the coded length b. Auto-PGD goes down (or up) its exact gradient with b recomputed at every iterate; b itself is a byte count
-and has no gradient, which is taken as zero. So the accuracy of telling kinds apart under this attack is an upper bound.
+every noise level and the coded length b. Auto-PGD goes down (or up) its exact gradient with b
+recomputed at every iterate; b itself is a byte count and has no gradient, which is taken as zero. So the
+accuracy of telling kinds apart under this attack is an upper bound.
 """
 
 from __future__ import annotations

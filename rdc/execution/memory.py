@@ -28,7 +28,8 @@ __all__ = ["bytes_per_item", "device_of", "items_that_fit", "memory_budget", "pe
 
 LEAST_MB = 2048.0  # the budget where nothing is known of the device's memory, and the least on a GPU
 
-#: Bytes that a process on a CPU holds for a byte of tensors alive: the shipped networks need 1.2 to 1.7 (benchmarks/resident_memory.py).
+#: Bytes that a process on a CPU holds for a byte of tensors alive: the shipped networks need 1.2 to 1.7
+#: (benchmarks/studies/resident_memory.py).
 RESIDENT = 1.65
 #: MiB that a process's first call takes for good on a CPU: PyTorch's code as it is read from disk (20 to 25), kernels, small objects.
 FIRST_CALL_MB = 32.0

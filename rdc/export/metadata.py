@@ -30,9 +30,9 @@ def checkpoint_info(name: str | os.PathLike[str]) -> dict[str, Any]:
     """The model card of a shipped model or checkpoint: the ``info`` of its JSON description, {} if it has none."""
     from rdc.models.checkpoints import checkpoint_paths
     from rdc.models.descriptions import read_description
-    from rdc.models.zoo import ASSETS, MODELS
+    from rdc.models.single import ASSETS, SINGLE
 
-    description = checkpoint_paths(ASSETS / str(name) if str(name) in MODELS else name)[1]
+    description = checkpoint_paths(ASSETS / str(name) if str(name) in SINGLE else name)[1]
     return dict(read_description(description).get("info") or {}) if description.is_file() else {}
 
 

@@ -9,17 +9,20 @@ For ``rdc evaluate --model my_module:make`` write a function without arguments t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from rdc.defences.purified import PurifiedClassifier
 from rdc.defences.purifiers import DiffusionPurifier, LikelihoodPurifier, Purifier
 from rdc.errors import ConfigError
 from rdc.method.classifier import DiffusionClassifier
-from rdc.models.zoo import load
+from rdc.models.single import load_single
 
-__all__ = ["diffpure_in_front", "lm_in_front"]
+__all__ = ["JOINED", "Joined", "diffpure_in_front", "lm_in_front", "load_joined"]
 
 
 def lm_in_front(
@@ -68,8 +71,59 @@ def diffpure_in_front(
     return _joined(purifier, classifier, source, "DiffPure", settings)
 
 
+@dataclass(frozen=True)
+class Joined:
+    """A shipped model made of two others.
+
+    Args:
+        about: what it is.
+        join: :func:`lm_in_front` or :func:`diffpure_in_front`.
+        classifier, diffusion: names of models of one network.
+        takes: settings it has beside those of every defence.
+    """
+
+    about: str
+    join: Callable[..., PurifiedClassifier]
+    classifier: str
+    diffusion: str
+    takes: frozenset[str] = frozenset()
+
+
+#: Shipped models made of two others.
+JOINED = {
+    "fashion-mnist-lm-resnet": Joined(
+        "likelihood maximisation by fashion-mnist-teacher, then fashion-mnist-standard",
+        lm_in_front,
+        "fashion-mnist-standard",
+        "fashion-mnist-teacher",
+        frozenset({"lm"}),
+    ),
+    "fashion-mnist-diffpure": Joined(
+        "DiffPure by fashion-mnist-teacher, then fashion-mnist-standard",
+        diffpure_in_front,
+        "fashion-mnist-standard",
+        "fashion-mnist-teacher",
+    ),
+}
+
+
+def load_joined(name: str, device: torch.device, settings: dict[str, Any]) -> PurifiedClassifier:
+    """A purifier in front of a discriminative network, by its name in :data:`JOINED`.
+
+    Raises:
+        ConfigError: a setting that this model does not have.
+    """
+    model = JOINED[name]
+    if unknown := set(settings) - model.takes - {"gradient", "noise", "noise_seed"}:
+        raise ConfigError(
+            f"{name}: expected no {', '.join(sorted(unknown))}, this model has none; leave it out, or put one together with "
+            f"rdc.models.joined.{model.join.__name__}"
+        )
+    return model.join(load_single(model.classifier, device, {}), load_single(model.diffusion, device, {}), **settings)
+
+
 def _diffusion(diffusion: DiffusionClassifier | str) -> DiffusionClassifier:
-    found = load(diffusion) if isinstance(diffusion, str) else diffusion
+    found = load_single(diffusion, torch.device("cpu"), {}) if isinstance(diffusion, str) else diffusion
     if not isinstance(found, DiffusionClassifier):
         raise ConfigError(f"diffusion: expected a diffusion model, got {type(found).__name__} ({diffusion!r})")
     return found

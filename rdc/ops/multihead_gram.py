@@ -10,7 +10,7 @@ mean prediction's error e_j = Vbar_j x - F*_j, the loss of :mod:`rdc.ops.multihe
 G, the Gram matrix of the patches, is the same for all classes and summed over levels, so that a class costs one quadratic form of 9c + 1
 numbers an image where a prediction costs as much for every pixel and level. Taking differences from the mean head keeps the sums at the
 size of the differences between classes: nothing cancels that decides (the plain form, tr(V G V^T) - 2 tr(V R) + |F*|^2, rounds nine
-times as coarsely; benchmarks/gram_precision.py, docs/kernels.md).
+times as coarsely; benchmarks/studies/gram_precision.py, docs/kernels.md).
 
 G has 81 blocks [c, c], but h_i(p + u) h_j(p + v), summed over p, depends on v - u alone except for the edges: thirteen products of h with
 itself, shifted, and products of its first and last rows, columns and corners give them all. In the same way the gradient of h is one 5x5

@@ -1,4 +1,4 @@
-"""benchmarks/cifar10.py from end to end without a GPU (--dry-run), its pack and its shards; nothing of it was run on a GPU."""
+"""benchmarks.studies.cifar10 from end to end without a GPU (--dry-run), its pack and its shards; nothing of it was run on a GPU."""
 
 import copy
 import json
@@ -14,16 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-cifar10 = pytest.importorskip("cifar10")
-import cifar10_pack  # noqa: E402
-import cifar10_parts  # noqa: E402
-import cifar10_shards  # noqa: E402
-
-from rdc.cli import training_run  # noqa: E402
-from rdc.data import load_dataset  # noqa: E402
-from rdc.errors import CheckpointError, DataError  # noqa: E402
-from rdc.models.checkpoints import load_model, save_model  # noqa: E402
-from rdc.networks.presets import NETWORK_PRESETS, build_network, network_preset  # noqa: E402
+from benchmarks.studies.cifar10 import __main__ as cifar10
+from benchmarks.studies.cifar10 import pack as cifar10_pack
+from benchmarks.studies.cifar10 import parts as cifar10_parts
+from benchmarks.studies.cifar10 import shards as cifar10_shards
+from rdc.cli import training_run
+from rdc.data import load_dataset
+from rdc.errors import CheckpointError, DataError
+from rdc.models.checkpoints import load_model, save_model
+from rdc.networks.presets import NETWORK_PRESETS, build_network, network_preset
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -260,7 +259,8 @@ def test_a_killed_part_keeps_what_was_done(root, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     words = [
         sys.executable,
-        str(ROOT / "benchmarks" / "cifar10.py"),
+        "-m",
+        "benchmarks.studies.cifar10",
         "--dry-run",
         "--processes",
         "--data-root",

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py works from end to end without a GPU (--dry-run): what it would do there is not tested here."""
+"""benchmarks.gpu works from end to end without a GPU (--dry-run): what it would do there is not tested here."""
 
 import json
 import subprocess
@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-gpu = pytest.importorskip("gpu")
-import device_timing  # noqa: E402
-import gpu_op  # noqa: E402
-
-from rdc.ops import _native  # noqa: E402
+from benchmarks import device_timing
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import op as gpu_op
+from rdc.ops import _native
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -93,7 +92,9 @@ def test_wrong_use(monkeypatch, capsys):
     assert "--cases: expected some of K10 c64" in capsys.readouterr().err
 
     def start(*words):
-        return subprocess.run([sys.executable, ROOT / "benchmarks" / "gpu.py", *words], capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "-m", "benchmarks.gpu", *words], cwd=ROOT, capture_output=True, text=True
+        )
 
     if not torch.cuda.is_available():
         done = start("--only", "op")

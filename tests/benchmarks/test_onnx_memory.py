@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-onnx_memory = pytest.importorskip("onnx_memory")
+from benchmarks.studies import onnx_memory
 
 
 @pytest.mark.slow

@@ -3,10 +3,8 @@
 import pytest
 import torch
 
+from benchmarks import contenders, paper_procedure
 from tests.tiny_models import pixels, tiny_classifier
-
-contenders = pytest.importorskip("contenders")
-import paper_procedure  # noqa: E402
 
 LEVELS = "systematic:70:0.05:3:edm"  # more than one batch of 64
 
@@ -72,7 +70,7 @@ def test_plain_torch_computes_the_same(kind, compiled):
 
 
 def test_validation_refuses_another_function(classifier):
-    from speed import validate
+    from benchmarks.studies.speed import validate
 
     parts = {
         "paper": contenders.paper(classifier, images=3),

@@ -2,9 +2,9 @@
 
 import pytest
 
+from benchmarks.studies import plot_results
 from rdc.storage.json_files import read_json
 
-plot_results = pytest.importorskip("plot_results")
 THERE = [name for name in plot_results.PARTS if (plot_results.RESULTS / f"{name}.json").exists()]
 
 

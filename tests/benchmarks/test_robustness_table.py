@@ -1,15 +1,12 @@
 """The table in docs/robustness.md is that of the kept reports."""
 
 import copy
-import sys
 from pathlib import Path
 
+from benchmarks.studies import robustness_table
+from rdc.storage.json_files import read_json
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import robustness_table  # noqa: E402
-
-from rdc.storage.json_files import read_json  # noqa: E402
 
 
 def test_the_document_has_the_table_of_the_reports():

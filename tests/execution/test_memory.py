@@ -212,7 +212,8 @@ def test_resident_memory_keeps_the_budget(model, work, batch, budget):
     root = Path(__file__).resolve().parents[2]
     command = [
         sys.executable,
-        str(root / "benchmarks" / "resident_memory.py"),
+        "-m",
+        "benchmarks.studies.resident_memory",
         "--models",
         model,
         "--work",
@@ -220,7 +221,7 @@ def test_resident_memory_keeps_the_budget(model, work, batch, budget):
         "--calls",
     ]
     command += ["--batches", str(batch), "--budgets", str(budget), "--threads", "1"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "benchmarks")])}
+    environment = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=600)
     row = json.loads(done.stdout)
     assert 0.3 * budget < row["first"]["peak"] < 1.1 * budget, row

@@ -181,7 +181,7 @@ def test_lm_needs_a_null_label(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("lm", [None, "paper-v2"])
 def test_shipped_model(lm, tmp_path):
-    """benchmarks/onnx_parity.py does this for 512 images."""
+    """benchmarks/studies/onnx_parity.py does this for 512 images."""
     classifier = rdc.load("fashion-mnist", lm=lm)
     summary = export_onnx(classifier, tmp_path / "model.onnx")
     assert summary["bytes"] < 1.3 * summary["weights_bytes"]

@@ -8,7 +8,9 @@ import torch
 
 import rdc
 from rdc.errors import ConfigError
-from rdc.models.zoo import _JOINED, ASSETS, MODELS
+from rdc.models.joined import JOINED
+from rdc.models.single import ASSETS
+from rdc.models.zoo import MODELS
 
 
 @pytest.mark.parametrize(("name", "count", "least"), [("fashion-mnist", 64, 48), ("fashion-mnist-teacher", 16, 12)])
@@ -39,7 +41,7 @@ def test_shipped_baseline_classifies_shipped_images(name, least):
     assert classifier.class_names == tuple(data.class_names)
 
 
-@pytest.mark.parametrize("name", sorted(_JOINED))
+@pytest.mark.parametrize("name", sorted(JOINED))
 def test_purifier_in_front_of_the_baseline(name):
     """It decides by the baseline's logits of the purified image, and takes the options of a defence."""
     classifier, data = rdc.load(name), rdc.load_dataset("fashion-mnist-sample")
@@ -61,7 +63,7 @@ def test_lm_of_the_joined_model_can_be_chosen():
 
 def test_the_weights_stay_small():
     files = {path.stem: path.stat().st_size for path in ASSETS.glob("*.safetensors")}
-    assert set(MODELS) == set(files) | set(_JOINED)
+    assert set(MODELS) == set(files) | set(JOINED)
     assert files["fashion-mnist"] + files["fashion-mnist-teacher"] <= 12_000_000 and files["cifar10"] <= 20_000_000
     assert sum(files.values()) <= 36_000_000
 

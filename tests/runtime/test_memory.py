@@ -1,4 +1,4 @@
-"""What keeps the runtime within its memory budget; benchmarks/onnx_memory.py measures it."""
+"""What keeps the runtime within its memory budget; benchmarks/studies/onnx_memory.py measures it."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar10_recipes import RECIPES
-from cifar10_run import Run
 
+from benchmarks.studies.cifar10.recipes import RECIPES
+from benchmarks.studies.cifar10.run import Run
 from rdc.data import Dataset
 from rdc.data.cifar10 import CLASS_NAMES
 

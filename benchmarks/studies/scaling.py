@@ -1,6 +1,6 @@
 """How cost grows: seconds against images, levels and classes; peak memory against images. One thread, multi-head.
 
-    python benchmarks/scaling.py --out benchmarks/results/scaling.json           # two minutes
+    python -m benchmarks.studies.scaling --out benchmarks/results/scaling.json           # two minutes
 
 Weights do not matter for time; images and levels use the shipped student, classes a network of the same trunk with a wider head.
 """
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import about, alternate, clock, median
 
 import rdc
+from benchmarks.measuring import about, alternate, clock, median
 from rdc.execution.memory import peak_bytes
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.denoiser import MultiHeadDenoiser

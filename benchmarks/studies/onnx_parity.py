@@ -1,6 +1,6 @@
 """PyTorch and an exported file on the same images: decisions, losses, log-probabilities, pixels after likelihood maximisation.
 
-python benchmarks/onnx_parity.py --model fashion-mnist --n 512 --out benchmarks/results/onnx-parity.json
+python -m benchmarks.studies.onnx_parity --model fashion-mnist --n 512 --out benchmarks/results/onnx-parity.json
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar10_shards import read_shards, shard_files, write_shards
-from measuring import about
 
+from benchmarks.measuring import about
+from benchmarks.studies.cifar10.shards import read_shards, shard_files, write_shards
 from rdc.cli import main as rdc_main
 from rdc.cli.training_run import open_model
 from rdc.errors import ConfigError
@@ -31,7 +31,7 @@ from rdc.storage.json_files import write_json
 
 __all__ = ["Run", "last_row"]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 _SMALL = ("*.log", "*/log.jsonl", "*/loss.png", "*/samples.png", "*/config.json", "levels.json")
 _SMALL += tuple(f"evaluate/*/{name}" for name in ("report.json", "report.md", "results.jsonl", "sanity.json"))
 _GRACE = 20.0  # seconds that a stopped command gets to save

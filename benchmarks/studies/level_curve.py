@@ -1,10 +1,10 @@
 """How many noise levels? Clean and first-order robust accuracy against T', from one table of margins and gradients.
 
-    python benchmarks/level_curve.py --model fashion-mnist --range 0.1 1 --n 300 --out benchmarks/results/level-curve.json
+    python -m benchmarks.studies.level_curve --model fashion-mnist --range 0.1 1 --n 300 --out benchmarks/results/level-curve.json
 
 All candidates are computed once; T' levels are every (32 / T')-th of them, in each of the 32 / T' possible offsets, so that a
 row shows how much a choice of T' levels with their noise matters, beside the interval that the images cause. Images: the
-second half of the hold-out (benchmarks/level_weights.py); the weights of a weighting are those of rdc.method.levels.
+second half of the hold-out (benchmarks/studies/level_weights.py); the weights of a weighting are those of rdc.method.levels.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from level_study import holdout
 from tqdm import tqdm
 
 import rdc
+from benchmarks.studies.levels import holdout
 from rdc.attacks import parse_eps
 from rdc.method.levels import WEIGHTINGS
 from rdc.plots.drawing import drawing, new_figure

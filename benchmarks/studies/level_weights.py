@@ -1,9 +1,9 @@
 """Fit the weights of the noise levels on held-out training images, for accuracy under attack (rdc/training/level_weights.py).
 
-    python benchmarks/level_weights.py --model fashion-mnist --n 500 --out benchmarks/results/level-weights.json
+    python -m benchmarks.studies.level_weights --model fashion-mnist --n 500 --out benchmarks/results/level-weights.json
 
 Images: the second half of the hold-out that the shipped networks were not trained on; the first half is for the check by
-attack (benchmarks/level_study.py). --write LEVELS.json keeps the levels of the first fit for `--levels`.
+attack (benchmarks/studies/levels.py). --write LEVELS.json keeps the levels of the first fit for `--levels`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from level_study import holdout
 from torch import Tensor
 from tqdm import tqdm
 
 import rdc
+from benchmarks.studies.levels import holdout
 from rdc.attacks import parse_eps
 from rdc.method.levels import WEIGHTINGS, NoiseLevels
 from rdc.storage.json_files import write_json

@@ -1,6 +1,6 @@
 """Rounding of multihead_loss by its forms: losses, and the differences between classes that decide, float32 against float64.
 
-    python benchmarks/gram_precision.py --out benchmarks/results/gram-precision.json
+    python -m benchmarks.studies.gram_precision --out benchmarks/results/gram-precision.json
 
 The operands are the shipped classifier's own (features, heads, targets of test images at its levels). "plain Gram" is
 tr(V G V^T) - 2 tr(V R) + |F*|^2 without the mean head taken out, which rdc does not use.
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from measuring import about
 from torch import Tensor
 
 import rdc
+from benchmarks.measuring import about
 from rdc.ops.multihead_gram import _patch_products, patch_gram
 from rdc.ops.multihead_loss import multihead_loss, multihead_loss_reference
 from rdc.storage.json_files import write_json

@@ -1,8 +1,8 @@
 """The table of defences and threats: run what is missing, then write it as markdown.
 
-    python benchmarks/robustness_table.py --list
-    python benchmarks/robustness_table.py --rows DC,TRADES --threats linf-8,l2-0.5 --threads 1
-    python benchmarks/robustness_table.py --write docs/robustness.md
+    python -m benchmarks.studies.robustness_table --list
+    python -m benchmarks.studies.robustness_table --rows DC,TRADES --threats linf-8,l2-0.5 --threads 1
+    python -m benchmarks.studies.robustness_table --write docs/robustness.md
 
 A cell is one `rdc evaluate` (its command is in the report), resumable at any moment: the same command goes on. Finished
 reports are kept in benchmarks/results/table/; a cell that is there is not run again. --write runs nothing.
@@ -19,9 +19,9 @@ from typing import Any
 from rdc.cli import main as rdc_main
 from rdc.storage.json_files import read_json
 
-RESULTS = Path(__file__).parent / "results" / "table"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "table"
 
-MARKER = "<!-- below: written by benchmarks/robustness_table.py -->"
+MARKER = "<!-- below: written by benchmarks/studies/robustness_table.py -->"
 
 THREATS = {
     "linf-8": ("linf", "8/255", "l_inf 8/255"),

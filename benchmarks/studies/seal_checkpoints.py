@@ -1,6 +1,6 @@
 """Write the digest of its content into checkpoint descriptions that have none (made before rdc 0.2); the weights stay as they are.
 
-python benchmarks/seal_checkpoints.py rdc/assets/*.json
+python -m benchmarks.studies.seal_checkpoints rdc/assets/*.json
 """
 
 from __future__ import annotations

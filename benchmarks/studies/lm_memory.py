@@ -1,6 +1,6 @@
 """Peak memory of one exact gradient through likelihood maximisation, against the number of LM steps.
 
-    python benchmarks/lm_memory.py --model fashion-mnist --batch 64 --steps 1 5 20 --out benchmarks/results/lm-memory.json
+    python -m benchmarks.studies.lm_memory --model fashion-mnist --batch 64 --steps 1 5 20 --out benchmarks/results/lm-memory.json
 
 Each N runs in a process of its own; the peak is the growth of its resident memory over what it had before the call (CPU), or
 PyTorch's peak of allocated memory (CUDA).

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from device_timing import precision, roofline
-from gpu_run import Run
 from torch import Tensor
 
+from benchmarks.device_timing import precision, roofline
+from benchmarks.gpu.run import Run
 from rdc.ops import _native, multihead_triton
 from rdc.ops.multihead_loss import multihead_loss, multihead_loss_reference
 from rdc.ops.multihead_triton import Tile

@@ -1,6 +1,6 @@
 """Which noise levels and weights make a diffusion classifier robust? Clean and robust accuracy of many settings.
 
-    python benchmarks/level_study.py --model fashion-mnist --n 64 --steps 15 --out benchmarks/results/levels.json
+    python -m benchmarks.studies.levels --model fashion-mnist --n 64 --steps 15 --out benchmarks/results/levels.json
 
 Images: a class-balanced hold-out of the training set that the shipped networks were not trained on (2,000 images, seed 0).
 Attack: APGD, cross-entropy, l_inf, exact gradient, the classifier's own noise. Finished settings are kept in the JSON file,

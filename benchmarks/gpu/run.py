@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from device_timing import measure, peaks
+
+from benchmarks.device_timing import measure, peaks
 
 __all__ = ["Run"]
 

@@ -1,6 +1,6 @@
 """Draw docs/images/benchmarks-*.svg from the files in benchmarks/results/, and bring the tables of docs/benchmarks.md up to date.
 
-    python benchmarks/plot_results.py
+    python -m benchmarks.studies.plot_results
 
 Files that are not there are left out. The page's tables stand between ``<!-- NAME -->`` and ``<!-- end -->``.
 """
@@ -17,7 +17,7 @@ from rdc.plots.drawing import drawing, new_figure
 from rdc.storage.files import atomic_write
 from rdc.storage.json_files import read_json
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESULTS, IMAGES, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "images", ROOT / "docs" / "benchmarks.md"
 INK, FAINT, BLUE, ORANGE = "#1f2933", "#8895a3", "#2f5d9b", "#c05a2b"
 

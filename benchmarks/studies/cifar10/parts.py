@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar10_pack import pack as write_pack
-from cifar10_pack import unpack as read_pack
-from cifar10_recipes import RECIPES, SHARED
-from cifar10_run import Run, last_row
-from cifar10_speed import speed
 
 import rdc
+from benchmarks.studies.cifar10.pack import pack as write_pack
+from benchmarks.studies.cifar10.pack import unpack as read_pack
+from benchmarks.studies.cifar10.recipes import RECIPES, SHARED
+from benchmarks.studies.cifar10.run import Run, last_row
+from benchmarks.studies.cifar10.speed import speed
 from rdc.attacks import ThreatModel, apgd
 from rdc.data import Dataset, load_dataset, save_npz, train_holdout
 from rdc.data.cifar10 import CLASS_NAMES, load_cifar10
@@ -207,7 +207,7 @@ def levels(run: Run) -> dict[str, Any]:
     network, config, info = load_model(model)
     save_model(run.work / "final" / "model", network, config, info | {"classifier": {"levels": chosen}})
     if run.out is not None:
-        from cifar10_shards import write_shards
+        from benchmarks.studies.cifar10.shards import write_shards
 
         history = [*run.result.get("resumed", {}).get("student", []), *run.result.get("trained", {}).get("student", [])]
         write_shards(run.work / "final" / "model", run.out, "student", history=history or info.get("history", []))

@@ -1,7 +1,7 @@
 """Resident memory of an exported file's calls against their budget (Linux).
 
-    python benchmarks/onnx_memory.py --out benchmarks/results/onnx-memory.json
-    python benchmarks/onnx_memory.py --models fashion-mnist --batches 256 --budgets 64
+    python -m benchmarks.studies.onnx_memory --out benchmarks/results/onnx-memory.json
+    python -m benchmarks.studies.onnx_memory --models fashion-mnist --batches 256 --budgets 64
 
 Each case runs in a process of its own that opens the file and makes one call: growth of the high-water mark of resident memory
 (VmHWM, set back just before) over what was resident with the file open and the images loaded. What onnxruntime keeps for later
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--out", type=Path, help="JSON file, written after every case")
     args = parser.parse_args()
-    from measuring import about
+    from benchmarks.measuring import about
 
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

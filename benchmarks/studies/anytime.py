@@ -1,7 +1,7 @@
 """Do anytime decisions keep their word? Disagreement with the full decision, levels and seconds, on images not used for calibration.
 
-    python benchmarks/anytime_study.py --out benchmarks/results/anytime.json                                  # multi-head student
-    python benchmarks/anytime_study.py --model fashion-mnist-teacher --calibrate 300 --check 200 --rates 0.02 0.05 --out ...
+    python -m benchmarks.studies.anytime --out benchmarks/results/anytime.json                                  # multi-head student
+    python -m benchmarks.studies.anytime --model fashion-mnist-teacher --calibrate 300 --check 200 --rates 0.02 0.05 --out ...
 
 Calibrated on held-out training images (not trained on), checked on test images: the rule's losses are recorded once, so that every
 rate is simulated on all images (as tests/decisions/test_anytime.py shows, what runs is what is simulated);
@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from level_study import holdout
-from measuring import about, alternate, clock, ratio, summary
 
 import rdc
+from benchmarks.measuring import about, alternate, clock, ratio, summary
+from benchmarks.studies.levels import holdout
 from rdc.decisions.anytime import AnytimeClassifier
 from rdc.decisions.anytime.calibration import (
     _losses,

@@ -1,7 +1,7 @@
 """How to train for margins: first order by second derivatives, by differences, or one whole step. A small student on CIFAR-10, one thread.
 
-    python benchmarks/secant_study.py --data-root ~/cifar10 --out out/secant --threads 1     # about seven minutes a row, resumable
-    python benchmarks/secant_study.py --data-root ~/cifar10 --rows "secant 0.05-0.3" --images 100000
+    python -m benchmarks.studies.secant --data-root ~/cifar10 --out out/secant --threads 1     # about seven minutes a row, resumable
+    python -m benchmarks.studies.secant --data-root ~/cifar10 --rows "secant 0.05-0.3" --images 100000
 
 A teacher of 60,000 images comes first, then every row trains a student from it for --images and is attacked: first 256 test images,
 l_inf 8/255, APGD-CE, 20 steps, exact gradient, known noise. The row "secant 1" is adversarial training with one step.
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import about
 
 import rdc
+from benchmarks.measuring import about
 from rdc.cli import main as rdc_main
 from rdc.data import Dataset, train_holdout
 from rdc.method.denoiser import make_denoiser

@@ -1,8 +1,8 @@
 """Everything for a machine with a GPU and no network: build, test, check, time; a short table last; JSON.
 
-    python benchmarks/gpu.py --out benchmarks/results/gpu.json                     # at most nine minutes
-    python benchmarks/gpu.py --only build,test                                     # parts: see --list
-    python benchmarks/gpu.py --dry-run                                             # on a CPU, tiny sizes: does the script work?
+    python -m benchmarks.gpu --out benchmarks/results/gpu.json                     # at most nine minutes
+    python -m benchmarks.gpu --only build,test                                     # parts: see --list
+    python -m benchmarks.gpu --dry-run                                             # on a CPU, tiny sizes: does the script work?
 
 Each part has its share of the time (--minutes); what does not fit is left out, and the table says so. The JSON is written after every
 part, so that a run that is cut off keeps what it found. Seconds are CUDA events' (medians); "peak" is what matrix products and copies
@@ -25,21 +25,17 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT) not in sys.path:
-    sys.path.insert(1, str(ROOT))  # rdc need not be installed: the first part builds it
+import rdc
+from benchmarks.device_timing import flops_of, precision, roofline
+from benchmarks.gpu.op import CASES, op
+from benchmarks.gpu.run import Run
+from benchmarks.measuring import about
+from rdc.method.denoiser import make_denoiser
+from rdc.networks.blocks import fastest_layout
+from rdc.networks.presets import build_network, network_preset
+from rdc.storage.json_files import write_json
 
-from device_timing import flops_of, precision, roofline  # noqa: E402
-from gpu_op import CASES, op  # noqa: E402
-from gpu_run import Run  # noqa: E402
-from measuring import about  # noqa: E402
-
-import rdc  # noqa: E402
-from rdc.method.denoiser import make_denoiser  # noqa: E402
-from rdc.networks.blocks import fastest_layout  # noqa: E402
-from rdc.networks.presets import build_network, network_preset  # noqa: E402
-from rdc.storage.json_files import write_json  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("float32", "tf32", "bfloat16")
 
 _CHECK = """
@@ -252,7 +248,7 @@ def train(run: Run) -> dict[str, Any]:
     """Training images a second: train, distill, distill --margin-eps."""
     import tempfile
 
-    from test_training import STEPS, trainer
+    from benchmarks.test_training import STEPS, trainer
 
     rows, batch = [], 4 if run.dry else 256
     for kind in STEPS[:1] if run.dry else STEPS:

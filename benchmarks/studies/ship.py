@@ -1,12 +1,12 @@
 """Make the shipped models from finished training runs: averaged weights in float16, recommended levels, fitted logit scale.
 
-    python benchmarks/ship.py runs/student rdc/assets/fashion-mnist --levels log:4:0.08:0.7:eps --accurate log:16:0.08:0.7:eps
-    python benchmarks/ship.py runs/teacher rdc/assets/fashion-mnist-teacher --levels log:12:0.1:1.5:eps
+    python -m benchmarks.studies.ship runs/student rdc/assets/fashion-mnist --levels log:4:0.08:0.7:eps --accurate log:16:0.08:0.7:eps
+    python -m benchmarks.studies.ship runs/teacher rdc/assets/fashion-mnist-teacher --levels log:12:0.1:1.5:eps
 
-    python benchmarks/ship.py runs/trades rdc/assets/fashion-mnist-trades
-    python benchmarks/ship.py out rdc/assets/cifar10 --levels log:4:0.1:0.7:eps --data cifar10 --data-root ~/cifar10
+    python -m benchmarks.studies.ship runs/trades rdc/assets/fashion-mnist-trades
+    python -m benchmarks.studies.ship out rdc/assets/cifar10 --levels log:4:0.1:0.7:eps --data cifar10 --data-root ~/cifar10
 
-RUN is a folder of rdc train or rdc distill, or what benchmarks/cifar10.py brought back (student-1-of-2.safetensors ...).
+RUN is a folder of rdc train or rdc distill, or what benchmarks/studies/cifar10/__main__.py brought back (student-1-of-2.safetensors ...).
 
 The logit scale minimises the cross-entropy of 400 held-out training images; it never changes a decision.
 """
@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cifar10_shards import read_shards, shard_files
-from level_study import holdout
 from scipy.optimize import minimize_scalar
 
 import rdc
+from benchmarks.studies.cifar10.shards import read_shards, shard_files
+from benchmarks.studies.levels import holdout
 from rdc.models.checkpoints import load_model, save_model
 
 LICENCES = {

@@ -1,7 +1,7 @@
 """Exported file against PyTorch eager (and, for DC, torch.compile), alternating within one run: p50 and p99 of one image,
 images/s at larger batches, cold start; with one thread and with more.
 
-python benchmarks/onnx_latency.py --rounds 30 --out benchmarks/results/onnx-latency.json
+python -m benchmarks.studies.onnx_latency --rounds 30 --out benchmarks/results/onnx-latency.json
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from contenders import multihead
-from measuring import about, clock
 
 import rdc
+from benchmarks.contenders import multihead
+from benchmarks.measuring import about, clock
 from rdc.export import export_onnx
 from rdc.ops import _native
 from rdc.runtime import OnnxClassifier

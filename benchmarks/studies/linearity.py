@@ -1,10 +1,10 @@
 """How linear is a diffusion classifier within a ball? First-order predictions against what happens.
 
-    python benchmarks/linearity.py --model fashion-mnist --n 200 --out benchmarks/results/linearity.json
+    python -m benchmarks.studies.linearity --model fashion-mnist --n 200 --out benchmarks/results/linearity.json
 
 For every level alone and all together: how far the margin to the strongest rival falls at the steepest point of the l_inf ball
 (a corner, cut by the pixel box), beside what its gradient at the image predicts; accuracy that the prediction leaves, accuracy at
-that point, and accuracy under APGD. Images: the first half of the hold-out (benchmarks/level_study.py).
+that point, and accuracy under APGD. Images: the first half of the hold-out (benchmarks/studies/levels.py).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 
 import torch
-from level_study import holdout
 
 import rdc
+from benchmarks.studies.levels import holdout
 from rdc.attacks import ThreatModel, apgd, parse_eps
 from rdc.data import Dataset
 from rdc.storage.json_files import write_json

@@ -1,12 +1,12 @@
 """CIFAR-10 on a machine with a GPU and little time: pack, train, distil, choose levels, evaluate.
 
-    python benchmarks/cifar10.py --only pack --data-root ~/cifar10 --pack runs/cifar10-pack     # at home: files to send
-    python benchmarks/cifar10.py --only unpack --pack runs/cifar10-pack --data-root /tmp/cifar10   # there, once for each file sent
-    python benchmarks/cifar10.py --data-root /tmp/cifar10 --out out                             # there: everything else, 8.6 minutes
-    python benchmarks/cifar10.py --data-root /tmp/cifar10 --out out --resume earlier            # goes on from what came back, or cifar10
-    python benchmarks/cifar10.py --only robust,attack --resume earlier --words "robust=--secant-eps 10/255"
-    python benchmarks/cifar10.py --data-root /tmp/cifar10 --only attack --resume out --out report   # the full attacks, seven minutes
-    python benchmarks/cifar10.py --dry-run                                                      # on a CPU, tiny: does the script work?
+    python -m benchmarks.studies.cifar10 --only pack --data-root ~/cifar10 --pack runs/cifar10-pack  # at home: files to send
+    python -m benchmarks.studies.cifar10 --only unpack --pack runs/cifar10-pack --data-root /tmp/cifar10  # there, once for each file sent
+    python -m benchmarks.studies.cifar10 --data-root /tmp/cifar10 --out out  # there: everything else, 8.6 minutes
+    python -m benchmarks.studies.cifar10 --data-root /tmp/cifar10 --out out --resume earlier  # goes on from what came back, or cifar10
+    python -m benchmarks.studies.cifar10 --only robust,attack --resume earlier --words "robust=--secant-eps 10/255"
+    python -m benchmarks.studies.cifar10 --data-root /tmp/cifar10 --only attack --resume out --out report  # the full attacks, seven minutes
+    python -m benchmarks.studies.cifar10 --dry-run  # on a CPU, tiny: does the script work?
 
 Each part has a box of minutes (--box), --minutes ends everything. In --out, at every checkpoint and after every part: cifar10.json,
 teacher-i-of-n.safetensors and student-i-of-n.safetensors (averaged weights, float16, at most 16 MiB a file), files.zip (logs,
@@ -24,9 +24,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from cifar10_parts import BOXES, PARTS
-from cifar10_run import Run
 
+from benchmarks.studies.cifar10.parts import BOXES, PARTS
+from benchmarks.studies.cifar10.run import Run
 from rdc.errors import RdcError
 
 DEFAULT = "teacher,robust,levels,evaluate,attack"

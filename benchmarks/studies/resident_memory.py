@@ -1,8 +1,8 @@
 """Resident memory of one call against its budget: growth of a process with the model loaded, over its first real call.
 
-    python benchmarks/resident_memory.py --threads 1 --out new.json                                        # an hour
-    python benchmarks/resident_memory.py --join old.json new.json --out benchmarks/results/resident-memory.json
-    python benchmarks/resident_memory.py --models fashion-mnist --work gradient --batches 64 --budgets 64 256 --threads 1
+    python -m benchmarks.studies.resident_memory --threads 1 --out new.json                                        # an hour
+    python -m benchmarks.studies.resident_memory --join old.json new.json --out benchmarks/results/resident-memory.json
+    python -m benchmarks.studies.resident_memory --models fashion-mnist --work gradient --batches 64 --budgets 64 256 --threads 1
 
 Each case runs in a process of its own (Linux). Counted: the growth of the high-water mark of resident memory (VmHWM, set back
 just before) over what was resident with the model loaded and the images drawn. "first" is the first call on the process, with all
@@ -84,8 +84,7 @@ def main() -> None:
     parser.add_argument("--join", type=Path, nargs=2, metavar=("OLD", "NEW"), help="two files of --out, side by side")
     parser.add_argument("--out", type=Path, help="JSON file, written after every case")
     args = parser.parse_args()
-    from measuring import about
-
+    from benchmarks.measuring import about
     from rdc.storage.json_files import read_json, write_json
 
     if args.join:

@@ -1,7 +1,7 @@
 """Seconds of one prediction and of one attack step: the paper's procedure, plain torch, rdc. One run, one thread, checked first.
 
-    python benchmarks/speed.py --out benchmarks/results/speed.json          # about six minutes
-    python benchmarks/speed.py --quick                                      # no torch.compile, one round
+    python -m benchmarks.studies.speed --out benchmarks/results/speed.json          # about six minutes
+    python -m benchmarks.studies.speed --quick                                      # no torch.compile, one round
 
 Every contender that computes the same function (network and levels) must give the same losses, decisions and gradients before any is
 timed. Then they take turns (``measuring.alternate``). Each factor is the ratio of two contenders that differ in one thing; the total is
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import Contender, conditional, multihead, paper, shipped
-from measuring import about, alternate, clock, ratio, summary
 
 import rdc
+from benchmarks.contenders import Contender, conditional, multihead, paper, shipped
+from benchmarks.measuring import about, alternate, clock, ratio, summary
 from rdc.statistics.proportions import wilson_interval
 from rdc.storage.json_files import write_json
 

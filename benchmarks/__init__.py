@@ -1,0 +1,1 @@
+"""Timing suites (pytest --benchmark-only), and what they share."""
