@@ -71,7 +71,7 @@ def about() -> dict[str, Any]:
     import torch
 
     from rdc.evaluation import commit, versions
-    from rdc.ops._native import describe
+    from rdc.ops.backends import describe
 
     found = describe()
     gpus = found["gpus"]

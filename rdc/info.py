@@ -21,12 +21,12 @@ def format_info() -> str:
     """
     try:
         from rdc.networks import fused
-        from rdc.ops import _native
+        from rdc.ops import backends
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "rdc":
             raise
         return _without(error)
-    facts = _native.describe()
+    facts = backends.describe()
     cpu = facts["cpu"]
     lines = ["versions   " + "  ".join(f"{name} {version}" for name, version in facts["versions"].items())]
     lines.append(f"extension  {one_line(facts['extension'] or 'none: ' + facts['extension_missing'], 400)}")

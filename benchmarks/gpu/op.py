@@ -16,7 +16,8 @@ from torch import Tensor
 from benchmarks.device_timing import precision, roofline
 from benchmarks.gpu.run import Run
 from rdc.ops import _native, multihead_triton
-from rdc.ops.multihead_loss import multihead_loss, multihead_loss_reference
+from rdc.ops.multihead_loss import multihead_loss
+from rdc.ops.multihead_reference import multihead_loss_reference
 from rdc.ops.multihead_triton import Tile
 
 __all__ = ["CASES", "op", "tiles"]

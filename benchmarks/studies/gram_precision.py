@@ -22,7 +22,8 @@ from torch import Tensor
 import rdc
 from benchmarks.measuring import about
 from rdc.ops.multihead_gram import _patch_products, patch_gram
-from rdc.ops.multihead_loss import multihead_loss, multihead_loss_reference
+from rdc.ops.multihead_loss import multihead_loss
+from rdc.ops.multihead_reference import multihead_loss_reference
 from rdc.storage.json_files import write_json
 
 

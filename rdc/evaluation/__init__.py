@@ -25,7 +25,7 @@ from rdc.evaluation.progress import ProgressBars, sanity_line
 from rdc.evaluation.sanity import run_sanity
 from rdc.evaluation.settings import EvaluationSettings, parse_attacks
 from rdc.evaluation.summary import accuracy_per_class, accuracy_per_step, summarize
-from rdc.ops._native import describe
+from rdc.ops.backends import describe
 
 __all__ = [
     "Evaluation",

@@ -9,18 +9,13 @@ from __future__ import annotations
 
 import importlib
 import os
-import platform
-from importlib import metadata
 from types import ModuleType
-from typing import Any
 
 import torch
 
-from rdc import __version__
 from rdc.errors import ConfigError
-from rdc.ops import multihead_triton
 
-__all__ = ["cpu_isa", "describe", "extension", "why_not"]
+__all__ = ["cpu_isa", "extension", "found", "why_not"]
 
 #: ops with native kernels; rdc/ops/<name>.py each
 OPS = ("multihead_loss",)
@@ -39,6 +34,11 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 _EXTENSION, _WHY_NOT = _load()
+
+
+def found() -> tuple[ModuleType | None, str]:
+    """The compiled module, or None and why it is not there."""
+    return _EXTENSION, _WHY_NOT
 
 
 def extension() -> ModuleType:
@@ -82,51 +82,3 @@ def cpu_isa() -> str:
             f"RDC_CPU_ISA: expected one of {usable} on this processor; got {wanted!r}. Unset it for the best."
         )
     return wanted
-
-
-def _backend(device_type: str) -> str:
-    reason = why_not(device_type)
-    if reason:
-        return f"reference (torch): {reason}"
-    if device_type in SLOWER_THAN_TORCH:
-        built = f'backend="native" was built ({extension().cuda_status()}), and is slower'
-        tensor_cores = multihead_triton.why_not(device_type)
-        wide = f"; not in Triton: {tensor_cores}" if tensor_cores else "; wide heads in Triton"
-        return f"reference (torch): {built}" + (wide if torch.cuda.is_available() else "; torch finds no GPU")
-    return f"native ({cpu_isa()})"
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def describe() -> dict[str, Any]:
-    """What runs here, and why.
-
-    Returns:
-        ``versions`` {package: version}; ``extension`` path or None, with ``extension_missing`` saying why; ``cpu`` {isa, best_isa,
-        threads}; ``ops`` {op: {device type: backend and, for the reference, the reason}}; ``gpus`` [name and memory].
-    """
-    packages = ("torch", "numpy", "safetensors", "pillow", "matplotlib")
-    gpus = []
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            p = torch.cuda.get_device_properties(i)
-            gpus.append(f"{p.name}, {p.total_memory / 2**30:.0f} GiB, compute {p.major}.{p.minor}")
-    usable = not why_not("cpu")
-    return {
-        "versions": {"python": platform.python_version(), "rdc": __version__}
-        | {name: _version(name) for name in packages},
-        "extension": getattr(_EXTENSION, "__file__", None),
-        "extension_missing": _WHY_NOT,
-        "cpu": {
-            "isa": cpu_isa() if usable else None,
-            "best_isa": _EXTENSION.cpu_isa() if _EXTENSION else None,
-            "threads": torch.get_num_threads(),
-        },
-        "ops": {op: {device: _backend(device) for device in ("cpu", "cuda")} for op in OPS},
-        "gpus": gpus,
-    }

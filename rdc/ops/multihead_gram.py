@@ -30,6 +30,7 @@ from torch import Tensor
 
 from rdc.errors import InputError
 from rdc.execution.opaque import new_names, opaque, refuse_batches, transformed
+from rdc.ops.multihead_reference import multihead_loss_reference
 
 __all__ = ["costs_less", "multihead_loss_gram"]
 
@@ -98,8 +99,6 @@ def _gradients(needs: Sequence[bool], upstream: Tensor, *inputs: Tensor) -> tupl
 
 
 def _by_the_definition(inputs: Sequence[Tensor], needs: Sequence[bool], upstream: Tensor) -> tuple[Tensor | None, ...]:
-    from rdc.ops.multihead_loss import multihead_loss_reference
-
     named = [
         t if t.requires_grad or not need else t.detach().requires_grad_()
         for t, need in zip(new_names(inputs), needs, strict=True)

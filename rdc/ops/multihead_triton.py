@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rdc.ops._outputs import empty_gradients, empty_loss
+from rdc.ops.multihead_autograd import double_backward, gradients, save_backward_inputs
 
 __all__ = ["Tile", "backward_op", "default_tile", "forward_op", "preferred", "tile_of", "why_not"]
 
@@ -378,3 +379,15 @@ def _restored(weight: Tensor, plan: _Plan, channels: int, outputs: int) -> Tenso
 @backward_op.register_fake
 def _(grad_loss, h, weight, bias, target, level_weight, wanted):
     return empty_gradients(h, weight, bias, target, level_weight, wanted)
+
+
+def _save_inputs(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, grad_loss: Tensor):
+    return tuple(gradients(backward_op, ctx.needs_input_grad, grad_loss, *ctx.saved_tensors))
+
+
+forward_op.register_autograd(_backward, setup_context=_save_inputs)
+backward_op.register_autograd(double_backward, setup_context=save_backward_inputs)

@@ -26,7 +26,8 @@ from rdc.method.likelihood_maximization import LikelihoodMaximization, lm_penalt
 from rdc.networks import fused
 from rdc.ops import _native
 from rdc.ops.multihead_gram import multihead_loss_gram
-from rdc.ops.multihead_loss import multihead_loss, multihead_loss_reference
+from rdc.ops.multihead_loss import multihead_loss
+from rdc.ops.multihead_reference import multihead_loss_reference
 from tests.ops.test_multihead_loss import make
 from tests.tiny_models import pixels, tiny_classifier, tiny_denoiser
 

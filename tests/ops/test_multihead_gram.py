@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from rdc.errors import ConfigError, InputError
 from rdc.ops import multihead_loss as module
 from rdc.ops.multihead_gram import costs_less, patch_gram
-from rdc.ops.multihead_loss import multihead_loss, multihead_loss_reference
+from rdc.ops.multihead_loss import multihead_loss
+from rdc.ops.multihead_reference import multihead_loss_reference
 from tests.ops.test_multihead_loss import NAMES, SHAPES, error, evaluate, make, naive, oracle
 
 #: two rows or columns, so that first and last are neighbours, and one where they are the same

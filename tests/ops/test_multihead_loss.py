@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rdc.errors import InputError
-from rdc.ops import _native
+from rdc.ops import _native, multihead_native, multihead_reference
 from rdc.ops import multihead_loss as module
-from rdc.ops.multihead_loss import multihead_loss, multihead_loss_reference
+from rdc.ops.multihead_loss import multihead_loss
+from rdc.ops.multihead_reference import multihead_loss_reference
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("loss", "h", "weight", "bias", "target", "level_weight")
@@ -165,7 +166,7 @@ def test_reference_equals_oracle(shape):
 def test_reference_in_chunks_of_classes(monkeypatch):
     x, upstream = make(SHAPES["two blocks, colour"], torch.float64)
     whole = evaluate(multihead_loss_reference, x, upstream)
-    monkeypatch.setattr(module, "REFERENCE_CHUNK", 2000)
+    monkeypatch.setattr(multihead_reference, "REFERENCE_CHUNK", 2000)
     for a, b in zip(evaluate(multihead_loss_reference, x, upstream), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-10)
 
@@ -357,7 +358,7 @@ def test_gradients_not_asked_for_cost_nothing():
     full = evaluate(native, x, upstream)
     for asked in range(5):
         wanted = [i == asked for i in range(5)]
-        grads = module._backward_op(upstream, *x, *NOTHING_KEPT, wanted)
+        grads = multihead_native.backward_op(upstream, *x, *NOTHING_KEPT, wanted)
         assert [g.numel() > 0 for g in grads] == wanted
         assert torch.equal(grads[asked], full[1 + asked])
 
@@ -367,12 +368,12 @@ def test_gradients_not_asked_for_cost_nothing():
 def test_kept_residuals_change_no_bit(monkeypatch, isa, shape):
     monkeypatch.setenv("RDC_CPU_ISA", isa)
     x, upstream = make(SHAPES[shape])
-    loss, *kept = module._forward_op(*x, True, True)
-    alone, *nothing = module._forward_op(*x, False, False)
+    loss, *kept = multihead_native.forward_op(*x, True, True)
+    alone, *nothing = multihead_native.forward_op(*x, False, False)
     assert kept[0].shape[:2] == (len(x[0]), x[0][0, 0].numel()) and kept[1].shape == (len(x[0]), upstream.shape[1])
     assert nothing[0].numel() == nothing[1].numel() == 0
     assert torch.equal(loss, alone)
-    pair = [module._backward_op(upstream, *x, *k, [True] * 5) for k in (kept, nothing)]
+    pair = [multihead_native.backward_op(upstream, *x, *k, [True] * 5) for k in (kept, nothing)]
     for name, a, b in zip(NAMES[1:], *pair, strict=True):
         assert torch.equal(a, b), name
 
@@ -382,7 +383,7 @@ def test_kept_residuals_change_no_bit(monkeypatch, isa, shape):
 def test_losses_of_rows_are_kept_for_the_gradient_of_the_level_weights(monkeypatch, isa, dtype):
     monkeypatch.setenv("RDC_CPU_ISA", isa)
     x, upstream = make((2, 3, 40, 6, 6, 20, 3), dtype)
-    loss, _, rows = module._forward_op(*x, False, True)
+    loss, _, rows = multihead_native.forward_op(*x, False, True)
     assert rows.dtype == torch.float64
     truth, flat = oracle(x, upstream), (2, 3, 20)
     again = (rows.view(flat) * x[4].double()[:, None]).sum(1)
@@ -392,16 +393,16 @@ def test_losses_of_rows_are_kept_for_the_gradient_of_the_level_weights(monkeypat
     x[4].requires_grad_()
     (grad,) = torch.autograd.grad(native(*x), x[4], upstream)
     assert error(grad, oracle([v.detach() for v in x], upstream)[5]) < 1e-5
-    assert module._keeps_row_loss(*x) and not module._keeps_row_loss(*x[:4], x[4].detach())
+    assert multihead_native.keeps_row_loss(*x) and not multihead_native.keeps_row_loss(*x[:4], x[4].detach())
     with torch.no_grad():
-        assert not module._keeps_row_loss(*x)
+        assert not multihead_native.keeps_row_loss(*x)
 
 
 @needs_native
 def test_residuals_are_kept_where_they_are_smaller_than_h_and_a_gradient_is_asked_for():
     def kept(shape, grad=True):
         x, _ = make(shape)
-        return module._keeps_residuals(x[0].requires_grad_(grad), *x[1:])
+        return multihead_native.keeps_residuals(x[0].requires_grad_(grad), *x[1:])
 
     assert kept((1, 2, 40, 4, 4, 10, 4))
     assert not kept((1, 2, 39, 4, 4, 10, 4))
@@ -473,9 +474,11 @@ def test_opcheck(dtype, channels_last, wanted, keep):
     x, upstream = make((2, 2, 8, 3, 5, 3, 2), dtype, channels_last)
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {}
     leaves = [v.requires_grad_() for v in x]
-    torch.library.opcheck(module._forward_op, (*leaves, keep, keep), **tolerance)
-    kept = [k.detach() for k in module._forward_op(*x, keep, keep)[1:]]
-    torch.library.opcheck(module._backward_op, (upstream.requires_grad_(), *leaves, *kept, wanted), **tolerance)
+    torch.library.opcheck(multihead_native.forward_op, (*leaves, keep, keep), **tolerance)
+    kept = [k.detach() for k in multihead_native.forward_op(*x, keep, keep)[1:]]
+    torch.library.opcheck(
+        multihead_native.backward_op, (upstream.requires_grad_(), *leaves, *kept, wanted), **tolerance
+    )
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_native)])
@@ -710,6 +713,6 @@ def test_cuda_runs_on_the_current_stream():
 )
 def test_opcheck_cuda():
     x, upstream = make((2, 2, 4, 3, 5, 3, 2), device="cuda")
-    torch.library.opcheck(module._forward_op, (*(v.requires_grad_() for v in x), False, False))
+    torch.library.opcheck(multihead_native.forward_op, (*(v.requires_grad_() for v in x), False, False))
     nothing = (x[0].new_empty(0), x[0].new_empty(0, dtype=torch.float64))
-    torch.library.opcheck(module._backward_op, (upstream, *x, *nothing, [True] * 5))
+    torch.library.opcheck(multihead_native.backward_op, (upstream, *x, *nothing, [True] * 5))

@@ -7,8 +7,9 @@ import torch
 
 from rdc.errors import ConfigError
 from rdc.info import format_info
-from rdc.ops import _native
-from rdc.ops.multihead_loss import multihead_loss, multihead_loss_reference
+from rdc.ops import _native, backends
+from rdc.ops.multihead_loss import multihead_loss
+from rdc.ops.multihead_reference import multihead_loss_reference
 
 needs_extension = pytest.mark.skipif(bool(_native.why_not("cpu")), reason=f"native kernels: {_native.why_not('cpu')}")
 
@@ -20,7 +21,7 @@ def arguments() -> tuple[torch.Tensor, ...]:
 
 
 def test_describe_names_every_op_and_version():
-    facts = _native.describe()
+    facts = backends.describe()
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["versions"]["rdc"] == "0.1.0"
     assert set(facts["ops"]) == {"multihead_loss"}

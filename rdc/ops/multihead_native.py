@@ -1,0 +1,143 @@
+"""``multihead_loss`` by the compiled kernels of csrc/, as operators of torch: fake kernels, autograd.
+
+On a GPU they are right and slower than torch; see docs/kernels.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rdc.ops import _native
+from rdc.ops._outputs import empty_gradients, empty_loss
+from rdc.ops.multihead_autograd import double_backward, gradients, save_backward_inputs
+
+__all__ = ["backward_op", "forward_op", "keeps_residuals", "keeps_row_loss"]
+
+
+def _arguments(
+    h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor
+) -> tuple[tuple, list[Tensor]]:
+    """What every kernel takes first, and the tensors that must stay alive while it runs. h is used as it lies in memory."""
+    rows, c, height, width = h.shape
+    channels, levels = target.shape[1], level_weight.shape[0]
+    alive = [h, weight.contiguous(), bias.contiguous(), target.contiguous(), level_weight.contiguous()]
+    shape = (rows // levels, levels, c, height, width, weight.shape[0] // channels, channels)
+    return (shape, h.dtype == torch.bfloat16, tuple(h.stride()), tuple(t.data_ptr() for t in alive)), alive
+
+
+def keeps_residuals(h: Tensor, weight: Tensor, *others: Tensor) -> bool:
+    """Whether the forward pass keeps residuals: by the shape of one row, so that a batch changes nothing."""
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in (h, weight, *others)):
+        return False
+    return h.device.type == "cpu" and weight.shape[0] <= h.shape[1]
+
+
+def keeps_row_loss(*tensors: Tensor) -> bool:
+    """Whether the forward pass keeps the loss of every row, which the gradient of the level weights (the last tensor) needs."""
+    return torch.is_grad_enabled() and tensors[-1].requires_grad and tensors[0].device.type == "cpu"
+
+
+def _launch(name: str, arguments: tuple, kept: list[Tensor], device: torch.device) -> None:
+    """kept: what the CPU's forward pass keeps for the backward pass, or empty tensors."""
+    native = _native.extension()
+    if device.type == "cpu":
+        kernel = getattr(native, f"multihead_loss_cpu_{name}")
+        pointers = (k.data_ptr() if k.numel() else 0 for k in kept)
+        kernel(*arguments, *pointers, torch.get_num_threads(), _native.cpu_isa())
+        return
+    floats = native.multihead_loss_cuda_scratch(arguments[0], name == "backward")
+    scratch = torch.empty(floats, dtype=torch.float32, device=device)  # freed in stream order by torch's allocator
+    stream = torch.cuda.current_stream(device).cuda_stream
+    getattr(native, f"multihead_loss_cuda_{name}")(*arguments, scratch.data_ptr(), device.index or 0, stream)
+
+
+@torch.library.custom_op("rdc::multihead_loss", mutates_args=(), device_types=("cpu", "cuda"))
+def forward_op(
+    h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor, keep: bool, keep_rows: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss [N, K], and for the backward pass on a CPU, without elements if not asked for:
+
+    ``keep``: residuals [N*T, H*W, K*C rounded up to a multiple of 16]; ``keep_rows``: losses of rows [N*T, K], float64.
+    """
+    arguments, alive = _arguments(h, weight, bias, target, level_weight)
+    loss, *kept = _empty_results(h, weight, target, level_weight, keep, keep_rows)
+    if loss.numel() and h.numel():
+        _launch("forward", (*arguments, loss.data_ptr()), kept, h.device)
+    del alive
+    return loss, *kept
+
+
+def _empty_results(
+    h: Tensor, weight: Tensor, target: Tensor, level_weight: Tensor, keep: bool, keep_rows: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    kept = (h.shape[0], h.shape[2] * h.shape[3], (weight.shape[0] + 15) // 16 * 16) if keep else (0,)
+    rows = (h.shape[0], weight.shape[0] // target.shape[1]) if keep_rows else (0,)
+    loss = empty_loss(h, weight, target, level_weight)
+    return loss, h.new_empty(kept), h.new_empty(rows, dtype=torch.float64)
+
+
+@forward_op.register_fake
+def _(h, weight, bias, target, level_weight, keep, keep_rows):
+    return _empty_results(h, weight, target, level_weight, keep, keep_rows)
+
+
+@torch.library.custom_op("rdc::multihead_loss_backward", mutates_args=(), device_types=("cpu", "cuda"))
+def backward_op(
+    grad_loss: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    target: Tensor,
+    level_weight: Tensor,
+    kept: Tensor,
+    row_loss: Tensor,
+    wanted: list[bool],
+) -> list[Tensor]:
+    """Gradients of (h, weight, bias, target, level_weight); those not wanted come back with no elements and cost nothing."""
+    grads = empty_gradients(h, weight, bias, target, level_weight, wanted)
+    if not grad_loss.numel() or not any(wanted):
+        return [g.zero_() for g in grads]
+    arguments, alive = _arguments(h, weight, bias, target, level_weight)
+    upstream = grad_loss.to(torch.float32).contiguous()  # may arrive with stride 0
+    in_kernel = [*wanted[:4], wanted[4] and h.device.type != "cpu"]
+    level_row = torch.empty(h.shape[0] if in_kernel[4] else 0, dtype=torch.float32, device=h.device)
+    outputs = [upstream, *grads[:4], level_row]
+    pointers = tuple(t.data_ptr() if want else 0 for t, want in zip(outputs, [True, *in_kernel], strict=True))
+    strides = tuple(grads[0].stride()) if wanted[0] else (0,) * 4
+    if any(in_kernel):
+        _launch("backward", (*arguments, strides, pointers), [kept], h.device)
+    del alive
+    if in_kernel[4]:
+        grads[4] = level_row.view(-1, level_weight.shape[0]).sum(0)
+    elif wanted[4]:
+        if not row_loss.numel():  # the op was called by itself
+            row_loss = forward_op(h, weight, bias, target, level_weight, False, True)[2]
+        grads[4] = _level_gradient(upstream, row_loss)
+    return grads
+
+
+def _level_gradient(upstream: Tensor, row_loss: Tensor) -> Tensor:
+    """sum_nk upstream[n, k] row_loss[n*T + t, k] in float64 -> [T] float32. A class without gradient adds nothing, whatever its loss."""
+    upstream = upstream[:, None].double()
+    products = upstream * row_loss.view(upstream.shape[0], -1, row_loss.shape[1])
+    return products.where(upstream != 0, 0).sum((0, 2)).float()
+
+
+@backward_op.register_fake
+def _(grad_loss, h, weight, bias, target, level_weight, kept, row_loss, wanted):
+    return empty_gradients(h, weight, bias, target, level_weight, wanted)
+
+
+def _save_inputs(ctx, inputs, output) -> None:
+    _, kept, row_loss = output
+    ctx.mark_non_differentiable(kept, row_loss)
+    ctx.save_for_backward(*inputs[:5], kept, row_loss)
+
+
+def _backward(ctx, grad_loss: Tensor, *grad_kept: Tensor | None):
+    return *gradients(backward_op, ctx.needs_input_grad[:5], grad_loss, *ctx.saved_tensors), None, None
+
+
+forward_op.register_autograd(_backward, setup_context=_save_inputs)
+backward_op.register_autograd(double_backward, setup_context=save_backward_inputs)
