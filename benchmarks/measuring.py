@@ -70,8 +70,8 @@ def about() -> dict[str, Any]:
     """Machine, commit, command and versions, for the head of a results file."""
     import torch
 
-    from rdc.evaluation import commit, versions
     from rdc.ops.backends import describe
+    from rdc.provenance.run import commit, versions
 
     found = describe()
     gpus = found["gpus"]

@@ -210,7 +210,7 @@ def main() -> None:
     for case in args.memory:
         peaks += [memory(case, dtype, work) for dtype in args.dtypes for work in ("h", "all gradients")]
     if args.out:
-        from rdc.evaluation import commit
+        from rdc.provenance.run import commit
         from rdc.storage.json_files import write_json
 
         about = {

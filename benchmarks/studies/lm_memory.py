@@ -62,7 +62,7 @@ def main() -> None:
             f"N = {steps:3d}: peak {rows[-1]['peak_mib']:8.1f} MiB above the start, {rows[-1]['seconds']} s", flush=True
         )
     if args.out:
-        from rdc.evaluation import commit
+        from rdc.provenance.run import commit
         from rdc.storage.json_files import write_json
 
         about = {key: getattr(args, key) for key in ("model", "batch", "budget", "device")}

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print versions, the backend of each native op and why others are not used, CPU instruction set, GPUs."""
-    from rdc.info import format_info
+    from rdc.provenance.info import format_info
 
     print(format_info())
     return 0

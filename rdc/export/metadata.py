@@ -60,7 +60,7 @@ def describe_model(
         "rdc.image_shape": list(classifier.image_shape),
         "rdc.pixel_type": pixel_type,
         "rdc.preprocessing": _PREPROCESSING[pixel_type],
-        "rdc.arguments.class_names": list(classifier.class_names),
+        "rdc.class_names": list(classifier.class_names),
         "rdc.levels": classifier.levels.to_json(),
         "rdc.noise_seed": classifier.noise.seed,
         "rdc.logit_scale": classifier.scale,

@@ -16,10 +16,10 @@ import torch
 
 from rdc.data import Dataset
 from rdc.errors import ConfigError, InputError
-from rdc.evaluation import commit, versions, weights_digest
 from rdc.gradient_analysis.analysis import STAGES, analyze_model
 from rdc.gradient_analysis.folder import SCHEMA, ComparisonFolder
 from rdc.gradient_analysis.settings import GradientSettings
+from rdc.provenance.run import commit, versions, weights_digest
 from rdc.storage.json_files import write_json
 from rdc.terminal.progress import bar, on_terminal
 

@@ -21,7 +21,7 @@ On a GPU there are also kernels for tensor cores in Triton (:mod:`rdc.ops.multih
 With very many classes the CPU takes the Gram form (:mod:`rdc.ops.multihead_gram`), whose cost hardly grows with them.
 Sums are taken in float32 or wider, in an order that does not depend on the number of threads.
 
-Source: method.md section 2 and 5 (Chen et al., arXiv 2305.15241; Karras et al. 2022, eq. 7-8 for F and F*).
+Source: Chen et al., arXiv 2305.15241 (multi-head diffusion); Karras et al. 2022, arXiv 2206.00364, equations 7 and 8 for F and F*.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-import rdc.evaluation
+import rdc.evaluation.run
 from rdc.cli import COMMANDS, main
 from rdc.models.zoo import load
 from tests.evaluation_models import NAMES, grey, save_tiny
@@ -211,7 +211,7 @@ def test_cuda_where_there_is_none(tiny, tmp_path, capsys):
 def test_interrupt_says_how_to_go_on(tiny, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     arguments = evaluation_of(tiny, out, "--attacks", "none", "--batch", "16")
-    real = rdc.evaluation.evaluate_batch
+    real = rdc.evaluation.run.evaluate_batch
 
     def stop(*parts, **options):
         if parts[5] == 1:
@@ -219,7 +219,7 @@ def test_interrupt_says_how_to_go_on(tiny, tmp_path, capsys, monkeypatch):
         return real(*parts, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(rdc.evaluation, "evaluate_batch", stop)
+        patch.setattr(rdc.evaluation.run, "evaluate_batch", stop)
         assert main(arguments) == 130
     error = capsys.readouterr().err
     assert "interrupted" in error and "16 of 40" in error and f"--out {out}" in error and "Traceback" not in error

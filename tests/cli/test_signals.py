@@ -112,7 +112,7 @@ def test_long_commands(place, tmp_path, long_commands):
     assert process.returncode == 0, err
     said = {part.partition("\n")[0].strip(): part.partition("\n")[2] for part in err.split("BEGIN")[1:]}
     for name, (_, _, number, text) in long_commands.items():
-        assert text in said[name] and "Traceback" not in said[name], said[name]
+        assert text in said[name] and "Traceback" not in said[name], (name, said, out)
         by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
         assert f"rdc: interrupted{by}. " in said[name] or text == "the state is saved"
     assert json.loads(out.splitlines()[-1]) == {name: 128 + row[2] for name, row in long_commands.items()}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-import rdc.evaluation
+import rdc.evaluation.run
 from rdc.attacks import ATTACKS
 from rdc.cli import main
 from rdc.data import Dataset
@@ -304,13 +304,13 @@ def interrupted(classifier, dataset, out, after, **changes):
 
 def counting(monkeypatch):
     seen = []
-    real = rdc.evaluation.evaluate_batch
+    real = rdc.evaluation.run.evaluate_batch
 
     def count(classifier, pixels, labels, ids, settings, index, progress=None):
         seen.append(index)
         return real(classifier, pixels, labels, ids, settings, index, progress)
 
-    monkeypatch.setattr(rdc.evaluation, "evaluate_batch", count)
+    monkeypatch.setattr(rdc.evaluation.run, "evaluate_batch", count)
     return seen
 
 
@@ -512,11 +512,11 @@ def test_accuracy_per_step_and_class():
 
 def test_every_source_tree_that_made_figures_is_named(classifier, dataset, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    monkeypatch.setattr(rdc.evaluation, "commit", lambda: "one")
+    monkeypatch.setattr(rdc.evaluation.run, "commit", lambda: "one")
     interrupted(classifier, dataset, out, after=16)
-    monkeypatch.setattr(rdc.evaluation, "commit", lambda: "two")
+    monkeypatch.setattr(rdc.evaluation.run, "commit", lambda: "two")
     assert run(classifier, dataset, out).report["commit"] == "one, two"
-    monkeypatch.setattr(rdc.evaluation, "commit", lambda: "three")  # finished: nothing comes from this one
+    monkeypatch.setattr(rdc.evaluation.run, "commit", lambda: "three")  # finished: nothing comes from this one
     assert run(classifier, dataset, out).report["commit"] == "one, two"
 
 
@@ -660,11 +660,11 @@ def test_endpoints_go_on_from_every_attack_before(dataset, tmp_path, monkeypatch
 
 
 def test_versions_say_what_a_gpu_makes_of_float32(monkeypatch):
-    from rdc import evaluation
+    from rdc.provenance.run import versions
 
-    assert "float32_convolutions" not in evaluation.versions(torch.device("cpu"))
+    assert "float32_convolutions" not in versions(torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     for allowed, words in ((True, "TF32"), (False, "float32")):
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
-        found = evaluation.versions(torch.device("cuda"))
+        found = versions(torch.device("cuda"))
         assert found["float32_convolutions"] == words and found["device"] == "cuda (a GPU)"

@@ -49,7 +49,7 @@ def test_valid_and_described(with_lm, multihead):
     assert props["rdc.version"] == rdc.__version__ and props["rdc.licence"] == "CC0" and props["rdc.method"] == "RDC"
     assert json.loads(props["rdc.model_card"]) == {"licence": "CC0", "dataset": "noise"}
     assert json.loads(props["rdc.levels"]) == multihead.levels.to_json()
-    assert json.loads(props["rdc.arguments.class_names"]) == ["bag", "coat", "shoe"]
+    assert json.loads(props["rdc.class_names"]) == ["bag", "coat", "shoe"]
     assert json.loads(props["rdc.image_shape"]) == [2, 8, 8] and "0, 1" in props["rdc.preprocessing"]
     steps = json.loads(props["rdc.lm_steps"]), json.loads(props["rdc.max_lm_steps"])
     assert steps == (5, 7) and json.loads(props["rdc.confidence_threshold"]) == 0.25

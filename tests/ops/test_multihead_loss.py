@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("loss", "h", "weight", "bias", "target", "level_weight")
 NOTHING_KEPT = (torch.empty(0), torch.empty(0, dtype=torch.float64))  # by the forward pass
 
-#: native error / naive torch error in the same dtype, both against float64 (docs/design.md, rule 7) ...
+#: native error / naive torch error in the same dtype, both against float64 (docs/kernels.md) ...
 TIMES_NAIVE = 2.0
 #: ... plus one rounding of the result: where both are that good, their ratio says nothing (relative, in the 2-norm).
 ONE_ROUNDING = {torch.float32: 1.2e-7, torch.bfloat16: 4e-3}

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from rdc.errors import ConfigError
-from rdc.info import format_info
 from rdc.ops import _native, backends
 from rdc.ops.multihead_loss import multihead_loss
 from rdc.ops.multihead_reference import multihead_loss_reference
+from rdc.provenance.info import format_info
 
 needs_extension = pytest.mark.skipif(bool(_native.why_not("cpu")), reason=f"native kernels: {_native.why_not('cpu')}")
 

@@ -290,7 +290,7 @@ def fingerprint(classifier: DiffusionClassifier) -> str:
     import hashlib
     import json
 
-    from rdc.evaluation import weights_digest
+    from rdc.provenance.run import weights_digest
 
     settings = {key: value for key, value in classifier.describe().items() if key != "gradient"}
     prior = None if classifier.class_prior is None else [float(p) for p in classifier.class_prior]

@@ -1,0 +1,242 @@
+"""Evaluation: clean and robust accuracy with intervals, resumable, one folder per run. Pages: ``rdc.reports``."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rdc.data import Dataset
+from rdc.errors import ConfigError
+from rdc.evaluation.answers import refuse_meaningless
+from rdc.evaluation.batch import evaluate_batch
+from rdc.evaluation.class_names import names_of_classes, names_that_differ
+from rdc.evaluation.folder import RunFolder
+from rdc.evaluation.progress import ProgressBars, sanity_line
+from rdc.evaluation.sanity import run_sanity
+from rdc.evaluation.settings import EvaluationSettings
+from rdc.evaluation.summary import summarize
+from rdc.provenance.run import commit, versions, weights_digest
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A finished run.
+
+    Args:
+        report: report.json's content, see ``summarize``.
+        run: run.json's content.
+        images: per-image records, in order.
+        x_adv: [n, C, H, W] float32, the adversarial images.
+        clean_logits, adversarial_logits: [n, K] float32, means over draws.
+        dataset: the n images.
+        out: the folder.
+        class_names: a name for each class of the model, see ``rdc.evaluation.class_names``.
+        other_names: (the data set's name, the model's name) of classes that they call differently.
+    """
+
+    report: dict[str, Any]
+    run: dict[str, Any]
+    images: list[dict[str, Any]]
+    x_adv: np.ndarray
+    clean_logits: np.ndarray
+    adversarial_logits: np.ndarray
+    dataset: Dataset
+    out: Path
+    class_names: tuple[str, ...]
+    other_names: list[tuple[str, str]]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """EvaluationSettings as JSON values."""
+        return self.run["identity"]["settings"]
+
+
+def evaluate(
+    classifier: Any,
+    dataset: Dataset,
+    settings: EvaluationSettings,
+    out: str | os.PathLike[str],
+    *,
+    command: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Run, or continue, an evaluation; results go to ``out`` batch by batch.
+
+    Under ``torchrun`` every process works on its share of the batches and gets the same finished run.
+
+    Args:
+        classifier: a DiffusionClassifier or a ``rdc.defences.Defence`` (``rdc.defences.as_defence`` makes one of anything).
+        dataset: images settings.start .. settings.start + settings.n - 1 of it are used.
+        settings: what to do.
+        out: folder of the run, see RunFolder. A killed run goes on where it stopped.
+        command: the command line, for the report.
+        overwrite: start afresh in a folder that holds results.
+        progress: draw bars on stderr.
+        on_batch: called after each finished batch with images finished and all images.
+
+    Returns:
+        The finished run; ``rdc.reports.write_reports(evaluation, classifier)`` writes the files.
+
+    Raises:
+        ConfigError: settings that do not fit the data or the model, or a folder of another command.
+        DataError: the folder's files are damaged.
+        InputError: the model's answers mean nothing, see ``rdc.evaluation.answers``.
+    """
+    images = _chosen(classifier, dataset, settings)
+    radius = settings.radius if settings.attacks else None
+    identity = {
+        "settings": settings.to_json(),
+        "radius": radius,
+        "classifier": {key: value for key, value in classifier.describe().items() if key != "gradient"},
+        "purifies": bool(classifier.purifies),
+        "weights": weights_digest(classifier),
+        "images": _digest(images.images.numpy().tobytes() + images.labels.numpy().tobytes()),
+        "device": classifier.device.type,
+        "torch": torch.__version__,
+    }
+    about = {"command": command or "python", "commit": commit(), "versions": versions(classifier.device)}
+    shard = _processes()
+    options = {"overwrite": overwrite and shard[0] == 0, "shard": shard}
+    with _opened(out, identity, about, options) as folder:
+        if shard[0] == 0 and settings.attacks and folder.sanity is None:
+            folder.keep_sanity(_sanity(classifier, images, settings, progress))
+        _run(classifier, images, settings, folder, progress and shard[0] == 0, on_batch, shard)
+        _finish(folder, shard)
+        return _finished(folder, classifier, images, settings)
+
+
+def _finished(folder: RunFolder, classifier: Any, images: Dataset, settings: EvaluationSettings) -> Evaluation:
+    """What the folder of a finished run holds."""
+    arrays = [folder.arrays(index) for index in range(len(folder.batches))]
+    joined = {
+        name: np.concatenate([part[name] for part in arrays])
+        for name in ("x_adv", "clean_logits", "adversarial_logits")
+    }
+    refuse_meaningless(torch.from_numpy(joined["clean_logits"]), settings.model)
+    records = [record for batch in folder.batches for record in batch["images"]]
+    report = summarize(folder.run, folder.batches, folder.sanity or {})
+    names = {"class_names": names_of_classes(classifier, images), "other_names": names_that_differ(classifier, images)}
+    return Evaluation(report, folder.run, records, **joined, dataset=images, out=folder.path, **names)
+
+
+def _processes() -> tuple[int, int]:
+    """(number of this process, number of processes) under torchrun, else (0, 1)."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _opened(out: Any, identity: dict[str, Any], about: dict[str, Any], options: dict[str, Any]) -> RunFolder:
+    """The folder; process 0 opens it first, and the others only if it could."""
+    number, count = options["shard"]
+    if count == 1:
+        return RunFolder(out, identity, about, **options)
+    problem: list[Any] = [None]
+    folder = None
+    if number == 0:
+        try:
+            folder = RunFolder(out, identity, about, **options)
+        except Exception as error:
+            problem = [error]
+    torch.distributed.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise problem[0]
+    return folder or RunFolder(out, identity, about, **options)
+
+
+def _finish(folder: RunFolder, shard: tuple[int, int]) -> None:
+    """Wait for all processes, then merge what they found."""
+    if shard[1] == 1:
+        folder.merge()
+        return
+    torch.distributed.barrier()
+    if shard[0] == 0:
+        folder.merge()
+    torch.distributed.barrier()
+    folder.reread()
+
+
+def _sanity(classifier: Any, images: Dataset, settings: EvaluationSettings, progress: bool) -> dict[str, Any]:
+    part = slice(0, min(settings.sanity or 0, settings.n))
+    if part.stop == 0:
+        return {}
+    chosen = (images.pixels(part), images.labels[part], images.indices[part])
+    with sanity_line(part.stop, enabled=progress) as step:
+        return run_sanity(classifier, *chosen, settings, step)
+
+
+def _run(
+    classifier: Any,
+    images: Dataset,
+    settings: EvaluationSettings,
+    folder: RunFolder,
+    progress: bool,
+    on_batch: Any,
+    shard: tuple[int, int],
+) -> None:
+    number, count = shard
+    mine = [i for i in range(-(-settings.n // settings.batch)) if i % count == number]
+    parts = {i: slice(i * settings.batch, min((i + 1) * settings.batch, settings.n)) for i in mine}
+    total = sum(part.stop - part.start for part in parts.values())
+    left = [i for i in mine if not folder.has(i)]
+    if not left:
+        return
+    finished = total - sum(parts[i].stop - parts[i].start for i in left)
+    standing = sum(_standing(folder.closed(i)["images"]) for i in mine if folder.has(i))
+    names = [spec for _ in settings.policies for spec in settings.attacks]
+    bars = ProgressBars(total, finished, standing, names, enabled=progress)
+    try:
+        for index in left:
+            part = parts[index]
+            size = part.stop - part.start
+            bars.begin(size)
+            result = evaluate_batch(
+                classifier, images.pixels(part), images.labels[part], images.indices[part], settings, index, bars.step
+            )
+            folder.append(index, result)
+            bars.end(size, _standing(result.images))
+            finished += size
+            if on_batch is not None:
+                on_batch(finished, total)
+    finally:
+        bars.close()
+
+
+def _standing(records: list[dict[str, Any]]) -> int:
+    return sum(record["clean"]["right"] == 1 if record["robust"] is None else record["robust"] for record in records)
+
+
+def _chosen(classifier: Any, dataset: Dataset, settings: EvaluationSettings) -> Dataset:
+    if settings.start + settings.n > len(dataset):
+        most = max(0, len(dataset) - settings.start)
+        raise ConfigError(
+            f"n: {settings.dataset}, {settings.split} split, has {len(dataset)} images; expected n <= {most} from "
+            f"image {settings.start} on, got {settings.n}"
+        )
+    if tuple(dataset.image_shape) != tuple(classifier.image_shape):
+        raise ConfigError(
+            f"model {settings.model} takes images {list(classifier.image_shape)} (channels, height, width), "
+            f"data set {settings.dataset} has {list(dataset.image_shape)}; choose a model trained on such images"
+        )
+    chosen = dataset.subset(slice(settings.start, settings.start + settings.n))
+    if int(chosen.labels.max()) >= classifier.num_classes:
+        raise ConfigError(
+            f"data set {settings.dataset} has label {int(chosen.labels.max())}, model {settings.model} knows "
+            f"{classifier.num_classes} classes (0..{classifier.num_classes - 1})"
+        )
+    return chosen
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
