@@ -6,7 +6,7 @@
 
 Each part has its share of the time (--minutes); what does not fit is left out, and the table says so. The JSON is written after every
 part, so that a run that is cut off keeps what it found. Seconds are CUDA events' (medians); "peak" is what matrix products and copies
-reach on the same device in the same run. Run on an H200: build, an earlier form of op and of test; the others NOT YET RUN ON A GPU.
+reach on the same device in the same run. Run on an H200: build, op, and in an earlier form test; the others NOT YET RUN ON A GPU.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@
 
 A cell is one `rdc evaluate` (its command is in the report), resumable at any moment: the same command goes on. Finished
 reports are kept in benchmarks/results/table/; a cell that is there is not run again. --write runs nothing.
+
+Where a cell's images were attacked further (FURTHER), the table has what both left, with a mark.
 """
 
 from __future__ import annotations
@@ -13,13 +15,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from rdc.cli import main as rdc_main
+from rdc.statistics import wilson_interval
 from rdc.storage.json_files import read_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "table"
+FURTHER = {("RDC", "linf-25"): RESULTS.parent / "rdc-linf-0.1-further.json"}  # a lower number replaces the cell's
+WIDTH = 150  # of a line in the document
 
 MARKER = "<!-- below: written by benchmarks/studies/robustness_table.py -->"
 
@@ -55,24 +61,23 @@ _WARP = ("stadv",)
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A defence: what it is called, its options for rdc evaluate, its attacks in a ball, whether it saw attacks in training."""
+    """A defence: its name for rdc evaluate, its attacks in a ball, their steps, its options."""
 
     model: str
     attacks: tuple[str, ...]
     steps: int
-    trained_on: str
     options: tuple[str, ...] = ()
 
 
 ROWS = {
-    "DC": Row("fashion-mnist", _DIFFUSION, 50, "noise, margin slopes"),
-    "RDC": Row("fashion-mnist", _OPTIMISES_ALL, 50, "noise, margin slopes", ("--lm", "paper-v2")),
-    "LM+ResNet": Row("fashion-mnist-lm-resnet", _OPTIMISES, 50, "noise, wrong labels; nothing"),
-    "DiffPure": Row("fashion-mnist-diffpure", _SAMPLED, 50, "noise, wrong labels; nothing"),
-    "PGD-AT": Row("fashion-mnist-pgd-at", _PLAIN, 50, "PGD"),
-    "TRADES": Row("fashion-mnist-trades", _PLAIN, 50, "PGD"),
-    "MART": Row("fashion-mnist-mart", _PLAIN, 50, "PGD"),
-    "standard": Row("fashion-mnist-standard", _PLAIN, 50, "nothing"),
+    "DC": Row("fashion-mnist", _DIFFUSION, 50),
+    "RDC": Row("fashion-mnist", _OPTIMISES_ALL, 50, ("--lm", "paper-v2")),
+    "LM+ResNet": Row("fashion-mnist-lm-resnet", _OPTIMISES, 50),
+    "DiffPure": Row("fashion-mnist-diffpure", _SAMPLED, 50),
+    "PGD-AT": Row("fashion-mnist-pgd-at", _PLAIN, 50),
+    "TRADES": Row("fashion-mnist-trades", _PLAIN, 50),
+    "MART": Row("fashion-mnist-mart", _PLAIN, 50),
+    "standard": Row("fashion-mnist-standard", _PLAIN, 50),
 }
 
 
@@ -154,31 +159,54 @@ def table() -> str:
         for threat in THREATS
         if _kept(row, threat).exists()
     }
-    lines = ["| defence | trained on | clean | " + " | ".join(words for _, _, words in THREATS.values()) + " |"]
-    lines.append("|" + "---|" * (3 + len(THREATS)))
-    for name, row in ROWS.items():
+    lines = ["| defence | clean | " + " | ".join(words for _, _, words in THREATS.values()) + " |"]
+    lines.append("|" + "---|" * (2 + len(THREATS)))
+    for name in ROWS:
         mine = {threat: cells[name, threat] for threat in THREATS if (name, threat) in cells}
         if not mine:
             continue
         clean = next(iter(mine.values()))["clean"]["accuracy"]
-        numbers = [_number(mine[threat]["robust"]) if threat in mine else "-" for threat in THREATS]
-        lines.append(f"| {name} | {row.trained_on} | {100 * clean:.1f} | " + " | ".join(numbers) + " |")
-    lines += _fresh(cells)
+        numbers = [_number(name, threat, mine[threat]) if threat in mine else "-" for threat in THREATS]
+        lines.append(f"| {name} | {100 * clean:.1f} | " + " | ".join(numbers) + " |")
+    lines += _notes(cells) + _fresh(cells)
     for threat, (_, _, words) in THREATS.items():
-        lines += [
-            "",
-            f"### {words}",
-            "",
-            "| defence | standing after each attack, in this order (%) | network passes / image | s / image |",
-        ]
-        lines.append("|---|---|---|---|")
+        lines += ["", f"### {words}", ""]
         for name in ROWS:
-            if (report := cells.get((name, threat))) is None:
-                continue
-            steps = ", ".join(f"{_named(attack)} {100 * attack['accuracy']:.1f}" for attack in report["attacks"])
-            passes, seconds = report["network_evaluations"] / report["n"], report["seconds"] / report["n"]
-            lines.append(f"| {name} | {steps} | {passes:,.0f} | {seconds:.1f} |")
+            if (report := cells.get((name, threat))) is not None:
+                lines += _attacks(name, report)
     return "\n".join(lines) + "\n"
+
+
+def _attacks(name: str, report: dict[str, Any]) -> list[str]:
+    """What each attack left (%), in their order, and what that cost."""
+    steps = ", ".join(f"{_named(attack)} {100 * attack['accuracy']:.1f}" for attack in report["attacks"])
+    passes, seconds = report["network_evaluations"] / report["n"], report["seconds"] / report["n"]
+    text = f"- **{name}** ({passes:,.0f} network passes and {seconds:.1f} s an image): {steps}"
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def further(name: str, threat: str, report: dict[str, Any]) -> tuple[int, int]:
+    """Images standing after the cell's attacks, and after further ones, where there were any."""
+    standing = round(report["robust"]["accuracy"] * report["n"])
+    if (name, threat) not in FURTHER:
+        return standing, standing
+    found = read_json(FURTHER[name, threat])
+    return standing, standing - (found["left_by_the_cell"] - found["left_by_both"])
+
+
+def _notes(cells: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
+    lines = []
+    for (name, threat), path in FURTHER.items():
+        if (name, threat) in cells:
+            before, after = further(name, threat, cells[name, threat])
+            found = read_json(path)
+            text = (
+                f"\\* {name}, {THREATS[threat][2]}: the attacks listed below leave {before} of {cells[name, threat]['n']}. "
+                f"On the first {found['images']}, {' and '.join(f'`{attack}`' for attack in found['attacks'])} broke "
+                f"{before - after} more (`benchmarks/results/{path.name}`); the others were not attacked further."
+            )
+            lines += ["", *textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)]
+    return lines
 
 
 def _fresh(cells: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
@@ -200,9 +228,13 @@ def _scorings(scores: dict[str, Any]) -> str:
     return f"{average:.1f} / {majority:.1f} / {lowest}"
 
 
-def _number(rate: dict[str, Any]) -> str:
+def _number(name: str, threat: str, report: dict[str, Any]) -> str:
+    rate, mark = report["robust"], ""
+    before, after = further(name, threat, report)
+    if after < before:
+        rate, mark = {"accuracy": after / report["n"], "ci95": wilson_interval(after, report["n"])}, "\\*"
     low, high = rate["ci95"]
-    return f"**{100 * rate['accuracy']:.1f}** [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"**{100 * rate['accuracy']:.1f}**{mark} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _named(attack: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ decides, the differences between classes. And the labels,
 
 the plain denoising loss and the cross-entropy of the student's own posterior at that noise level, with
 g(s) = g c_out^2 / s^2, the weight that the level has in the ELBO over ln s. It needs no teacher pass and makes the student
-partly discriminative. Either can be switched off; neither uses an adversarial example.
+partly discriminative. Either can be switched off; neither makes an adversarial example. What follows may.
 
 Two ways to train for a threat, both of which name its norm and radius. With ``margin_eps`` the cross-entropy is taken at the
 first-order worst logits instead (:mod:`rdc.training.first_order`): margins have to exceed what their input gradient could take away,
@@ -24,8 +24,8 @@ perturbation of the ball and u a fraction drawn for each image from low .. high;
 where both z are taken at the same noise level and with the same noise. For u = 1 this is adversarial training with one step
 (Goodfellow et al., arXiv 1412.6572), for u -> 0 it is the first order itself. One step of a fixed length can be learnt by
 heart: the loss falls at its end and nowhere else (Kim et al., arXiv 2010.01799, who vary the length too); a drawn u leaves no
-such place. The network does see perturbed images. No second derivative is taken, and
-``torch.compile`` works.
+such place. The network does see perturbed images; with ``steps`` above 1 d is searched for, and **they are adversarial examples**.
+No second derivative is taken, and ``torch.compile`` works.
 
 With ``cutmix`` a share of the images has a rectangle of another image, and y becomes a distribution over two classes: its share
 of each weighs both the denoising losses and the cross-entropies. Together with averaged weights this keeps robust training from
