@@ -15,14 +15,13 @@ after the last closed batch of a file, whole or cut short, are dropped.
 from __future__ import annotations
 
 import io
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rdc.errors import ConfigError, DataError
+from rdc.errors import DataError
 from rdc.evaluation.batch import BatchResult
 from rdc.evaluation.records import (
     SCHEMA,
@@ -36,8 +35,8 @@ from rdc.evaluation.records import (
     results_name,
 )
 from rdc.evaluation.results import Batch, check_same_attacks, read_results
-from rdc.storage.files import atomic_write, open_in_place, sweep_temporaries
-from rdc.storage.run_lock import RunLock, holds_nothing
+from rdc.storage.files import atomic_write, open_in_place
+from rdc.storage.run_folder import ResumableFolder, as_written
 from rdc.storage.sealed import write_sealed
 
 __all__ = ["RunFolder"]
@@ -45,7 +44,7 @@ __all__ = ["RunFolder"]
 _REPORTS = ("report.json", "report.html", "report.md", "model_info.json")
 
 
-class RunFolder:
+class RunFolder(ResumableFolder):
     """Opens, checks and locks a folder; a context manager.
 
     Args:
@@ -60,6 +59,10 @@ class RunFolder:
         DataError: its files are damaged.
     """
 
+    COMMAND = "rdc evaluate"
+    WRITTEN = {"": is_ours, "batches": lambda name: name.endswith(".npz")}
+    DIFFERING, GO_ON = "These settings differ", "continue that run"
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -69,61 +72,34 @@ class RunFolder:
         overwrite: bool = False,
         shard: tuple[int, int] = (0, 1),
     ) -> None:
-        self._shard = shard
-        self.path = Path(path)
-        identity = json.loads(json.dumps({"schema": SCHEMA, **identity}))
-        self._check(identity, overwrite)
-        self.path.mkdir(parents=True, exist_ok=True)
-        busy = f"{self.path}: another rdc evaluate is writing to this folder. Wait for it, or name another --out"
-        self._lock = RunLock(self.path / "run.lock", busy) if shard[0] == 0 else None
-        try:
-            self._open(identity, about, overwrite)
-        except BaseException:
-            self.__exit__()
-            raise
-
-    def _check(self, identity: dict[str, Any], overwrite: bool) -> None:
-        """Refuse a folder that is not ours, or another command's; nothing is changed."""
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"{self.path}: expected a folder for the results, this is a file. Choose another")
-        run_file = self.path / "run.json"
-        if not run_file.exists() and self.path.is_dir() and not holds_nothing(self.path):
-            raise ConfigError(
-                f"{self.path}: not empty, and no results of rdc evaluate (no run.json). Choose a new or empty folder"
-            )
-        if run_file.exists() and not overwrite:
-            _compare(self.path, read_run_file(run_file)["identity"], identity)
-
-    def _open(self, identity: dict[str, Any], about: dict[str, Any], overwrite: bool) -> None:
-        """Read what is there, or begin; in process 0 under the lock."""
-        run_file = self.path / "run.json"
-        if self._shard[0] == 0:
-            sweep_temporaries(self.path, is_ours)
-            sweep_temporaries(self.path / "batches", lambda name: name.endswith(".npz"))
-            if run_file.exists() and overwrite:
-                self._clear()
-        if run_file.exists():
-            self.run = read_run_file(run_file)
-            _compare(self.path, self.run["identity"], identity)  # again: another process may have been faster
-        else:
-            first = {"command": about["command"], "commits": [about["commit"]], "versions": about["versions"]}
-            self.run = json.loads(json.dumps({"identity": identity, **first}))
-            write_sealed(run_file, self.run)
-        self._commit = about["commit"]
+        super().__init__(path)
+        self._shard, self._about = shard, about
         self._closed: dict[int, Batch] = {}  # by number
-        if self._shard[0] == 0:
-            self.merge()
-            if not self._sealed:
-                self._upgrade()
-        else:
+        self._claim(as_written({"schema": SCHEMA, **identity}), overwrite, alone=shard[0] == 0)
+
+    def _read_identity(self, overwrite: bool) -> dict[str, Any] | None:
+        if overwrite:
+            return None
+        self.run = read_run_file(self.path / self.IDENTITY)
+        return {**self.run["identity"], "schema": SCHEMA}
+
+    def _write_identity(self, identity: dict[str, Any]) -> None:
+        about = self._about
+        first = {"command": about["command"], "commits": [about["commit"]], "versions": about["versions"]}
+        self.run = as_written({"identity": identity, **first})
+        write_sealed(self.path / self.IDENTITY, self.run)
+
+    def _begin(self, identity: dict[str, Any], overwrite: bool, alone: bool) -> None:
+        super()._begin(identity, overwrite, alone)
+        if not alone:
             self.reread()
+            return
+        self.merge()
+        if not self._sealed:
+            self._upgrade()
 
     def __enter__(self) -> RunFolder:
         return self
-
-    def __exit__(self, *problem: object) -> None:
-        if self._lock is not None:
-            self._lock.close()
 
     @property
     def _sealed(self) -> bool:
@@ -181,8 +157,10 @@ class RunFolder:
         Raises:
             OSError: the disk is full, say; the batch then does not count as finished.
         """
-        if self._shard[0] == 0 and self._commit not in self.run["commits"]:  # this part comes from another source tree
-            self.run["commits"].append(self._commit)
+        if (
+            self._shard[0] == 0 and self._about["commit"] not in self.run["commits"]
+        ):  # this part comes from another source tree
+            self.run["commits"].append(self._about["commit"])
             write_sealed(self.path / "run.json", self.run)
         packed = io.BytesIO()
         np.savez_compressed(packed, **result.arrays)
@@ -260,27 +238,3 @@ class RunFolder:
         except DataError:
             return False
         return True
-
-
-def _compare(path: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
-    differences = list(_differences({**there, "schema": now["schema"]}, now, ""))
-    if not differences:
-        return
-    raise ConfigError(
-        f"{path} holds results of another command; nothing was changed. These settings differ:",
-        *(f"  {name}: {_short(old)} there, {_short(new)} now" for name, old, new in differences),
-        "Give the same settings to continue that run, name another --out, or use --overwrite to throw it away",
-    )
-
-
-def _differences(there: Any, now: Any, name: str) -> Any:
-    if isinstance(there, dict) and isinstance(now, dict):
-        for key in dict.fromkeys((*there, *now)):
-            yield from _differences(there.get(key), now.get(key), key if name in ("", "settings") else f"{name}.{key}")
-    elif there != now:
-        yield name, there, now
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -11,15 +11,13 @@ its parts may lack them too.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from rdc.errors import ConfigError, DataError
-from rdc.storage.files import sweep_temporaries
 from rdc.storage.reading import reading
-from rdc.storage.run_lock import RunLock, holds_nothing
+from rdc.storage.run_folder import ResumableFolder, as_written
 from rdc.storage.sealed import read_sealed, write_sealed
 from rdc.storage.structure import flag, integer, mapping, number, optional, record, sequence, text
 
@@ -87,7 +85,7 @@ _PART = record(
 )
 
 
-class ComparisonFolder:
+class ComparisonFolder(ResumableFolder):
     """Opens, checks and locks a folder; a context manager.
 
     Args:
@@ -100,57 +98,28 @@ class ComparisonFolder:
         DataError: its files are damaged.
     """
 
+    COMMAND = "rdc gradients"
+    WRITTEN = {"": _OURS.__contains__, "models": lambda name: name.endswith(".json")}
+
     def __init__(self, path: str | os.PathLike[str], shared: dict[str, Any], overwrite: bool) -> None:
-        self.path = Path(path)
-        shared = json.loads(json.dumps(shared))
+        super().__init__(path)
         self._sealed = True
-        self._check(shared, overwrite)
-        self.path.mkdir(parents=True, exist_ok=True)
-        busy = f"{self.path}: another rdc gradients is writing to this folder. Wait for it, or name another --out"
-        self._lock = RunLock(self.path / "run.lock", busy)
-        try:
-            self._open(shared, overwrite)
-        except BaseException:
-            self._lock.close()
-            raise
+        self._claim(as_written(shared), overwrite)
 
     def __enter__(self) -> ComparisonFolder:
         return self
 
-    def __exit__(self, *problem: object) -> None:
-        self._lock.close()
-
-    def _check(self, shared: dict[str, Any], overwrite: bool) -> None:
-        """Refuse a folder that is not ours, or another command's; nothing is changed."""
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"{self.path}: expected a folder for the results, this is a file. Choose another")
-        file = self.path / "run.json"
-        if not file.exists():
-            if self.path.is_dir() and not holds_nothing(self.path):
-                raise ConfigError(
-                    f"{self.path}: not empty, and no results of rdc gradients (no run.json). Choose a new or empty folder"
-                )
-            return
-        there, self._sealed = read_sealed(file, advice=_RESTART)
+    def _read_identity(self, overwrite: bool) -> dict[str, Any] | None:
+        there, self._sealed = read_sealed(self.path / self.IDENTITY, advice=_RESTART)
         if there.get("schema") != SCHEMA:
             raise ConfigError(
                 f"{self.path}: holds results that are none of rdc gradients ({SCHEMA}); choose another folder"
             )
-        if not overwrite:
-            compare_identity(self.path, there, shared)
+        return None if overwrite else there
 
-    def _open(self, shared: dict[str, Any], overwrite: bool) -> None:
-        """Under the lock: read what is there again, or begin."""
-        file = self.path / "run.json"
-        sweep_temporaries(self.path, _OURS.__contains__)
-        sweep_temporaries(self.path / "models", lambda name: name.endswith(".json"))
-        if file.exists() and overwrite:
-            self._clear()
-        if file.exists():
-            self._check(shared, overwrite=False)  # again: another process may have been faster
-        else:
-            write_sealed(file, shared)
-            self._sealed = True
+    def _write_identity(self, identity: dict[str, Any]) -> None:
+        write_sealed(self.path / self.IDENTITY, identity)
+        self._sealed = True
 
     def _clear(self) -> None:
         for name in _OURS:
@@ -185,38 +154,9 @@ class ComparisonFolder:
             lengths = {len(values) for values in part["per_image"].values()}
             if lengths - {len(part["images"])} or len(part["slices"]) > len(part["images"]):
                 raise ValueError("measures of another number of images")
-        compare_identity(file, part["identity"], identity)
+        self.expect_same(file, part["identity"], identity)
         return part
 
     def save(self, label: str, words: str, part: dict[str, Any]) -> None:
         """Keep a finished model; on disk when this returns."""
         write_sealed(self._file(label, words), part)
-
-
-def compare_identity(path: Path, there: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse results that were made of something else.
-
-    Raises:
-        ConfigError: names what differs.
-    """
-    differences = list(_differences(there, now, ""))
-    if differences:
-        raise ConfigError(
-            f"{path} holds results of another command; nothing was changed. These differ:",
-            *(f"  {name}: {_short(old)} there, {_short(new)} now" for name, old, new in differences),
-            "Give the same settings to go on, name another --out, or use --overwrite to throw it away",
-        )
-
-
-def _differences(there: Any, now: Any, name: str) -> Any:
-    if isinstance(there, dict) and isinstance(now, dict):
-        for key in dict.fromkeys((*there, *now)):
-            inner = key if name in ("", "settings") else f"{name}.{key}"
-            yield from _differences(there.get(key), now.get(key), inner)
-    elif there != now:
-        yield name, there, now
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
