@@ -1,6 +1,7 @@
 # make demo   evaluate the shipped classifier on shipped images, with an attack; writes out/demo/report.html
 # make test   everything that can be tested without a GPU
-# make check  style
+# make check  style (ruff), layers (import-linter), types (mypy): what .ci/run does before the tests
+# make docs   the site, from docs/, into site/; fails on any warning
 # make bench  benchmarks
 # make fuzz   thousands of changed files on every reader, some minutes
 # make gpu    the tests that need a GPU (skipped, with a reason, without one)
@@ -9,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench fuzz gpu clean
+.PHONY: demo test check docs bench fuzz gpu clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/python:
@@ -24,6 +25,14 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(INSTALL) -e ".[test]"
 	@touch $@
 
+$(VENV)/installed-dev: $(VENV)/installed
+	$(INSTALL) -e ".[dev]"
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(INSTALL) -e ".[docs]"
+	@touch $@
+
 demo: $(VENV)/installed
 	$(BIN)/rdc info
 	$(BIN)/rdc evaluate --model fashion-mnist --data fashion-mnist-sample --n 64 --norm linf --eps 8/255 \
@@ -33,9 +42,14 @@ demo: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
 
-check: $(VENV)/installed-test
-	$(INSTALL) ruff
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+docs: $(VENV)/installed-docs
+	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/installed-test
 	$(BIN)/python -m pytest --benchmark-only
@@ -47,4 +61,4 @@ gpu: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m gpu -rs
 
 clean:
-	rm -rf $(VENV) build out *.egg-info rdc/_C*.so
+	rm -rf $(VENV) build out site *.egg-info rdc/_C*.so

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,7 @@ class SongUNet(nn.Module):
         noise_channels = model_channels * channel_mult_noise
         _expect_even(noise_channels, 4 if embedding_type == "positional" else 2)
         taps = tuple(resample_filter)
-        block = {
+        block: dict[str, Any] = {
             "emb_channels": emb_channels,
             "dropout": dropout,
             "skip_scale": math.sqrt(0.5),
@@ -219,7 +220,7 @@ class DhariwalUNet(nn.Module):
         _expect_even(model_channels, 2)
         self.label_dropout = label_dropout
         emb_channels = model_channels * channel_mult_emb
-        block = {
+        block: dict[str, Any] = {
             "emb_channels": emb_channels,
             "dropout": dropout,
             "init": "kaiming_uniform",
