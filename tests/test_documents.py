@@ -107,3 +107,19 @@ def test_a_module_that_mypy_leaves_out_is_there():
     modules = [Path(*name.split(".")) for name in re.findall(r'^    "(rdc(?:\.\w+)+)",$', text, re.MULTILINE)]
     gone = [module for module in modules if not ((ROOT / module).is_dir() or (ROOT / f"{module}.py").exists())]
     assert not gone and len(modules) <= 82
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_no_line_is_over_160_characters(page):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert not [f"{number}: {len(line)}" for number, line in enumerate(lines, 1) if len(line) > 160]
+    assert page != ROOT / "README.md" or len(lines) <= 130
+
+
+def test_the_site_has_every_page_and_a_reference_for_every_room():
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    listed = re.findall(r"([\w/.-]+\.md)$", nav, re.MULTILINE)
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").glob("**/*.md")}
+    assert sorted(listed) == sorted(pages)
+    rooms = {path.parent.name for path in (ROOT / "rdc").glob("*/__init__.py")} - {"cli"}
+    assert {f"reference/{room}.md" for room in rooms} <= pages

@@ -64,7 +64,7 @@ def margin_slice(
         batch: images sent through the model together.
 
     Returns:
-        ``offsets`` [G], ``margin`` [G][G] (row a, column b; > 0 is misclassified), and ``plane_fit``: the share of the
+        ``offsets`` [G], ``margin``, G lists of G (row a, column b; > 0 is misclassified), and ``plane_fit``: the share of the
         margin's variance on the slice that a plane explains, 1 for a linear model; NaN for a constant margin.
     """
     offsets = np.linspace(-2 * eps, 2 * eps, grid)

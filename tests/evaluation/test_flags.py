@@ -189,6 +189,7 @@ def test_a_model_without_gradients_is_told_so(tmp_path):
 
 def test_the_page_of_flags_is_true():
     page = (Path(__file__).resolve().parents[2] / "docs" / "evaluation_flags.md").read_text()
+    page = " ".join(page.split())  # wherever its lines end
     for flag in FLAGS:
         assert f"**`{flag.name}`** ({flag.severity}). Raised if {flag.raised_if}." in page
         assert f"{flag.explanation} *What to do:* {flag.what_to_do}" in page
