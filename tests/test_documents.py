@@ -91,7 +91,7 @@ def test_every_link_leads_to_a_file(page):
 
 def test_no_name_of_before_the_rooms():
     """Scripts of benchmarks/ are modules, and nobody is sent to files that are not in the repository."""
-    old = re.compile(r"python (?:benchmarks/|ship\.py)|_study\.py|\bmethod\.md\b|\b[Rr]ule \d")
+    old = re.compile(r"python (?:benchmarks/|ship\.py)|_study\.py|Sources?: .*\bmethod\.md\b|\b[Rr]ule \d")
     assert not [f"{where}: {found[0]}" for where, text in _texts() if (found := old.search(text))]
 
 
