@@ -119,7 +119,7 @@ def plot_anytime(found: dict[str, Any]) -> None:
 def table_anytime(found: dict[str, Any]) -> str:
     """Stated and measured rates, levels, seconds."""
     lines = [
-        f"`{found['model']}`, calibrated on {found['calibration_images']} held-out training images; {_where(found['about'])}.",
+        f"`{found['model']}`, calibrated on {found['calibration_images']} held-out training images;\n{_where(found['about'])}.",
         "",
         "| stated rate | differs from the full decision | n | levels | network passes | seconds against full | accuracy changes by |",
         "|---|---|---|---|---|---|---|",
