@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 from rdc.attacks.apgd import apgd
+from rdc.attacks.entry import Attack, ConfiguredAttack
+from rdc.attacks.options import AttackOptions
 from rdc.attacks.pgd import pgd
 from rdc.attacks.registry import ATTACKS, SUITES, AttackSpec, parse_attack, parse_attacks
 from rdc.attacks.threat_model import AttackResult, ThreatModel, parse_eps
@@ -14,8 +15,11 @@ from rdc.errors import ConfigError
 __all__ = [
     "ATTACKS",
     "SUITES",
+    "Attack",
+    "AttackOptions",
     "AttackResult",
     "AttackSpec",
+    "ConfiguredAttack",
     "ThreatModel",
     "apgd",
     "attack_named",
@@ -26,7 +30,7 @@ __all__ = [
 ]
 
 
-def attack_named(name: str) -> Callable[..., AttackResult]:
+def attack_named(name: str) -> Attack[Any, AttackResult]:
     """The attack of a name, with its loss set: ``attack_named("apgd-dlr")(model, x, y, threat, seed=0, image_ids=..)``.
 
     Args:
@@ -40,5 +44,4 @@ def attack_named(name: str) -> Callable[..., AttackResult]:
     """
     if name not in ATTACKS:
         raise ConfigError(f"unknown attack {name!r}; expected one of {', '.join(sorted(ATTACKS))}")
-    kind = ATTACKS[name]
-    return partial(kind.function(), **kind.fixed)
+    return ATTACKS[name].attack

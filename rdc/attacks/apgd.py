@@ -29,44 +29,28 @@ is ours.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from rdc.attacks.entry import attack
 from rdc.attacks.losses import Evaluation, Model, Objective
-from rdc.attacks.pgd import Progress, Rule, Schedule, run_attack
-from rdc.attacks.targeted import TargetedObjective
+from rdc.attacks.options import AscentOptions, integer
+from rdc.attacks.pgd import Rule, run_attack
+from rdc.attacks.targeted import TARGETS, TargetedObjective
 from rdc.attacks.threat_model import AttackResult, ThreatModel
 from rdc.norm_balls import distance, project, steepest_direction
 
-__all__ = ["apgd", "apgd_targeted", "checkpoints"]
+__all__ = ["TargetedOptions", "apgd", "apgd_targeted", "checkpoints"]
 
 MOMENTUM = 0.75  # alpha
 RHO = 0.75
 
 
-@attack
-def apgd(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    *,
-    seed: int,
-    image_ids: Sequence[int] | Tensor,
-    steps: int = 100,
-    restarts: int = 1,
-    loss: str = "ce",
-    eot: int = 1,
-    redraw: Callable[[], object] | None = None,
-    logit_scale: float | str = "auto",
-    verify: bool = True,
-    start: Tensor | Sequence[Tensor] | None = None,
-    progress: Progress | None = None,
-) -> AttackResult:
+@attack(AscentOptions)
+def apgd(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, options: AscentOptions) -> AttackResult:
     """Auto-PGD with the cross-entropy, DLR or margin loss; every restart starts at random, unless ``start`` is given.
 
     Args:
@@ -74,18 +58,7 @@ def apgd(
         x: [N, C, H, W] float32 in [0, 1].
         y: [N] int64 true labels.
         threat: norm and radius.
-        seed: 0 <= seed < 2^64; with image id and restart it fixes the random start, and nothing else does.
-        image_ids: N integers >= 0, e.g. positions in the data set.
-        steps: steps of each restart, >= 1.
-        restarts: >= 1; later ones attack only what is still robust.
-        loss: ``"ce"``, ``"dlr"`` (with two classes: ``"margin"``) or ``"margin"``.
-        eot: model calls averaged for each gradient; above 1, or with ``redraw``, the model counts as random.
-        redraw: called before each model call, makes a random model draw fresh noise.
-        logit_scale: ``"auto"`` or a number > 0, for ``ce``.
-        verify: evaluate x_adv once more at the end (not for random models).
-        start: [N, C, H, W], where restart 0 begins (projected into the budget) in place of a random point, or a list: one
-            for each of the first restarts.
-        progress: called after each step with attack, step, steps, restart, restarts, active, robust, total.
+        options: AscentOptions (``rdc.attacks.options``); a call gives its fields as keywords.
 
     Returns:
         AttackResult.
@@ -96,43 +69,36 @@ def apgd(
 
     Source: Croce & Hein 2020 (arXiv 2003.01690), Algorithm 1; see the module docstring.
     """
-    objective = Objective(model, loss, eot=eot, redraw=redraw, logit_scale=logit_scale)
-    schedule = Schedule(seed, image_ids, steps, restarts, True, verify, progress, start)
-    return run_attack("apgd", objective, x, y, threat, lambda clean: _rule(clean, threat, steps), schedule)
+    objective = Objective(model, options.loss, **options.scoring)
+    return run_attack("apgd", objective, x, y, threat, lambda clean: _rule(clean, threat, options.steps), options)
 
 
-@attack
-def apgd_targeted(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    *,
-    seed: int,
-    image_ids: Sequence[int] | Tensor,
-    steps: int = 100,
-    restarts: int = 1,
-    targets: int = 9,
-    loss: str = "dlr",
-    eot: int = 1,
-    redraw: Callable[[], object] | None = None,
-    logit_scale: float | str = "auto",
-    verify: bool = True,
-    start: Tensor | None = None,
-    progress: Progress | None = None,
-) -> AttackResult:
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class TargetedOptions(AscentOptions):
+    """Options of :func:`apgd_targeted`.
+
+    Args:
+        restarts: >= 1; each of ``min(targets, K - 1)`` runs.
+        loss: ``"dlr"`` (with three classes ``"dlr3"``, with two ``"margin"``), ``"ce"`` or ``"margin"``, all targeted
+            (rdc.attacks.targeted).
+        targets: classes to aim at, >= 1.
+        start: [N, C, H, W], where the first run begins (projected into the budget) in place of a random point.
+    """
+
+    loss: str = "dlr"
+    targets: int = integer(TARGETS, most=1_000_000)
+
+
+@attack(TargetedOptions)
+def apgd_targeted(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, options: TargetedOptions) -> AttackResult:
     """Targeted Auto-PGD: in every restart one run for each of the highest wrong classes of the clean image.
 
     A run attacks only what is still robust and starts from its own random point. The result says which class an image
     was broken for (``broken_target``); an image counts as broken when *any* other class wins.
 
     Args:
-        model, x, y, threat, seed, image_ids, steps, eot, redraw, logit_scale, verify, progress: as for ``apgd``.
-        restarts: >= 1; each of ``min(targets, K - 1)`` runs.
-        targets: classes to aim at, >= 1.
-        loss: ``"dlr"`` (with three classes ``"dlr3"``, with two ``"margin"``), ``"ce"`` or ``"margin"``, all targeted
-            (rdc.attacks.targeted).
-        start: [N, C, H, W], where the first run begins (projected into the budget) in place of a random point.
+        model, x, y, threat: as for ``apgd``.
+        options: TargetedOptions; a call gives its fields as keywords.
 
     Returns:
         AttackResult; its ``name`` is ``"apgd-t"`` for DLR, else ``"apgd-ce-t"`` or ``"apgd-margin-t"``.
@@ -143,9 +109,8 @@ def apgd_targeted(
 
     Source: Croce & Hein 2020 (arXiv 2003.01690), Algorithm 1 and eq. (7).
     """
-    objective = TargetedObjective(model, loss, targets=targets, eot=eot, redraw=redraw, logit_scale=logit_scale)
-    schedule = Schedule(seed, image_ids, steps, restarts, True, verify, progress, start)
-    return run_attack("apgd", objective, x, y, threat, lambda clean: _rule(clean, threat, steps), schedule)
+    objective = TargetedObjective(model, options.loss, targets=options.targets, **options.scoring)
+    return run_attack("apgd", objective, x, y, threat, lambda clean: _rule(clean, threat, options.steps), options)
 
 
 def checkpoints(steps: int) -> list[int]:

@@ -1,84 +1,29 @@
 """AutoAttack: fixed lists of attacks, one after another, each on what is still robust.
 
 Croce & Hein 2020 (arXiv 2003.01690); versions ``plus`` and ``rand`` and the settings for l_1 (Croce & Hein 2021,
-arXiv 2103.01208: 5 restarts of APGD-CE, 5 targets of APGD-T) as in the authors' tool. ``AUTOATTACK`` holds them as data.
+arXiv 2103.01208: 5 restarts of APGD-CE, 5 targets of APGD-T) as in the authors' tool. ``rdc.attacks.suites`` holds them as data.
 Component number i draws from seed + i * 0x9E3779B97F4A7C15 mod 2^64, so that no two share a starting point.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rdc.attacks.apgd import apgd, apgd_targeted
-from rdc.attacks.entry import attack
-from rdc.attacks.fab import fab
+from rdc.attacks.entry import Attack, attack
 from rdc.attacks.losses import Model
-from rdc.attacks.pgd import Progress
-from rdc.attacks.square import square
+from rdc.attacks.options import Progress, SteppedOptions, integer, number
+from rdc.attacks.registry import ATTACKS
+from rdc.attacks.suites import AUTOATTACK, Component
 from rdc.attacks.threat_model import AttackResult, ThreatModel, check_images
-from rdc.errors import ConfigError, InputError
+from rdc.errors import ConfigError
 
-__all__ = ["AUTOATTACK", "AutoAttackResult", "Component", "ComponentResult", "autoattack"]
+__all__ = ["AUTOATTACK", "AutoAttackOptions", "AutoAttackResult", "Component", "ComponentResult", "autoattack"]
 
 _SEED_STEP = 0x9E37_79B9_7F4A_7C15
-
-
-@dataclasses.dataclass(frozen=True)
-class Component:
-    """One attack of a version.
-
-    Args:
-        name: as in rdc.attacks.ATTACKS.
-        restarts: >= 1.
-        targets: classes aimed at (``apgd-t``, ``fab-t``).
-        queries: of ``square``.
-        eot: model calls averaged for each gradient.
-        l1: what differs for l_1: pairs of the fields above.
-    """
-
-    name: str
-    restarts: int = 1
-    targets: int | None = None
-    queries: int | None = None
-    eot: int = 1
-    l1: tuple[tuple[str, int], ...] = ()
-
-    def under(self, norm: str) -> Component:
-        """The settings for this norm."""
-        return dataclasses.replace(self, l1=(), **dict(self.l1)) if norm == "l1" else self
-
-
-AUTOATTACK: dict[str, tuple[Component, ...]] = {
-    "standard": (
-        Component("apgd-ce", l1=(("restarts", 5),)),
-        Component("apgd-t", targets=9, l1=(("targets", 5),)),
-        Component("fab-t", targets=9),
-        Component("square", queries=5000),
-    ),
-    "plus": (
-        Component("apgd-ce", restarts=5),
-        Component("apgd-dlr", restarts=5),
-        Component("fab", restarts=5),
-        Component("square", queries=5000),
-        Component("apgd-t", targets=9, l1=(("targets", 5),)),
-        Component("fab-t", targets=9),
-    ),
-    "rand": (Component("apgd-ce", eot=20), Component("apgd-dlr", eot=20)),
-}
-
-_FUNCTIONS: dict[str, tuple[Callable[..., AttackResult], dict[str, Any]]] = {
-    "apgd-ce": (apgd, {"loss": "ce"}),
-    "apgd-dlr": (apgd, {"loss": "dlr"}),
-    "apgd-t": (apgd_targeted, {"loss": "dlr"}),
-    "fab": (fab, {"targets": None}),
-    "fab-t": (fab, {}),
-    "square": (square, {}),
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -125,24 +70,44 @@ class AutoAttackResult(AttackResult):
         return found
 
 
-@attack
-def autoattack(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    *,
-    seed: int,
-    image_ids: Sequence[int] | Tensor,
-    version: str = "standard",
-    steps: int = 100,
-    queries: int | None = None,
-    eot: int | None = None,
-    redraw: Callable[[], object] | None = None,
-    logit_scale: float | str = "auto",
-    verify: bool = True,
-    progress: Progress | None = None,
-) -> AutoAttackResult:
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class AutoAttackOptions(SteppedOptions):
+    """Options of :func:`autoattack`.
+
+    Args:
+        steps: of each APGD and FAB run.
+        restarts: not set: each component has its own.
+        eot: model calls averaged for each evaluation; None: as in ``AUTOATTACK``.
+        verify: each component evaluates its x_adv once more (not for random models).
+        version: ``"standard"``, ``"plus"`` or ``"rand"`` (for random models, with ``redraw``).
+        queries: of Square; None: as in ``AUTOATTACK``.
+        logit_scale: for the cross-entropy of APGD.
+        progress: called with component and components too.
+    """
+
+    restarts: int = dataclasses.field(default=1, init=False)
+    eot: int | None = integer(None, least=None)
+    version: str = "standard"
+    queries: int | None = integer(None, least=None)
+    logit_scale: float | str = number("auto")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.version not in AUTOATTACK:
+            raise ConfigError(
+                f"unknown version {self.version!r} of AutoAttack; expected one of {', '.join(AUTOATTACK)}"
+            )
+
+    def components(self, norm: str) -> list[Component]:
+        """The version's components under this norm."""
+        found = [component.under(norm) for component in AUTOATTACK[self.version]]
+        if self.queries is not None:
+            found = [one if one.queries is None else dataclasses.replace(one, queries=self.queries) for one in found]
+        return found if self.eot is None else [dataclasses.replace(one, eot=self.eot) for one in found]
+
+
+@attack(AutoAttackOptions)
+def autoattack(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, options: AutoAttackOptions) -> AutoAttackResult:
     """AutoAttack; each image leaves as soon as it is broken. From two classes up.
 
     Args:
@@ -150,17 +115,7 @@ def autoattack(
         x: [N, C, H, W] float32 in [0, 1].
         y: [N] int64 true labels.
         threat: norm and radius.
-        seed: 0 <= seed < 2^64.
-        image_ids: N integers >= 0, e.g. positions in the data set.
-        version: ``"standard"``, ``"plus"`` or ``"rand"`` (for random models, with ``redraw``).
-        steps: of each APGD and FAB run.
-        queries: of Square; None: as in ``AUTOATTACK``, 5000.
-        eot: model calls averaged for each evaluation; None: as in ``AUTOATTACK``.
-        redraw: called before each model call, makes a random model draw fresh noise.
-        logit_scale: for the cross-entropy of APGD.
-        verify: each component evaluates its x_adv once more (not for random models).
-        progress: called after each step with attack, step, steps, restart, restarts, active, robust, total, component,
-            components.
+        options: AutoAttackOptions; a call gives its fields as keywords.
 
     Returns:
         AutoAttackResult.
@@ -170,52 +125,31 @@ def autoattack(
 
     Source: module docstring.
     """
-    if version not in AUTOATTACK:
-        raise ConfigError(f"unknown version {version!r} of AutoAttack; expected one of {', '.join(AUTOATTACK)}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise InputError(f"seed must be an integer >= 0, got {seed!r}")
-    ids = check_images(x, y, image_ids)
+    ids = check_images(x, y, options.image_ids)
     parts: list[ComponentResult] = []
     rows = torch.arange(len(y), device=y.device)
-    components = [_adapted(component, threat.norm, queries, eot) for component in AUTOATTACK[version]]
+    components = options.components(threat.norm)
     for place, component in enumerate(components):
-        own = (seed + place * _SEED_STEP) % 2**64
+        own = (options.seed + place * _SEED_STEP) % 2**64
         result = None
         if rows.numel() > 0:
-            function, settings = _call(component, steps, logit_scale)
-            settings |= {
-                "redraw": redraw,
-                "verify": verify,
-                "progress": _told(progress, place, len(components), len(ids)),
-            }
-            settings |= {"seed": own, "image_ids": [ids[row] for row in rows.tolist()]}
-            result = function(model, x[rows], y[rows], threat, **settings)
+            about: dict[str, Any] = {"seed": own, "image_ids": [ids[row] for row in rows.tolist()]}
+            about["progress"] = _told(options.progress, place, len(components), len(ids))
+            result = _component(component, options).configured(threat, **about)(model, x[rows], y[rows])
         parts.append(ComponentResult(component, own, rows, result))
         rows = rows if result is None else rows[result.correct]
-    return _merge(version, threat, parts)
+    return _merge(options.version, threat, parts)
 
 
-def _call(
-    component: Component, steps: int, logit_scale: float | str
-) -> tuple[Callable[..., AttackResult], dict[str, Any]]:
-    """A component's function and its own arguments."""
-    function, fixed = _FUNCTIONS[component.name]
-    settings = {**fixed, "restarts": component.restarts, "eot": component.eot}
-    if component.name != "square":
-        settings["steps"] = steps
-    if component.name.startswith("apgd"):
-        settings["logit_scale"] = logit_scale
-    for name in ("targets", "queries"):
-        if getattr(component, name) is not None:
-            settings[name] = getattr(component, name)
-    return function, settings
-
-
-def _adapted(component: Component, norm: str, queries: int | None, eot: int | None) -> Component:
-    component = component.under(norm)
-    if queries is not None and component.queries is not None:
-        component = dataclasses.replace(component, queries=queries)
-    return component if eot is None else dataclasses.replace(component, eot=eot)
+def _component(component: Component, options: AutoAttackOptions) -> Attack[Any, AttackResult]:
+    """A component's attack with its own options set, as far as it has them."""
+    kind = ATTACKS[component.name].attack
+    given = {
+        **{name: getattr(options, name) for name in ("steps", "redraw", "verify", "logit_scale")},
+        **{name: getattr(component, name) for name in ("restarts", "eot", "targets", "queries")},
+    }
+    takes = {field.name for field in dataclasses.fields(kind.options)}
+    return kind.fixing(**{name: value for name, value in given.items() if name in takes and value is not None})
 
 
 def _told(progress: Progress | None, place: int, components: int, total: int) -> Progress | None:

@@ -1,61 +1,127 @@
-"""The front door of every attack: what callers hand in, made what the attack counts on."""
+"""The front door of every attack: Attack, what callers hand in made what the attack counts on; and ConfiguredAttack, ready to run."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from rdc.arguments.scalars import as_integer, as_number, shown
+from rdc.arguments.scalars import shown
+from rdc.attacks.options import AttackOptions
 from rdc.attacks.threat_model import AttackResult
 from rdc.errors import InputError
 from rdc.execution.surroundings import ordinary_tensor, outside_inference_mode
 from rdc.images.pixels import SLACK, into_box
 
-__all__ = ["attack"]
-
-_INTEGERS = (
-    "check_every", "draws", "eot", "queries", "restarts", "samples", "searches", "seed", "steps", "surrogate_eot", "targets",
-)  # fmt: skip
-_NUMBERS = ("bound", "cutoff", "logit_scale", "p_init", "reach", "step_size", "tau", "temperature")
+__all__ = ["Attack", "ConfiguredAttack", "attack"]
 
 Result = TypeVar("Result", bound=AttackResult)
+Options = TypeVar("Options", bound=AttackOptions)
 
 
-def attack(function: Callable[..., Result]) -> Callable[..., Result]:
-    """An attack ``(model, x, y, threat, **settings)`` that takes numbers of any kind and works in inference mode.
+class Attack(Generic[Options, Result]):
+    """An attack: a rule, and the options it has. Called as ``(model, x, y, threat, **options)``, or configured first.
 
-    NumPy's scalars and 0-d tensors become Python's numbers; pixels outside [0, 1] by rounding (``rdc.images.pixels.SLACK``) become 0 or 1;
-    inside inference mode everything is computed outside of it, on copies. What does not fit is left for the attack to refuse.
+    NumPy's scalars and 0-d tensors become Python's numbers; pixels outside [0, 1] by rounding (``rdc.images.pixels.SLACK``) become 0 or
+    1; inside inference mode everything is computed outside of it, on copies. What does not fit is refused.
+
+    Args:
+        rule: ``(model, x, y, threat, options) -> AttackResult``.
+        options: class of its options.
+        fixed: options that are set already.
     """
 
-    @functools.wraps(function)
-    def run(model: Any, x: Any, y: Any, threat: Any = None, **settings: Any) -> Result:
-        if not callable(model):
-            raise InputError(f"model: expected a callable pixels [n, C, H, W] -> logits [n, K]; got {shown(model)}")
+    def __init__(
+        self, rule: Callable[..., Result], options: type[Options], fixed: Mapping[str, Any] | None = None
+    ) -> None:
+        functools.update_wrapper(self, rule)
+        self.rule, self.options, self.fixed = rule, options, dict(fixed or {})
+        own = inspect.signature(rule).parameters
+        self._needs_threat = own["threat"].default is inspect.Parameter.empty
+        keywords = inspect.signature(options).parameters.values()
+        before = [parameter for name, parameter in own.items() if name != "options"]
+        self.__signature__ = inspect.Signature([*before, *keywords])
+
+    def __call__(self, model: Any, x: Any, y: Any, threat: Any = None, **options: Any) -> Result:
+        """Attack images x [N, C, H, W] of classes y [N] within a threat model."""
+        return self.configured(threat, **options)(model, x, y)
+
+    def __repr__(self) -> str:
+        return f"<attack {self.rule.__name__}{''.join(f', {name}={value!r}' for name, value in self.fixed.items())}>"
+
+    def fixing(self, **options: Any) -> Attack[Options, Result]:
+        """The same attack with options set; a call may still set them otherwise."""
+        return Attack(self.rule, self.options, {**self.fixed, **options})
+
+    def configured(self, threat: Any = None, **options: Any) -> ConfiguredAttack[Options, Result]:
+        """The attack with all it needs but a model and images.
+
+        Args:
+            threat: norm and radius: a ThreatModel, or a FlowThreat.
+            options: fields of ``self.options``.
+
+        Raises:
+            InputError, ConfigError: a threat or an option that does not fit.
+            TypeError: an option that this attack lacks, or one that is missing.
+        """
+        name = self.rule.__name__
+        if threat is None and self._needs_threat:
+            raise TypeError(f"{name}() missing 1 required positional argument: 'threat'")
         if threat is not None and not (hasattr(threat, "norm") and hasattr(threat, "eps")):
             raise InputError(
                 f'threat: expected a threat model such as ThreatModel("linf", 8 / 255); got {shown(threat)}'
             )
-        for names, read in ((_INTEGERS, as_integer), (_NUMBERS, as_number)):
-            for name in names:
-                number = read(settings[name]) if name in settings else None
-                if number is not None:
-                    settings[name] = number
-        if not isinstance(settings.get("draws", 1), int):
-            settings["draws"] = [
-                draw if as_integer(draw) is None else as_integer(draw) for draw in _listed(settings["draws"])
-            ]
-        with outside_inference_mode():
-            if "start" in settings:
-                settings["start"] = _starts(settings["start"])
-            given = (threat,) if threat is not None else ()
-            return function(model, _boxed(ordinary_tensor(x)), ordinary_tensor(y), *given, **settings)
+        try:
+            chosen = self.options(**{**self.fixed, **options})
+        except TypeError as error:
+            raise TypeError(re.sub(r"^\S*__init__\(\)", f"{name}()", str(error))) from error
+        return ConfiguredAttack(self, threat, chosen)
 
-    return run
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ConfiguredAttack(Generic[Options, Result]):
+    """An attack, its threat model and its options: a function of model and images.
+
+    Args:
+        attack: which.
+        threat: norm and radius; None where the attack has a bound of its own.
+        options: everything else.
+    """
+
+    attack: Attack[Options, Result]
+    threat: Any
+    options: Options
+
+    def __call__(self, model: Any, x: Any, y: Any) -> Result:
+        """Attack.
+
+        Args:
+            model: pixels [n, C, H, W] in [0, 1] -> logits [n, K]; each row depends on its own image only; in eval mode.
+            x: [N, C, H, W] float32 in [0, 1].
+            y: [N] int64 true labels.
+
+        Raises:
+            InputError, ConfigError: the arguments do not fit each other. RdcError: a budget was broken.
+        """
+        if not callable(model):
+            raise InputError(f"model: expected a callable pixels [n, C, H, W] -> logits [n, K]; got {shown(model)}")
+        with outside_inference_mode():
+            options: Any = self.options
+            if hasattr(options, "start"):
+                options = dataclasses.replace(options, start=_starts(options.start))
+            images = _boxed(ordinary_tensor(x))
+            return self.attack.rule(model, images, ordinary_tensor(y), self.threat, options=options)
+
+
+def attack(options: type[Options]) -> Callable[[Callable[..., Result]], Attack[Options, Result]]:
+    """Decorator: a rule ``(model, x, y, threat, options)`` as an Attack that has these options."""
+    return lambda rule: Attack(rule, options)
 
 
 def _boxed(x: Any) -> Any:
@@ -70,18 +136,12 @@ def _boxed(x: Any) -> Any:
 def _starts(start: Any) -> Any:
     if start is None or isinstance(start, Tensor):
         return ordinary_tensor(start)
-    starts = _listed(start)
+    try:
+        starts = [start] if isinstance(start, (str, bytes)) else list(start)
+    except TypeError:
+        starts = [start]
     if not all(isinstance(one, Tensor) for one in starts):
         raise InputError(
             f"start: expected images as a tensor [N, C, H, W], or a list of such tensors; got {shown(start)}"
         )
     return [ordinary_tensor(one) for one in starts]
-
-
-def _listed(values: Any) -> list[Any]:
-    if isinstance(values, (str, bytes)):
-        return [values]
-    try:
-        return list(values)
-    except TypeError:
-        return [values]

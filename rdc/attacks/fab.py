@@ -17,8 +17,9 @@ models), so, and this is ours, one more point is tried: P(x) of the plane at the
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -26,35 +27,34 @@ from torch import Tensor
 from rdc.attacks.entry import attack
 from rdc.attacks.hyperplanes import dual_norm, step_to_hyperplane
 from rdc.attacks.losses import Evaluation, Model, Objective
-from rdc.attacks.pgd import Progress, Schedule
-from rdc.attacks.targeted import TargetedObjective
+from rdc.attacks.options import SteppedOptions, integer
+from rdc.attacks.targeted import TARGETS, TargetedObjective
 from rdc.attacks.threat_model import AttackRecord, AttackResult, ThreatModel, check_images
 from rdc.norm_balls import distance, project, random_start, row_sum
 
-__all__ = ["fab"]
+__all__ = ["FabOptions", "fab"]
 
 ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9
 SEARCH_STEPS, BEYOND = 3, 1e-4
 
 
-@attack
-def fab(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    *,
-    seed: int,
-    image_ids: Sequence[int] | Tensor,
-    steps: int = 100,
-    restarts: int = 1,
-    targets: int | None = 9,
-    eot: int = 1,
-    redraw: Callable[[], object] | None = None,
-    verify: bool = True,
-    minimize: bool = False,
-    progress: Progress | None = None,
-) -> AttackResult:
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class FabOptions(SteppedOptions):
+    """Options of :func:`fab`.
+
+    Args:
+        steps: of each run, >= 1.
+        restarts: >= 1; targeted, each has one run for every target.
+        targets: so many of the highest wrong classes of the clean image, >= 1; None: untargeted.
+        minimize: go on with broken images, for the smallest distance; else an image leaves once it is broken.
+    """
+
+    targets: int | None = integer(TARGETS, least=None, most=1_000_000)
+    minimize: bool = False
+
+
+@attack(FabOptions)
+def fab(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, options: FabOptions) -> AttackResult:
     """Fast adaptive boundary attack, targeted or not: broken is what has a misclassified image within eps.
 
     Restart 0 begins at the image itself, later ones at a random point at half the distance found so far (at most
@@ -65,16 +65,7 @@ def fab(
         x: [N, C, H, W] float32 in [0, 1].
         y: [N] int64 true labels.
         threat: norm and radius.
-        seed: 0 <= seed < 2^64; with image id and run it fixes the random starts.
-        image_ids: N integers >= 0, e.g. positions in the data set.
-        steps: steps of each run, >= 1.
-        restarts: >= 1; targeted, each has one run for every target.
-        targets: so many of the highest wrong classes of the clean image, >= 1; None: untargeted.
-        eot: model calls averaged for each evaluation; above 1, or with ``redraw``, the model counts as random.
-        redraw: called before each model call, makes a random model draw fresh noise.
-        verify: evaluate x_adv once more at the end (not for random models).
-        minimize: go on with broken images, for the smallest distance; else an image leaves once it is broken.
-        progress: called after each step with attack, step, steps, restart, restarts, active, robust, total.
+        options: FabOptions; a call gives its fields as keywords.
 
     Returns:
         AttackResult; ``minimal_distance`` is filled in; losses are margins (rdc.attacks.losses). For robust images x_adv
@@ -85,14 +76,13 @@ def fab(
 
     Source: Croce & Hein 2020 (arXiv 1907.02044), Algorithm 1; see the module docstring.
     """
-    schedule = Schedule(seed, image_ids, steps, restarts, True, verify, progress)
-    ids = check_images(x, y, image_ids)
+    ids = check_images(x, y, options.image_ids)
     x, y = x.detach(), y.to(x.device)
-    most = 2**62 if targets is None else targets
-    planes = TargetedObjective(model, "margin", targets=most, eot=eot, redraw=redraw)
-    search = _Search(planes, x, y, threat, untargeted=targets is None, minimize=minimize)
-    search.attack(ids, schedule)
-    return search.result(schedule)
+    most = 2**62 if options.targets is None else options.targets
+    planes = TargetedObjective(model, "margin", targets=most, **options.scoring)
+    search = _Search(planes, x, y, threat, untargeted=options.targets is None, minimize=options.minimize)
+    search.attack(ids, options)
+    return search.result(options)
 
 
 class _Search:
@@ -111,37 +101,37 @@ class _Search:
         self.nearest_point, self.nearest_loss = x.clone(), torch.zeros_like(self.nearest)
         self.name = "fab" if untargeted else "fab-t"
 
-    def attack(self, ids: list[int], schedule: Schedule) -> None:
+    def attack(self, ids: list[int], options: FabOptions) -> None:
         """All runs of all restarts."""
-        total = schedule.restarts * self.runs
+        total = options.restarts * self.runs
         for run in range(total):
             restart, self.planes.run = divmod(run, self.runs)
             rows = (self.record.clean_correct if self.stay else self.record.correct).nonzero()[:, 0]
             if rows.numel() == 0:
                 return
             before = self.nearest.clone()
-            for step, active in self._run(rows, self._start(rows, ids, schedule, run), schedule.steps, restart):
-                if schedule.progress is not None:
-                    where = {"step": step, "steps": schedule.steps, "restart": run, "restarts": total}
+            for step, active in self._run(rows, self._start(rows, ids, options, run), options.steps, restart):
+                if options.progress is not None:
+                    where = {"step": step, "steps": options.steps, "restart": run, "restarts": total}
                     count = {"active": active, "robust": int(self.record.correct.sum()), "total": len(ids)}
-                    schedule.progress({"attack": self.name, **where, **count})
+                    options.progress({"attack": self.name, **where, **count})
             closer = self.nearest < before
             closer &= self.record.clean_correct if self.stay else self.record.correct
             rows = closer.nonzero()[:, 0]
-            self._search_segment(rows, schedule.steps, restart)
+            self._search_segment(rows, options.steps, restart)
             if not self.stay:
                 rows = rows[self.record.correct[rows]]
-            self._project_original(rows, schedule.steps, restart)
+            self._project_original(rows, options.steps, restart)
 
-    def result(self, schedule: Schedule) -> AttackResult:
+    def result(self, options: FabOptions) -> AttackResult:
         """Try the nearest points within the budget, check everything, close the record."""
-        steps, restarts = schedule.steps, schedule.restarts
+        steps, restarts = options.steps, options.restarts
         rows = (self.record.correct & self.nearest.isfinite()).nonzero()[:, 0]
         if rows.numel() > 0:
             inside = project(self.nearest_point[rows], self.x[rows], self.threat.eps, self.threat.norm)
             self._take(rows, inside, self._judge(rows, inside), steps, restarts - 1)
         mismatches = None
-        if schedule.verify and not self.planes.is_random:
+        if options.verify and not self.planes.is_random:
             rows = torch.arange(len(self.y), device=self.y.device)
             mismatches = self.record.verify(self._judge(rows, self.record.x_adv).correct, steps, restarts)
         return self.record.result(
@@ -158,13 +148,13 @@ class _Search:
             minimal_distance=self.nearest,
         )
 
-    def _start(self, rows: Tensor, ids: list[int], schedule: Schedule, run: int) -> Tensor:
+    def _start(self, rows: Tensor, ids: list[int], options: FabOptions, run: int) -> Tensor:
         if run < self.runs:
             return self.x[rows]
         points = []
         for row in rows.tolist():
             radius = min(float(self.nearest[row]), self.threat.eps) / 2
-            about = {"seed": schedule.seed, "image_ids": [ids[row]], "restart": run}
+            about = {"seed": options.seed, "image_ids": [ids[row]], "restart": run}
             points.append(random_start(self.x[row : row + 1], radius, self.threat.norm, **about))
         return torch.cat(points)
 

@@ -35,13 +35,14 @@ from rdc.arguments.scalars import as_number, shown
 from rdc.attacks.apgd import _rule
 from rdc.attacks.entry import attack
 from rdc.attacks.losses import Model, Objective
+from rdc.attacks.options import SURROGATES, AscentOptions, integer, word
 from rdc.attacks.per_image import AscentRule, LocatedEvaluation, PerImageObjective, extend_result
-from rdc.attacks.pgd import Progress, Schedule, run_attack
+from rdc.attacks.pgd import run_attack
 from rdc.attacks.threat_model import AttackResult, ThreatModel
 from rdc.errors import ConfigError, InputError
 from rdc.norm_balls import distance
 
-__all__ = ["PenaltyResult", "lagrange", "objective_attack"]
+__all__ = ["LagrangeOptions", "PenaltyOptions", "PenaltyResult", "lagrange", "objective_attack"]
 
 GROWTH = 4.0
 LOW = 0.1
@@ -66,47 +67,67 @@ class PenaltyResult(AttackResult):
     penalty_evaluations: int
 
 
-@attack
-def lagrange(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    *,
-    penalty: Penalty,
-    seed: int,
-    image_ids: Sequence[int] | Tensor,
-    multipliers: Sequence[float] | None = None,
-    searches: int = 5,
-    surrogate: Model | None = None,
-    steps: int = 100,
-    restarts: int = 1,
-    loss: str = "ce",
-    eot: int = 1,
-    redraw: Callable[[], object] | None = None,
-    logit_scale: float | str = "auto",
-    verify: bool = True,
-    start: Tensor | None = None,
-    progress: Progress | None = None,
-) -> PenaltyResult:
-    """Lagrange attack: maximise class loss - c * penalty, c searched for each image (module docstring).
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class PenaltyOptions(AscentOptions):
+    """Options of :func:`objective_attack`.
 
     Args:
-        model: pixels [n, C, H, W] in [0, 1] -> logits [n, K], the whole defence; decides what is broken.
-        x, y, threat: images [N, C, H, W] float32 in [0, 1], labels [N] int64, budget.
+        restarts: >= 1, two runs each.
+        loss: what ``best_loss`` and the choice of x_adv among robust images are measured in; not maximised.
+        start: [N, C, H, W], where the first run begins in place of a random point.
         penalty: pixels [n, C, H, W] -> [n], differentiable; row i depends on image i only. The purifier's objective:
             low means that the purifier sees nothing to do.
-        seed: fixes the random starts together with image ids and round.
-        image_ids: N integers >= 0.
+    """
+
+    penalty: Penalty
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class LagrangeOptions(PenaltyOptions):
+    """Options of :func:`lagrange`.
+
+    Args:
+        steps: APGD steps of each round.
+        restarts: repetitions of the whole search, from c_0 again.
+        loss: the class loss that is maximised.
+        start: [N, C, H, W], where round 0 begins in place of a random point.
         multipliers: factors of c_0, one round each, in place of the search; a negative one raises the penalty together
             with the class loss, 0 is APGD.
         searches: rounds of the search in each restart; unused with ``multipliers``.
         surrogate: gives the class loss and its gradient in place of ``model``, e.g. the classifier without purifier;
             ``model`` is then asked for the class only (no gradient).
-        steps: APGD steps of each round.
-        restarts: repetitions of the whole search, from c_0 again.
-        loss, eot, redraw, logit_scale, verify, progress: as for ``apgd``; to ``progress`` each round is a restart.
-        start: [N, C, H, W], where round 0 begins in place of a random point.
+    """
+
+    multipliers: Sequence[float] | None = None
+    searches: int = integer(5, least=None, most=10_000)
+    surrogate: Model | None = word(None, SURROGATES)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rounds = self.rounds
+        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+            raise InputError(f"searches must be an integer >= 1, got {rounds!r}")
+
+    @property
+    def factors(self) -> list[float] | None:
+        """``multipliers``, checked."""
+        return _check_factors(self.multipliers)
+
+    @property
+    def rounds(self) -> int:
+        """Runs of each restart."""
+        factors = self.factors
+        return self.searches if factors is None else len(factors)
+
+
+@attack(LagrangeOptions)
+def lagrange(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, options: LagrangeOptions) -> PenaltyResult:
+    """Lagrange attack: maximise class loss - c * penalty, c searched for each image (module docstring).
+
+    Args:
+        model: pixels [n, C, H, W] in [0, 1] -> logits [n, K], the whole defence; decides what is broken.
+        x, y, threat: images [N, C, H, W] float32 in [0, 1], labels [N] int64, budget.
+        options: LagrangeOptions; a call gives its fields as keywords. To ``progress`` each round is a restart.
 
     Returns:
         PenaltyResult; ``best_loss`` is the class loss without the penalty.
@@ -118,41 +139,18 @@ def lagrange(
     Source: Carlini & Wagner 2017 (arXiv 1608.04644) for the searched trade-off; arXiv 2305.15241 for the likelihood
         objective as the constraint.
     """
-    factors = _check_factors(multipliers)
-    rounds = len(factors) if factors is not None else searches
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise InputError(f"searches must be an integer >= 1, got {rounds!r}")
-    schedule = Schedule(seed, image_ids, steps, restarts, True, verify, progress, start)
-    objective = _Lagrangian(model, penalty, factors, rounds, surrogate, loss, eot, redraw, logit_scale)
+    objective = _Lagrangian(model, options)
 
     def make_rule(clean: Tensor) -> AscentRule:
         objective.search.next_round()
-        return AscentRule(_rule(clean, threat, steps))
+        return AscentRule(_rule(clean, threat, options.steps))
 
-    result = run_attack("lagrange", objective, x, y, threat, make_rule, schedule)
+    result = run_attack("lagrange", objective, x, y, threat, make_rule, options)
     return objective.report(result, objective.search.last)
 
 
-@attack
-def objective_attack(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    *,
-    penalty: Penalty,
-    seed: int,
-    image_ids: Sequence[int] | Tensor,
-    steps: int = 100,
-    restarts: int = 1,
-    loss: str = "ce",
-    eot: int = 1,
-    redraw: Callable[[], object] | None = None,
-    logit_scale: float | str = "auto",
-    verify: bool = True,
-    start: Tensor | None = None,
-    progress: Progress | None = None,
-) -> PenaltyResult:
+@attack(PenaltyOptions)
+def objective_attack(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, options: PenaltyOptions) -> PenaltyResult:
     """Attack the purifier's objective: each restart maximises it in a first run and minimises it in a second.
 
     Untargeted in the class: it asks where the purifier ends if its input is as bad (or as good) as the budget allows.
@@ -160,12 +158,8 @@ def objective_attack(
 
     Args:
         model: the whole defence; asked for logits only, no gradient.
-        penalty: as for ``lagrange``.
-        loss: what ``best_loss`` and the choice of x_adv among robust images are measured in; not maximised.
-        restarts: >= 1, two runs each.
-        start: [N, C, H, W], where the first run begins in place of a random point.
-        x, y, threat, seed, image_ids, steps, eot, redraw, logit_scale, verify, progress: as for ``apgd``; to
-            ``progress`` each run is a restart.
+        x, y, threat: as for ``apgd``.
+        options: PenaltyOptions; a call gives its fields as keywords. To ``progress`` each run is a restart.
 
     Returns:
         PenaltyResult; ``gradient_evaluations`` is 0.
@@ -175,25 +169,19 @@ def objective_attack(
 
     Source: the purifier's own objective as attack loss, as in Athalye et al. 2018 (arXiv 1802.00420), section 4.
     """
-    schedule = Schedule(seed, image_ids, steps, restarts, True, verify, progress, start)
-    objective = _PenaltyAlone(model, penalty, loss, eot, redraw, logit_scale)
-    result = run_attack(
-        "lm-objective", objective, x, y, threat, lambda clean: AscentRule(_rule(clean, threat, steps)), schedule
-    )
+    objective = _PenaltyAlone(model, options)
+
+    def make_rule(clean: Tensor) -> AscentRule:
+        return AscentRule(_rule(clean, threat, options.steps))
+
+    result = run_attack("lm-objective", objective, x, y, threat, make_rule, options)
     return objective.report(result, torch.full_like(objective.clean_penalty, math.nan))
 
 
 class _WithPenalty(PerImageObjective):
-    def __init__(
-        self,
-        model: Model,
-        penalty: Penalty,
-        loss: str,
-        eot: int,
-        redraw: Callable[[], object] | None,
-        logit_scale: float | str,
-    ) -> None:
-        super().__init__(model, loss, eot=eot, redraw=redraw, logit_scale=logit_scale)
+    def __init__(self, model: Model, options: PenaltyOptions) -> None:
+        super().__init__(model, options.loss, **options.scoring)
+        penalty = options.penalty
         if not callable(penalty):
             raise InputError(f"penalty: expected a function pixels [n, C, H, W] -> [n], got {type(penalty).__name__}")
         self.penalty, self.penalty_evaluations = penalty, 0
@@ -244,21 +232,10 @@ class _PenaltyAlone(_WithPenalty):
 
 
 class _Lagrangian(_WithPenalty):
-    def __init__(
-        self,
-        model: Model,
-        penalty: Penalty,
-        factors: list[float] | None,
-        rounds: int,
-        surrogate: Model | None,
-        loss: str,
-        eot: int,
-        redraw: Callable[[], object] | None,
-        logit_scale: float | str,
-    ) -> None:
-        super().__init__(model, penalty, loss, eot, redraw, logit_scale)
-        self.factors, self.runs = factors, rounds
-        self.surrogate = None if surrogate is None else Objective(surrogate, loss, logit_scale=logit_scale)
+    def __init__(self, model: Model, options: LagrangeOptions) -> None:
+        super().__init__(model, options)
+        self.factors, self.runs, other = options.factors, options.rounds, options.surrogate
+        self.surrogate = None if other is None else Objective(other, options.loss, logit_scale=options.logit_scale)
 
     def begin(self, x: Tensor, y: Tensor) -> None:
         super().begin(x, y)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import count
 
 import torch
@@ -28,13 +28,14 @@ from rdc.arguments.scalars import as_number
 from rdc.attacks.apgd import _ApgdRule
 from rdc.attacks.entry import attack
 from rdc.attacks.losses import Evaluation, Model
+from rdc.attacks.options import AscentOptions, number
 from rdc.attacks.per_image import JumpRule, PerImageObjective
-from rdc.attacks.pgd import Progress, Rule, Schedule, run_attack
+from rdc.attacks.pgd import Rule, run_attack
 from rdc.attacks.threat_model import AttackResult, ThreatModel, check_images
 from rdc.errors import ConfigError
 from rdc.norm_balls import distance, project, random_start
 
-__all__ = ["CUTOFFS", "dct_matrix", "low_frequency", "low_pass"]
+__all__ = ["CUTOFFS", "LowFrequencyOptions", "dct_matrix", "low_frequency", "low_pass"]
 
 CUTOFFS = (0.25, 0.5, 0.125)
 
@@ -71,36 +72,45 @@ def low_pass(values: Tensor, cutoff: float) -> Tensor:
     return torch.stack([height @ image @ width for image in values.double()])
 
 
-@attack
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class LowFrequencyOptions(AscentOptions):
+    """Options of :func:`low_frequency`.
+
+    Args:
+        restarts: restart 0 starts from the clean image (or ``start``). A later one evaluates the clean image as its
+            iterate 0 and goes on from a random low-frequency perturbation that touches the budget.
+        start: [N, C, H, W], iterate 0 of restart 0, taken as it is (projected into the budget); low-pass from iterate 1.
+        cutoff: share of the waves of each direction that is kept, in (0, 1]; of several, restart r uses number r modulo
+            their count.
+    """
+
+    cutoff: float | Sequence[float] = number(CUTOFFS, most=1e6)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.cutoffs:
+            raise ConfigError("cutoff: expected at least one number in (0, 1]; got none")
+        for value in self.cutoffs:
+            _check_cutoff(value)
+
+    @property
+    def cutoffs(self) -> list[float]:
+        """The shares, as a list."""
+        given = self.cutoff
+        single = not isinstance(given, Sequence) or isinstance(given, str)
+        return [given] if single else [value if as_number(value) is None else as_number(value) for value in given]
+
+
+@attack(LowFrequencyOptions)
 def low_frequency(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    *,
-    seed: int,
-    image_ids: Sequence[int] | Tensor,
-    cutoff: float | Sequence[float] = CUTOFFS,
-    steps: int = 100,
-    restarts: int = 1,
-    loss: str = "ce",
-    eot: int = 1,
-    redraw: Callable[[], object] | None = None,
-    logit_scale: float | str = "auto",
-    verify: bool = True,
-    start: Tensor | None = None,
-    progress: Progress | None = None,
+    model: Model, x: Tensor, y: Tensor, threat: ThreatModel, options: LowFrequencyOptions
 ) -> AttackResult:
     """APGD restricted to low frequencies (module docstring).
 
     Args:
+        model, x, y: as for ``apgd``.
         threat: ``"linf"`` or ``"l2"``, and radius.
-        model, x, y, seed, image_ids, steps, loss, eot, redraw, logit_scale, verify, progress: as for ``apgd``.
-        cutoff: share of the waves of each direction that is kept, in (0, 1]; of several, restart r uses number r modulo
-            their count.
-        restarts: restart 0 starts from the clean image (or ``start``). A later one evaluates the clean image as its
-            iterate 0 and goes on from a random low-frequency perturbation that touches the budget.
-        start: [N, C, H, W], iterate 0 of restart 0, taken as it is (projected into the budget); low-pass from iterate 1.
+        options: LowFrequencyOptions; a call gives its fields as keywords.
 
     Returns:
         AttackResult.
@@ -110,19 +120,12 @@ def low_frequency(
 
     Source: Guo, Frank & Weinberger 2018 (arXiv 1809.08758); Sharma, Ding & Brubaker 2019 (arXiv 1903.00073).
     """
-    single = not isinstance(cutoff, Sequence) or isinstance(cutoff, str)
-    cutoffs = [cutoff] if single else [value if as_number(value) is None else as_number(value) for value in cutoff]
-    if not cutoffs:
-        raise ConfigError("cutoff: expected at least one number in (0, 1]; got none")
-    for value in cutoffs:
-        _check_cutoff(value)
     if threat.norm not in ("linf", "l2"):
         raise ConfigError(
             f"low_frequency attacks in linf and l2, got {threat.norm}: smooth changes waste an l_1 budget"
         )
-    schedule = Schedule(seed, image_ids, steps, restarts, False, verify, progress, start)
-    ids = check_images(x, y, image_ids)
-    numbers = count()
+    ids = check_images(x, y, options.image_ids)
+    cutoffs, steps, numbers = options.cutoffs, options.steps, count()
 
     def make_rule(clean: Tensor) -> Rule:
         restart = next(numbers)
@@ -131,12 +134,12 @@ def low_frequency(
             return _LowFrequencyRule(clean, threat, steps, share)
 
         def jump(rows: Tensor) -> Tensor:
-            return _random_start(x[rows], threat, share, seed, [ids[row] for row in rows.tolist()], restart)
+            return _random_start(x[rows], threat, share, options.seed, [ids[row] for row in rows.tolist()], restart)
 
         return JumpRule(_LowFrequencyRule(clean, threat, max(1, steps - 1), share), jump)
 
-    objective = PerImageObjective(model, loss, eot=eot, redraw=redraw, logit_scale=logit_scale)
-    return run_attack("low-frequency", objective, x, y, threat, make_rule, schedule)
+    objective = PerImageObjective(model, options.loss, **options.scoring)
+    return run_attack("low-frequency", objective, x, y, threat, make_rule, options, random_starts=False)
 
 
 class _LowFrequencyRule(_ApgdRule):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from torch import Tensor
@@ -12,13 +12,12 @@ from torch import Tensor
 from rdc.arguments.scalars import as_number
 from rdc.attacks.entry import attack
 from rdc.attacks.losses import Evaluation, Model, Objective
+from rdc.attacks.options import AscentOptions, Progress, integer, number
 from rdc.attacks.threat_model import AttackRecord, AttackResult, ThreatModel, check_images
 from rdc.errors import InputError
 from rdc.norm_balls import project, random_start, steepest_direction
 
-__all__ = ["Progress", "Rule", "Schedule", "pgd", "run_attack"]
-
-Progress = Callable[[dict[str, object]], None]
+__all__ = ["PgdOptions", "Progress", "Rule", "pgd", "run_attack"]
 
 
 class Rule(Protocol):
@@ -35,27 +34,32 @@ class Rule(Protocol):
         """Go on with these rows ([m] int64 indices into the current n) only."""
 
 
-@attack
-def pgd(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    *,
-    seed: int,
-    image_ids: Sequence[int] | Tensor,
-    steps: int = 50,
-    restarts: int = 1,
-    loss: str = "ce",
-    step_size: float | None = None,
-    random_start: bool = True,
-    eot: int = 1,
-    redraw: Callable[[], object] | None = None,
-    logit_scale: float | str = "auto",
-    verify: bool = True,
-    start: Tensor | Sequence[Tensor] | None = None,
-    progress: Progress | None = None,
-) -> AttackResult:
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class PgdOptions(AscentOptions):
+    """Options of :func:`pgd`.
+
+    Args:
+        restarts: >= 1; above 1 only with a random start.
+        step_size: in pixel units of the norm; None: 2.5 * eps / steps.
+        random_start: start from a random point of the ball, else from the clean image.
+    """
+
+    steps: int = integer(50, most=1_000_000)
+    step_size: float | None = number(None)
+    random_start: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step_size is not None and (as_number(self.step_size) is None or not 0 < self.step_size < math.inf):
+            raise InputError(f"step_size must be > 0 in pixel units, got {self.step_size!r}")
+        if not self.random_start and self.restarts != 1:
+            raise InputError(
+                f"{self.restarts} restarts without a random start would all be the same; use restarts=1 or random_start=True"
+            )
+
+
+@attack(PgdOptions)
+def pgd(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, options: PgdOptions) -> AttackResult:
     """PGD: x <- project(x + step_size * direction), the gradient's sign (l_inf) or the unit gradient (l_2).
 
     For l_1 the direction is the sign in the 5 % of entries of largest gradient; use APGD for numbers there.
@@ -65,20 +69,7 @@ def pgd(
         x: [N, C, H, W] float32 in [0, 1].
         y: [N] int64 true labels.
         threat: norm and radius.
-        seed: 0 <= seed < 2^64; with image id and restart it fixes the random start, and nothing else does.
-        image_ids: N integers >= 0, e.g. positions in the data set.
-        steps: steps of each restart, >= 1.
-        restarts: >= 1; above 1 only with a random start.
-        loss: ``"ce"``, ``"dlr"`` or ``"margin"`` (rdc.attacks.losses).
-        step_size: in pixel units of the norm; default 2.5 * eps / steps.
-        random_start: start from a random point of the ball, else from the clean image.
-        eot: model calls averaged for each gradient; above 1, or with ``redraw``, the model counts as random.
-        redraw: called before each model call, makes a random model draw fresh noise.
-        logit_scale: ``"auto"`` or a number > 0, for ``ce``.
-        verify: evaluate x_adv once more at the end (not for random models).
-        start: [N, C, H, W], where restart 0 begins (projected into the budget) in place of its own start, or a list: one
-            for each of the first restarts.
-        progress: called after each step with attack, step, steps, restart, restarts, active, robust, total.
+        options: PgdOptions; a call gives its fields as keywords.
 
     Returns:
         AttackResult.
@@ -89,46 +80,13 @@ def pgd(
 
     Source: Madry et al. 2018 (arXiv 1706.06083).
     """
-    if step_size is None:
-        step_size = 2.5 * threat.eps / max(1, steps if isinstance(steps, int) else 1)
-    elif as_number(step_size) is None or not 0 < step_size < math.inf:
-        raise InputError(f"step_size must be > 0 in pixel units, got {step_size!r}")
-    if not random_start and restarts != 1:
-        raise InputError(
-            f"{restarts} restarts without a random start would all be the same; use restarts=1 or random_start=True"
-        )
-    objective = Objective(model, loss, eot=eot, redraw=redraw, logit_scale=logit_scale)
-    schedule = Schedule(seed, image_ids, steps, restarts, random_start, verify, progress, start)
-    return run_attack("pgd", objective, x, y, threat, lambda clean: _PgdRule(clean, threat, step_size), schedule)
+    step_size = 2.5 * threat.eps / options.steps if options.step_size is None else options.step_size
+    objective = Objective(model, options.loss, **options.scoring)
 
+    def make_rule(clean: Tensor) -> Rule:
+        return _PgdRule(clean, threat, step_size)
 
-@dataclass(frozen=True)
-class Schedule:
-    """Restarts and steps of an attack and what its random starts are drawn from: ``pgd``'s arguments of these names.
-
-    Raises:
-        InputError: seed, steps or restarts are not integers in range.
-    """
-
-    seed: int
-    image_ids: Sequence[int] | Tensor
-    steps: int
-    restarts: int
-    random_start: bool
-    verify: bool
-    progress: Progress | None
-    start: Tensor | Sequence[Tensor] | None = None
-
-    @property
-    def starts(self) -> list[Tensor]:
-        """Where the first runs begin, [N, C, H, W] each; the runs after them begin as ``random_start`` says."""
-        return [self.start] if isinstance(self.start, Tensor) else list(self.start or ())
-
-    def __post_init__(self) -> None:
-        for what, least in (("seed", 0), ("steps", 1), ("restarts", 1)):
-            number = getattr(self, what)
-            if isinstance(number, bool) or not isinstance(number, int) or not least <= number < 2**64:
-                raise InputError(f"{what} must be an integer >= {least}, got {number!r}")
+    return run_attack("pgd", objective, x, y, threat, make_rule, options, random_starts=options.random_start)
 
 
 def run_attack(
@@ -138,7 +96,9 @@ def run_attack(
     y: Tensor,
     threat: ThreatModel,
     make_rule: Callable[[Tensor], Rule],
-    schedule: Schedule,
+    options: AscentOptions,
+    *,
+    random_starts: bool = True,
 ) -> AttackResult:
     """Run an attack's rule over restarts and steps, and record every iterate it makes.
 
@@ -152,7 +112,8 @@ def run_attack(
         objective: loss on the model; its counters end up in the result.
         x, y, threat: images [N, C, H, W] float32, labels [N] int64, norm and radius.
         make_rule: clean images [n, C, H, W] of a restart -> Rule.
-        schedule: restarts, steps, seed, image ids.
+        options: restarts, steps, seed, image ids, given starts.
+        random_starts: whether a run that is given no start begins at a random point; else at the clean image.
 
     Returns:
         AttackResult, its budgets checked.
@@ -160,14 +121,14 @@ def run_attack(
     Raises:
         InputError: see ``pgd``. RdcError: a budget was broken.
     """
-    ids = check_images(x, y, schedule.image_ids)
-    starts = schedule.starts
+    ids = check_images(x, y, options.image_ids)
+    starts = options.starts
     if wrong := [list(given.shape) for given in starts if given.shape != x.shape]:
         raise InputError(f"start: expected images {list(x.shape)}, got {wrong[0]}")
     x, y = x.detach(), y.to(x.device)
     *clean, scale = objective.start(x, y)  # clean: right, NaN logits
     record = AttackRecord(x, *clean)
-    steps, restarts, progress = schedule.steps, schedule.restarts, schedule.progress
+    steps, restarts, progress = options.steps, options.restarts, options.progress
     for run in range(restarts * objective.runs):
         restart, objective.run = divmod(run, objective.runs)
         rows = (record.clean_correct if objective.is_random else record.correct).nonzero()[:, 0]
@@ -176,16 +137,16 @@ def run_attack(
         start = x[rows]
         if run < len(starts):
             start = project(starts[run][rows], start, threat.eps, threat.norm)
-        elif schedule.random_start:
+        elif random_starts:
             of = [ids[row] for row in rows.tolist()]
-            start = random_start(start, threat.eps, threat.norm, seed=schedule.seed, image_ids=of, restart=run)
+            start = random_start(start, threat.eps, threat.norm, seed=options.seed, image_ids=of, restart=run)
         for step, active in _restart(objective, record, make_rule(x[rows]), start, rows, y, scale, steps, restart):
             if progress is not None:
                 where = {"step": step, "steps": steps, "restart": run, "restarts": restarts * objective.runs}
                 count = {"active": active, "robust": int(record.correct.sum()), "total": len(ids)}
                 progress({"attack": objective.title(name), **where, **count})
     mismatches = None
-    if schedule.verify and not objective.is_random:
+    if options.verify and not objective.is_random:
         mismatches = record.verify(objective.evaluate(record.x_adv, y, scale, gradient=False).correct, steps, restarts)
     return record.result(
         x,

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
-from rdc.arguments.scalars import shown
+from rdc.arguments.scalars import as_number, shown
+from rdc.attacks.entry import Attack
+from rdc.attacks.suites import SUITES, suite
 from rdc.errors import ConfigError
 
 __all__ = [
@@ -23,9 +25,12 @@ __all__ = [
     "expand_attacks",
     "parse_attack",
     "parse_attacks",
+    "suite",
 ]
 
 _BALLS = ("linf", "l2", "l1")
+_COMMON = ("steps", "restarts", "eot")  # where an attack has them
+_GRADIENT = {"choices": ("exact", "bpda")}  # the defence's mode: no option of the attack itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +38,9 @@ class AttackKind:
     """One attack.
 
     Args:
-        home: ``module:function`` that runs it, imported when first used.
+        home: ``module:name`` of the Attack that runs it, imported when first used; its options are declared there.
         about: one line for ``--help`` and reports.
-        fixed: arguments that the name stands for.
-        options: arguments that ``:option=value`` may set, beside gradient, eot, steps and restarts where they apply.
+        fixed: options that the name stands for.
         norms: threat models it can attack in.
         needs: what it asks of the defence: None, "penalty" (an objective of its own), "surrogates", "draws" (fresh
             noise), "endpoints" (an attack before it).
@@ -46,21 +50,24 @@ class AttackKind:
     home: str
     about: str
     fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
-    options: tuple[str, ...] = ()
     norms: tuple[str, ...] = _BALLS
     needs: str | None = None
     white_box: bool = True
 
     @property
-    def takes(self) -> tuple[str, ...]:
-        """Every option that may be set."""
-        common = ("steps", "restarts", "eot", "gradient") if self.white_box else ("restarts",)
-        return (*common, *self.options)
-
-    def function(self) -> Callable[..., Any]:
-        """The function."""
+    def attack(self) -> Attack[Any, Any]:
+        """The attack, with what the name stands for set."""
         module, _, name = self.home.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return getattr(importlib.import_module(module), name).fixing(**self.fixed)
+
+    @property
+    def takes(self) -> dict[str, Mapping[str, Any]]:
+        """Every option that a list may set -> what its field says of it: the common ones, then the attack's own."""
+        common = ("steps", "restarts", "eot", "gradient") if self.white_box else ("restarts",)
+        declared = {field.name: field.metadata for field in dataclasses.fields(self.attack.options)}
+        own = {name: about for name, about in declared.items() if name not in (*_COMMON, *self.fixed)}
+        listed = {name: about for name, about in own.items() if about.get("most") or about.get("choices")}
+        return {**{name: declared.get(name, _GRADIENT) for name in common}, **listed}
 
 
 _A = "rdc.attacks"
@@ -70,94 +77,33 @@ ATTACKS: dict[str, AttackKind] = {
         for name, words, norms in (("pgd", "projected gradient descent", ("linf", "l2")), ("apgd", "Auto-PGD", _BALLS))
         for loss in ("ce", "dlr", "margin")
     },
-    "apgd-t": AttackKind(f"{_A}.apgd:apgd_targeted", "Auto-PGD, targeted DLR", {"loss": "dlr"}, ("targets",)),
-    "apgd-ce-t": AttackKind(f"{_A}.apgd:apgd_targeted", "Auto-PGD, targeted CE", {"loss": "ce"}, ("targets",)),
+    "apgd-t": AttackKind(f"{_A}.apgd:apgd_targeted", "Auto-PGD, targeted DLR", {"loss": "dlr"}),
+    "apgd-ce-t": AttackKind(f"{_A}.apgd:apgd_targeted", "Auto-PGD, targeted CE", {"loss": "ce"}),
     "fab": AttackKind(f"{_A}.fab:fab", "FAB, smallest perturbation", {"targets": None}),
-    "fab-t": AttackKind(f"{_A}.fab:fab", "FAB, targeted", {}, ("targets",)),
-    "square": AttackKind(f"{_A}.square:square", "Square, black box", {}, ("queries", "p_init"), white_box=False),
-    "stadv": AttackKind(f"{_A}.stadv:stadv", "spatial transformation", {}, ("tau",), ("flow",)),
-    "low-frequency": AttackKind(f"{_A}.low_frequency:low_frequency", "Auto-PGD in low frequencies", {}, ("cutoff",), ("linf", "l2")),
-    "smoothed": AttackKind(f"{_A}.smoothed:smoothed", "Auto-PGD, gradients averaged over nearby points", {}, ("samples", "reach")),
+    "fab-t": AttackKind(f"{_A}.fab:fab", "FAB, targeted"),
+    "square": AttackKind(f"{_A}.square:square", "Square, black box", white_box=False),
+    "stadv": AttackKind(f"{_A}.stadv:stadv", "spatial transformation", norms=("flow",)),
+    "low-frequency": AttackKind(f"{_A}.low_frequency:low_frequency", "Auto-PGD in low frequencies", norms=("linf", "l2")),
+    "smoothed": AttackKind(f"{_A}.smoothed:smoothed", "Auto-PGD, gradients averaged over nearby points"),
     "lagrange": AttackKind(
-        f"{_A}.lagrange:lagrange", "class loss minus c times the defence's objective, c searched", needs="penalty",
-        options=("searches", "surrogate"),
+        f"{_A}.lagrange:lagrange", "class loss minus c times the defence's objective, c searched", needs="penalty"
     ),
     "objective": AttackKind(f"{_A}.lagrange:objective_attack", "attack on the defence's own objective", needs="penalty"),
     "transfer": AttackKind(
-        f"{_A}.transfer:transfer", "gradients of a surrogate, decisions of the defence", {}, ("surrogate", "check_every"),
-        needs="surrogates",
+        f"{_A}.transfer:transfer", "gradients of a surrogate, decisions of the defence", needs="surrogates"
     ),
     "selective": AttackKind(
-        f"{_A}.selective:selective", "gradients on the draws that still hold", {}, ("draws",), needs="draws"
+        f"{_A}.selective:selective", "gradients on the draws that still hold", needs="draws"
     ),
     "endpoints-ce": AttackKind(f"{_A}.apgd:apgd", "Auto-PGD from every earlier endpoint", {"loss": "ce"}, needs="endpoints"),
     "endpoints-dlr": AttackKind(f"{_A}.apgd:apgd", "the same, dlr loss", {"loss": "dlr"}, needs="endpoints"),
 }  # fmt: skip
-
-_ADAPTIVE = (
-    "apgd-ce:gradient=bpda", "transfer:surrogate=plain", "transfer:surrogate=one-step", "transfer:surrogate=fresh",
-    "lagrange", "lagrange:surrogate=plain", "objective", "low-frequency", "smoothed", "selective", "endpoints-dlr",
-)  # fmt: skip
-_AUTOATTACK = {"autoattack": "standard", "autoattack-plus": "plus", "autoattack-rand": "rand"}
-
-#: Names that stand for several attacks, see :func:`suite`.
-SUITES = (*_AUTOATTACK, "adaptive")
-
-
-def suite(name: str, norm: str | None) -> tuple[str, ...]:
-    """The attacks that a name of :data:`SUITES` stands for; parts of "adaptive" that a defence does not offer are left out.
-
-    Args:
-        name: one of :data:`SUITES`.
-        norm: of the threat model; AutoAttack's lists differ for l1.
-    """
-    if name == "adaptive":
-        return _ADAPTIVE
-    from rdc.attacks.autoattack import AUTOATTACK
-
-    texts = []
-    for component in AUTOATTACK[_AUTOATTACK[name]]:
-        under = component.under(norm or "")
-        options = {"restarts": under.restarts, "targets": under.targets, "queries": under.queries, "eot": under.eot}
-        given = [f"{key}={value}" for key, value in options.items() if value not in (None, 1)]
-        texts.append(":".join([under.name, *given]))
-    return tuple(texts)
-
 
 _SHORT = {"pgd": "pgd-ce", "apgd": "apgd-ce", "apgd-dlr-t": "apgd-t"}
 
 
 MOST_ATTACKS = 1000  #: in one list
 _LONGEST_NUMBER = 50  # digits; a text of a million of them takes int() seconds
-#: option that sets a number -> largest value
-MOST: dict[str, float] = {
-    "steps": 1_000_000, "restarts": 10_000, "eot": 100_000, "targets": 1_000_000, "queries": 10**9, "searches": 10_000,
-    "draws": 100_000, "samples": 100_000, "check_every": 1_000_000, "reach": 1e6, "p_init": 1.0, "cutoff": 1e6, "tau": 1e6,
-}  # fmt: skip
-
-
-def _integer(text: str) -> int:
-    return int(text)
-
-
-_OPTIONS: dict[str, Callable[[str], Any]] = {
-    "steps": _integer,
-    "restarts": _integer,
-    "eot": _integer,
-    "targets": _integer,
-    "queries": _integer,
-    "searches": _integer,
-    "draws": _integer,
-    "samples": _integer,
-    "reach": float,
-    "check_every": _integer,
-    "p_init": float,
-    "cutoff": float,
-    "tau": float,
-    "gradient": str,
-    "surrogate": str,
-}
-_CHOICES = {"gradient": ("exact", "bpda"), "surrogate": ("plain", "one-step", "fresh")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,27 +143,30 @@ def parse_attack(text: str) -> AttackSpec:
     name = _SHORT.get(name.lower(), name.lower())
     if name not in ATTACKS:
         raise ConfigError(f"attacks: expected {', '.join((*ATTACKS, *SUITES, 'none'))}; got {shown(text)}")
-    kind, options = ATTACKS[name], []
+    takes, options = ATTACKS[name].takes, []
     for change in changes:
         option, _, value = (part.strip() for part in change.partition("="))
-        if option not in kind.takes:
-            raise ConfigError(f"attacks, {name}: expected options of {', '.join(kind.takes)}; got {shown(change)}")
-        options.append((option, _value(name, option, value)))
+        if option not in takes:
+            raise ConfigError(f"attacks, {name}: expected options of {', '.join(takes)}; got {shown(change)}")
+        options.append((option, _value(name, option, takes[option], value)))
     if len({option for option, _ in options}) < len(options):
         raise ConfigError(f"attacks, {shown(text)}: an option is given twice")
     return AttackSpec(name, tuple(options))
 
 
-def _value(name: str, option: str, text: str) -> Any:
-    choices = _CHOICES.get(option)
-    if choices is not None and text not in choices:
-        raise ConfigError(f"attacks, {name}: {option} is one of {', '.join(choices)}; got {shown(text)}")
+def _value(name: str, option: str, about: Mapping[str, Any], text: str) -> Any:
+    choices, most = about.get("choices"), about.get("most")
+    if choices is not None:
+        if text not in choices:
+            raise ConfigError(f"attacks, {name}: {option} is one of {', '.join(choices)}; got {shown(text)}")
+        return text
+    read = float if about["read"] is as_number else int
     try:
-        value = _OPTIONS[option](text if len(text) <= _LONGEST_NUMBER else "")
+        value = read(text if len(text) <= _LONGEST_NUMBER else "")
     except ValueError as error:
         raise ConfigError(f"attacks, {name}: {option} is a number; got {shown(text)}") from error
-    if isinstance(value, (int, float)) and not 0 < value <= MOST[option]:
-        raise ConfigError(f"attacks, {name}: {option} is a number > 0, at most {MOST[option]:,}; got {shown(text)}")
+    if not 0 < value <= most:
+        raise ConfigError(f"attacks, {name}: {option} is a number > 0, at most {most:,}; got {shown(text)}")
     return value
 
 

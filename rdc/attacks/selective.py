@@ -27,20 +27,23 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
+from rdc.arguments.scalars import as_integer
 from rdc.attacks.apgd import _ApgdRule
 from rdc.attacks.entry import attack
 from rdc.attacks.losses import AUTO_SPREAD, Evaluation, Model
+from rdc.attacks.options import AscentOptions, integer, number
 from rdc.attacks.per_image import AscentRule, LocatedEvaluation, PerImageObjective, extend_result
-from rdc.attacks.pgd import Progress, Schedule, run_attack
+from rdc.attacks.pgd import run_attack
 from rdc.attacks.threat_model import AttackResult, ThreatModel
 from rdc.errors import ConfigError, InputError
 
-__all__ = ["SelectiveResult", "selective"]
+__all__ = ["SelectiveOptions", "SelectiveResult", "selective"]
 
 OBJECTIVES = ("average", "worst")
 FIRST_DRAW = 2**20
@@ -61,46 +64,75 @@ class SelectiveResult(AttackResult):
     objective: str
 
 
-@attack
-def selective(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    *,
-    seed: int,
-    image_ids: Sequence[int] | Tensor,
-    set_draw: Callable[[int], object] | None = None,
-    redraw: Callable[[], object] | None = None,
-    draws: int | Sequence[int] = 20,
-    eot: int = 5,
-    objective: str = "average",
-    temperature: float = 1.0,
-    steps: int = 100,
-    restarts: int = 1,
-    loss: str = "ce",
-    logit_scale: float | str = "auto",
-    verify: bool = True,
-    start: Tensor | None = None,
-    progress: Progress | None = None,
-) -> SelectiveResult:
-    """APGD over a set of noise draws that spends gradients on the draws worth it (module docstring).
+def _read_draws(draws: Any) -> Any:
+    """A number, or the numbers of a list, as Python's own."""
+    if isinstance(draws, int) or as_integer(draws) is not None:
+        return as_integer(draws)
+    try:
+        listed = [draws] if isinstance(draws, (str, bytes)) else list(draws)
+    except TypeError:
+        listed = [draws]
+    return [draw if as_integer(draw) is None else as_integer(draw) for draw in listed]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class SelectiveOptions(AscentOptions):
+    """Options of :func:`selective`.
 
     Args:
-        model: random: pixels [n, C, H, W] -> logits [n, K] under its current draw.
-        x, y, threat, seed, image_ids, steps, restarts, logit_scale, start, progress: as for ``apgd``.
+        eot: gradients taken for each image and step, >= 1; at most M count.
+        verify: evaluate x_adv once more under all draws (``"worst"`` only).
         set_draw: ``set_draw(i)`` makes the next model call use draw i: same i, same function of the pixels. The pool
             stays fixed during the attack; then the model is left at the draw after its highest, so that calls which
             go on from there do not meet the pool again.
         redraw: used where there is no ``set_draw``: called before each model call, fresh noise. Each step then takes
-            gradients of ``eot`` fresh draws, weighted as above; no draw is left out.
+            gradients of ``eot`` fresh draws, weighted as in the module docstring; no draw is left out.
         draws: M: draws 2^20 .. 2^20 + M - 1, far from those of a counter that began at 0; or their numbers. With
             ``redraw`` only the clean image sees M draws.
-        eot: gradients taken for each image and step, >= 1; at most M count.
         objective: ``"average"`` or ``"worst"`` (needs ``set_draw``).
         temperature: > 0, in units of the loss scaled to a clean spread of 10; large values weigh all draws alike.
-        loss: ``"ce"``, ``"dlr"`` or ``"margin"``.
-        verify: evaluate x_adv once more under all draws (``"worst"`` only).
+    """
+
+    eot: int = integer(5, most=100_000)
+    set_draw: Callable[[int], object] | None = None
+    draws: int | Sequence[int] = dataclasses.field(default=20, metadata={"read": _read_draws, "most": 100_000})
+    objective: str = "average"
+    temperature: float = number(1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.set_draw is None and self.redraw is None:
+            raise InputError(
+                "selective needs set_draw(i) or redraw(), to move a random model from draw to draw; got neither"
+            )
+        pool = self.pool
+        fine = all(isinstance(draw, int) and not isinstance(draw, bool) and draw >= 0 for draw in pool)
+        if not pool or not fine or len(set(pool)) < len(pool):
+            raise InputError(f"draws: expected an integer >= 1 or different numbers >= 0, got {self.draws!r}")
+        if self.objective not in OBJECTIVES:
+            raise ConfigError(f"unknown objective {self.objective!r}; expected one of {', '.join(OBJECTIVES)}")
+        if self.objective == "worst" and self.set_draw is None:
+            raise ConfigError('objective "worst" needs set_draw: with fresh noise no draw can be asked for twice')
+        warm = self.temperature
+        if not isinstance(warm, (int, float)) or isinstance(warm, bool) or not 0 < warm < math.inf:
+            raise ConfigError(f"temperature must be a finite number > 0, got {warm!r}")
+
+    @property
+    def pool(self) -> list[int]:
+        """Numbers of the draws."""
+        if isinstance(self.draws, bool):
+            return []
+        return list(range(FIRST_DRAW, FIRST_DRAW + self.draws) if isinstance(self.draws, int) else self.draws)
+
+
+@attack(SelectiveOptions)
+def selective(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, options: SelectiveOptions) -> SelectiveResult:
+    """APGD over a set of noise draws that spends gradients on the draws worth it (module docstring).
+
+    Args:
+        model: random: pixels [n, C, H, W] -> logits [n, K] under its current draw.
+        x, y, threat: as for ``apgd``.
+        options: SelectiveOptions; a call gives its fields as keywords.
 
     Returns:
         SelectiveResult. ``average``: an image counts as misclassified where at least half of the draws say so, none
@@ -112,51 +144,27 @@ def selective(
 
     Source: the idea of a selective attack on resolvable draws is DiffHammer's (NeurIPS 2024); weights derived above.
     """
-    pool = _check_pool(set_draw, redraw, draws)
-    if objective not in OBJECTIVES:
-        raise ConfigError(f"unknown objective {objective!r}; expected one of {', '.join(OBJECTIVES)}")
-    if objective == "worst" and set_draw is None:
-        raise ConfigError('objective "worst" needs set_draw: with fresh noise no draw can be asked for twice')
-    if isinstance(eot, bool) or not isinstance(eot, int) or eot < 1:
-        raise InputError(f"eot must be an integer >= 1, got {eot!r}")
-    number = isinstance(temperature, (int, float)) and not isinstance(temperature, bool)
-    if not number or not 0 < temperature < math.inf:
-        raise ConfigError(f"temperature must be a finite number > 0, got {temperature!r}")
-    schedule = Schedule(seed, image_ids, steps, restarts, True, verify, progress, start)
-    of_draws = _Selection(
-        model, loss, logit_scale, set_draw, redraw, pool, min(eot, len(pool)), objective, float(temperature)
-    )
+    of_draws = _Selection(model, options)
     result = run_attack(
-        "selective", of_draws, x, y, threat, lambda clean: AscentRule(_ApgdRule(clean, threat, steps)), schedule
+        "selective", of_draws, x, y, threat, lambda clean: AscentRule(_ApgdRule(clean, threat, options.steps)), options
     )
-    if set_draw is not None:
-        set_draw(max(pool) + 1)
+    if options.set_draw is not None:
+        options.set_draw(max(of_draws.pool) + 1)
     failures = torch.where(result.best_loss.isinf(), of_draws.clean_failures, result.best_loss.floor().long())
-    return extend_result(
-        SelectiveResult, result, draws=of_draws.count, failures=failures, objective=objective, eot=of_draws.selected
-    )
+    more = {"draws": of_draws.count, "objective": options.objective, "eot": of_draws.selected}
+    return extend_result(SelectiveResult, result, failures=failures, **more)
 
 
 class _Selection(PerImageObjective):
-    def __init__(
-        self,
-        model: Model,
-        loss: str,
-        logit_scale: float | str,
-        set_draw: Callable[[int], object] | None,
-        redraw: Callable[[], object] | None,
-        pool: list[int],
-        selected: int,
-        objective: str,
-        temperature: float,
-    ) -> None:
+    def __init__(self, model: Model, options: SelectiveOptions) -> None:
+        pool, set_draw = options.pool, options.set_draw
         self.now = pool[0]
-        place = redraw if set_draw is None else (lambda: set_draw(self.now))
-        super().__init__(model, loss, redraw=place, logit_scale=logit_scale)
-        self.pool, self.fixed, self.selected = pool, set_draw is not None, selected
-        self.objective, self.temperature = objective, temperature
-        self.count = len(pool) if self.fixed else selected
-        self.is_random = objective == "average"
+        place = options.redraw if set_draw is None else (lambda: set_draw(self.now))
+        super().__init__(model, options.loss, redraw=place, logit_scale=options.logit_scale)
+        self.pool, self.fixed, self.selected = pool, set_draw is not None, min(options.eot, len(pool))
+        self.objective, self.temperature = options.objective, float(options.temperature)
+        self.count = len(pool) if self.fixed else self.selected
+        self.is_random = self.objective == "average"
 
     def start(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Clean images under every draw: failures, NaN, mean scale."""
@@ -232,19 +240,3 @@ class _Selection(PerImageObjective):
                 found = each[place].gradient[rows]  # type: ignore[index]
             slope[rows] += weight[place, rows].view(-1, 1, 1, 1) * found
         return slope
-
-
-def _check_pool(
-    set_draw: Callable[[int], object] | None, redraw: Callable[[], object] | None, draws: int | Sequence[int]
-) -> list[int]:
-    if set_draw is None and redraw is None:
-        raise InputError(
-            "selective needs set_draw(i) or redraw(), to move a random model from draw to draw; got neither"
-        )
-    if isinstance(draws, int) and not isinstance(draws, bool):
-        draws = range(FIRST_DRAW, FIRST_DRAW + draws)
-    pool = [] if isinstance(draws, bool) else list(draws)
-    fine = all(isinstance(draw, int) and not isinstance(draw, bool) and draw >= 0 for draw in pool)
-    if not pool or not fine or len(set(pool)) < len(pool):
-        raise InputError(f"draws: expected an integer >= 1 or different numbers >= 0, got {draws!r}")
-    return pool

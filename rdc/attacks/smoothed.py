@@ -14,7 +14,7 @@ Source: smoothing for optimisation, Duchi, Bartlett & Wainwright 2012 (arXiv 110
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -22,45 +22,46 @@ from torch import Tensor
 from rdc.attacks.apgd import _rule
 from rdc.attacks.entry import attack
 from rdc.attacks.losses import Model
+from rdc.attacks.options import AscentOptions, integer, number
 from rdc.attacks.per_image import LocatedEvaluation, PerImageObjective
-from rdc.attacks.pgd import Progress, Schedule, run_attack
+from rdc.attacks.pgd import run_attack
 from rdc.attacks.threat_model import AttackResult, ThreatModel, check_images
-from rdc.errors import ConfigError, InputError
+from rdc.errors import ConfigError
 from rdc.norm_balls import random_start
 
-__all__ = ["smoothed"]
+__all__ = ["SmoothedOptions", "smoothed"]
 
 _NEARBY = 0x9E3779B97F4A7C15  # keeps the nearby points apart from the random starts of the same seed
 
 
-@attack
-def smoothed(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    *,
-    seed: int,
-    image_ids: Sequence[int] | Tensor,
-    samples: int = 4,
-    reach: float = 0.25,
-    steps: int = 100,
-    restarts: int = 1,
-    loss: str = "ce",
-    eot: int = 1,
-    redraw: Callable[[], object] | None = None,
-    logit_scale: float | str = "auto",
-    verify: bool = True,
-    start: Tensor | Sequence[Tensor] | None = None,
-    progress: Progress | None = None,
-) -> AttackResult:
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class SmoothedOptions(AscentOptions):
+    """Options of :func:`smoothed`.
+
+    Args:
+        samples: points of an average, x among them, >= 1 (1: plain APGD); a step costs as many gradients.
+        reach: radius of the neighbourhood over the budget's, > 0.
+    """
+
+    samples: int = integer(4, most=100_000)
+    reach: float = number(0.25, most=1e6)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        reach = self.reach
+        if isinstance(reach, bool) or not isinstance(reach, (int, float)) or not 0 < reach < float("inf"):
+            raise ConfigError(
+                f"reach must be a number > 0, the neighbourhood's radius over the budget's; got {reach!r}"
+            )
+
+
+@attack(SmoothedOptions)
+def smoothed(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, options: SmoothedOptions) -> AttackResult:
     """APGD whose gradients are averaged over nearby points (module docstring).
 
     Args:
-        model, x, y, threat, seed, image_ids, steps, restarts, loss, eot, redraw, logit_scale, verify, start, progress: as for
-            ``apgd``.
-        samples: points of an average, x among them, >= 1 (1: plain APGD); a step costs as many gradients.
-        reach: radius of the neighbourhood over the budget's, > 0.
+        model, x, y, threat: as for ``apgd``.
+        options: SmoothedOptions; a call gives its fields as keywords.
 
     Returns:
         AttackResult.
@@ -68,16 +69,11 @@ def smoothed(
     Raises:
         InputError, ConfigError, RdcError: as for ``apgd``; samples or reach out of range.
     """
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise InputError(f"samples must be an integer >= 1, got {samples!r}")
-    if isinstance(reach, bool) or not isinstance(reach, (int, float)) or not 0 < reach < float("inf"):
-        raise ConfigError(f"reach must be a number > 0, the neighbourhood's radius over the budget's; got {reach!r}")
-    ids = check_images(x, y, image_ids)
-    near = ThreatModel(threat.norm, reach * threat.eps)
-    objective = _Smoothed(model, loss, eot=eot, redraw=redraw, logit_scale=logit_scale)
-    objective.neighbourhood = (near, samples, seed, ids)
-    schedule = Schedule(seed, image_ids, steps, restarts, True, verify, progress, start)
-    return run_attack("smoothed", objective, x, y, threat, lambda clean: _rule(clean, threat, steps), schedule)
+    ids = check_images(x, y, options.image_ids)
+    near = ThreatModel(threat.norm, options.reach * threat.eps)
+    objective = _Smoothed(model, options.loss, **options.scoring)
+    objective.neighbourhood = (near, options.samples, options.seed, ids)
+    return run_attack("smoothed", objective, x, y, threat, lambda clean: _rule(clean, threat, options.steps), options)
 
 
 class _Smoothed(PerImageObjective):

@@ -20,9 +20,10 @@ Query q of an image draws numbers that depend on (seed, image id, restart, q) on
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -31,12 +32,12 @@ from torch import Tensor
 from rdc.arguments.seeds import random
 from rdc.attacks.entry import attack
 from rdc.attacks.losses import Model, Objective
-from rdc.attacks.pgd import Progress, Schedule
+from rdc.attacks.options import AttackOptions, integer, number
 from rdc.attacks.threat_model import AttackRecord, AttackResult, ThreatModel, check_images
 from rdc.errors import InputError
 from rdc.norm_balls import linf_bounds, project, row_sum
 
-__all__ = ["changed_share", "square"]
+__all__ = ["SquareOptions", "changed_share", "square"]
 
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries
 _TILES = 5
@@ -44,23 +45,27 @@ _BLOCK = 128  # queries whose numbers are drawn at once
 _STREAM, _START_STREAM = 0x5157_A2E0, 0x5157_A2E1  # words of the Philox counter: proposals, starting points
 
 
-@attack
-def square(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    *,
-    seed: int,
-    image_ids: Sequence[int] | Tensor,
-    queries: int = 5000,
-    p_init: float = 0.8,
-    restarts: int = 1,
-    eot: int = 1,
-    redraw: Callable[[], object] | None = None,
-    verify: bool = True,
-    progress: Progress | None = None,
-) -> AttackResult:
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class SquareOptions(AttackOptions):
+    """Options of :func:`square`.
+
+    Args:
+        queries: model calls for each image and restart, >= 1, the starting point included, the clean image not.
+        p_init: share of the pixels that the first proposals change, in (0, 1].
+    """
+
+    queries: int = integer(5000, most=10**9)
+    p_init: float = number(0.8, most=1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        share = self.p_init
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise InputError(f"p_init must be in (0, 1], got {share!r}")
+
+
+@attack(SquareOptions)
+def square(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, options: SquareOptions) -> AttackResult:
     """Square attack with the margin loss; black box.
 
     Args:
@@ -68,15 +73,7 @@ def square(
         x: [N, C, H, W] float32 in [0, 1].
         y: [N] int64 true labels.
         threat: norm and radius.
-        seed: 0 <= seed < 2^64.
-        image_ids: N integers >= 0, e.g. positions in the data set.
-        queries: model calls for each image and restart, >= 1, the starting point included, the clean image not.
-        p_init: share of the pixels that the first proposals change, in (0, 1].
-        restarts: >= 1; later ones attack only what is still robust.
-        eot: model calls averaged for each query; above 1, or with ``redraw``, the model counts as random.
-        redraw: called before each model call, makes a random model draw fresh noise.
-        verify: evaluate x_adv once more at the end (not for random models).
-        progress: called after each query with attack, step, steps, restart, restarts, active, robust, total.
+        options: SquareOptions; a call gives its fields as keywords. ``progress`` is called after each query.
 
     Returns:
         AttackResult: step k is the k-th query, ``steps`` is ``queries``; ``queries`` [N] counts them for each image.
@@ -86,13 +83,9 @@ def square(
 
     Source: module docstring.
     """
-    if isinstance(queries, bool) or not isinstance(queries, int) or queries < 1:
-        raise InputError(f"queries must be an integer >= 1, got {queries!r}")
-    if isinstance(p_init, bool) or not isinstance(p_init, (int, float)) or not 0 < p_init <= 1:
-        raise InputError(f"p_init must be in (0, 1], got {p_init!r}")
-    schedule = Schedule(seed, image_ids, queries, restarts, True, verify, progress)
-    ids = check_images(x, y, image_ids)
-    objective = Objective(model, "margin", eot=eot, redraw=redraw)
+    ids = check_images(x, y, options.image_ids)
+    queries, restarts, progress = options.queries, options.restarts, options.progress
+    objective = Objective(model, "margin", **options.scoring)
     x, y = x.detach(), y.to(x.device)
     *clean, scale = objective.start(x, y)
     record = AttackRecord(x, *clean)
@@ -101,18 +94,18 @@ def square(
         rows = (record.clean_correct if objective.is_random else record.correct).nonzero()[:, 0]
         if rows.numel() == 0:
             break
-        proposals = _Proposals(x[rows], threat, seed, [ids[row] for row in rows.tolist()], restart)
-        for query, active in _restart(objective, record, proposals, rows, y, scale, asked, queries, p_init, restart):
+        proposals = _Proposals(x[rows], threat, options.seed, [ids[row] for row in rows.tolist()], restart)
+        for query, active in _restart(objective, record, proposals, rows, y, scale, asked, options, restart):
             if progress is not None:
                 where = {"step": query, "steps": queries, "restart": restart, "restarts": restarts}
                 count = {"active": active, "robust": int(record.correct.sum()), "total": len(ids)}
                 progress({"attack": "square", **where, **count})
     mismatches = None
-    if verify and not objective.is_random:
+    if options.verify and not objective.is_random:
         seen = objective.evaluate(record.x_adv, y, scale, gradient=False)
         mismatches = record.verify(seen.correct, queries, restarts)
     spent = {"forward_evaluations": objective.forward_evaluations, "gradient_evaluations": 0, "queries": asked}
-    about = {"name": "square", "loss": "margin", "steps": schedule.steps, "restarts": restarts, "eot": eot}
+    about = {"name": "square", "loss": "margin", "steps": queries, "restarts": restarts, "eot": options.eot}
     return record.result(x, threat, verify_mismatches=mismatches, **about, **spent)
 
 
@@ -124,13 +117,12 @@ def _restart(
     y: Tensor,
     scale: Tensor,
     asked: Tensor,
-    queries: int,
-    p_init: float,
+    options: SquareOptions,
     restart: int,
 ) -> Iterator[tuple[int, int]]:
     """One restart on images rows [n] of all N (y, scale, asked: [N]); yields (query, images left)."""
     point, loss = proposals.start(), torch.full_like(scale[rows], -math.inf)
-    best = point
+    best, queries = point, options.queries
     for query in range(1, queries + 1):
         seen = objective.evaluate(point, y[rows], scale[rows], gradient=False)
         asked[rows] += objective.eot
@@ -146,7 +138,7 @@ def _restart(
         yield query, rows.numel()
         if rows.numel() == 0 or query == queries:
             return
-        point = proposals.next(best, changed_share(query, queries, p_init), query)
+        point = proposals.next(best, changed_share(query, queries, options.p_init), query)
 
 
 def changed_share(query: int, queries: int, p_init: float) -> float:

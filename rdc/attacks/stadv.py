@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import count
 
 import torch
@@ -31,12 +31,13 @@ from rdc.arguments.seeds import random
 from rdc.attacks.apgd import _ApgdRule
 from rdc.attacks.entry import attack
 from rdc.attacks.losses import AUTO_SPREAD, Model
+from rdc.attacks.options import AscentOptions, number
 from rdc.attacks.per_image import AscentRule, JumpRule, LocatedEvaluation, PerImageObjective, extend_result
-from rdc.attacks.pgd import Progress, Rule, Schedule, run_attack
+from rdc.attacks.pgd import Rule, run_attack
 from rdc.attacks.threat_model import AttackResult, ThreatModel, check_images
 from rdc.errors import ConfigError, InputError, RdcError
 
-__all__ = ["FlowThreat", "StAdvResult", "check_flow", "flow_penalty", "stadv", "warp"]
+__all__ = ["FlowThreat", "StAdvOptions", "StAdvResult", "check_flow", "flow_penalty", "stadv", "warp"]
 
 _BOX = ThreatModel("linf", 0.5)  # of u around 1/2
 _FLOW_STREAM = 0x57AD_F103  # word of the Philox counter that separates these draws from others of the same key
@@ -168,37 +169,38 @@ def check_flow(x_adv: Tensor, x: Tensor, flow: Tensor, bound: float) -> None:
         )
 
 
-@attack
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class StAdvOptions(AscentOptions):
+    """Options of :func:`stadv`.
+
+    Args:
+        restarts: restart 0 starts at the zero flow (or ``start``). A later one evaluates the zero flow as its iterate 0
+            and goes on from a random smooth flow (4 x 4 uniform values within the bound, interpolated).
+        start: [N, 2, H, W] flow, cut to the bound.
+        bound: where no threat is given, the largest displacement in [-1, 1] grid coordinates; 0.05 is 0.7 pixels of 28, 0.8
+            of 32.
+        tau: weight of TV, >= 0, against a loss whose logits are rescaled to a clean spread of 10.
+    """
+
+    bound: float = number(0.05)
+    tau: float = number(0.05, most=1e6)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.tau, bool) or not isinstance(self.tau, (int, float)) or not 0 <= self.tau < math.inf:
+            raise ConfigError(f"tau must be a finite number >= 0, got {self.tau!r}")
+
+
+@attack(StAdvOptions)
 def stadv(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat: FlowThreat | None = None,
-    *,
-    seed: int,
-    image_ids: Sequence[int] | Tensor,
-    bound: float = 0.05,
-    tau: float = 0.05,
-    steps: int = 100,
-    restarts: int = 1,
-    loss: str = "ce",
-    eot: int = 1,
-    redraw: Callable[[], object] | None = None,
-    logit_scale: float | str = "auto",
-    verify: bool = True,
-    start: Tensor | None = None,
-    progress: Progress | None = None,
+    model: Model, x: Tensor, y: Tensor, threat: FlowThreat | None = None, *, options: StAdvOptions
 ) -> StAdvResult:
     """Spatially transformed adversarial images within a flow bound (module docstring).
 
     Args:
-        model, x, y, seed, image_ids, steps, loss, eot, redraw, logit_scale, verify, progress: as for ``apgd``.
-        threat: the bound as a FlowThreat; None: ``FlowThreat(bound)``.
-        bound: largest displacement in [-1, 1] grid coordinates; 0.05 is 0.7 pixels of 28, 0.8 of 32.
-        tau: weight of TV, >= 0, against a loss whose logits are rescaled to a clean spread of 10.
-        restarts: restart 0 starts at the zero flow (or ``start``). A later one evaluates the zero flow as its iterate 0
-            and goes on from a random smooth flow (4 x 4 uniform values within the bound, interpolated).
-        start: [N, 2, H, W] flow, cut to the bound.
+        model, x, y: as for ``apgd``.
+        threat: the bound as a FlowThreat; None: ``FlowThreat(options.bound)``.
+        options: StAdvOptions; a call gives its fields as keywords.
 
     Returns:
         StAdvResult; ``best_loss`` is the class loss without TV.
@@ -208,12 +210,11 @@ def stadv(
 
     Source: Xiao et al. 2018 (arXiv 1801.02612); bound of Laidlaw, Singla & Feizi 2021 (arXiv 2006.12655).
     """
-    threat = FlowThreat(bound) if threat is None else threat
+    threat = FlowThreat(options.bound) if threat is None else threat
     if not isinstance(threat, FlowThreat):
         raise ConfigError(f"stadv: expected FlowThreat(bound) or None as threat, got {threat!r}")
-    if isinstance(tau, bool) or not isinstance(tau, (int, float)) or not 0 <= tau < math.inf:
-        raise ConfigError(f"tau must be a finite number >= 0, got {tau!r}")
-    ids = check_images(x, y, image_ids)
+    ids = check_images(x, y, options.image_ids)
+    start, steps = options.start, options.steps
     x = x.detach()
     middle = torch.full((x.shape[0], 2, *x.shape[2:]), 0.5, device=x.device)
     if start is not None:
@@ -228,13 +229,13 @@ def stadv(
             return AscentRule(_ApgdRule(clean, _BOX, steps))
 
         def jump(rows: Tensor) -> Tensor:
-            return _random_flows(middle[rows], seed, [ids[row] for row in rows.tolist()], restart)
+            return _random_flows(middle[rows], options.seed, [ids[row] for row in rows.tolist()], restart)
 
         return JumpRule(AscentRule(_ApgdRule(clean, _BOX, max(1, steps - 1))), jump)
 
-    objective = _FlowObjective(model, x, threat.bound, float(tau), loss, eot, redraw, logit_scale)
-    schedule = Schedule(seed, ids, steps, restarts, False, verify, progress, start)
-    result = run_attack("stadv", objective, middle, y, _BOX, make_rule, schedule)
+    objective = _FlowObjective(model, x, threat.bound, options)
+    inside = dataclasses.replace(options, image_ids=ids, start=start)
+    result = run_attack("stadv", objective, middle, y, _BOX, make_rule, inside, random_starts=False)
     flow = _flow(result.x_adv, threat.bound)
     x_adv = warp(x, flow)
     check_flow(x_adv, x, flow, threat.bound)
@@ -244,21 +245,9 @@ def stadv(
 class _FlowObjective(PerImageObjective):
     """The model on warped images, as a function of u [n, 2, H, W]."""
 
-    def __init__(
-        self,
-        model: Model,
-        x: Tensor,
-        bound: float,
-        tau: float,
-        loss: str,
-        eot: int,
-        redraw: Callable[[], object] | None,
-        logit_scale: float | str,
-    ) -> None:
-        self.images, self.warped, self.bound, self.tau = x, x, bound, tau
-        super().__init__(
-            lambda u: model(warp(self.warped, _flow(u, bound))), loss, eot=eot, redraw=redraw, logit_scale=logit_scale
-        )
+    def __init__(self, model: Model, x: Tensor, bound: float, options: StAdvOptions) -> None:
+        self.images, self.warped, self.bound, self.tau = x, x, bound, float(options.tau)
+        super().__init__(lambda u: model(warp(self.warped, _flow(u, bound))), options.loss, **options.scoring)
 
     def evaluate(self, x: Tensor, y: Tensor, scale: Tensor, *, gradient: bool) -> LocatedEvaluation:
         self.warped = self.images[scale[:, 1].long()]

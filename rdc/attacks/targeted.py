@@ -26,7 +26,9 @@ from torch import Tensor
 from rdc.attacks.losses import Model, Objective, _at_label, _without_label, log_odds
 from rdc.errors import ConfigError, InputError
 
-__all__ = ["TargetedObjective", "targeted_dlr", "targeted_log_odds", "targeted_margin"]
+__all__ = ["TARGETS", "TargetedObjective", "targeted_dlr", "targeted_log_odds", "targeted_margin"]
+
+TARGETS = 9  #: classes aimed at unless told otherwise, as in AutoAttack
 
 
 def targeted_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
@@ -106,7 +108,7 @@ class TargetedObjective(Objective):
         model: Model,
         loss: str,
         *,
-        targets: int = 9,
+        targets: int = TARGETS,
         eot: int = 1,
         redraw: Callable[[], object] | None = None,
         logit_scale: float | str = "auto",

@@ -8,8 +8,9 @@ often is not: the same classifier without purification, with one step of it, wit
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,51 +18,50 @@ from torch import Tensor
 from rdc.attacks.apgd import _rule
 from rdc.attacks.entry import attack
 from rdc.attacks.losses import Evaluation, Model, Objective
+from rdc.attacks.options import SURROGATES, AscentOptions, integer
 from rdc.attacks.per_image import LocatedEvaluation, PerImageObjective
-from rdc.attacks.pgd import Progress, Rule, Schedule, run_attack
+from rdc.attacks.pgd import Rule, run_attack
 from rdc.attacks.threat_model import AttackResult, ThreatModel
 from rdc.errors import InputError
 
-__all__ = ["transfer"]
+__all__ = ["TransferOptions", "transfer"]
 
 
-@attack
-def transfer(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    threat: ThreatModel,
-    *,
-    surrogate: Model,
-    seed: int,
-    image_ids: Sequence[int] | Tensor,
-    check_every: int = 1,
-    surrogate_eot: int = 1,
-    surrogate_redraw: Callable[[], object] | None = None,
-    steps: int = 100,
-    restarts: int = 1,
-    loss: str = "ce",
-    eot: int = 1,
-    redraw: Callable[[], object] | None = None,
-    logit_scale: float | str = "auto",
-    verify: bool = True,
-    start: Tensor | None = None,
-    progress: Progress | None = None,
-) -> AttackResult:
-    """APGD on a surrogate, classified by the real model; the last of the steps returns to the surrogate's best point.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class TransferOptions(AscentOptions):
+    """Options of :func:`transfer`.
 
     Args:
-        model: the real model; asked for logits only, so it need not be differentiable.
-        x, y, threat, seed, image_ids, restarts, logit_scale, start, progress: as for ``apgd``.
+        steps: of each restart, >= 2: steps - 1 of APGD, then the best point.
+        loss: maximised on the surrogate.
+        eot, redraw: of the real model; with either it counts as random.
+        verify: evaluate x_adv once more on the real model.
         surrogate: pixels [n, C, H, W] -> logits [n, K], differentiable.
         check_every: the real model sees iterates 0, check_every, 2 check_every, .., the last iterate of APGD and the
             surrogate's best point.
         surrogate_eot: surrogate calls averaged for each gradient.
         surrogate_redraw: called before each surrogate call; makes a random surrogate draw fresh noise.
-        steps: of each restart, >= 2: steps - 1 of APGD, then the best point.
-        loss: maximised on the surrogate.
-        eot, redraw: of the real model; with either it counts as random.
-        verify: evaluate x_adv once more on the real model.
+    """
+
+    surrogate: Model = dataclasses.field(metadata={"choices": SURROGATES})
+    check_every: int = integer(1, most=1_000_000)
+    surrogate_eot: int = integer(1)
+    surrogate_redraw: Callable[[], object] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 2:
+            raise InputError(f"transfer needs steps >= 2 (the last one returns to the best point), got {self.steps}")
+
+
+@attack(TransferOptions)
+def transfer(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, options: TransferOptions) -> AttackResult:
+    """APGD on a surrogate, classified by the real model; the last of the steps returns to the surrogate's best point.
+
+    Args:
+        model: the real model; asked for logits only, so it need not be differentiable.
+        x, y, threat: as for ``apgd``.
+        options: TransferOptions; a call gives its fields as keywords.
 
     Returns:
         AttackResult. ``correct``: right on every image the real model was asked about. ``best_loss``: on the surrogate.
@@ -73,36 +73,20 @@ def transfer(
 
     Source: Papernot et al. 2016 (arXiv 1605.07277); Athalye et al. 2018 (arXiv 1802.00420) for surrogates of parts.
     """
-    if isinstance(check_every, bool) or not isinstance(check_every, int) or check_every < 1:
-        raise InputError(f"check_every must be an integer >= 1, got {check_every!r}")
-    schedule = Schedule(seed, image_ids, steps, restarts, True, verify, progress, start)
-    if steps < 2:
-        raise InputError(f"transfer needs steps >= 2 (the last one returns to the best point), got {steps}")
-    gradients = Objective(surrogate, loss, eot=surrogate_eot, redraw=surrogate_redraw, logit_scale=logit_scale)
-    objective = _TransferObjective(model, gradients, steps, check_every, eot, redraw)
-    return run_attack(
-        "transfer",
-        objective,
-        x,
-        y,
-        threat,
-        lambda clean: _ReturnToBest(_rule(clean, threat, steps - 1), clean, steps),
-        schedule,
-    )
+    steps, calls = options.steps, {"eot": options.surrogate_eot, "redraw": options.surrogate_redraw}
+    gradients = Objective(options.surrogate, options.loss, **{**options.scoring, **calls})
+    objective = _TransferObjective(model, gradients, options)
+
+    def make_rule(clean: Tensor) -> Rule:
+        return _ReturnToBest(_rule(clean, threat, steps - 1), clean, steps)
+
+    return run_attack("transfer", objective, x, y, threat, make_rule, options)
 
 
 class _TransferObjective(PerImageObjective):
-    def __init__(
-        self,
-        model: Model,
-        surrogate: Objective,
-        steps: int,
-        check_every: int,
-        eot: int,
-        redraw: Callable[[], object] | None,
-    ) -> None:
-        super().__init__(model, surrogate.loss, eot=eot, redraw=redraw)
-        self.surrogate, self.steps, self.check_every = surrogate, steps, check_every
+    def __init__(self, model: Model, surrogate: Objective, options: TransferOptions) -> None:
+        super().__init__(model, surrogate.loss, eot=options.eot, redraw=options.redraw)
+        self.surrogate, self.steps, self.check_every = surrogate, options.steps, options.check_every
 
     def begin(self, x: Tensor, y: Tensor) -> None:
         self.surrogate_scale = self.surrogate.start(x, y)[2]

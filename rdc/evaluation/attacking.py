@@ -87,7 +87,7 @@ def run_attack(
     kind, fresh = spec.kind, bench.policy == "fresh"
     gradient = bench.gradient_of(spec)
     model = bench.model(gradient)
-    arguments: dict[str, Any] = {**kind.fixed, "restarts": settings.restarts, **dict(spec.options)}
+    arguments: dict[str, Any] = {"restarts": settings.restarts, **dict(spec.options)}
     arguments.pop("gradient", None)
     if kind.white_box:
         arguments.setdefault("steps", settings.steps)
@@ -98,7 +98,7 @@ def run_attack(
     common = {"seed": settings.seed, "image_ids": ids, "progress": _named(progress, spec.text)}
     if kind.needs == "endpoints" and endpoints:
         arguments |= {"start": endpoints, "restarts": len(endpoints)}
-    return kind.function()(model, pixels, labels, settings.threat, **common, **arguments)
+    return kind.attack.configured(settings.threat, **common, **arguments)(model, pixels, labels)
 
 
 def _needs(

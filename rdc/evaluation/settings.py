@@ -8,7 +8,8 @@ from typing import Any
 
 from rdc.arguments.scalars import as_integer, as_number, shown
 from rdc.attacks import ThreatModel, parse_attack, parse_attacks, parse_eps
-from rdc.attacks.registry import MOST, SUITES, AttackSpec, applies, expand_attacks
+from rdc.attacks.options import SteppedOptions
+from rdc.attacks.registry import SUITES, AttackSpec, applies, expand_attacks
 from rdc.errors import ConfigError
 
 __all__ = ["DEFAULT_EOT", "NORMS", "EvaluationSettings", "parse_attacks"]
@@ -17,8 +18,8 @@ DEFAULT_EOT = 20  # model calls averaged per gradient against fresh noise
 NORMS = ("linf", "l2", "l1", "flow")
 _POLICIES = {"known": ("known",), "fresh": ("fresh",), "all": ("known", "fresh")}
 #: largest values; n and start are bounded by the data
-_MOST = {"batch": 1_000_000, "resubmissions": 100_000, "sanity": 1_000_000} | {
-    name: int(MOST[name]) for name in ("steps", "restarts", "eot")
+_MOST: dict[str, int] = {"batch": 1_000_000, "resubmissions": 100_000, "sanity": 1_000_000} | {
+    field.name: field.metadata["most"] for field in dataclasses.fields(SteppedOptions) if field.metadata.get("most")
 }
 _ATTACK_FIELDS = ("norm", "eps", "steps", "restarts", "gradient", "eot", "sanity")
 

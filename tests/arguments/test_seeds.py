@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rdc.arguments.seeds import random, step_seed
-from rdc.attacks.pgd import Schedule
+from rdc.attacks.options import AttackOptions
 from rdc.data import Dataset, train_holdout
 from rdc.defences import PlainClassifier
 from rdc.defences.purified import PurifiedClassifier
@@ -158,7 +158,7 @@ NO_SEEDS = [
         lambda seed: sample_classes(DENOISER, 1, seed=seed),
         lambda seed: LikelihoodMaximization(seed=seed),
         lambda seed: PlainClassifier(lambda x: x, image_shape=(1, 2, 2), num_classes=2, noise_seed=seed),
-        lambda seed: Schedule(seed, [0], 1, 1, True, True, None),
+        lambda seed: AttackOptions(seed=seed, image_ids=[0]),
         lambda seed: compare_benchmarks(
             {"rounds": {"a": [1.0]}, "path": ""}, {"rounds": {"a": [1.0]}, "path": ""}, seed=seed
         ),

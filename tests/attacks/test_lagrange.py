@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rdc.attacks import ThreatModel, apgd
-from rdc.attacks.lagrange import _Lagrangian, _Search, lagrange, objective_attack
+from rdc.attacks.lagrange import LagrangeOptions, _Lagrangian, _Search, lagrange, objective_attack
 from rdc.attacks.transfer import transfer
 from rdc.errors import ConfigError, InputError
 from rdc.norm_balls import check_budget
@@ -117,7 +117,9 @@ def test_gradient_is_that_of_the_lagrangian(with_surrogate: bool) -> None:
 
     x = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     y = model(x).argmax(1)
-    objective = _Lagrangian(model, smooth, [2.0], 1, model if with_surrogate else None, "ce", 1, None, "auto")
+    surrogate = model if with_surrogate else None
+    about = {"seed": 0, "image_ids": range(len(x)), "surrogate": surrogate}
+    objective = _Lagrangian(model, LagrangeOptions(penalty=smooth, multipliers=[2.0], **about))
     place = objective.start(x, y)[2]
     objective.search.next_round()
     found = objective.evaluate(x, y, place, gradient=True)

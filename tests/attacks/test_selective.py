@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rdc.attacks import ThreatModel, apgd
-from rdc.attacks.selective import FIRST_DRAW, _Selection, selective
+from rdc.attacks.selective import FIRST_DRAW, SelectiveOptions, _Selection, selective
 from rdc.errors import ConfigError, InputError
 from rdc.norm_balls import check_budget
 
@@ -117,7 +117,15 @@ def test_gradient_is_that_of_the_objective(objective: str, loss: str) -> None:
 
     x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(1)) * 0.2 + 0.4
     y = torch.zeros(3, dtype=torch.int64)
-    chosen = _Selection(model, loss, "auto", set_draw, None, list(range(6)), 6, objective, 20.0)
+    options = {
+        "loss": loss,
+        "set_draw": set_draw,
+        "draws": range(6),
+        "eot": 6,
+        "objective": objective,
+        "temperature": 20.0,
+    }
+    chosen = _Selection(model, SelectiveOptions(seed=0, image_ids=range(3), **options))
     place = chosen.start(x, y)[2]
     found = chosen.evaluate(x, y, place, gradient=True)
     assert not chosen.clean_failures.any()
@@ -132,7 +140,8 @@ def test_gradient_is_that_of_the_objective(objective: str, loss: str) -> None:
 
 
 def test_the_largest_weights_are_selected_and_sum_to_one() -> None:
-    chosen = _Selection(lambda x: x, "ce", "auto", lambda draw: None, None, list(range(4)), 2, "average", 1.0)
+    options = {"set_draw": lambda draw: None, "draws": range(4), "eot": 2}
+    chosen = _Selection(lambda x: x, SelectiveOptions(seed=0, image_ids=[0], **options))
     weight = chosen._weights(torch.tensor([[-1.0, -math.inf], [-3.0, -2.0], [-2.0, -math.inf], [-9.0, -math.inf]]))
     share = 1.0 / (1.0 + math.exp(-1.0))
     assert torch.allclose(weight[:, 0], torch.tensor([share, 0.0, 1 - share, 0.0]))

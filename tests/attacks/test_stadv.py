@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rdc.attacks.stadv import FlowThreat, _flow, _FlowObjective, check_flow, flow_penalty, stadv, warp
+from rdc.attacks.stadv import FlowThreat, StAdvOptions, _flow, _FlowObjective, check_flow, flow_penalty, stadv, warp
 from rdc.attacks.threat_model import ThreatModel
 from rdc.errors import ConfigError, InputError, RdcError
 
@@ -133,7 +133,7 @@ def test_gradient_is_that_of_the_penalised_loss(loss: str) -> None:
         return 1e-3 * (x.double().flatten(1) @ weight.T)
 
     y, bound = model(x).argmax(1), 0.2
-    objective = _FlowObjective(model, x, bound, 0.05, loss, 1, None, "auto")
+    objective = _FlowObjective(model, x, bound, StAdvOptions(seed=0, image_ids=[0, 1], tau=0.05, loss=loss))
     place = objective.start(torch.full((2, 2, 6, 6), 0.5), y)[2]
     u = 0.55 + 0.2 * torch.rand(2, 2, 6, 6, generator=torch.Generator().manual_seed(2))  # no kink: within one pixel
     found = objective.evaluate(u, y, place, gradient=True)

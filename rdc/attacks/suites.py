@@ -1,0 +1,78 @@
+"""Names that stand for several attacks: what is in AutoAttack's versions, and in ``adaptive``, as data."""
+
+from __future__ import annotations
+
+import dataclasses
+
+__all__ = ["AUTOATTACK", "SUITES", "Component", "suite"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """One attack of a version.
+
+    Args:
+        name: as in rdc.attacks.ATTACKS.
+        restarts: >= 1.
+        targets: classes aimed at (``apgd-t``, ``fab-t``).
+        queries: of ``square``.
+        eot: model calls averaged for each gradient.
+        l1: what differs for l_1: pairs of the fields above.
+    """
+
+    name: str
+    restarts: int = 1
+    targets: int | None = None
+    queries: int | None = None
+    eot: int = 1
+    l1: tuple[tuple[str, int], ...] = ()
+
+    def under(self, norm: str) -> Component:
+        """The settings for this norm."""
+        return dataclasses.replace(self, l1=(), **dict(self.l1)) if norm == "l1" else self
+
+
+AUTOATTACK: dict[str, tuple[Component, ...]] = {
+    "standard": (
+        Component("apgd-ce", l1=(("restarts", 5),)),
+        Component("apgd-t", targets=9, l1=(("targets", 5),)),
+        Component("fab-t", targets=9),
+        Component("square", queries=5000),
+    ),
+    "plus": (
+        Component("apgd-ce", restarts=5),
+        Component("apgd-dlr", restarts=5),
+        Component("fab", restarts=5),
+        Component("square", queries=5000),
+        Component("apgd-t", targets=9, l1=(("targets", 5),)),
+        Component("fab-t", targets=9),
+    ),
+    "rand": (Component("apgd-ce", eot=20), Component("apgd-dlr", eot=20)),
+}
+
+_ADAPTIVE = (
+    "apgd-ce:gradient=bpda", "transfer:surrogate=plain", "transfer:surrogate=one-step", "transfer:surrogate=fresh",
+    "lagrange", "lagrange:surrogate=plain", "objective", "low-frequency", "smoothed", "selective", "endpoints-dlr",
+)  # fmt: skip
+_VERSIONS = {"autoattack": "standard", "autoattack-plus": "plus", "autoattack-rand": "rand"}
+
+#: Names that stand for several attacks, see :func:`suite`.
+SUITES = (*_VERSIONS, "adaptive")
+
+
+def suite(name: str, norm: str | None) -> tuple[str, ...]:
+    """The attacks that a name of :data:`SUITES` stands for; parts of "adaptive" that a defence does not offer are left out.
+
+    Args:
+        name: one of :data:`SUITES`.
+        norm: of the threat model; AutoAttack's lists differ for l1.
+    """
+    if name == "adaptive":
+        return _ADAPTIVE
+    texts = []
+    for component in AUTOATTACK[_VERSIONS[name]]:
+        under = component.under(norm or "")
+        options = {"restarts": under.restarts, "targets": under.targets, "queries": under.queries, "eot": under.eot}
+        given = [f"{key}={value}" for key, value in options.items() if value not in (None, 1)]
+        texts.append(":".join([under.name, *given]))
+    return tuple(texts)
