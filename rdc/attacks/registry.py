@@ -155,7 +155,7 @@ def parse_attack(text: str) -> AttackSpec:
 
 
 def _value(name: str, option: str, about: Mapping[str, Any], text: str) -> Any:
-    choices, most = about.get("choices"), about.get("most")
+    choices = about.get("choices")
     if choices is not None:
         if text not in choices:
             raise ConfigError(f"attacks, {name}: {option} is one of {', '.join(choices)}; got {shown(text)}")
@@ -165,6 +165,7 @@ def _value(name: str, option: str, about: Mapping[str, Any], text: str) -> Any:
         value = read(text if len(text) <= _LONGEST_NUMBER else "")
     except ValueError as error:
         raise ConfigError(f"attacks, {name}: {option} is a number; got {shown(text)}") from error
+    most = about["most"]
     if not 0 < value <= most:
         raise ConfigError(f"attacks, {name}: {option} is a number > 0, at most {most:,}; got {shown(text)}")
     return value

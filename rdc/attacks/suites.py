@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 __all__ = ["AUTOATTACK", "SUITES", "Component", "suite"]
 
@@ -29,7 +30,8 @@ class Component:
 
     def under(self, norm: str) -> Component:
         """The settings for this norm."""
-        return dataclasses.replace(self, l1=(), **dict(self.l1)) if norm == "l1" else self
+        changes: dict[str, Any] = dict(self.l1)
+        return dataclasses.replace(self, l1=(), **changes) if norm == "l1" else self
 
 
 AUTOATTACK: dict[str, tuple[Component, ...]] = {
