@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -54,6 +55,9 @@ class Attack(Generic[Options, Result]):
 
     def __repr__(self) -> str:
         return f"<attack {self.rule.__name__}{''.join(f', {name}={value!r}' for name, value in self.fixed.items())}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _found, (self.__module__, self.rule.__name__, self.fixed)
 
     def fixing(self, **options: Any) -> Attack[Options, Result]:
         """The same attack with options set; a call may still set them otherwise."""
@@ -122,6 +126,12 @@ class ConfiguredAttack(Generic[Options, Result]):
 def attack(options: type[Options]) -> Callable[[Callable[..., Result]], Attack[Options, Result]]:
     """Decorator: a rule ``(model, x, y, threat, options)`` as an Attack that has these options."""
     return lambda rule: Attack(rule, options)
+
+
+def _found(module: str, name: str, fixed: dict[str, Any]) -> Attack[Any, Any]:
+    """An attack by where it stands, for pickles."""
+    there: Attack[Any, Any] = getattr(importlib.import_module(module), name)
+    return there.fixing(**fixed)
 
 
 def _boxed(x: Any) -> Any:
