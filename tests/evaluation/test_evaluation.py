@@ -1,4 +1,3 @@
-import importlib
 import json
 import math
 import subprocess
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 import rdc.evaluation.run
-from rdc.attacks import ATTACKS
+from rdc.attacks import ConfiguredAttack
 from rdc.cli import main
 from rdc.data import Dataset
 from rdc.defences import Defence
@@ -642,16 +641,14 @@ def test_every_attack_runs_in_an_evaluation(dataset, tmp_path, norm):
 
 
 def test_endpoints_go_on_from_every_attack_before(dataset, tmp_path, monkeypatch):
-    starts = []
-    kind = ATTACKS["endpoints-ce"]
-    real = kind.function()
+    starts, real = [], ConfiguredAttack.__call__
 
-    def spy(*arguments, start=None, **options):
-        starts.append(start)
-        return real(*arguments, start=start, **options)
+    def spy(self, *arguments):
+        if self.options.start is not None:
+            starts.append(self.options.start)
+        return real(self, *arguments)
 
-    monkeypatch.setattr(type(kind), "function", lambda self: spy if self is kind else getattr(
-        importlib.import_module(self.home.split(":")[0]), self.home.split(":")[1]))  # fmt: skip
+    monkeypatch.setattr(ConfiguredAttack, "__call__", spy)
     attacks = ("pgd-ce", "pgd-margin", "endpoints-ce")
     result = run(gaussian_classifier(), dataset, tmp_path / "run", attacks=attacks, n=16, steps=3)
     ((first, second),) = starts
