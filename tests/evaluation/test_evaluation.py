@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rdc.evaluation.run
-from rdc.attacks import ConfiguredAttack
+from rdc.attacks import ATTACKS, ConfiguredAttack
 from rdc.cli import main
 from rdc.data import Dataset
 from rdc.defences import Defence
