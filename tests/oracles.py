@@ -55,6 +55,23 @@ def class_losses(
     return out
 
 
+def gaussian_denoised(x_t: np.ndarray, s: float, mean: np.ndarray, variance: float) -> np.ndarray:
+    """D(x_t; s) = E[x0 | x_t] of one Gaussian N(mean, variance I)."""
+    return (variance * x_t + s**2 * mean) / (variance + s**2)
+
+
+def lm_objective(
+    denoised, x0: np.ndarray, noise: np.ndarray, sigma: list[float], weight: list[float], loss: str, sd: float = 0.5
+) -> np.ndarray:
+    """sum_t w_t mean((D(x_t; s_t) - x0)^2) [N] by loops, ``denoised(x_t, s) -> D``; in F-space ("F") over c_out^2."""
+    out = np.zeros(len(x0))
+    for n, image in enumerate(x0):
+        for e, s, w in zip(noise, sigma, weight, strict=True):
+            error = ((denoised(image + s * e, s) - image) ** 2).mean()
+            out[n] += w * error / (s**2 * sd**2 / (s**2 + sd**2) if loss == "F" else 1)
+    return out
+
+
 def wilson(successes: int, n: int) -> tuple[float, float]:
     """Wilson 95 % interval."""
     z, p = 1.959963984540054, successes / n

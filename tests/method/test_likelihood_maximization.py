@@ -7,15 +7,18 @@ import pytest
 import torch
 
 from rdc.errors import ConfigError
+from rdc.method.denoiser import ConditionalDenoiser
 from rdc.method.levels import noise_levels
 from rdc.method.likelihood_maximization import (
     LM_PRESETS,
     LikelihoodMaximization,
     lm_loss,
+    lm_penalty,
     maximize_likelihood,
     resolve_lm,
 )
 from rdc.method.noise import NoisePlan
+from tests import oracles
 from tests.oracles import GaussianNetwork
 from tests.tiny_models import SHAPE, pixels, tiny_denoiser
 from tests.tolerances import FLOAT64_ORDER
@@ -83,11 +86,61 @@ def test_objective_is_the_weighted_error_of_the_unlabelled_network():
     torch.testing.assert_close(lm_loss(denoiser, x, settings, 2, 0), expected, rtol=1e-10, atol=0)
 
 
+MEAN, VARIANCE, DRAW = 0.1 * np.random.Generator(np.random.Philox(key=5)).standard_normal(SHAPE), 0.2, 3
+ON_A_GAUSSIAN = [
+    LikelihoodMaximization(loss="x0", sigma_range=(0.3, 3.0), levels_per_step=3),
+    LikelihoodMaximization(loss="F", sigma_range=(0.3, 3.0), levels_per_step=3, seed=4),
+    LikelihoodMaximization(loss="x0", levels=SHORT, steps=3),
+    LikelihoodMaximization(loss="F", levels=SHORT, noise="same"),
+]
+
+
+def gaussian_denoiser():
+    return ConditionalDenoiser(GaussianNetwork(torch.from_numpy(MEAN)[None], VARIANCE), 1, SHAPE)
+
+
+def objective_by_the_equations(x0, settings, step, draw):
+    """LM's objective [N] of one step: levels, weights and noise as the settings say, an oracle's denoiser, loops."""
+    plan = NoisePlan(settings.seed, "fresh", stream=1)
+    position = 4096 * draw + (0 if settings.noise == "same" else step)
+    if settings.levels is not None:
+        sigma, weight = list(settings.levels.sigma), list(settings.levels.weight)
+    else:
+        low, high = settings.sigma_range
+        places = plan.uniform(position, 0, settings.levels_per_step).tolist()
+        sigma = [low * (1 - place) + high * place for place in places]
+        weight = [1 / settings.levels_per_step] * settings.levels_per_step
+    noise = plan.normal(position, len(sigma), SHAPE).double().numpy()
+    return oracles.lm_objective(
+        lambda x_t, s: oracles.gaussian_denoised(x_t, s, MEAN, VARIANCE),
+        x0.numpy(), noise, sigma, weight, settings.loss,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", ON_A_GAUSSIAN, ids=["x0", "F", "x0, fixed levels", "F, fixed levels, same noise"])
+def test_objective_of_both_losses_is_the_oracles(settings):
+    x0 = 2 * pixels(2, dtype=torch.float64) - 1
+    for step in range(2):
+        expected = objective_by_the_equations(x0, settings, step, DRAW)
+        found = lm_loss(gaussian_denoiser(), x0, settings, step, DRAW).detach().numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 100], ids=["an image at a time", "in pieces", "at once"])
+@pytest.mark.parametrize("settings", ON_A_GAUSSIAN, ids=["x0", "F", "x0, fixed levels", "F, fixed levels, same noise"])
+def test_penalty_is_the_mean_of_the_objective_over_the_steps(settings, rows):
+    x0 = 2 * pixels(3, dtype=torch.float64) - 1
+    each = [objective_by_the_equations(x0, settings, step, DRAW) for step in range(settings.steps)]
+    denoiser = gaussian_denoiser().requires_grad_(False)
+    for leaf in (x0, x0.clone().requires_grad_()):
+        found = lm_penalty(denoiser, leaf, settings, DRAW, rows)
+        np.testing.assert_allclose(found.detach().numpy(), np.mean(each, axis=0), rtol=1e-10)
+        assert found.requires_grad is leaf.requires_grad
+
+
 def test_likelihood_rises_for_gaussian_classes():
     """With the exact denoiser of one Gaussian, LM must move towards its mean."""
     means = torch.zeros(1, *SHAPE, dtype=torch.float64)
-    from rdc.method.denoiser import ConditionalDenoiser
-
     denoiser = ConditionalDenoiser(GaussianNetwork(means, 0.01), 1, SHAPE)
     x = 0.3 * torch.ones(2, *SHAPE, dtype=torch.float64)
     moved = maximize_likelihood(

@@ -22,6 +22,21 @@ def test_draws_levels_streams_and_seeds_are_different():
         assert (base - other).abs().min() > 0 and abs(np.corrcoef(base.flatten(), other.flatten())[0, 1]) < 0.3
 
 
+def test_drawn_levels_share_no_stream_with_the_noise():
+    """Noise of row t is Philox at counter (0, 0, t, draw); a level drawn from the same place would come with its own noise."""
+    plan, words = NoisePlan(seed=7, stream=1), []
+    for draw in range(3):
+        noise = plan.normal(draw, 4, (6,))
+        for row in range(4):
+            philox = np.random.Philox(key=[7, 1], counter=[0, 0, row, draw])
+            own = np.random.Generator(philox).standard_normal(6, dtype=np.float32)
+            assert noise[row].tolist() == own.tolist()
+            words += np.random.Generator(np.random.Philox(key=[7, 1], counter=[0, 0, row, draw])).random(64).tolist()
+    levels = [place for draw in range(3) for index in range(4) for place in plan.uniform(draw, index, 16).tolist()]
+    assert len(set(levels)) == len(levels) == 192
+    assert not set(levels) & set(words)
+
+
 def test_noise_is_standard_normal_and_uniform_is_uniform():
     noise = NoisePlan(seed=0).normal(0, 100, (10, 10)).double()
     assert abs(noise.mean()) < 0.03 and abs(noise.std() - 1) < 0.03 and abs((noise**4).mean() - 3) < 0.3
@@ -40,9 +55,11 @@ def test_global_generators_are_left_alone():
 def test_values_are_pinned():
     """A change of these numbers changes every published result: they are part of the format."""
     np.testing.assert_allclose(NoisePlan(seed=0).normal(0, 1, (3,))[0], PINNED, atol=1e-4)
+    np.testing.assert_allclose(NoisePlan(seed=0).uniform(0, 0, 3), PINNED_LEVELS, atol=1e-4)
 
 
 PINNED = [0.0599, 0.0156, -1.1644]
+PINNED_LEVELS = [0.4538, 0.7926, 0.7424]
 
 
 def test_unknown_policy_is_refused():

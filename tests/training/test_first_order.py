@@ -61,6 +61,23 @@ def test_worst_logits_of_a_linear_classifier_are_reached():
     assert (rise > 0).all() and worst.requires_grad and not rise.requires_grad
 
 
+def test_every_wrong_class_is_raised_by_what_the_rival_gains():
+    """Four classes: the logits of all but the true one rise by the same amount, the true one's stays."""
+    generator = torch.Generator().manual_seed(2)
+    x, matrix = torch.rand(3, 1, 3, 3, generator=generator), torch.randn(9, 4, generator=generator)
+    labels, rivals = torch.tensor([0, 3, 1]), torch.tensor([2, 0, 3])
+    x0 = (2 * x - 1).requires_grad_()
+    logits = ((x0 + 1) / 2).flatten(1) @ matrix
+    worst, rise = worst_logits(logits, labels, rivals, x0, 0.05, "linf")
+    slope = (matrix[:, rivals] - matrix[:, labels]).T.reshape(x.shape)
+    room = torch.where(slope > 0, 1 - x, x).clamp(max=0.05)
+    gain = (slope.abs() * room).sum((1, 2, 3))
+    raised = gain[:, None].repeat(1, 4)
+    raised[torch.arange(3), labels] = 0
+    torch.testing.assert_close((worst - logits).detach(), raised, rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(rise, gain, rtol=1e-5, atol=1e-6)
+
+
 def test_rivals_are_wrong_classes_drawn_by_their_probability():
     logits = torch.tensor([[5.0, 1.0, 0.0, 0.0]]).repeat(4000, 1)
     rivals = draw_rivals(logits, torch.zeros(4000, dtype=torch.int64), torch.Generator().manual_seed(0))
