@@ -40,6 +40,9 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=400, help="mutants")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="modules that begin so, e.g. rdc/method")
+    parser.add_argument(
+        "--share", default="0/1", help="2/4: of four processes, each with a file of its own, this is the third"
+    )
     parser.add_argument("--again", action="store_true", help="run survivors once more")
     parser.add_argument("--show", action="store_true", help="run nothing, print figures and survivors")
     parser.add_argument("--until", help="HH:MM, begin no mutant after it")
@@ -51,7 +54,11 @@ def main() -> int:
         waiting = [Mutant(**found["mutant"]) for found in results.values() if found["outcome"] == "survived"]
     else:
         modules = [module for module in TARGETS if module.startswith(tuple(arguments.only.split(",")))]
-        waiting = [m for m in sample(ROOT, modules, arguments.count, arguments.seed) if m.name not in results]
+        waiting = sample(ROOT, modules, arguments.count, arguments.seed)
+    place, of = map(int, arguments.share.split("/"))
+    waiting = waiting[place::of]
+    if not arguments.again:
+        waiting = [mutant for mutant in waiting if mutant.name not in results]
     usual: dict[str, float] = {}
     for number, mutant in enumerate(waiting, 1):
         if arguments.until and time.strftime("%H:%M") >= arguments.until:

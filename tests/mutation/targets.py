@@ -13,29 +13,92 @@ LOADED = (
 
 _METHOD, _EVALUATION = "tests/method/test_", "tests/evaluation/test_"
 
+#: without the slow ones on memory, torch.func and float16
+_CLASSIFIER = [
+    f"{_METHOD}classifier.py::test_{name}"
+    for name in (
+        "losses_follow_the_equation",
+        "multihead_agrees_with_its_own_f",
+        "description_is_json",
+        "settings_round_trip_and_weights_are_shared",
+        "bad_settings_are_refused",
+        "precision_belongs_to_the_copy_and_weights_are_shared",
+        "precision_is_refused_with_the_names_that_exist",
+        "a_network_that_is_no_denoiser_is_refused",
+        "fixed_noise_repeats_and_fresh_noise_does_not",
+        "network_evaluations_are_counted",
+        "logits_are_log_probabilities_and_do_not_depend_on_requires_grad",
+        "permuting_the_classes_permutes_the_logits",
+        "bpda_is_the_gradient_of_dc_at_the_moved_point",
+        "chunks_and_batch_composition_change_nothing[multihead-bpda]",
+        "exact_gradient_equals_central_differences[conditional-momentum]",
+        "bfloat16_is_close_to_float32_forward_and_backward[multihead-None]",
+    )
+]
+_RUNS = f"{_EVALUATION}evaluation.py::test_"
+_FIGURES = [
+    f"{_EVALUATION}boundaries.py",
+    f"{_RUNS}accuracy_per_step_and_class",
+    f"{_RUNS}report_and_what_it_rests_on",
+    f"{_RUNS}network_evaluations_are_counted",
+    f"{_RUNS}nan_counts_as_wrong_and_is_flagged",
+    f"{_RUNS}known_and_fresh_noise_together",
+]
+_ATTACKS = [
+    f"{_RUNS}next_attack_sees_survivors_only",
+    f"{_RUNS}fresh_draws_differ_between_batches_and_seeds",
+    f"{_RUNS}endpoints_go_on_from_every_attack_before",
+    f"{_RUNS}every_attack_runs_in_an_evaluation[flow]",
+    f"{_RUNS}every_attack_runs_in_an_evaluation[l2]",
+]
+_FOLDERS = [
+    f"{_RUNS}goes_on_where_it_stopped",
+    f"{_RUNS}damage_in_the_middle_is_no_reason_to_guess",
+    f"{_RUNS}folder_of_another_command",
+    f"{_RUNS}a_folder_that_is_not_ours_is_left_alone",
+    f"{_RUNS}two_at_once",
+    f"{_RUNS}more_images_than_there_are",
+    f"{_RUNS}images_the_model_does_not_know",
+    f"{_RUNS}every_source_tree_that_made_figures_is_named",
+    "tests/storage/test_run_folders.py::test_odd_content_without_checksums_is_one_line",
+    "tests/storage/test_run_folders.py::test_one_damaged_batch_is_computed_again_and_no_other",
+    "tests/storage/test_run_folders.py::test_what_a_damaged_line_asks_for_works",
+]
+_SETTINGS = [
+    f"{_RUNS}settings_refuse",
+    f"{_RUNS}fresh_defaults_to_averaging",
+    f"{_RUNS}parse_attacks",
+    f"{_RUNS}suites_leave_out_what_a_model_does_not_offer",
+    "tests/arguments/test_scalars.py",
+]
+
 #: module -> its tests (files or tests of them)
 TARGETS: dict[str, list[str]] = {
     "rdc/method/class_gradients.py": [f"{_METHOD}class_gradients.py"],
-    "rdc/method/classifier.py": [f"{_METHOD}classifier.py"],
-    "rdc/method/denoiser.py": [f"{_METHOD}classifier.py::test_losses_follow_the_equation", f"{_METHOD}classifier.py"],
+    "rdc/method/classifier.py": _CLASSIFIER,
+    "rdc/method/denoiser.py": _CLASSIFIER,
     "rdc/method/levels.py": [f"{_METHOD}levels.py"],
     "rdc/method/likelihood_maximization.py": [f"{_METHOD}likelihood_maximization.py"],
     "rdc/method/noise.py": [f"{_METHOD}noise.py"],
     "rdc/method/posterior.py": [f"{_METHOD}posterior.py"],
     "rdc/method/preconditioning.py": [f"{_METHOD}preconditioning.py"],
     "rdc/method/sampling.py": [f"{_METHOD}sampling.py"],
-    "rdc/evaluation/answers.py": ["tests/decisions/test_answers.py"],
-    "rdc/evaluation/attacking.py": [f"{_EVALUATION}boundaries.py", f"{_EVALUATION}flags.py"],
-    "rdc/evaluation/batch.py": [f"{_EVALUATION}boundaries.py", f"{_EVALUATION}flags.py"],
+    "rdc/evaluation/answers.py": ["tests/decisions/test_answers.py::test_doubts"],
+    "rdc/evaluation/attacking.py": [*_FIGURES, *_ATTACKS],
+    "rdc/evaluation/batch.py": [*_FIGURES, *_ATTACKS],
     "rdc/evaluation/comparison.py": [f"{_EVALUATION}comparison.py"],
-    "rdc/evaluation/flag_checks.py": [f"{_EVALUATION}boundaries.py", f"{_EVALUATION}flags.py"],
-    "rdc/evaluation/folder.py": ["tests/storage/test_run_folders.py", f"{_EVALUATION}boundaries.py"],
-    "rdc/evaluation/records.py": [f"{_EVALUATION}boundaries.py"],
-    "rdc/evaluation/results.py": [f"{_EVALUATION}boundaries.py"],
-    "rdc/evaluation/run.py": [f"{_EVALUATION}boundaries.py"],
+    "rdc/evaluation/files.py": [f"{_EVALUATION}records.py", *_FOLDERS],
+    "rdc/evaluation/flag_checks.py": [f"{_EVALUATION}flag_boundaries.py", f"{_EVALUATION}boundaries.py"],
+    "rdc/evaluation/folder.py": _FOLDERS,
+    "rdc/evaluation/records.py": [f"{_EVALUATION}records.py", *_FIGURES, *_FOLDERS],
+    "rdc/evaluation/report.py": [f"{_EVALUATION}records.py", *_FIGURES],
+    "rdc/evaluation/results.py": _FOLDERS,
+    "rdc/evaluation/run.py": [*_FIGURES, *_FOLDERS],
     "rdc/evaluation/sanity.py": [f"{_EVALUATION}flags.py"],
-    "rdc/evaluation/settings.py": [f"{_EVALUATION}boundaries.py"],
-    "rdc/evaluation/summary.py": [f"{_EVALUATION}boundaries.py"],
+    "rdc/evaluation/scoring.py": [f"{_EVALUATION}records.py", *_FIGURES],
+    "rdc/evaluation/settings.py": _SETTINGS,
+    "rdc/evaluation/summary.py": [*_FIGURES, f"{_EVALUATION}records.py"],
+    "rdc/evaluation/totals.py": [*_FIGURES, f"{_EVALUATION}records.py"],
     "rdc/attacks/apgd.py": ["tests/attacks/test_apgd.py"],
     "rdc/norm_balls.py": ["tests/test_norm_balls.py"],
     "rdc/training/first_order.py": ["tests/training/test_first_order.py"],
