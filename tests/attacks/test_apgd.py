@@ -262,10 +262,12 @@ def test_l1_breaks_more_than_pgd_and_forgets_what_lies_outside(cnn) -> None:
     assert torch.equal(net(adaptive.x_adv).argmax(1) == y, adaptive.correct)
 
 
-def test_l1_image_does_not_know_its_batch(models) -> None:
+@pytest.mark.parametrize(("norm", "eps"), [("l1", 0.25), ("l2", 0.06), ("linf", 0.01)])
+def test_an_image_does_not_know_its_batch(models, norm: str, eps: float) -> None:
+    """Some are broken on the way and leave; what is kept of each image goes on with the others."""
     x, model = models.random_images(5), models.random_linear(5, 36)
     y, kept = model(x).argmax(1), {"seed": 3, "steps": 12, "restarts": 2}
-    threat = ThreatModel("l1", 0.25)
+    threat = ThreatModel(norm, eps)
     whole = apgd(model, x, y, threat, image_ids=range(20, 25), **kept)
     assert 0 < whole.accuracy < 1
     for row in range(5):

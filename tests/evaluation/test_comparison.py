@@ -157,6 +157,29 @@ def test_folders_that_are_no_finished_runs(runs, tmp_path):
         read_run(broken)
 
 
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("model", lambda shown: "other"),
+        ("dataset", lambda shown: "other"),
+        ("seed", lambda shown: shown + 1),
+        ("clean", lambda shown: shown | {"accuracy": 0.125}),
+        ("robust", lambda shown: shown | {"ci95": [0.0, 1.0]}),
+        ("scores", lambda shown: {}),
+        ("attacks", lambda shown: shown[:1]),
+        ("attacks", lambda shown: [shown[0] | {"survivors": shown[0]["survivors"] + 1}, *shown[1:]]),
+    ],
+)
+def test_a_figure_that_does_not_follow_from_the_results_is_named(runs, tmp_path, key, change):
+    folder = tmp_path / "run"
+    shutil.copytree(runs["a"], folder)
+    report = read_json(folder / "report.json")
+    report[key] = change(report[key])
+    (folder / "report.json").write_text(json.dumps(report))
+    with pytest.raises(DataError, match=f"damaged, its {key} is not what results.jsonl says"):
+        read_run(folder)
+
+
 def test_command(runs, capsys):
     assert main(["compare", str(runs["a"]), str(runs["b"]), "--draws", "500"]) == 0
     out = capsys.readouterr().out

@@ -10,7 +10,7 @@ from rdc.errors import ConfigError, InputError
 from rdc.method.classifier import DiffusionClassifier, gradient_bytes
 from rdc.method.denoiser import ConditionalDenoiser
 from rdc.method.levels import noise_levels
-from rdc.method.likelihood_maximization import LM_PRESETS, LikelihoodMaximization
+from rdc.method.likelihood_maximization import LM_PRESETS, LikelihoodMaximization, lm_penalty
 from tests import oracles
 from tests.tiny_models import CLASSES, LEVELS, SHAPE, pixels, tiny_classifier, tiny_denoiser
 from tests.tolerances import CENTRAL_DIFFERENCE, FLOAT32_ORDER, FLOAT64_ORDER, close
@@ -176,6 +176,24 @@ def test_network_evaluations_are_counted():
         classifier = tiny_classifier(kind, lm="paper-v2")
         classifier(pixels(3))
         assert classifier.network_evaluations == 3 * (5 * passes + 5) == 3 * classifier.evaluations_per_image
+
+
+def test_what_likelihood_maximisation_offers_is_offered_with_it_alone():
+    plain, moved = tiny_classifier(), tiny_classifier(lm="paper-v2,steps=2")
+    assert (plain.purifies, plain.has_penalty, plain.stochastic) == (False, False, True)
+    assert (moved.purifies, moved.has_penalty, moved.stochastic) == (True, True, True)
+    assert set(plain.surrogates()) == {"fresh"} and set(moved.surrogates()) == {"plain", "one-step", "fresh"}
+    surrogates = moved.surrogates()
+    assert surrogates["plain"].lm is None and surrogates["one-step"].lm.steps == 1 and surrogates["fresh"].lm.steps == 2
+    assert (surrogates["fresh"].noise.policy, surrogates["fresh"].noise.seed) == ("fresh", moved.noise.seed + 1)
+    with pytest.raises(ConfigError, match="penalty: expected likelihood maximisation"):
+        plain.penalty(pixels(1))
+    images = pixels(3)
+    close(plain.purify(images), images, 1e-6)
+    assert (moved.purify(images) - images).abs().max() > 1e-3
+    expected = lm_penalty(moved.denoiser, 2 * images - 1, moved.lm, 0, 100)
+    close(moved.penalty(images), expected, FLOAT32_ORDER)
+    assert moved.network_evaluations == 3 * 2 + 3 * 2  # purified once, asked for its penalty once
 
 
 def test_settings_round_trip_and_weights_are_shared():

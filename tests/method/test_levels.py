@@ -144,6 +144,24 @@ def test_bad_levels_are_refused(sigma, weight):
         NoiseLevels(sigma, weight)
 
 
+@pytest.mark.parametrize(
+    ("sigma", "named"),
+    [
+        ([1.0, None], "NoneType"),
+        ([2**80, "2"], "<U|str"),
+        ([2**80, [1.0]], "list|inhomogeneous"),
+        ([2**80, True], "bool"),
+    ],
+)
+def test_what_is_no_number_is_named(sigma, named):
+    with pytest.raises(ConfigError, match=f"expected a list of numbers as sigma; got.*({named})"):
+        NoiseLevels(tuple(sigma), (1.0, 1.0))
+
+
+def test_integers_beyond_64_bits_are_numbers():
+    assert NoiseLevels((1.0, 2.0), (2**80, 3 * 2**80)).weight == (0.25, 0.75)
+
+
 def test_levels_from_a_file(tmp_path):
     levels = NoiseLevels((0.5, 1.25, 4.0), (1.0, 2.5, 0.25), "log", "fitted")
     path = tmp_path / "levels.json"

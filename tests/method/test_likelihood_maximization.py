@@ -230,6 +230,39 @@ def test_presets_and_names():
         resolve_lm("paper-v3")
 
 
+def test_presets_are_the_papers():
+    """Every number of the three versions: algorithm 1 of v1 and v2, and the authors' program."""
+    common = {"steps": 5, "momentum": 1.0, "clamp": True, "levels_per_step": 1, "noise": "fresh", "seed": 1}
+    drawn = common | {"sigma_range": (0.4, 0.6), "levels": None}
+    expected = {
+        "paper-v1": common
+        | {
+            "optimizer": "momentum",
+            "sign": True,
+            "normalize": "l1",
+            "step_size": 8 / 255 / 5,
+            "eta": 8 / 255,
+            "loss": "F",
+        },
+        "paper-v2": drawn
+        | {
+            "optimizer": "momentum",
+            "sign": False,
+            "normalize": "mean_abs",
+            "step_size": 0.05,
+            "eta": 8 / 255,
+            "loss": "F",
+        },
+        "released": drawn | {"optimizer": "adam", "normalize": "none", "step_size": 0.05, "eta": None, "loss": "x0"},
+    }
+    for name, values in expected.items():
+        found = dataclasses.asdict(LM_PRESETS[name])
+        assert {key: found[key] for key in values} == values
+    levels = LM_PRESETS["paper-v1"].levels
+    assert (len(levels), levels.sigma[0], levels.weighting) == (125, 1e-4, "edm")
+    assert levels.sigma[-1] == pytest.approx(1e-4 + (3 - 1e-4) * 124 / 125)
+
+
 def test_presets_with_changes():
     text = "paper-v2,steps=3,eta=16/255,sigma_range=0.5:1.5,sign=true,momentum=0.5,loss=x0"
     expected = LikelihoodMaximization(
@@ -288,6 +321,16 @@ def test_bad_changes_are_refused(text, match):
         {"eta": 0},
         {"levels_per_step": 0},
         {"sigma_range": (0.6, 0.4)},
+        {"sigma_range": (0.4, float("inf"))},
+        {"sigma_range": (0.0, 0.4)},
+        {"momentum": float("nan")},
+        {"step_size": float("inf")},
+        {"eta": float("inf")},
+        {"eta": "8/255"},
+        {"steps": 4097},
+        {"steps": 2.5},
+        {"levels": "edm"},
+        {"name": 3},
     ],
 )
 def test_bad_settings_are_refused(change):

@@ -107,6 +107,30 @@ def test_networks_are_sampled_the_same_whatever_the_batch(kind: str) -> None:
         sample_classes(denoiser, 0)
 
 
+def test_starting_noise_is_pinned() -> None:
+    """The first level's noise, D = 0: images are clamped noise. A change of these numbers changes every sampled picture."""
+
+    class Nothing(GaussianClasses):
+        def denoise(self, x_t: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+            return x_t  # the slope is 0: the start stays
+
+    def start(seed: int) -> list[float]:
+        images = sample_classes(
+            Nothing([0.0], 1.0), 2, steps=2, sigma_min=0.01, sigma_max=0.1, seed=seed, progress=False
+        )
+        return ((2 * images - 1) / 0.1)[0, :, 0, 0, 0].tolist()
+
+    for seed, column in ((0, 0), (3, 1), (2**32 - 1, 0)):
+        generator = torch.Generator().manual_seed(1_000_003 * seed + column)
+        assert start(seed)[column] == pytest.approx(float(torch.randn(4, generator=generator)[0]), abs=1e-5)
+    for seed in (2**32, -1, 2**70):
+        assert start(seed) == pytest.approx(PINNED_START[seed], abs=1e-4)
+    assert len({tuple(start(seed)) for seed in (0, 1, 2**32, 2**32 + 1, -1)}) == 5
+
+
+PINNED_START = {2**32: [-0.5618, -0.895], -1: [0.0845, -0.1835], 2**70: [1.0797, -0.7114]}
+
+
 # --- pictures ---------------------------------------------------------------------------------------------------------
 def write_log(path: Path, count: int, **columns: float) -> Path:
     rows = [{"step": i, "images": 64 * i, "lr": 1e-3, "loss": 1 + 5 / i, **columns} for i in range(1, count + 1)]
