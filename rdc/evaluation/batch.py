@@ -29,8 +29,20 @@ from rdc.attacks.registry import AttackSpec, applies
 from rdc.errors import ConfigError
 from rdc.evaluation.answers import refuse_meaningless
 from rdc.evaluation.attacking import Bench, run_attack
+from rdc.evaluation.records import (
+    AttackOutcome,
+    AttackTotals,
+    BatchTotals,
+    Decision,
+    FreshScore,
+    ImageRecord,
+    ImageScores,
+    OutputChecks,
+)
 from rdc.evaluation.sanity import check_output
+from rdc.evaluation.scoring import is_kept, submit
 from rdc.evaluation.settings import EvaluationSettings
+from rdc.storage.json_records import ABSENT, Absent
 
 __all__ = ["BatchResult", "evaluate_batch"]
 
@@ -45,12 +57,12 @@ class BatchResult:
 
     Args:
         images: n records for results.jsonl.
-        totals: seconds, network evaluations, checks: one record that closes the batch.
+        totals: the record that closes the batch, still without the digest of its arrays.
         arrays: ``x_adv`` [n, C, H, W]; ``clean_logits``, ``adversarial_logits`` [n, K] (mean over draws); all float32.
     """
 
-    images: list[dict[str, Any]]
-    totals: dict[str, Any]
+    images: tuple[ImageRecord, ...]
+    totals: BatchTotals
     arrays: dict[str, np.ndarray]
 
 
@@ -85,7 +97,7 @@ def evaluate_batch(
     rounds = [_Round(classifier, pixels, labels, ids, settings, index, policy, judge) for policy in settings.policies]
     if index == 0 and (len(pixels) > 1 or settings.n == 1):
         refuse_meaningless(rounds[0].clean.logits, settings.model)
-    checks = check_output(rounds[0].bench.model(), pixels) if index == 0 else {}
+    checks = check_output(rounds[0].bench.model(), pixels) if index == 0 else OutputChecks()
     for around in rounds:
         for spec in settings.specs:
             around.attack(spec, progress)
@@ -95,14 +107,16 @@ def evaluate_batch(
     images = _records(rounds, fresh, settings)
     first = rounds[0]
     logits = [around.clean.logits for around in rounds] + [around.final.logits for around in rounds]
-    totals = {
-        "attacks": [total for around in rounds for total in around.totals],
-        "checks": checks,
-        "mismatches": sum(around.mismatches for around in rounds),
-        "non_finite": sum(int((~torch.isfinite(found)).any(1).sum()) for found in logits),
-        "network_evaluations": sum(around.bench.evaluations for around in rounds) + int(judge.network_evaluations),
-        "seconds": time.monotonic() - begun,
-    }
+    totals = BatchTotals(
+        end_of_batch=index,
+        images=len(images),
+        attacks=tuple(total for around in rounds for total in around.totals),
+        checks=checks,
+        mismatches=sum(around.mismatches for around in rounds),
+        non_finite=sum(int((~torch.isfinite(found)).any(1).sum()) for found in logits),
+        network_evaluations=sum(around.bench.evaluations for around in rounds) + int(judge.network_evaluations),
+        seconds=time.monotonic() - begun,
+    )
     shown = [_worse(rounds, row) for row in range(len(labels))]
     arrays = {
         "x_adv": torch.stack([rounds[which].x_adv[row] for row, which in enumerate(shown)]),
@@ -123,19 +137,6 @@ def _check_size(settings: EvaluationSettings, n: int, classes: int) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Score:
-    share: Tensor  # [n] float64, fraction of submissions that were right
-    majority: Tensor  # [n] bool, the label has more votes than any other class
-    logits: Tensor  # [n, K], mean over submissions
-    predicted: Tensor  # [n] int64, of the mean logits
-
-    @property
-    def worst(self) -> Tensor:
-        """[n] bool, right in every submission."""
-        return self.share == 1
-
-
 class _Round:
     """Everything under one noise policy: what each attack left of the n images."""
 
@@ -153,12 +154,12 @@ class _Round:
         self.pixels, self.labels, self.ids, self.settings, self.policy = pixels, labels, ids, settings, policy
         self.bench = Bench(classifier, settings, index, policy)
         self.scorer, self.times = (self.bench.model(), 1) if policy == "known" else (judge, settings.resubmissions)
-        self.clean = self.final = _submit(self.scorer, pixels, labels, self.times)
+        self.clean = self.final = submit(self.scorer, pixels, labels, self.times)
         self.share, self.majority = self.clean.share.clone(), self.clean.majority.clone()
         self.x_adv = pixels.clone()
         self.endpoints: list[Tensor] = []
-        self.histories: list[list[dict[str, Any]]] = [[] for _ in labels]
-        self.totals: list[dict[str, Any]] = []
+        self.histories: list[list[AttackOutcome]] = [[] for _ in labels]
+        self.totals: list[AttackTotals] = []
         self.mismatches = 0
 
     def attack(self, spec: AttackSpec, progress: Progress | None) -> None:
@@ -179,22 +180,22 @@ class _Round:
             endpoint[rows] = result.x_adv
             self.endpoints.append(endpoint)
         self.totals.append(
-            {
-                "name": spec.text,
-                "policy": self.policy,
-                "steps": size[0],
-                "restarts": size[1],
-                "gradient": self.bench.gradient_of(spec),
-                "loss": None if result is None else result.loss,
-                "attacked": len(rows),
-                "survivors": int((self.share == 1).sum()),
-                "right": float(self.share.sum()),
-                "blind_images": 0 if result is None else result.zero_gradient_images,
-                "non_finite_images": 0 if result is None else int(result.non_finite_logits.sum()),
-                "verify_mismatches": 0 if result is None else int(result.verify_mismatches or 0),
-                "evaluations": self.bench.evaluations - before,
-                "seconds": time.monotonic() - at,
-            }
+            AttackTotals(
+                name=spec.text,
+                policy=self.policy,
+                steps=size[0],
+                restarts=size[1],
+                gradient=self.bench.gradient_of(spec),
+                loss=None if result is None else result.loss,
+                attacked=len(rows),
+                survivors=int((self.share == 1).sum()),
+                right=float(self.share.sum()),
+                blind_images=0 if result is None else result.zero_gradient_images,
+                non_finite_images=0 if result is None else int(result.non_finite_logits.sum()),
+                verify_mismatches=0 if result is None else int(result.verify_mismatches or 0),
+                evaluations=self.bench.evaluations - before,
+                seconds=time.monotonic() - at,
+            )
         )
 
     def _keep(self, spec: AttackSpec, result: AttackResult, rows: Tensor) -> None:
@@ -202,18 +203,18 @@ class _Round:
         if self.policy == "known":
             found, majority = result.correct.double(), result.correct
         else:
-            score = _submit(self.scorer, result.x_adv, labels, self.times)
+            score = submit(self.scorer, result.x_adv, labels, self.times)
             found, majority = score.share, score.majority
-        better = found <= self.share[rows]
+        better = is_kept(found, self.share[rows])
         self.x_adv[rows[better]] = result.x_adv[better]
         self.share[rows] = torch.minimum(self.share[rows], found)
         self.majority[rows] = self.majority[rows] & majority
         for place, row in enumerate(rows.tolist()):
-            self.histories[row].append(_history(spec.text, result, place, float(found[place]), self.policy))
+            self.histories[row].append(_outcome(spec.text, result, place, float(found[place]), self.policy))
 
     def close(self) -> None:
         """Score the adversarial images once more; what was right before and is wrong now counts as wrong."""
-        self.final = _submit(self.scorer, self.x_adv, self.labels, self.times)
+        self.final = submit(self.scorer, self.x_adv, self.labels, self.times)
         if self.policy == "known":
             self.mismatches = int(((self.final.share > 0) != (self.share > 0)).sum())
         self.share = torch.minimum(self.share, self.final.share)
@@ -228,19 +229,6 @@ def _judge(classifier: Any, settings: EvaluationSettings, index: int) -> Any:
     return judge.eval()
 
 
-def _submit(model: Any, pixels: Tensor, labels: Tensor, times: int) -> _Score:
-    with torch.no_grad():
-        draws = torch.stack([model(pixels) for _ in range(times)])
-    nan = draws.isnan().any(2)
-    decided = draws.argmax(2)
-    right = (decided == labels) & ~nan
-    votes = torch.nn.functional.one_hot(decided, draws.shape[2]).masked_fill(nan[:, :, None], 0).sum(0)
-    others = votes.scatter(1, labels[:, None], -1).amax(1)
-    mean = draws.mean(0)
-    majority = votes.gather(1, labels[:, None])[:, 0] > others
-    return _Score(right.double().mean(0), majority & right.any(0), mean, mean.argmax(1))
-
-
 def _fresh_scores(
     rounds: list[_Round], classifier: Any, judge: Any, labels: Tensor, settings: EvaluationSettings
 ) -> dict[str, Tensor] | None:
@@ -251,7 +239,7 @@ def _fresh_scores(
             shares.append(around.share)
             majorities.append(around.majority)
         elif settings.attacks and classifier.stochastic:
-            score = _submit(judge, around.x_adv, labels, settings.resubmissions)
+            score = submit(judge, around.x_adv, labels, settings.resubmissions)
             shares.append(score.share)
             majorities.append(score.majority)
     if not shares:
@@ -267,53 +255,52 @@ def _worse(rounds: list[_Round], row: int) -> int:
 
 def _records(
     rounds: list[_Round], fresh: dict[str, Tensor] | None, settings: EvaluationSettings
-) -> list[dict[str, Any]]:
-    first, records = rounds[0], []
-    for row in range(len(first.labels)):
-        kept = rounds[_worse(rounds, row)]
-        record: dict[str, Any] = {
-            "image": int(first.ids[row]),
-            "label": int(first.labels[row]),
-            "clean": {"predicted": int(first.clean.predicted[row]), "right": float(first.clean.share[row])},
-            "attacks": [entry for around in rounds for entry in around.histories[row]],
-            "adversarial": None,
-            "robust": None,
-        }
-        if settings.attacks:
-            record["adversarial"] = {
-                "predicted": int(kept.final.predicted[row]),
-                "right": float(kept.share[row]),
-            }
-            record["robust"] = all(bool(around.share[row] == 1) for around in rounds)
-            record["scores"] = _scores(rounds, fresh, row)
-            if fresh is not None and "fresh" in settings.policies:
-                record["robust"] = record["robust"] and bool(fresh["worst"][row])
-        records.append(record)
-    return records
+) -> tuple[ImageRecord, ...]:
+    return tuple(_record(rounds, fresh, settings, row) for row in range(len(rounds[0].labels)))
 
 
-def _scores(rounds: list[_Round], fresh: dict[str, Tensor] | None, row: int) -> dict[str, Any]:
+def _record(
+    rounds: list[_Round], fresh: dict[str, Tensor] | None, settings: EvaluationSettings, row: int
+) -> ImageRecord:
+    first = rounds[0]
+    record = ImageRecord(
+        image=int(first.ids[row]),
+        label=int(first.labels[row]),
+        clean=Decision(int(first.clean.predicted[row]), float(first.clean.share[row])),
+        attacks=tuple(outcome for around in rounds for outcome in around.histories[row]),
+        adversarial=None,
+        robust=None,
+    )
+    if not settings.attacks:
+        return record
+    kept = rounds[_worse(rounds, row)]
+    robust = all(bool(around.share[row] == 1) for around in rounds)
+    if fresh is not None and "fresh" in settings.policies:
+        robust = robust and bool(fresh["worst"][row])
+    adversarial = Decision(int(kept.final.predicted[row]), float(kept.share[row]))
+    scores = _scores(rounds, fresh, row)
+    return dataclasses.replace(record, adversarial=adversarial, robust=robust, scores=scores)
+
+
+def _scores(rounds: list[_Round], fresh: dict[str, Tensor] | None, row: int) -> ImageScores:
     """How one adversarial image fares: known noise (bool), fresh noise (share of right answers, and majority)."""
-    found: dict[str, Any] = {}
-    for around in rounds:
-        if around.policy == "known":
-            found["known"] = bool(around.share[row] == 1)
-    if fresh is not None:
-        found["fresh"] = {"right": float(fresh["average"][row]), "majority": bool(fresh["majority"][row])}
-    return found
+    known = [bool(around.share[row] == 1) for around in rounds if around.policy == "known"]
+    score = None if fresh is None else FreshScore(float(fresh["average"][row]), bool(fresh["majority"][row]))
+    return ImageScores(known[0] if known else ABSENT, ABSENT if score is None else score)
 
 
-def _history(name: str, result: AttackResult, place: int, share: float, policy: str) -> dict[str, Any]:
-    """One image in one attack; ``step`` and ``restart`` say when it was first misclassified (-1: never)."""
-    found = {
-        "name": name,
-        "noise": policy,
-        "right": share,
-        "step": int(result.broken_at[place]),
-        "restart": int(result.broken_restart[place]),
-        "blind_steps": int(result.zero_gradient_steps[place]),
-    }
+def _outcome(name: str, result: AttackResult, place: int, share: float, policy: str) -> AttackOutcome:
+    """One image in one attack."""
+    penalty: float | None | Absent = ABSENT
     if getattr(result, "flow_penalty", None) is not None:
         penalty = float(result.flow_penalty[place])
-        found["flow_penalty"] = round(penalty, 6) if math.isfinite(penalty) else None
-    return found
+        penalty = round(penalty, 6) if math.isfinite(penalty) else None
+    return AttackOutcome(
+        name=name,
+        noise=policy,
+        right=share,
+        step=int(result.broken_at[place]),
+        restart=int(result.broken_restart[place]),
+        blind_steps=int(result.zero_gradient_steps[place]),
+        flow_penalty=penalty,
+    )

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 from rdc.evaluation import flag_checks as checks
+from rdc.evaluation.records import Identity
+from rdc.evaluation.report import RaisedFlag
+from rdc.evaluation.totals import RunTotals
 
 __all__ = ["FLAGS", "Flag", "raise_flags"]
 
@@ -26,7 +28,7 @@ class Flag:
         raised_if: the condition.
         explanation: what it means.
         what_to_do: next step.
-        check: run.json's identity and totals (summed over batches) -> evidence, or None when all is well.
+        check: a run's identity and totals (summed over batches) -> evidence, or None when all is well.
     """
 
     name: str
@@ -34,20 +36,18 @@ class Flag:
     raised_if: str
     explanation: str
     what_to_do: str
-    check: Callable[[dict[str, Any], dict[str, Any]], str | None]
+    check: Callable[[Identity, RunTotals], str | None]
 
 
-def raise_flags(identity: dict[str, Any], totals: dict[str, Any]) -> list[dict[str, str]]:
-    """The flags that hold, warnings first, as plain values for report.json."""
+def raise_flags(identity: Identity, totals: RunTotals) -> tuple[RaisedFlag, ...]:
+    """The flags that hold, warnings first."""
     found = []
     for flag in sorted(FLAGS, key=lambda flag: flag.severity != "warning"):
         evidence = flag.check(identity, totals)
         if evidence is not None:
-            fields = {
-                field.name: getattr(flag, field.name) for field in dataclasses.fields(flag) if field.name != "check"
-            }
-            found.append({**fields, "evidence": evidence})
-    return found
+            words = (flag.name, flag.severity, flag.raised_if, flag.explanation, flag.what_to_do)
+            found.append(RaisedFlag(*words, evidence))
+    return tuple(found)
 
 
 FLAGS = (

@@ -14,17 +14,18 @@ after the last closed batch of a file, whole or cut short, are dropped.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from rdc.errors import DataError
 from rdc.evaluation.batch import BatchResult
-from rdc.evaluation.records import (
+from rdc.evaluation.files import (
     SCHEMA,
+    Batch,
     arrays_digest,
     batch_lines,
     is_ours,
@@ -34,8 +35,10 @@ from rdc.evaluation.records import (
     read_sanity,
     results_name,
 )
-from rdc.evaluation.results import Batch, check_same_attacks, read_results
+from rdc.evaluation.records import RunRecord, Sanity
+from rdc.evaluation.results import check_same_attacks, read_results
 from rdc.storage.files import atomic_write, open_in_place
+from rdc.storage.json_records import JsonObject
 from rdc.storage.run_folder import ResumableFolder, as_written
 from rdc.storage.sealed import write_sealed
 
@@ -49,8 +52,8 @@ class RunFolder(ResumableFolder):
 
     Args:
         path: the folder; made if missing.
-        identity: JSON values that must be equal for a run to be continued.
-        about: ``command``, ``commit``, ``versions`` of this start; kept from the first one.
+        run: this start; its identity must be equal for a run to be continued, the rest is kept from the first start, and the
+            commit is added if it makes figures.
         overwrite: throw away the results of another (or the same) run in it.
         shard: (number of this process, number of processes); number 0 opens the folder first and merges at the end.
 
@@ -66,30 +69,31 @@ class RunFolder(ResumableFolder):
     def __init__(
         self,
         path: str | os.PathLike[str],
-        identity: dict[str, Any],
-        about: dict[str, Any],
+        run: RunRecord,
         *,
         overwrite: bool = False,
         shard: tuple[int, int] = (0, 1),
     ) -> None:
         super().__init__(path)
-        self._shard, self._about = shard, about
+        self._shard = shard
+        self._start = RunRecord.from_json(as_written(run.to_json()), "run")
         self._closed: dict[int, Batch] = {}  # by number
-        self._claim(as_written({"schema": SCHEMA, **identity}), overwrite, alone=shard[0] == 0)
+        self._claim(self._start.identity.to_json(), overwrite, alone=shard[0] == 0)
 
-    def _read_identity(self, overwrite: bool) -> dict[str, Any] | None:
+    def _read_identity(self, overwrite: bool) -> JsonObject | None:
         if overwrite:
             return None
         self.run = read_run_file(self.path / self.IDENTITY)
-        return {**self.run["identity"], "schema": SCHEMA}
+        return {**self.run.identity.to_json(), "schema": SCHEMA}
 
-    def _write_identity(self, identity: dict[str, Any]) -> None:
-        about = self._about
-        first = {"command": about["command"], "commits": [about["commit"]], "versions": about["versions"]}
-        self.run = as_written({"identity": identity, **first})
-        write_sealed(self.path / self.IDENTITY, self.run)
+    def _write_identity(self, identity: JsonObject) -> None:
+        self._keep_run(self._start)
 
-    def _begin(self, identity: dict[str, Any], overwrite: bool, alone: bool) -> None:
+    def _keep_run(self, run: RunRecord) -> None:
+        self.run = run
+        write_sealed(self.path / self.IDENTITY, run.to_json())
+
+    def _begin(self, identity: JsonObject, overwrite: bool, alone: bool) -> None:
         super()._begin(identity, overwrite, alone)
         if not alone:
             self.reread()
@@ -104,7 +108,7 @@ class RunFolder(ResumableFolder):
     @property
     def _sealed(self) -> bool:
         """Whether every file says if it was damaged."""
-        return self.run["identity"]["schema"] == SCHEMA
+        return self.run.identity.schema == SCHEMA
 
     @property
     def results(self) -> Path:
@@ -122,7 +126,7 @@ class RunFolder(ResumableFolder):
 
     def reread(self) -> None:
         """Read the merged results again."""
-        found = read_results(self.path / "results.jsonl", self.run["identity"]["settings"], self._sealed)
+        found = read_results(self.path / "results.jsonl", self.run.identity.settings, self._sealed)
         self._closed = self._whole(found.batches)
 
     def has(self, index: int) -> bool:
@@ -130,14 +134,14 @@ class RunFolder(ResumableFolder):
         return index in self._closed
 
     @property
-    def sanity(self) -> dict[str, Any] | None:
+    def sanity(self) -> Sanity | None:
         """What the sanity checks found; None if they were not made yet."""
         file = self.path / "sanity.json"
         return read_sanity(file, self._sealed) if file.exists() else None
 
-    def keep_sanity(self, found: dict[str, Any]) -> None:
+    def keep_sanity(self, found: Sanity) -> None:
         """Write down what the sanity checks found."""
-        write_sealed(self.path / "sanity.json", found)
+        write_sealed(self.path / "sanity.json", found.to_json())
 
     def arrays_path(self, index: int) -> Path:
         """Where the arrays of a batch are."""
@@ -149,7 +153,7 @@ class RunFolder(ResumableFolder):
         Raises:
             DataError: damaged.
         """
-        return read_arrays(self.arrays_path(index), self._closed[index]["totals"], self._sealed)
+        return read_arrays(self.arrays_path(index), self._closed[index].totals, self._sealed)
 
     def append(self, index: int, result: BatchResult) -> None:
         """Keep batch ``index``: its arrays first, then its lines in one write. Both are on disk when this returns.
@@ -157,18 +161,15 @@ class RunFolder(ResumableFolder):
         Raises:
             OSError: the disk is full, say; the batch then does not count as finished.
         """
-        if (
-            self._shard[0] == 0 and self._about["commit"] not in self.run["commits"]
-        ):  # this part comes from another source tree
-            self.run["commits"].append(self._about["commit"])
-            write_sealed(self.path / "run.json", self.run)
+        commits = self.run.commits
+        if self._shard[0] == 0 and self._start.commits[0] not in commits:  # this part comes from another source tree
+            self._keep_run(dataclasses.replace(self.run, commits=(*commits, self._start.commits[0])))
         packed = io.BytesIO()
         np.savez_compressed(packed, **result.arrays)
         with atomic_write(self.arrays_path(index)) as file:
             file.write(packed.getbuffer())
-        close = {"end_of_batch": index, "images": len(result.images), **result.totals}
-        close["arrays"] = arrays_digest(packed.getvalue())
-        batch = {"images": result.images, "totals": close}
+        totals = dataclasses.replace(result.totals, arrays=arrays_digest(packed.getvalue()))
+        batch = Batch(result.images, totals)
         content = batch_lines(batch)
         with open_in_place(self.results, "ab") as file:
             file.write(content)
@@ -183,7 +184,7 @@ class RunFolder(ResumableFolder):
             DataError: a line is damaged; nothing was changed.
         """
         files = self._files()
-        found = [read_results(file, self.run["identity"]["settings"], self._sealed) for file in files]
+        found = [read_results(file, self.run.identity.settings, self._sealed) for file in files]
         listed = [index for result in found for index in result.order]
         self._closed = self._whole({index: batch for result in found for index, batch in result.batches.items()})
         check_same_attacks(self.path, self._closed.values())
@@ -211,14 +212,14 @@ class RunFolder(ResumableFolder):
     def _upgrade(self) -> None:
         """Give a folder of an older schema its checksums; run.json last, so that a killed process does it again."""
         for index, batch in self._closed.items():
-            batch["totals"]["arrays"] = arrays_digest(self.arrays_path(index).read_bytes())
+            digest = arrays_digest(self.arrays_path(index).read_bytes())
+            self._closed[index] = Batch(batch.images, dataclasses.replace(batch.totals, arrays=digest))
         if self._closed:
             self._write_results()
         sanity = self.sanity
         if sanity is not None:
             self.keep_sanity(sanity)
-        self.run["identity"]["schema"] = SCHEMA
-        write_sealed(self.path / "run.json", self.run)
+        self._keep_run(dataclasses.replace(self.run, identity=dataclasses.replace(self.run.identity, schema=SCHEMA)))
 
     def _clear(self) -> None:
         for name in ("run.json", "sanity.json", *_REPORTS):  # run.json first: without it nothing here is continued
@@ -234,7 +235,7 @@ class RunFolder(ResumableFolder):
 
     def _arrays_are_whole(self, index: int, batch: Batch) -> bool:
         try:
-            read_arrays(self.arrays_path(index), batch["totals"], self._sealed)
+            read_arrays(self.arrays_path(index), batch.totals, self._sealed)
         except DataError:
             return False
         return True

@@ -1,304 +1,387 @@
-"""What the files of an evaluation's folder hold: run.json, sanity.json, the lines of results.jsonl, a batch's arrays.
+"""What an evaluation's folder says, as frozen dataclasses: whose run it is, each image, each batch, the sanity checks.
 
-Whoever reads a folder checks first: checksums where there are any (folders since schema 3), and structure always.
+``to_json`` gives the JSON on disk, ``from_json`` reads and checks it (:mod:`rdc.storage.json_records`). What counts as right, broken
+or late is a property here and is decided nowhere else. Figures of the whole run: ``totals.py``, ``report.py``.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import re
-import zipfile
-from pathlib import Path
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
 
-import numpy as np
-
-from rdc.errors import ConfigError, DataError
-from rdc.storage.reading import read_content, reading
-from rdc.storage.sealed import read_sealed, seal_line
+from rdc.storage.json_records import ABSENT, Absent, JsonObject, JsonRecord, anything, entry
 from rdc.storage.structure import choice, flag, integer, mapping, number, optional, record, sequence, text
 
 __all__ = [
-    "OLDEST_SCHEMA",
-    "SCHEMA",
-    "arrays_digest",
-    "batch_lines",
-    "check_batch",
-    "expected_images",
-    "is_ours",
-    "is_results",
-    "read_arrays",
-    "read_run_file",
-    "read_sanity",
-    "results_name",
+    "AttackKey",
+    "AttackOutcome",
+    "AttackTotals",
+    "BatchTotals",
+    "Decision",
+    "FreshScore",
+    "GradientPath",
+    "GradientShape",
+    "GradientShares",
+    "Identity",
+    "ImageRecord",
+    "ImageScores",
+    "NoiseShares",
+    "OutputChecks",
+    "RunRecord",
+    "Sanity",
+    "SettingsRecord",
+    "ShortAttack",
 ]
 
-SCHEMA = 3  #: of the folder; since 3 every file of it says whether it was damaged
-OLDEST_SCHEMA = 2  #: that is still read, and brought up to date when it is continued
-_AGAIN = "use --overwrite to start afresh, or another folder"
-_NAMES = ("x_adv", "clean_logits", "adversarial_logits")
-_EXPANSION = 1200  # zip's deflate makes at most about a thousand times of a file
-_RESULTS = re.compile(r"results(\.\d+-of-\d+)?\.jsonl")
-_NOISE = choice("known", "fresh")
-_SHARE = number(0, 1)
+#: name and noise policy of an attack: what tells it apart within a run
+AttackKey = tuple[str, str]
 
-_RUN = record(
-    {
-        "identity": record(
-            {
-                "schema": integer(0),
-                "settings": record(
-                    {
-                        "model": text(),
-                        "dataset": text(),
-                        "n": integer(1),
-                        "split": text(),
-                        "start": integer(0),
-                        "attacks": sequence(text()),
-                        "noise": choice("known", "fresh", "all"),
-                        "seed": integer(0),
-                        "batch": integer(1),
-                        "resubmissions": integer(1),
-                    },
-                    {
-                        "norm": optional(text()),
-                        "eps": optional(text()),
-                        "gradient": optional(text()),
-                        "eot": optional(integer(1)),
-                    },
-                ),
-                "radius": optional(number(0)),
-                "classifier": record({"lm": lambda value, where: None}),
-                "images": text(),
-                "weights": text(),
-            }
-        ),
-        "command": text(),
-        "commits": sequence(optional(text()), 1),
-        "versions": mapping(text()),
-    }
-)
-_DECISION = record({"predicted": integer(0), "right": _SHARE})
-_IMAGE = record(
-    {
-        "image": integer(0),
-        "label": integer(0),
-        "clean": _DECISION,
-        "attacks": sequence(
-            record(
-                {
-                    "name": text(),
-                    "noise": _NOISE,
-                    "right": _SHARE,
-                    "step": integer(-1),
-                    "restart": integer(-1),
-                    "blind_steps": integer(0),
-                },
-                {"flow_penalty": optional(number())},
-            )
-        ),
-        "adversarial": optional(_DECISION),
-        "robust": optional(flag()),
-    },
-    {"scores": record({}, {"known": flag(), "fresh": record({"right": _SHARE, "majority": flag()})})},
-)
-_COUNTS = ("attacked", "survivors", "blind_images", "non_finite_images", "verify_mismatches", "evaluations")
-_CLOSING = record(
-    {
-        "end_of_batch": integer(0),
-        "images": integer(1),
-        "attacks": sequence(
-            record(
-                {
-                    "name": text(),
-                    "policy": _NOISE,
-                    "steps": integer(0),
-                    "restarts": integer(0),
-                    "gradient": optional(text()),
-                    "loss": optional(text()),
-                    "right": number(0),
-                    "seconds": number(0),
-                    **dict.fromkeys(_COUNTS, integer(0)),
-                }
-            )
-        ),
-        "checks": record(
-            {},
-            {
-                **dict.fromkeys(("repeat_difference", "logit_spread", "log_sum_exp"), optional(number())),
-                "repeat_decisions_changed": integer(0),
-                "probabilities": flag(),
-                "gradients_inside": integer(0),
-            },
-        ),
-        "mismatches": integer(0),
-        "non_finite": integer(0),
-        "network_evaluations": integer(0),
-        "seconds": number(0),
-    },
-    {"arrays": text()},
-)
-_FIRST_CHECKS = ("repeat_difference", "logit_spread", "repeat_decisions_changed", "log_sum_exp")
-_SHORT = record({"eps": number(), "steps": integer(0), "accuracy": _SHARE, "loss": optional(number())})
-_SANITY = record(
-    {},
-    {
-        "n": integer(0),
-        "budgets": sequence(_SHORT, 2, 2),
-        "steps": sequence(_SHORT, 2, 2),
-        "large_eps": _SHORT,
-        "path": record({"steps": integer(0), **dict.fromkeys(("falls", "gain", "used"), optional(number()))}),
-        "gradient": record(dict.fromkeys(("zero_entries", "constant"), optional(number()))),
-        "bpda": record(dict.fromkeys(("exact", "bpda"), _SHARE)),
-        "fresh": record(dict.fromkeys(("known", "fresh"), _SHARE)),
-        "error": text(),
-        "network_evaluations": integer(0),
-    },
-)
+NOISE = choice("known", "fresh")
+SHARE = number(0, 1)
+COUNT = integer(0)
+_LAST_TENTH = 0.9  # of an attack's steps begins after this share of them
 
 
-def read_run_file(path: Path) -> dict[str, Any]:
-    """run.json.
-
-    Raises:
-        ConfigError: of a schema that is not read any more, or not yet.
-        DataError: missing or damaged.
-    """
-    run, sealed = read_sealed(path, advice=_AGAIN)
-    identity = run.get("identity")
-    schema = identity.get("schema") if isinstance(identity, dict) else None
-    if isinstance(schema, int) and not isinstance(schema, bool) and not OLDEST_SCHEMA <= schema <= SCHEMA:
-        raise ConfigError(
-            f"{path.parent}: written by another version of rdc (schema {schema}, this one reads {OLDEST_SCHEMA} to {SCHEMA}). "
-            "Evaluate again in a new folder"
-        )
-    with reading(path, DataError, "what rdc evaluate writes", _AGAIN[0].upper() + _AGAIN[1:]):
-        _RUN(run, "run.json")
-        if schema == SCHEMA and not sealed:
-            raise DataError(f"{path}: damaged, its digest is missing: {_AGAIN}")
-    return run
-
-
-def read_sanity(path: Path, sealed: bool) -> dict[str, Any]:
-    """sanity.json; ``sealed``: it must have a digest.
-
-    Raises:
-        DataError: damaged.
-    """
-    advice = "delete it, and the same command makes the sanity checks again"
-    found, has_digest = read_sealed(path, advice=advice)
-    with reading(path, DataError, "the sanity checks of rdc evaluate", advice[0].upper() + advice[1:]):
-        _SANITY(found, "sanity.json")
-        if (
-            found.get("n")
-            and "error" not in found
-            and not {"budgets", "steps", "large_eps", "path", "gradient"} <= set(found)
-        ):
-            raise ValueError("some of the checks are missing")
-        if sealed and not has_digest:
-            raise DataError(f"{path}: damaged, its digest is missing: {advice}")
-    return found
-
-
-def batch_lines(batch: dict[str, Any]) -> bytes:
-    """The lines of a batch: its images, then the record that closes it."""
-    return b"".join(map(seal_line, (*batch["images"], batch["totals"])))
-
-
-def expected_images(settings: dict[str, Any], index: int) -> range:
-    """The images of batch ``index``, by their positions in the data set; empty if there is no such batch."""
-    first, last = settings["start"], settings["start"] + settings["n"]
-    begin = first + index * settings["batch"]
-    return range(min(begin, last), min(begin + settings["batch"], last))
-
-
-def check_batch(images: list[dict[str, Any]], totals: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Whether these lines are a whole batch of this run.
-
-    Raises:
-        ValueError: what is wrong with them.
-    """
-    _CLOSING(totals, "the closing line")
-    index = totals["end_of_batch"]
-    expected = expected_images(settings, index)
-    if not expected or totals["images"] != len(images) or len(images) != len(expected):
-        raise ValueError(f"batch {index} has {len(images)} images; {len(expected)} belong to it")
-    made = {(attack["name"], attack["policy"]) for attack in totals["attacks"]}
-    scores = (
-        {"known": {"known"}, "fresh": {"fresh"}, "all": {"known", "fresh"}}[settings["noise"]]
-        if settings["attacks"]
-        else set()
-    )
-    if index == 0 and not set(_FIRST_CHECKS) <= set(totals["checks"]):
-        raise ValueError("the checks of the first batch are missing")
-    for image, position in zip(images, expected, strict=True):
-        _IMAGE(image, f"image {position}")
-        if image["image"] != position:
-            raise ValueError(f"image {image['image']} is where image {position} belongs")
-        if not {(attack["name"], attack["noise"]) for attack in image["attacks"]} <= made:
-            raise ValueError(f"image {position} has an attack that its batch does not have")
-        attacked = bool(settings["attacks"])
-        if (image["adversarial"] is None) is attacked or (image["robust"] is None) is attacked:
-            raise ValueError(f"image {position}: expected results under attack if and only if there is one")
-        if attacked and not scores <= set(image.get("scores", ())):
-            raise ValueError(f"image {position}: scores are missing")
-        if set(image.get("scores", ())) != set(images[0].get("scores", ())):
-            raise ValueError(f"image {position}: other scores than the images before it")
-
-
-def arrays_digest(content: bytes) -> str:
-    """SHA-256 (32 digits) of a batch's .npz file."""
-    return hashlib.sha256(content).hexdigest()[:32]
-
-
-def read_arrays(path: Path, totals: dict[str, Any], sealed: bool) -> dict[str, np.ndarray]:
-    """The arrays of a batch, see BatchResult.
+# --- an image ---------------------------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Decision(JsonRecord):
+    """How one image fares over its submissions.
 
     Args:
-        path: its .npz file.
-        totals: the record that closes the batch.
-        sealed: it must have the digest that ``totals`` names.
-
-    Raises:
-        DataError: missing, or not what ``totals`` says.
+        predicted: class of the mean logits.
+        right: share of the submissions that were right; 0 or 1 under known noise.
     """
-    content = read_content(path, DataError, "the arrays of a batch")
-    if (sealed or "arrays" in totals) and arrays_digest(content) != totals.get("arrays"):
-        raise DataError(f"{path}: damaged, or of another batch: it does not have the digest that results.jsonl names")
-    with reading(path, DataError, "the arrays of a batch"), zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if sum(member.file_size for member in archive.infolist()) > max(2**20, _EXPANSION * len(content)):
-            raise ValueError("it would unpack to far more than its size")
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in _NAMES}
-        n = totals["images"]
-        for name, array in arrays.items():
-            if array.dtype != np.float32 or array.ndim != (4 if name == "x_adv" else 2) or len(array) != n:
-                raise ValueError(f"{name} is {array.dtype} {list(array.shape)}")
-        if arrays["clean_logits"].shape != arrays["adversarial_logits"].shape:
-            raise ValueError("clean and adversarial logits have different shapes")
-        if "arrays" not in totals and not (0 <= arrays["x_adv"].min() and arrays["x_adv"].max() <= 1):
-            raise ValueError("adversarial images are not in [0, 1]")
-    return arrays
+
+    predicted: int = entry(COUNT)
+    right: float = entry(SHARE)
+
+    @property
+    def always_right(self) -> bool:
+        """Right in every submission: what counts as right where images are counted."""
+        return self.right == 1
+
+    @property
+    def ever_right(self) -> bool:
+        """Right in at least one: what an attack still has to break."""
+        return self.right > 0
 
 
-def results_name(number: int, count: int) -> str:
-    """The file of process ``number`` of ``count``."""
-    return "results.jsonl" if count == 1 else f"results.{number}-of-{count}.jsonl"
+@dataclasses.dataclass(frozen=True)
+class AttackOutcome(JsonRecord):
+    """One image in one attack.
+
+    Args:
+        name, noise: of the attack.
+        right: share of right answers to its image.
+        step, restart: when it was first misclassified, -1: never.
+        blind_steps: steps without a usable gradient.
+        flow_penalty: of a flow attack alone; None where it is not finite.
+    """
+
+    name: str = entry(text())
+    noise: str = entry(NOISE)
+    right: float = entry(SHARE)
+    step: int = entry(integer(-1))
+    restart: int = entry(integer(-1))
+    blind_steps: int = entry(COUNT)
+    flow_penalty: float | None | Absent = entry(optional(number()), absent=True)
+
+    @property
+    def attack(self) -> AttackKey:
+        """Which attack."""
+        return self.name, self.noise
+
+    @property
+    def broken(self) -> bool:
+        """Wrong at least once."""
+        return self.right < 1
+
+    @property
+    def misclassified(self) -> bool:
+        """The attack saw it wrong, or it was never right afterwards."""
+        return self.step >= 0 or self.right == 0
+
+    def is_late(self, steps: int) -> bool:
+        """First misclassified in the last tenth of the attack's ``steps``."""
+        return self.step > _LAST_TENTH * steps
 
 
-def is_results(name: str) -> bool:
-    """Whether this is what :func:`results_name` calls a file."""
-    return _RESULTS.fullmatch(name) is not None
+@dataclasses.dataclass(frozen=True)
+class FreshScore(JsonRecord):
+    """An adversarial image before fresh draws of the noise: share of right answers, and whether they are a majority."""
+
+    right: float = entry(SHARE)
+    majority: bool = entry(flag())
+
+    @property
+    def worst(self) -> bool:
+        """Right in every draw."""
+        return self.right == 1
 
 
-def is_ours(name: str) -> bool:
-    """Whether rdc evaluate writes a file of this name into its folder."""
-    return is_results(name) or name in (
-        "run.json",
-        "sanity.json",
-        "report.json",
-        "report.html",
-        "report.md",
-        "model_info.json",
-    )
+@dataclasses.dataclass(frozen=True)
+class ImageScores(JsonRecord):
+    """How an adversarial image fares: against the known noise (right or not), against fresh noise."""
+
+    known: bool | Absent = entry(flag(), absent=True)
+    fresh: FreshScore | Absent = entry(of=FreshScore, absent=True)
+
+    @property
+    def kinds(self) -> set[str]:
+        """Those there are."""
+        return {name for name in ("known", "fresh") if getattr(self, name) is not ABSENT}
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageRecord(JsonRecord):
+    """One image: a line of results.jsonl.
+
+    Args:
+        image: position in the data set.
+        label: its true class.
+        clean: unattacked.
+        attacks: those it went through, in order.
+        adversarial: the most damaging image; None where nothing attacked.
+        robust: right under everything that the noise policy asks for; None where nothing attacked.
+        scores: absent where nothing attacked.
+    """
+
+    image: int = entry(COUNT)
+    label: int = entry(COUNT)
+    clean: Decision = entry(of=Decision)
+    attacks: tuple[AttackOutcome, ...] = entry(of=AttackOutcome, many=True)
+    adversarial: Decision | None = entry(of=Decision, nullable=True)
+    robust: bool | None = entry(optional(flag()))
+    scores: ImageScores | Absent = entry(of=ImageScores, absent=True)
+
+    @property
+    def standing(self) -> bool:
+        """Robust; or, where nothing attacked, right when clean."""
+        return self.clean.always_right if self.robust is None else self.robust
+
+    @property
+    def score_kinds(self) -> set[str]:
+        """The kinds of scores it has."""
+        return set() if isinstance(self.scores, Absent) else self.scores.kinds
+
+
+# --- a batch ----------------------------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class AttackTotals(JsonRecord):
+    """One attack on one batch.
+
+    Args:
+        name, policy: of the attack; the policy is the noise it ran under.
+        steps, restarts: 0 where no image was left to attack.
+        gradient: mode; None without gradients.
+        loss: what it maximised; None where it did not run.
+        attacked, survivors: images before it that are ever right, and after it always right.
+        right: sum of their shares of right answers.
+        blind_images, non_finite_images, verify_mismatches: see ``AttackResult``.
+        evaluations: of the network.
+    """
+
+    name: str = entry(text())
+    policy: str = entry(NOISE)
+    steps: int = entry(COUNT)
+    restarts: int = entry(COUNT)
+    gradient: str | None = entry(optional(text()))
+    loss: str | None = entry(optional(text()))
+    attacked: int = entry(COUNT)
+    survivors: int = entry(COUNT)
+    right: float = entry(number(0))
+    blind_images: int = entry(COUNT)
+    non_finite_images: int = entry(COUNT)
+    verify_mismatches: int = entry(COUNT)
+    evaluations: int = entry(COUNT)
+    seconds: float = entry(number(0))
+
+    @property
+    def attack(self) -> AttackKey:
+        """Which attack."""
+        return self.name, self.policy
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputChecks(JsonRecord):
+    """What ``sanity.check_output`` found, on the first batch alone; None where a figure is not finite."""
+
+    repeat_difference: float | None | Absent = entry(optional(number()), absent=True)
+    logit_spread: float | None | Absent = entry(optional(number()), absent=True)
+    repeat_decisions_changed: int | Absent = entry(COUNT, absent=True)
+    log_sum_exp: float | None | Absent = entry(optional(number()), absent=True)
+    probabilities: bool | Absent = entry(flag(), absent=True)
+    gradients_inside: int | Absent = entry(COUNT, absent=True)
+
+    @property
+    def made(self) -> bool:
+        """Whether the checks that every version makes are there."""
+        first = (self.repeat_difference, self.logit_spread, self.repeat_decisions_changed, self.log_sum_exp)
+        return not any(value is ABSENT for value in first)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchTotals(JsonRecord):
+    """The line of results.jsonl that closes a batch.
+
+    Args:
+        end_of_batch: number of the batch.
+        images: how many it has.
+        attacks: in order, policy after policy.
+        checks: of the model's output.
+        mismatches: decisions under known noise that were another the second time.
+        non_finite: answers that are not finite, clean and adversarial.
+        network_evaluations, seconds: of the batch.
+        arrays: digest of the batch's arrays; absent in folders of schema 2.
+    """
+
+    end_of_batch: int = entry(COUNT)
+    images: int = entry(integer(1))
+    attacks: tuple[AttackTotals, ...] = entry(of=AttackTotals, many=True)
+    checks: OutputChecks = entry(of=OutputChecks)
+    mismatches: int = entry(COUNT)
+    non_finite: int = entry(COUNT)
+    network_evaluations: int = entry(COUNT)
+    seconds: float = entry(number(0))
+    arrays: str | Absent = entry(text(), absent=True)
+
+
+# --- the sanity checks ------------------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class ShortAttack(JsonRecord):
+    """A short attack on a few images: radius, steps, accuracy after it, mean loss (None: not finite)."""
+
+    eps: float = entry(number())
+    steps: int = entry(COUNT)
+    accuracy: float = entry(SHARE)
+    loss: float | None = entry(optional(number()))
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientPath(JsonRecord):
+    """Steps along the gradient: share of those in which the loss fell, its gain, share of the radius used."""
+
+    falls: float | None = entry(optional(number()))
+    gain: float | None = entry(optional(number()))
+    used: float | None = entry(optional(number()))
+    steps: int = entry(COUNT)
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientShape(JsonRecord):
+    """Share of the clean gradients' entries that are 0, and mean cosine similarity along the path."""
+
+    zero_entries: float | None = entry(optional(number()))
+    constant: float | None = entry(optional(number()))
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientShares(JsonRecord):
+    """Accuracies after a short attack with exact and with BPDA gradients."""
+
+    exact: float = entry(SHARE)
+    bpda: float = entry(SHARE)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseShares(JsonRecord):
+    """Accuracies after a short attack on known, and on fresh noise."""
+
+    known: float = entry(SHARE)
+    fresh: float = entry(SHARE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sanity(JsonRecord):
+    """sanity.json; what was not checked is absent, see ``sanity.run_sanity``."""
+
+    n: int | Absent = entry(COUNT, absent=True)
+    budgets: tuple[ShortAttack, ...] | Absent = entry(sequence(anything, 2, 2), of=ShortAttack, many=True, absent=True)
+    steps: tuple[ShortAttack, ...] | Absent = entry(sequence(anything, 2, 2), of=ShortAttack, many=True, absent=True)
+    large_eps: ShortAttack | Absent = entry(of=ShortAttack, absent=True)
+    path: GradientPath | Absent = entry(of=GradientPath, absent=True)
+    gradient: GradientShape | Absent = entry(of=GradientShape, absent=True)
+    bpda: GradientShares | Absent = entry(of=GradientShares, absent=True)
+    fresh: NoiseShares | Absent = entry(of=NoiseShares, absent=True)
+    error: str | Absent = entry(text(), absent=True)
+    network_evaluations: int | Absent = entry(COUNT, absent=True)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is there that its own ``n`` and ``error`` promise."""
+        parts = (self.budgets, self.steps, self.large_eps, self.path, self.gradient)
+        return not self.n or self.error is not ABSENT or not any(part is ABSENT for part in parts)
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SettingsRecord(JsonRecord):
+    """``EvaluationSettings`` as a run was made with them; those of the attacks are None where there is none."""
+
+    model: str = entry(text())
+    dataset: str = entry(text())
+    n: int = entry(integer(1))
+    split: str = entry(text())
+    start: int = entry(COUNT)
+    attacks: tuple[str, ...] = entry(sequence(text()))
+    norm: str | None | Absent = entry(optional(text()), absent=True)
+    eps: str | None | Absent = entry(optional(text()), absent=True)
+    steps: int | None | Absent = entry(absent=True)
+    restarts: int | None | Absent = entry(absent=True)
+    gradient: str | None | Absent = entry(optional(text()), absent=True)
+    noise: str = entry(choice("known", "fresh", "all"))
+    eot: int | None | Absent = entry(optional(integer(1)), absent=True)
+    resubmissions: int = entry(integer(1))
+    sanity: int | None | Absent = entry(absent=True)
+    seed: int = entry(COUNT)
+    batch: int = entry(integer(1))
+    levels: str | None | Absent = entry(absent=True)
+    lm: str | None | Absent = entry(absent=True)
+    precision: str | None | Absent = entry(absent=True)
+
+    @property
+    def score_kinds(self) -> set[str]:
+        """The scores that every attacked image must have."""
+        return ({"known", "fresh"} if self.noise == "all" else {self.noise}) if self.attacks else set()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Identity(JsonRecord):
+    """What decides a run's figures; a folder goes on only where all of it is the same.
+
+    Args:
+        schema: of the folder.
+        settings: of the evaluation.
+        radius: eps as a number; None where nothing attacks.
+        classifier: what the defence says of itself (``describe``).
+        purifies: whether it changes images before it classifies.
+        weights, images: digests.
+        device, torch: kind of device, version.
+    """
+
+    schema: int = entry(COUNT)
+    settings: SettingsRecord = entry(of=SettingsRecord)
+    radius: float | None = entry(optional(number(0)))
+    classifier: JsonObject = entry(record({"lm": anything}))
+    purifies: bool | Absent = entry(absent=True)
+    weights: str = entry(text())
+    images: str = entry(text())
+    device: str | Absent = entry(absent=True)
+    torch: str | Absent = entry(absent=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord(JsonRecord):
+    """run.json: the identity, and how the run came about.
+
+    Args:
+        identity: see above.
+        command: that began it.
+        commits: of the source trees that made figures, None: unknown.
+        versions: of the packages.
+    """
+
+    identity: Identity = entry(of=Identity)
+    command: str = entry(text())
+    commits: tuple[str | None, ...] = entry(sequence(optional(text()), 1))
+    versions: Mapping[str, str] = entry(mapping(text()))

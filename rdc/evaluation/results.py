@@ -6,17 +6,16 @@ import dataclasses
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from rdc.errors import DataError, RdcError
-from rdc.evaluation.records import check_batch
+from rdc.evaluation.files import Batch, read_batch
+from rdc.evaluation.records import SettingsRecord
+from rdc.storage.json_records import JsonObject
 from rdc.storage.reading import reading, regular_file
 from rdc.storage.sealed import open_line
 
-__all__ = ["Batch", "Results", "check_same_attacks", "count_images", "read_results"]
-
-#: a finished batch: ``images``, its records, and ``totals``, the record that closes it
-Batch = dict[str, Any]
+__all__ = ["Results", "check_same_attacks", "count_images", "read_results"]
 
 _CLOSE = b'{"end_of_batch"'  # how a closing line begins
 _LINE_BYTES = 16 * 2**20  # longest line
@@ -39,7 +38,7 @@ class Results:
     length: int
 
 
-def read_results(path: str | os.PathLike[str], settings: dict[str, Any], sealed: bool) -> Results:
+def read_results(path: str | os.PathLike[str], settings: SettingsRecord, sealed: bool) -> Results:
     """Read a file of results; a missing one is empty.
 
     Args:
@@ -60,8 +59,8 @@ def read_results(path: str | os.PathLike[str], settings: dict[str, Any], sealed:
     return found
 
 
-def _read(path: Path, file: IO[bytes], found: Results, settings: dict[str, Any], sealed: bool) -> None:
-    images: list[dict[str, Any]] = []
+def _read(path: Path, file: IO[bytes], found: Results, settings: SettingsRecord, sealed: bool) -> None:
+    images: list[JsonObject] = []
     at, begin, number = 0, 1, 0
     while line := file.readline(_LINE_BYTES + 1):
         number += 1
@@ -74,20 +73,18 @@ def _read(path: Path, file: IO[bytes], found: Results, settings: dict[str, Any],
             record, has_crc = open_line(line[:-1], f"line {number}")
             if sealed and not has_crc:
                 raise DataError("its checksum is missing")
-            closing = "end_of_batch" in record
-            if closing:
-                check_batch(images, record, settings)
+            batch = read_batch(images, record, settings) if "end_of_batch" in record else None
         except (RdcError, ValueError) as error:
             following = _next_close(file, number)
             if following is None:
                 break  # no batch ends after it: what follows the last whole one is computed again
             end = number if line.startswith(_CLOSE) else following
             raise _damaged(path, number, begin, end, str(error)) from error
-        if not closing:
+        if batch is None:
             images.append(record)
             continue
-        index = record["end_of_batch"]
-        found.batches[index] = {"images": images, "totals": record}
+        index = batch.totals.end_of_batch
+        found.batches[index] = batch
         found.order.append(index)
         found.kept, images, begin = at, [], number + 1
 
@@ -98,7 +95,7 @@ def check_same_attacks(path: str | os.PathLike[str], batches: Iterable[Batch]) -
     Raises:
         DataError: they do not.
     """
-    named = ([(attack["name"], attack["policy"]) for attack in batch["totals"]["attacks"]] for batch in batches)
+    named = ([attack.attack for attack in batch.totals.attacks] for batch in batches)
     first = next(named, None)
     if any(names != first for names in named):
         raise DataError(

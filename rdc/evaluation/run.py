@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ from rdc.errors import ConfigError
 from rdc.evaluation.answers import refuse_meaningless
 from rdc.evaluation.batch import evaluate_batch
 from rdc.evaluation.class_names import names_of_classes, names_that_differ
+from rdc.evaluation.files import SCHEMA
 from rdc.evaluation.folder import RunFolder
 from rdc.evaluation.progress import ProgressBars, sanity_line
+from rdc.evaluation.records import Identity, ImageRecord, RunRecord, Sanity, SettingsRecord
+from rdc.evaluation.report import Report
 from rdc.evaluation.sanity import run_sanity
 from rdc.evaluation.settings import EvaluationSettings
 from rdc.evaluation.summary import summarize
 from rdc.provenance.run import commit, versions, weights_digest
+from rdc.storage.json_records import JsonObject
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -31,10 +36,13 @@ __all__ = ["Evaluation", "evaluate"]
 class Evaluation:
     """A finished run.
 
+    ``report``, ``run`` and ``images`` are the JSON of report.json, run.json and results.jsonl, as plain dictionaries and lists;
+    ``figures``, ``record`` and ``records`` are the same as frozen dataclasses.
+
     Args:
-        report: report.json's content, see ``summarize``.
-        run: run.json's content.
-        images: per-image records, in order.
+        figures: see ``summarize``.
+        record: how the run came about.
+        records: of the images, in order.
         x_adv: [n, C, H, W] float32, the adversarial images.
         clean_logits, adversarial_logits: [n, K] float32, means over draws.
         dataset: the n images.
@@ -43,9 +51,9 @@ class Evaluation:
         other_names: (the data set's name, the model's name) of classes that they call differently.
     """
 
-    report: dict[str, Any]
-    run: dict[str, Any]
-    images: list[dict[str, Any]]
+    figures: Report
+    record: RunRecord
+    records: tuple[ImageRecord, ...]
     x_adv: np.ndarray
     clean_logits: np.ndarray
     adversarial_logits: np.ndarray
@@ -54,8 +62,23 @@ class Evaluation:
     class_names: tuple[str, ...]
     other_names: list[tuple[str, str]]
 
+    @functools.cached_property
+    def report(self) -> JsonObject:
+        """report.json's content."""
+        return self.figures.to_json()
+
+    @functools.cached_property
+    def run(self) -> JsonObject:
+        """run.json's content."""
+        return self.record.to_json()
+
+    @functools.cached_property
+    def images(self) -> list[JsonObject]:
+        """Per-image records as results.jsonl has them, in order."""
+        return [record.to_json() for record in self.records]
+
     @property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """EvaluationSettings as JSON values."""
         return self.run["identity"]["settings"]
 
@@ -94,21 +117,20 @@ def evaluate(
         InputError: the model's answers mean nothing, see ``rdc.evaluation.answers``.
     """
     images = _chosen(classifier, dataset, settings)
-    radius = settings.radius if settings.attacks else None
-    identity = {
-        "settings": settings.to_json(),
-        "radius": radius,
-        "classifier": {key: value for key, value in classifier.describe().items() if key != "gradient"},
-        "purifies": bool(classifier.purifies),
-        "weights": weights_digest(classifier),
-        "images": _digest(images.images.numpy().tobytes() + images.labels.numpy().tobytes()),
-        "device": classifier.device.type,
-        "torch": torch.__version__,
-    }
-    about = {"command": command or "python", "commit": commit(), "versions": versions(classifier.device)}
+    identity = Identity(
+        schema=SCHEMA,
+        settings=SettingsRecord.from_json(settings.to_json(), "settings"),
+        radius=settings.radius if settings.attacks else None,
+        classifier={key: value for key, value in classifier.describe().items() if key != "gradient"},
+        purifies=bool(classifier.purifies),
+        weights=weights_digest(classifier),
+        images=_digest(images.images.numpy().tobytes() + images.labels.numpy().tobytes()),
+        device=classifier.device.type,
+        torch=torch.__version__,
+    )
+    start = RunRecord(identity, command or "python", (commit(),), versions(classifier.device))
     shard = _processes()
-    options = {"overwrite": overwrite and shard[0] == 0, "shard": shard}
-    with _opened(out, identity, about, options) as folder:
+    with _opened(out, start, overwrite and shard[0] == 0, shard) as folder:
         if shard[0] == 0 and settings.attacks and folder.sanity is None:
             folder.keep_sanity(_sanity(classifier, images, settings, progress))
         _run(classifier, images, settings, folder, progress and shard[0] == 0, on_batch, shard)
@@ -124,8 +146,8 @@ def _finished(folder: RunFolder, classifier: Any, images: Dataset, settings: Eva
         for name in ("x_adv", "clean_logits", "adversarial_logits")
     }
     refuse_meaningless(torch.from_numpy(joined["clean_logits"]), settings.model)
-    records = [record for batch in folder.batches for record in batch["images"]]
-    report = summarize(folder.run, folder.batches, folder.sanity or {})
+    records = tuple(record for batch in folder.batches for record in batch.images)
+    report = summarize(folder.run, folder.batches, folder.sanity or Sanity())
     names = {"class_names": names_of_classes(classifier, images), "other_names": names_that_differ(classifier, images)}
     return Evaluation(report, folder.run, records, **joined, dataset=images, out=folder.path, **names)
 
@@ -137,22 +159,22 @@ def _processes() -> tuple[int, int]:
     return 0, 1
 
 
-def _opened(out: Any, identity: dict[str, Any], about: dict[str, Any], options: dict[str, Any]) -> RunFolder:
+def _opened(out: str | os.PathLike[str], start: RunRecord, overwrite: bool, shard: tuple[int, int]) -> RunFolder:
     """The folder; process 0 opens it first, and the others only if it could."""
-    number, count = options["shard"]
+    number, count = shard
     if count == 1:
-        return RunFolder(out, identity, about, **options)
+        return RunFolder(out, start, overwrite=overwrite, shard=shard)
     problem: list[Any] = [None]
     folder = None
     if number == 0:
         try:
-            folder = RunFolder(out, identity, about, **options)
+            folder = RunFolder(out, start, overwrite=overwrite, shard=shard)
         except Exception as error:
             problem = [error]
     torch.distributed.broadcast_object_list(problem, src=0)
     if problem[0] is not None:
         raise problem[0]
-    return folder or RunFolder(out, identity, about, **options)
+    return folder or RunFolder(out, start, overwrite=overwrite, shard=shard)
 
 
 def _finish(folder: RunFolder, shard: tuple[int, int]) -> None:
@@ -167,10 +189,10 @@ def _finish(folder: RunFolder, shard: tuple[int, int]) -> None:
     folder.reread()
 
 
-def _sanity(classifier: Any, images: Dataset, settings: EvaluationSettings, progress: bool) -> dict[str, Any]:
+def _sanity(classifier: Any, images: Dataset, settings: EvaluationSettings, progress: bool) -> Sanity:
     part = slice(0, min(settings.sanity or 0, settings.n))
     if part.stop == 0:
-        return {}
+        return Sanity()
     chosen = (images.pixels(part), images.labels[part], images.indices[part])
     with sanity_line(part.stop, enabled=progress) as step:
         return run_sanity(classifier, *chosen, settings, step)
@@ -193,7 +215,7 @@ def _run(
     if not left:
         return
     finished = total - sum(parts[i].stop - parts[i].start for i in left)
-    standing = sum(_standing(folder.closed(i)["images"]) for i in mine if folder.has(i))
+    standing = sum(_standing(folder.closed(i).images) for i in mine if folder.has(i))
     names = [spec for _ in settings.policies for spec in settings.attacks]
     bars = ProgressBars(total, finished, standing, names, enabled=progress)
     try:
@@ -213,8 +235,8 @@ def _run(
         bars.close()
 
 
-def _standing(records: list[dict[str, Any]]) -> int:
-    return sum(record["clean"]["right"] == 1 if record["robust"] is None else record["robust"] for record in records)
+def _standing(records: Iterable[ImageRecord]) -> int:
+    return sum(record.standing for record in records)
 
 
 def _chosen(classifier: Any, dataset: Dataset, settings: EvaluationSettings) -> Dataset:

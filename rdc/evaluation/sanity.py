@@ -8,6 +8,7 @@ run; ``evaluation.flags`` reads what is found.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,15 @@ from rdc.attacks import ThreatModel, apgd
 from rdc.attacks.losses import Objective
 from rdc.errors import InputError
 from rdc.evaluation.attacking import Bench
+from rdc.evaluation.records import (
+    GradientPath,
+    GradientShape,
+    GradientShares,
+    NoiseShares,
+    OutputChecks,
+    Sanity,
+    ShortAttack,
+)
 from rdc.evaluation.settings import DEFAULT_EOT, EvaluationSettings
 from rdc.norm_balls import distance, project, steepest_direction
 
@@ -30,7 +40,7 @@ _STRIDE = 8  # steps of the path that would cross the ball's radius
 _PATH_STEPS = 12
 
 
-def check_output(model: Any, pixels: Tensor) -> dict[str, Any]:
+def check_output(model: Any, pixels: Tensor) -> OutputChecks:
     """Call it twice: same answer? log-probabilities, probabilities? does it optimise while it classifies?
 
     Args:
@@ -38,7 +48,7 @@ def check_output(model: Any, pixels: Tensor) -> dict[str, Any]:
         pixels: [n, C, H, W]; at most 8 are used.
 
     Returns:
-        Plain values; None where a figure is not finite.
+        What was found; None where a figure is not finite.
     """
     pixels = pixels[:_PROBED]
     with torch.no_grad(), _counting_gradients() as counts:
@@ -47,16 +57,14 @@ def check_output(model: Any, pixels: Tensor) -> dict[str, Any]:
         second = model(pixels).double()
     centred = first - first.mean(1, keepdim=True)
     total = first.sum(1)
-    found = {
-        "repeat_difference": float((second - first).abs().max()),
-        "logit_spread": float(centred.square().mean().sqrt()),
-        "repeat_decisions_changed": int((first.argmax(1) != second.argmax(1)).sum()),
-        "log_sum_exp": float(torch.logsumexp(first, 1).abs().max()),
-    }
-    found = {name: value if math.isfinite(value) else None for name, value in found.items()}
-    found["probabilities"] = bool((first >= 0).all() and ((total - 1).abs() < 1e-3).all())
-    found["gradients_inside"] = counts[0]
-    return found
+    return OutputChecks(
+        repeat_difference=_finite((second - first).abs().max()),
+        logit_spread=_finite(centred.square().mean().sqrt()),
+        repeat_decisions_changed=int((first.argmax(1) != second.argmax(1)).sum()),
+        log_sum_exp=_finite(torch.logsumexp(first, 1).abs().max()),
+        probabilities=bool((first >= 0).all() and ((total - 1).abs() < 1e-3).all()),
+        gradients_inside=counts[0],
+    )
 
 
 @contextlib.contextmanager
@@ -83,7 +91,7 @@ def _counting_gradients() -> Iterator[list[int]]:
 
 def run_sanity(
     classifier: Any, pixels: Tensor, labels: Tensor, ids: Tensor, settings: EvaluationSettings, progress: Any = None
-) -> dict[str, Any]:
+) -> Sanity:
     """Short attacks on m images, in l_inf and l_2 alone (other threat models get an empty answer).
 
     Args:
@@ -93,36 +101,38 @@ def run_sanity(
         progress: as of ``evaluate_batch``.
 
     Returns:
-        JSON values (None where a figure is not finite): ``n`` images that are right when clean, ``budgets`` and ``steps``
+        What was found (None where a figure is not finite): ``n`` images that are right when clean, ``budgets`` and ``steps``
         (accuracy and mean loss for growing eps and growing length), ``large_eps``, ``path`` (does the loss rise, is the
         budget used), ``gradient`` (does it depend on the image, how many entries are zero), ``bpda`` and ``fresh``
         (accuracies beside each other).
     """
     if settings.norm not in ("linf", "l2") or not settings.sanity:
-        return {}
+        return Sanity()
     pixels, labels = pixels.to(classifier.device), labels.to(classifier.device)
     bench = Bench(classifier, settings, 0, settings.policies[0])
     probe = _Probe(bench, settings, pixels, labels, ids, progress)
     if probe.n == 0:
-        return {"n": 0}
+        return Sanity(n=0)
+    try:
+        found = _short_attacks(probe, classifier, settings)
+    except InputError as error:  # no gradient to be had
+        found = Sanity(n=probe.n, error=str(error))
+    return dataclasses.replace(found, network_evaluations=bench.evaluations + probe.extra)
+
+
+def _short_attacks(probe: _Probe, classifier: Any, settings: EvaluationSettings) -> Sanity:
     steps = min(SHORT_STEPS, max(4, settings.steps or SHORT_STEPS))
     eps = settings.radius
-    try:
-        found: dict[str, Any] = {
-            "n": probe.n,
-            "budgets": [probe.attack(eps * factor, steps) for factor in (1.0, 2.0)],
-            "steps": [probe.attack(eps, max(1, steps // 4))],
-            "large_eps": probe.attack(_large(settings.norm, pixels), steps),
-            **probe.path(eps),
-        }
-        found["steps"].append(found["budgets"][0])
-        if classifier.purifies and settings.policies[0] == "known":
-            found["bpda"] = {mode: probe.attack(eps, steps, gradient=mode)["accuracy"] for mode in ("exact", "bpda")}
-        if classifier.stochastic and settings.noise == "known":
-            found["fresh"] = {"known": found["budgets"][0]["accuracy"], "fresh": probe.fresh(eps, steps)}
-    except InputError as error:  # no gradient to be had
-        found = {"n": probe.n, "error": str(error)}
-    found["network_evaluations"] = bench.evaluations + probe.extra
+    whole, twice = (probe.attack(eps * factor, steps) for factor in (1.0, 2.0))
+    short = probe.attack(eps, max(1, steps // 4))
+    large = probe.attack(_large(settings.norm, probe.pixels), steps)
+    path, gradient = probe.path(eps)
+    found = Sanity(probe.n, (whole, twice), (short, whole), large, path, gradient)
+    if classifier.purifies and settings.policies[0] == "known":
+        exact, bpda = (probe.attack(eps, steps, gradient=mode).accuracy for mode in ("exact", "bpda"))
+        found = dataclasses.replace(found, bpda=GradientShares(exact, bpda))
+    if classifier.stochastic and settings.noise == "known":
+        found = dataclasses.replace(found, fresh=NoiseShares(whole.accuracy, probe.fresh(eps, steps)))
     return found
 
 
@@ -148,13 +158,13 @@ class _Probe:
         random = {"redraw": model.redraw, "eot": min(self.settings.eot or 1, 4)} if self.fresh_policy else {}
         return {"seed": self.settings.seed, "image_ids": self.ids, "progress": self.progress, **random}
 
-    def attack(self, eps: float, steps: int, gradient: str | None = None) -> dict[str, Any]:
+    def attack(self, eps: float, steps: int, gradient: str | None = None) -> ShortAttack:
         """APGD on the margin: radius, steps, accuracy, mean loss of the image kept."""
         model = self.bench.model(gradient)
         threat = ThreatModel(self.settings.norm, eps)
         result = apgd(model, self.pixels, self.labels, threat, steps=steps, loss="margin", **self._arguments(model))
         loss = result.best_loss.clamp(min=-1e30, max=1e30).mean()
-        return {"eps": eps, "steps": steps, "accuracy": result.accuracy, "loss": _finite(loss)}
+        return ShortAttack(eps, steps, result.accuracy, _finite(loss))
 
     def fresh(self, eps: float, steps: int) -> float:
         """Accuracy, average of draws, where the defence draws fresh noise and the attacker averages a few."""
@@ -179,7 +189,7 @@ class _Probe:
         self.extra += int(model.network_evaluations)
         return float(right.mean())
 
-    def path(self, eps: float) -> dict[str, Any]:
+    def path(self, eps: float) -> tuple[GradientPath, GradientShape]:
         """Steps of eps/8 along the gradient from the clean image, no restart, no step-size rule: what a smooth loss allows."""
         settings, model = self.settings, self.bench.model()
         random = self._arguments(model)
@@ -196,18 +206,13 @@ class _Probe:
         loss = torch.stack(losses)  # [S + 1, m]
         falls = (loss[1:] < loss[:-1] - 1e-9 * loss.abs().amax().clamp_min(1e-12)).double().mean()
         first = gradients[0].flatten(1)
-        return {
-            "path": {
-                "falls": _finite(falls),
-                "gain": _finite((loss[-1] - loss[0]).clamp(-1e30, 1e30).mean()),
-                "used": _finite((distance(x, self.pixels, settings.norm) / eps).mean()) if eps else 1.0,
-                "steps": _PATH_STEPS,
-            },
-            "gradient": {
-                "zero_entries": _finite((first == 0).double().mean()),
-                "constant": _finite(_constant(gradients)),
-            },
-        }
+        path = GradientPath(
+            falls=_finite(falls),
+            gain=_finite((loss[-1] - loss[0]).clamp(-1e30, 1e30).mean()),
+            used=_finite((distance(x, self.pixels, settings.norm) / eps).mean()) if eps else 1.0,
+            steps=_PATH_STEPS,
+        )
+        return path, GradientShape(_finite((first == 0).double().mean()), _finite(_constant(gradients)))
 
 
 def _finite(value: Any) -> float | None:

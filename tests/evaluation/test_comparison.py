@@ -8,6 +8,7 @@ from rdc.cli import main
 from rdc.errors import ConfigError, DataError
 from rdc.evaluation import EvaluationSettings, evaluate
 from rdc.evaluation.comparison import _after, compare_runs, read_run
+from rdc.evaluation.records import AttackOutcome, Decision, ImageRecord
 from rdc.reports import write_reports
 from rdc.statistics import paired_permutation_test
 from rdc.storage.json_files import read_json, write_json
@@ -67,13 +68,8 @@ def test_after_each_attack_is_what_the_reports_say(runs):
 
 def test_an_attack_counts_in_the_runs_own_order():
     """B made "late" before "shared", A after it: an image that only "late" broke stood after "shared" in A, not in B."""
-    record = {
-        "clean": {"right": 1.0},
-        "attacks": [
-            {"name": "shared", "noise": "known", "right": 1.0},
-            {"name": "late", "noise": "known", "right": 0.0},
-        ],
-    }
+    outcomes = (AttackOutcome("shared", "known", 1.0, -1, -1, 0), AttackOutcome("late", "known", 0.0, 2, 0, 0))
+    record = ImageRecord(0, 0, Decision(0, 1.0), outcomes, Decision(1, 0.0), False)
     key, late = ("shared", "known"), ("late", "known")
     assert _after(key, [key, late])(record) == 1 and _after(key, [late, key])(record) == 0
     assert _after(key, [("late", "fresh"), key])(record) == 1

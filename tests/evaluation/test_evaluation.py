@@ -486,6 +486,7 @@ def record(image, clean, *attacks, robust=False):
         "label": image % 2,
         "clean": {"predicted": 0, "right": clean},
         "attacks": named,
+        "adversarial": {"predicted": 0, "right": float(robust)},
         "robust": robust,
     }
 
