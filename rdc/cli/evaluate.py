@@ -235,38 +235,39 @@ def _print(evaluation: Any, args: argparse.Namespace, files: dict[str, Path]) ->
 def _table(evaluation: Any) -> str:
     from rdc.reports.words import interval, level_words, lm_words, percent, seconds_words, threat_words
 
-    report, settings, classifier = evaluation.report, evaluation.settings, evaluation.report["classifier"]
-    first, last = settings["start"], settings["start"] + report["n"] - 1
+    report, settings = evaluation.figures, evaluation.record.identity.settings
+    classifier = report.classifier
+    first, last = settings.start, settings.start + report.n - 1
     lines = [
-        f"{one_line(report['model'])} on {one_line(report['dataset'])}, images {first} to {last} of the {settings['split']} split",
+        f"{one_line(report.model)} on {one_line(report.dataset)}, images {first} to {last} of the {settings.split} split",
         f"{classifier['head']} network; {level_words(classifier)}; likelihood maximisation: {lm_words(classifier)}",
     ]
-    if settings["attacks"]:
-        restarts = f"{settings['restarts']} restart{'s' if settings['restarts'] > 1 else ''}"
+    if settings.attacks:
+        restarts = f"{settings.restarts} restart{'s' if settings.restarts > 1 else ''}"
         lines.append(
-            f"{threat_words(settings)}; {settings['steps']} steps, {restarts}; "
+            f"{threat_words(settings)}; {settings.steps} steps, {restarts}; "
             "each attack continues on what the one before left"
         )
-    rows = [("clean", report["clean"], "")]
-    rows += [(f"after {attack['name']}", attack, seconds_words(attack["seconds"])) for attack in report["attacks"]]
-    if settings["attacks"]:
-        rows.append(("robust to all", report["robust"], ""))
-    scores = report["scores"]
-    if scores and settings["noise"] != "known":
-        submissions = scores["submissions"]
+    rows = [("clean", report.clean, "")]
+    rows += [(f"after {attack.name}", attack, seconds_words(attack.seconds)) for attack in report.attacks]
+    if settings.attacks:
+        rows.append(("robust to all", report.robust, ""))
+    scores = report.scores
+    if scores.average and settings.noise != "known":
+        submissions = scores.submissions
         words = {
             "known": "known noise",
             "average": "average of draws",
             "majority": f"majority of {submissions}",
             "worst": f"worst of {submissions}",
         }
-        rows += [(text, scores[key], "") for key, text in words.items() if key in scores]
+        rows += [(text, rate, "") for key, text in words.items() if (rate := getattr(scores, key))]
     wide = max(18, *(len(name) + 2 for name, _, _ in rows))
     lines += ["", f"  {'':<{wide}}{'accuracy':>10}   95 % interval"]
     for name, value, time in rows:
-        share, ends = percent(value["accuracy"]), interval(value["ci95"])
+        share, ends = percent(value.accuracy), interval(value.ci95)
         lines.append(f"  {name:<{wide}}{share:>10}   {ends:<15}{time:>12}".rstrip())
-    lines += ["", *(f"  {flag['severity']}: {flag['name']} ({flag['evidence']})" for flag in report["flags"])]
-    if not settings["attacks"]:
+    lines += ["", *(f"  {flag.severity}: {flag.name} ({flag.evidence})" for flag in report.flags)]
+    if not settings.attacks:
         lines = [line for line in lines if "no-attack" not in line]
     return "\n".join(lines).rstrip() + "\n"

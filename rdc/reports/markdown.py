@@ -13,22 +13,22 @@ COLUMNS = ("model", "images", "levels", "LM", "threat", "attacks", "gradient", "
 
 def markdown_row(evaluation: Evaluation) -> str:
     """One row under ``COLUMNS``; accuracies with 95 % Wilson intervals."""
-    report, settings = evaluation.report, evaluation.settings
-    attacks = ", ".join(settings["attacks"])
+    report, settings = evaluation.figures, evaluation.record.identity.settings
+    attacks = ", ".join(settings.attacks)
     if attacks:
-        attacks += f", {settings['steps']} steps x {settings['restarts']}"
+        attacks += f", {settings.steps} steps x {settings.restarts}"
     cells = (
-        _text(report["model"]),
-        _text(f"{report['dataset']} {settings['split']} {settings['start']}..{settings['start'] + report['n'] - 1}"),
-        _text(level_words(report["classifier"])),
-        _text(lm_words(report["classifier"])),
+        _text(report.model),
+        _text(f"{report.dataset} {settings.split} {settings.start}..{settings.start + report.n - 1}"),
+        _text(level_words(report.classifier)),
+        _text(lm_words(report.classifier)),
         budget(settings) if attacks else "–",
         attacks or "none",
-        settings["gradient"] or "–",
+        settings.gradient or "–",
         noise_words(settings),
-        rate(report["clean"]),
-        rate(report["robust"]),
-        _code(report["command"]),
+        rate(report.clean),
+        rate(report.robust),
+        _code(report.command),
     )
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
@@ -36,7 +36,7 @@ def markdown_row(evaluation: Evaluation) -> str:
 def markdown_report(evaluation: Evaluation) -> str:
     """Table head, the row, and the names of raised flags."""
     head = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS)
-    flags = [flag["name"] for flag in evaluation.report["flags"]]
+    flags = [flag.name for flag in evaluation.figures.flags]
     return f"{head}\n{markdown_row(evaluation)}\n" + (f"\nFlags: {', '.join(flags)}\n" if flags else "")
 
 

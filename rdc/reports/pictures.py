@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from rdc.evaluation import Evaluation
+from rdc.evaluation.records import ImageRecord
 
 __all__ = ["Gallery", "difference_picture", "gallery", "picture"]
 
@@ -45,14 +47,15 @@ def gallery(evaluation: Evaluation, classifier: Any) -> Gallery:
 
     Images broken by the attack come first, then robust ones, of different classes as far as there are any.
     """
-    settings = evaluation.settings
-    rows = _choose(evaluation.images)
+    identity = evaluation.record.identity
+    settings = identity.settings
+    rows = _choose(evaluation.records)
     clean = evaluation.dataset.pixels(rows).numpy()
     adversarial = evaluation.x_adv[rows]
     model = (
         classifier.with_(noise="fixed")
-        if settings["noise"] != "fresh"
-        else classifier.with_(noise="fresh", noise_seed=settings["seed"])
+        if settings.noise != "fresh"
+        else classifier.with_(noise="fresh", noise_seed=settings.seed)
     )
     maximized = None
     if classifier.purifies:
@@ -60,12 +63,8 @@ def gallery(evaluation: Evaluation, classifier: Any) -> Gallery:
             maximized = model.purify(torch.from_numpy(adversarial).to(model.device)).float().cpu().numpy()
     losses, sigma = {}, np.zeros(0)
     if hasattr(model, "losses_per_level"):
-        losses, sigma = _losses(model, rows, clean, adversarial, bool(settings["attacks"]))
-    gain = (
-        1 / evaluation.run["identity"]["radius"]
-        if settings["norm"] == "linf" and evaluation.run["identity"]["radius"]
-        else _l2_gain(adversarial - clean)
-    )
+        losses, sigma = _losses(model, rows, clean, adversarial, bool(settings.attacks))
+    gain = 1 / identity.radius if settings.norm == "linf" and identity.radius else _l2_gain(adversarial - clean)
     return Gallery(rows, clean, adversarial, maximized, gain, losses, sigma)
 
 
@@ -90,23 +89,23 @@ def _l2_gain(difference: np.ndarray) -> float:
     return 1.0 if largest == 0 else 1 / largest
 
 
-def _choose(records: list[dict[str, Any]]) -> list[int]:
-    right = [row for row, record in enumerate(records) if record["clean"]["right"] > 0]
-    broken = [row for row in right if records[row]["robust"] is False]
-    standing = [row for row in right if records[row]["robust"] is not False]
-    wrong = [row for row, record in enumerate(records) if record["clean"]["right"] == 0]
+def _choose(records: Sequence[ImageRecord]) -> list[int]:
+    right = [row for row, record in enumerate(records) if record.clean.ever_right]
+    broken = [row for row in right if records[row].robust is False]
+    standing = [row for row in right if records[row].robust is not False]
+    wrong = [row for row, record in enumerate(records) if not record.clean.ever_right]
     chosen = _varied(broken, records, min(_BROKEN, len(broken)))
     chosen += _varied(standing, records, _SHOWN - len(chosen))
     rest = [row for row in (*broken, *wrong) if row not in chosen]
     return chosen + rest[: _SHOWN - len(chosen)]
 
 
-def _varied(rows: list[int], records: list[dict[str, Any]], count: int) -> list[int]:
+def _varied(rows: list[int], records: Sequence[ImageRecord], count: int) -> list[int]:
     """``count`` rows, one of each class before a second of any."""
     seen: dict[int, int] = {}
     turn = []
     for row in rows:
-        label = records[row]["label"]
+        label = records[row].label
         turn.append((seen.get(label, 0), row))
         seen[label] = seen.get(label, 0) + 1
     return sorted(row for _, row in sorted(turn)[:count])

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from rdc.evaluation.report import Rate, RobustRate
+from rdc.evaluation.summary import Curve
 from rdc.plots.drawing import drawing, shown
 
 __all__ = ["losses_plot", "steps_plot"]
@@ -17,7 +19,7 @@ _NEAR = 2  # classes whose losses set the frame of a losses plot
 
 
 @drawing()
-def steps_plot(curves: Sequence[Any], clean: dict[str, Any], robust: dict[str, Any]) -> bytes:
+def steps_plot(curves: Sequence[Curve], clean: Rate, robust: RobustRate) -> bytes:
     """Accuracy (%) while attacks go on, attacks side by side, each as wide as any other.
 
     Args:
@@ -40,16 +42,14 @@ def steps_plot(curves: Sequence[Any], clean: dict[str, Any], robust: dict[str, A
         axes.tick_params(axis="x", rotation=30)
         for label in axes.get_xticklabels():
             label.set_horizontalalignment("right")
-    axes.axhline(100 * clean["accuracy"], color=GREEN, linewidth=1.2, linestyle=(0, (4, 3)))
-    above = clean["accuracy"] < 0.93
+    axes.axhline(100 * clean.accuracy, color=GREEN, linewidth=1.2, linestyle=(0, (4, 3)))
+    above = clean.accuracy < 0.93
     style = {"xytext": (-4, 3 if above else -3), "textcoords": "offset points", "ha": "right"}
     style["va"] = "bottom" if above else "top"
     last = len(curves)
-    axes.annotate(
-        f"clean {100 * clean['accuracy']:.1f} %", (last, 100 * clean["accuracy"]), color=GREEN, fontsize=9, **style
-    )
-    low, high = (100 * end for end in robust["ci95"])
-    value, end = 100 * robust["accuracy"], last * 1.02
+    axes.annotate(f"clean {100 * clean.accuracy:.1f} %", (last, 100 * clean.accuracy), color=GREEN, fontsize=9, **style)
+    low, high = (100 * end for end in robust.ci95)
+    value, end = 100 * robust.accuracy, last * 1.02
     spread = [[max(0.0, value - low)], [max(0.0, high - value)]]
     axes.errorbar([end], [value], spread, color=INK, marker="o", markersize=4, capsize=4, linewidth=1.4)
     axes.annotate(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rdc.attacks.registry import suite
 from rdc.evaluation import Evaluation
 from rdc.reports.words import interval, level_words, lm_words, threat_words
+from rdc.storage.json_records import JsonObject
 
 __all__ = ["KEYS", "model_info"]
 
@@ -18,7 +17,7 @@ KEYS = (
 _AUTHORS = "rdc, after Huanran Chen, Yinpeng Dong, Zhengyi Wang, Xiao Yang, Chengqi Duan, Hang Su, Jun Zhu"
 
 
-def model_info(evaluation: Evaluation, evaluations_per_image: int | None = None) -> dict[str, Any]:
+def model_info(evaluation: Evaluation, evaluations_per_image: int | None = None) -> JsonObject:
     """The keys RobustBench's leaderboard reads.
 
     Our figure is ``reported``; it is null when nothing attacked. ``autoattack_acc`` is the same if the run had all parts of the
@@ -28,36 +27,32 @@ def model_info(evaluation: Evaluation, evaluations_per_image: int | None = None)
         evaluation: a finished run.
         evaluations_per_image: network passes of one decision.
     """
-    report, settings = evaluation.report, evaluation.settings
-    robust = report["robust"]["accuracy"]
-    footnote = f"{report['n']} images of the {settings['split']} split; clean {interval(report['clean']['ci95'])}"
-    complete = (
-        set(suite("autoattack", settings["norm"])) <= set(settings["attacks"]) and (settings["steps"] or 0) >= 100
-    )
-    if settings["attacks"]:
-        attacks = ", ".join(settings["attacks"])
-        how = f"{attacks}, {settings['steps']} steps, {settings['restarts']} restart(s), {threat_words(settings)}"
-        footnote += f", robust {interval(report['robust']['ci95'])} (95 % Wilson). Attacks: {how}"
+    report, settings = evaluation.figures, evaluation.record.identity.settings
+    robust = report.robust.accuracy
+    footnote = f"{report.n} images of the {settings.split} split; clean {interval(report.clean.ci95)}"
+    complete = set(suite("autoattack", settings.norm)) <= set(settings.attacks) and (settings.steps or 0) >= 100
+    if settings.attacks:
+        attacks = ", ".join(settings.attacks)
+        how = f"{attacks}, {settings.steps} steps, {settings.restarts} restart(s), {threat_words(settings)}"
+        footnote += f", robust {interval(report.robust.ci95)} (95 % Wilson). Attacks: {how}"
         footnote += "" if complete else ". Not AutoAttack"
-    footnote += (
-        f". Levels: {level_words(report['classifier'])}. Likelihood maximisation: {lm_words(report['classifier'])}."
-    )
-    ours = report["classifier"]["weighting"] is not None
+    footnote += f". Levels: {level_words(report.classifier)}. Likelihood maximisation: {lm_words(report.classifier)}."
+    ours = report.classifier["weighting"] is not None
     values = {
         "link": "https://arxiv.org/abs/2305.15241" if ours else None,
-        "name": "Robust Classification via a Single Diffusion Model" if ours else settings["model"],
+        "name": "Robust Classification via a Single Diffusion Model" if ours else settings.model,
         "authors": _AUTHORS if ours else None,
         "additional_data": False,
         "number_forward_passes": evaluations_per_image,
-        "dataset": report["dataset"],
+        "dataset": report.dataset,
         "venue": "ICML 2024" if ours else None,
-        "architecture": f"{report['model']} ({report['classifier']['head']}{' diffusion classifier' if ours else ''})",
-        "eps": settings["eps"],
-        "clean_acc": f"{100 * report['clean']['accuracy']:.2f}",
+        "architecture": f"{report.model} ({report.classifier['head']}{' diffusion classifier' if ours else ''})",
+        "eps": settings.eps,
+        "clean_acc": f"{100 * report.clean.accuracy:.2f}",
         "reported": None if robust is None else f"{100 * robust:.2f}",
         "autoattack_acc": f"{100 * robust:.2f}" if complete and robust is not None else None,
         "external": None,
         "footnote": footnote,
-        "unreliable": any(flag["severity"] == "warning" for flag in report["flags"]),
+        "unreliable": any(flag.warns for flag in report.flags),
     }
     return {key: values[key] for key in KEYS}

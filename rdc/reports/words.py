@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+
+from rdc.evaluation.records import SettingsRecord
+from rdc.evaluation.report import Rate, RobustRate
+from rdc.storage.json_records import JsonObject
 
 __all__ = [
     "budget",
@@ -24,37 +28,37 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f} %"
 
 
-def interval(ends: list[float] | None) -> str:
+def interval(ends: Sequence[float] | None) -> str:
     """[0.65, 0.76] -> "[65.0, 76.0]"; None -> "–"."""
     return "–" if ends is None else f"[{100 * ends[0]:.1f}, {100 * ends[1]:.1f}]"
 
 
-def rate(value: dict[str, Any]) -> str:
+def rate(value: Rate | RobustRate) -> str:
     """A figure with its interval: "71.5 % [65.0, 76.0]"."""
-    return "not attacked" if value["accuracy"] is None else f"{percent(value['accuracy'])} {interval(value['ci95'])}"
+    return "not attacked" if value.accuracy is None else f"{percent(value.accuracy)} {interval(value.ci95)}"
 
 
-def budget(settings: dict[str, Any]) -> str:
+def budget(settings: SettingsRecord) -> str:
     """ "l∞ 8/255"."""
-    return f"{NORMS.get(settings['norm'], settings['norm'])} {settings['eps']}"
+    return f"{NORMS.get(str(settings.norm), settings.norm)} {settings.eps}"
 
 
-def threat_words(settings: dict[str, Any]) -> str:
+def threat_words(settings: SettingsRecord) -> str:
     """ "l∞ 8/255, exact gradient, known noise"."""
-    return f"{budget(settings)}, {settings['gradient']} gradient, {noise_words(settings)}"
+    return f"{budget(settings)}, {settings.gradient} gradient, {noise_words(settings)}"
 
 
-def noise_words(settings: dict[str, Any]) -> str:
+def noise_words(settings: SettingsRecord) -> str:
     """ "known noise", or "fresh noise, EOT 20, worst of 10"."""
-    if settings["noise"] == "known":
+    if settings.noise == "known":
         return "known noise"
-    eot = f", EOT {settings['eot']}" if settings["eot"] else ""
-    if settings["noise"] == "all":
-        return f"known noise, then fresh noise{eot}, worst of {settings['resubmissions']}"
-    return f"fresh noise{eot}, worst of {settings['resubmissions']}"
+    eot = f", EOT {settings.eot}" if settings.eot else ""
+    if settings.noise == "all":
+        return f"known noise, then fresh noise{eot}, worst of {settings.resubmissions}"
+    return f"fresh noise{eot}, worst of {settings.resubmissions}"
 
 
-def level_words(classifier: dict[str, Any]) -> str:
+def level_words(classifier: JsonObject) -> str:
     """ "8 levels, sigma 0.8 to 4, log, weighting flat" as far as it is known."""
     levels = classifier.get("levels")
     if levels is None:
@@ -72,7 +76,7 @@ def level_words(classifier: dict[str, Any]) -> str:
     return ", ".join([*parts, f"weighting {classifier.get('weighting')}"])
 
 
-def lm_words(classifier: dict[str, Any]) -> str:
+def lm_words(classifier: JsonObject) -> str:
     """ "none", or the preset's name with steps and radius."""
     lm = classifier.get("lm")
     if not lm:
