@@ -18,6 +18,7 @@ import dataclasses
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -165,7 +166,8 @@ class RunFolder(ResumableFolder):
         if self._shard[0] == 0 and self._start.commits[0] not in commits:  # this part comes from another source tree
             self._keep_run(dataclasses.replace(self.run, commits=(*commits, self._start.commits[0])))
         packed = io.BytesIO()
-        np.savez_compressed(packed, **result.arrays)
+        arrays: dict[str, Any] = dict(result.arrays)
+        np.savez_compressed(packed, **arrays)
         with atomic_write(self.arrays_path(index)) as file:
             file.write(packed.getbuffer())
         totals = dataclasses.replace(result.totals, arrays=arrays_digest(packed.getvalue()))
@@ -195,10 +197,10 @@ class RunFolder(ResumableFolder):
                 if file.name != "results.jsonl":
                     file.unlink()
         elif files and found[0].kept < found[0].length:
-            with open_in_place(files[0], "r+b") as file:
-                file.truncate(found[0].kept)
-                file.flush()
-                os.fsync(file.fileno())
+            with open_in_place(files[0], "r+b") as results:
+                results.truncate(found[0].kept)
+                results.flush()
+                os.fsync(results.fileno())
 
     def _files(self) -> list[Path]:
         """results.jsonl and those of single processes."""

@@ -199,7 +199,7 @@ def _attacks(evaluation: Evaluation) -> str:
     if fresh:
         names.append(("average", "n"))
     head = _row(*names, ("", ""), ("time", "n"), name="th")
-    restarts = f"{settings.restarts} restart{'s' if settings.restarts > 1 else ''}"
+    restarts = f"{settings.restarts} restart{'s' if (settings.restarts or 1) > 1 else ''}"
     about = (
         f"{_e(budget(settings))}, {settings.steps} steps and {restarts} where the name does not say otherwise, "
         f"{settings.gradient} gradient, {_e(noise_words(settings))}. One attack after another: each attacks only images "
@@ -307,7 +307,7 @@ def _losses(evaluation: Evaluation, gallery: Gallery) -> str:
     blocks = []
     for row, (clean, adversarial) in gallery.losses.items():
         record = evaluation.records[row]
-        predicted = (record.clean.predicted, record.adversarial and record.adversarial.predicted)
+        predicted = (record.clean.predicted, record.adversarial.predicted if record.adversarial else None)
         outcome = {True: " – robust", False: " – broken", None: ""}[record.robust]
         if not record.clean.ever_right:
             outcome = " – wrong when clean"
@@ -350,7 +350,7 @@ def _settings(evaluation: Evaluation) -> str:
     settings = identity.settings
     last = settings.start + settings.n - 1
     images = f"{settings.dataset}, {settings.split} split, {settings.start} to {last}"
-    values = {
+    values: dict[str, object] = {
         "model": f"{settings.model} (weights {identity.weights})",
         "images": f"{images} (content {identity.images})",
         "network": _network(report.classifier),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rdc.attacks.registry import suite
 from rdc.evaluation import Evaluation
 from rdc.reports.words import interval, level_words, lm_words, threat_words
-from rdc.storage.json_records import JsonObject
+from rdc.storage.json_records import JsonObject, given
 
 __all__ = ["KEYS", "model_info"]
 
@@ -30,7 +30,7 @@ def model_info(evaluation: Evaluation, evaluations_per_image: int | None = None)
     report, settings = evaluation.figures, evaluation.record.identity.settings
     robust = report.robust.accuracy
     footnote = f"{report.n} images of the {settings.split} split; clean {interval(report.clean.ci95)}"
-    complete = set(suite("autoattack", settings.norm)) <= set(settings.attacks) and (settings.steps or 0) >= 100
+    complete = set(suite("autoattack", given(settings.norm))) <= set(settings.attacks) and (settings.steps or 0) >= 100
     if settings.attacks:
         attacks = ", ".join(settings.attacks)
         how = f"{attacks}, {settings.steps} steps, {settings.restarts} restart(s), {threat_words(settings)}"

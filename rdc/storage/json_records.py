@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import functools
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
@@ -29,6 +28,7 @@ JsonObject = dict[str, JsonValue]
 _R = TypeVar("_R", bound="JsonRecord")
 _T = TypeVar("_T")
 _ENTRY = "rdc entry"
+_KNOWN: dict[type, dict[str, tuple[_Entry, bool]]] = {}  # by class: looked up for every record
 
 
 class Absent(enum.Enum):
@@ -60,6 +60,7 @@ class _Entry:
     check: Check
     of: type[JsonRecord] | None
     many: bool
+    keyed: bool
     nullable: bool
 
     def read(self, value: object, where: str) -> Any:
@@ -68,6 +69,10 @@ class _Entry:
             return tuple(value) if isinstance(value, list) else value
         if value is None and self.nullable:
             return None
+        if self.keyed:
+            mapping(anything)(value, where)
+            assert isinstance(value, dict)
+            return {key: self.of.from_json(item, f"{where}.{key}") for key, item in value.items()}
         if not self.many:
             return self.of.from_json(value, where)
         (sequence(anything) if self.check is anything else self.check)(value, where)
@@ -80,6 +85,7 @@ def entry(
     *,
     of: type[JsonRecord] | None = None,
     many: bool = False,
+    keyed: bool = False,
     nullable: bool = False,
     absent: bool = False,
 ) -> Any:
@@ -89,10 +95,11 @@ def entry(
         check: what its value must be, see :mod:`rdc.storage.structure`.
         of: the value is an object of this kind.
         many: a list of them; it is kept as a tuple.
+        keyed: an object of any keys whose values they are.
         nullable: null is allowed in place of an object.
         absent: the key may be missing; the field is then :data:`ABSENT`, which is also its default.
     """
-    metadata = {_ENTRY: _Entry(check, of, many, nullable)}
+    metadata = {_ENTRY: _Entry(check, of, many, keyed, nullable)}
     if absent:
         return dataclasses.field(default=ABSENT, metadata=metadata)
     return dataclasses.field(metadata=metadata)
@@ -139,11 +146,13 @@ class JsonRecord:
         return {**found, **{key: _plain(value) for key, value in self.further.items()}}
 
 
-@functools.cache
 def _entries(kind: type[JsonRecord]) -> dict[str, tuple[_Entry, bool]]:
     """Name of a field -> (how to read it, whether it must be there)."""
-    fields = [field for field in dataclasses.fields(kind) if _ENTRY in field.metadata]
-    return {field.name: (field.metadata[_ENTRY], field.default is dataclasses.MISSING) for field in fields}
+    if kind not in _KNOWN:
+        fields = [field for field in dataclasses.fields(kind) if _ENTRY in field.metadata]
+        found = {field.name: (field.metadata[_ENTRY], field.default is dataclasses.MISSING) for field in fields}
+        _KNOWN[kind] = found
+    return _KNOWN[kind]
 
 
 def _plain(value: Any) -> JsonValue:

@@ -30,6 +30,7 @@ class Shape(JsonRecord):
     ends: tuple[Point, ...] = entry(sequence(lambda value, where: None, 2, 2), of=Point, many=True, absent=True)
     weight: float | None = entry(optional(number(0)), absent=True)
     order: int = entry(integer(0), absent=True)
+    named: dict[str, Point] = entry(of=Point, keyed=True, absent=True)
 
 
 JSON = {
@@ -38,6 +39,7 @@ JSON = {
     "centre": None,
     "tags": ["a", "b"],
     "weight": None,
+    "named": {"b": {"x": 0, "y": 0}, "a": {"x": 1, "y": 1}},
     "colour": {"later": [1, {"a": (2)}]},
 }
 
@@ -46,6 +48,7 @@ def test_what_is_read_is_written_letter_by_letter():
     shape = Shape.from_json(JSON, "shape")
     assert json.dumps(shape.to_json()) == json.dumps(JSON)
     assert (shape.corners, shape.tags, shape.centre, shape.weight) == ((Point(1, 2.5),), ("a", "b"), None, None)
+    assert shape.named == {"b": Point(0, 0), "a": Point(1, 1)}
     assert shape.ends is ABSENT and shape.order is ABSENT and shape.further == {"colour": {"later": [1, {"a": 2}]}}
     assert Shape.from_json(shape.to_json(), "shape") == shape
 
@@ -79,6 +82,8 @@ def test_nothing_is_shared_with_what_was_written():
         ({"tags": ["a", 1]}, r"shape.tags\[1\]: expected a text; got 1"),
         ({"ends": [{"x": 1, "y": 1}]}, "shape.ends: expected a list of 2; got"),
         ({"weight": -1}, "shape.weight: expected a number >= 0; got -1"),
+        ({"named": []}, r"shape.named: expected an object; got \[\]"),
+        ({"named": {"a": {"x": 0}}}, "shape.named.a: y is missing"),
         ({"order": True}, "shape.order: expected an integer >= 0; got True"),
     ],
 )
