@@ -24,8 +24,10 @@ from rdc.gradient_analysis.measures import (
     size_measures,
     summarize_images,
 )
+from rdc.gradient_analysis.records import AnalysedImage, Curves, MarginSlice, Measures, MeasureSummary
 from rdc.gradient_analysis.settings import GradientSettings
 from rdc.gradient_analysis.slopes import Probe, dual_norm, jacobian_norms, local_lipschitz
+from rdc.storage.json_records import JsonObject
 
 __all__ = ["STAGES", "analyze_model"]
 
@@ -44,7 +46,7 @@ def analyze_model(
     ids: Sequence[int],
     settings: GradientSettings,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Every measure of one model. What is not said otherwise is measured with fixed noise.
 
     Args:
@@ -73,7 +75,7 @@ def analyze_model(
     for begin in range(0, len(pixels), settings.batch):
         part = slice(begin, begin + settings.batch)
         work.chunk(pixels[part], labels[part], ids[part])
-    return {**work.result(), "seconds": time.monotonic() - begun}
+    return work.result(time.monotonic() - begun).to_json()
 
 
 class _Work:
@@ -89,10 +91,10 @@ class _Work:
         self.stochastic, self.fixed_noise = False, True
         self.note, self.method, self.classes = "", "", 0
         self.count = [0, 0]
-        self.images: list[dict[str, Any]] = []
+        self.images: list[AnalysedImage] = []
         self.columns: dict[str, list[float]] = {}
         self.kept: list[np.ndarray] = []
-        self.slices: list[dict[str, Any]] = []
+        self.slices: list[MarginSlice] = []
         self.curves: dict[str, list[np.ndarray]] = {"loss": [], "gain": [], "cosine": []}
 
     def _fresh(self) -> Any:
@@ -154,14 +156,14 @@ class _Work:
         margins = Probe(lambda _: logits, y, scale).margin(x)
         for row, image in enumerate(ids):
             self.images.append(
-                {
-                    "image": image,
-                    "label": int(y[row]),
-                    "predicted": int(logits[row].argmax()),
-                    "right": bool(correct[row]),
-                    "logit_scale": float(scale[row]),
-                    "margin": _number(margins[row]),
-                }
+                AnalysedImage(
+                    image=image,
+                    label=int(y[row]),
+                    predicted=int(logits[row].argmax()),
+                    right=bool(correct[row]),
+                    logit_scale=float(scale[row]),
+                    margin=_number(margins[row]),
+                )
             )
         return scale
 
@@ -186,7 +188,7 @@ class _Work:
     def _lipschitz(self, probe: Probe, x: Tensor, ids: list[int]) -> None:
         settings = self.settings
         _, slope, logits = probe.gradient(x, "margin")
-        clean = np.abs([record["margin"] or math.nan for record in self.images[-len(x) :]])
+        clean = np.abs([record.margin or math.nan for record in self.images[-len(x) :]])
         for norm in ("linf", "l2"):
             eps = settings.radius(norm)
             found = local_lipschitz(
@@ -215,8 +217,8 @@ class _Work:
             one = slice(row, row + 1)
             found = margin_slice(probe.rows(one), x[one], directions, eps, grid=settings.grid, batch=settings.batch)
             fits[row] = found["plane_fit"]
-            found["margin"] = [[_number(value) for value in line] for line in found["margin"]]
-            self.slices.append({"image": ids[row], **found, "plane_fit": _number(fits[row])})
+            margins = tuple([_number(value) for value in line] for line in found["margin"])
+            self.slices.append(MarginSlice(ids[row], tuple(found["offsets"]), margins, _number(fits[row])))
         if settings.slices:
             self._add("slice", {"plane_fit": fits})
         self.progress("slices", len(x))
@@ -244,7 +246,7 @@ class _Work:
         for name, values in columns.items():
             self.columns.setdefault(f"{group}.{name}", []).extend(float(value) for value in values)
 
-    def result(self) -> dict[str, Any]:
+    def result(self, seconds: float) -> Measures:
         """Close: compare images, summarise."""
         gradients = np.concatenate(self.kept)[:MAX_COMPARED]
         missing = [np.nan] * (len(self.images) - len(gradients))
@@ -254,26 +256,32 @@ class _Work:
         columns = {name: self.columns[name] for name in order if _measured(name, self.settings, self.method)}
         measured = {"slice": self.settings.slices, "images": MAX_COMPARED}  # of the first ones only
         summary = {
-            name: summarize_images(
-                np.array(values[: measured.get(name.split(".")[0], len(values))]), seed=self.settings.seed, name=name
+            name: MeasureSummary.from_json(
+                summarize_images(
+                    np.array(values[: measured.get(name.split(".")[0], len(values))]),
+                    seed=self.settings.seed,
+                    name=name,
+                ),
+                name,
             )
             for name, values in columns.items()
         }
-        return {
-            "classes": self.classes,
-            "stochastic": self.stochastic,
-            "fixed_noise": self.fixed_noise,
-            "note": self.note,
-            "jacobian_method": self.method,
-            "accuracy": sum(record["right"] for record in self.images) / len(self.images),
-            "images": self.images,
-            "summary": summary,
-            "per_image": {name: [_number(value) for value in values] for name, values in columns.items()},
-            "slices": self.slices,
-            "path": {name: _mean_curve(parts) for name, parts in self.curves.items() if parts},
-            "forward_evaluations": self.count[0],
-            "gradient_evaluations": self.count[1],
-        }
+        return Measures(
+            classes=self.classes,
+            stochastic=self.stochastic,
+            fixed_noise=self.fixed_noise,
+            note=self.note,
+            jacobian_method=self.method,
+            accuracy=sum(record.right for record in self.images) / len(self.images),
+            images=tuple(self.images),
+            summary=summary,
+            per_image={name: [_number(value) for value in values] for name, values in columns.items()},
+            slices=tuple(self.slices),
+            path={name: _mean_curve(parts) for name, parts in self.curves.items() if parts},
+            forward_evaluations=self.count[0],
+            gradient_evaluations=self.count[1],
+            seconds=seconds,
+        )
 
 
 _GROUPS = ("gradient", "redraws", "images", "jacobian", "lipschitz_linf", "lipschitz_l2", "slice", "path", "bpda")
@@ -332,7 +340,7 @@ def _number(value: Any) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _mean_curve(parts: list[np.ndarray]) -> dict[str, list[float | None]]:
+def _mean_curve(parts: list[np.ndarray]) -> Curves:
     """Mean and quartiles over images at each step, of [n, S] parts."""
     table = np.concatenate(parts)
     table = np.where(np.isfinite(table), table, np.nan)
@@ -342,4 +350,4 @@ def _mean_curve(parts: list[np.ndarray]) -> dict[str, list[float | None]]:
         found["mean"].append(float(known.mean()) if len(known) else None)
         for key, place in (("q25", 25), ("q75", 75)):
             found[key].append(float(np.percentile(known, place)) if len(known) else None)
-    return found
+    return Curves(tuple(found["mean"]), tuple(found["q25"]), tuple(found["q75"]))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,9 +17,12 @@ from rdc.data import Dataset
 from rdc.errors import ConfigError, InputError
 from rdc.gradient_analysis.analysis import STAGES, analyze_model
 from rdc.gradient_analysis.folder import SCHEMA, ComparisonFolder
+from rdc.gradient_analysis.records import ComparedModel, ComparisonReport, Measures, ModelIdentity, ModelPart
 from rdc.gradient_analysis.settings import GradientSettings
 from rdc.provenance.run import commit, versions, weights_digest
 from rdc.storage.json_files import write_json
+from rdc.storage.json_records import JsonObject
+from rdc.storage.run_folder import as_written
 from rdc.terminal.progress import bar, on_terminal
 
 __all__ = ["SCHEMA", "NamedModel", "compare_models"]
@@ -51,7 +53,7 @@ def compare_models(
     overwrite: bool = False,
     progress: bool = True,
     on_model: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Analyse, or go on analysing, models one after another; a model's measures are kept as soon as they are there.
 
     Args:
@@ -81,16 +83,16 @@ def compare_models(
     with ComparisonFolder(out, shared, overwrite) as folder:
         source = commit()
         parts = _parts(models, images, settings, folder, source, progress, on_model)
-        report = {
-            "schema": SCHEMA,
-            "command": command or "python",
-            "commit": source,
-            "versions": versions(_device(models[0].model)),
-            "settings": settings.to_json(),
-            "dataset": images.name,
-            "class_names": list(images.class_names),
-            "models": [_entry(named, part) for named, part in zip(models, parts, strict=True)],
-        }
+        report = ComparisonReport(
+            schema=SCHEMA,
+            command=command or "python",
+            commit=source,
+            versions=versions(_device(models[0].model)),
+            settings=settings.to_json(),
+            dataset=images.name,
+            class_names=tuple(images.class_names),
+            models=tuple(_entry(named, part) for named, part in zip(models, parts, strict=True)),
+        ).to_json()
         write_json(folder.path / "gradients.json", report)
         return report
 
@@ -103,7 +105,7 @@ def _parts(
     source: str | None,
     progress: bool,
     on_model: Callable[[int, int], None] | None,
-) -> list[dict[str, Any]]:
+) -> list[ModelPart]:
     """The measures of every model, kept as soon as they are there."""
     bar, parts = _bar(len(models), settings, progress), []
     try:
@@ -112,7 +114,7 @@ def _parts(
             part = folder.load(named.label, named.text, _identity(named))
             if part is None:
                 found = _analyze(named, images, settings, bar)
-                part = {"identity": _identity(named), "label": named.label, "commit": source, **found}
+                part = ModelPart(_identity(named), named.label, source, Measures.from_json(found, named.label))
                 folder.save(named.label, named.text, part)
             parts.append(part)
             bar.end(number)
@@ -132,13 +134,11 @@ def _check_names(models: Sequence[NamedModel]) -> None:
         raise ConfigError(f"models: two are called {twice!r}; name them apart with @label=...")
 
 
-def _entry(named: NamedModel, part: dict[str, Any]) -> dict[str, Any]:
-    identity = part["identity"]
-    rest = {key: value for key, value in part.items() if key not in ("identity", "label")}
-    return {"label": named.label, "text": named.text, "classifier": identity["classifier"], **rest}
+def _entry(named: NamedModel, part: ModelPart) -> ComparedModel:
+    return ComparedModel(named.label, named.text, part.identity.classifier, part.commit, part.measures)
 
 
-def _analyze(named: NamedModel, images: Dataset, settings: GradientSettings, bar: _Bar) -> dict[str, Any]:
+def _analyze(named: NamedModel, images: Dataset, settings: GradientSettings, bar: _Bar) -> JsonObject:
     pixels, labels = images.pixels(slice(0, len(images))), images.labels.long()
     try:
         return analyze_model(named.model, pixels, labels, images.indices.tolist(), settings, bar.step)
@@ -170,7 +170,7 @@ def _chosen(models: Sequence[NamedModel], dataset: Dataset, settings: GradientSe
     return chosen
 
 
-def _identity(named: NamedModel) -> dict[str, Any]:
+def _identity(named: NamedModel) -> ModelIdentity:
     """What decides the figures of one model, apart from the shared settings."""
     model = named.model
     found = {
@@ -180,7 +180,7 @@ def _identity(named: NamedModel) -> dict[str, Any]:
         "device": _device(model).type,
         "torch": torch.__version__,
     }
-    return json.loads(json.dumps(found))
+    return ModelIdentity.from_json(as_written(found), "identity")
 
 
 def _device(model: Any) -> torch.device:

@@ -13,13 +13,13 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
 
 from rdc.errors import ConfigError, DataError
+from rdc.gradient_analysis.records import ModelIdentity, ModelPart
+from rdc.storage.json_records import JsonObject
 from rdc.storage.reading import reading
 from rdc.storage.run_folder import ResumableFolder, as_written
 from rdc.storage.sealed import read_sealed, write_sealed
-from rdc.storage.structure import flag, integer, mapping, number, optional, record, sequence, text
 
 __all__ = ["SCHEMA", "ComparisonFolder"]
 
@@ -28,61 +28,6 @@ _OURS = ("run.json", "gradients.json", "gradients.png", "gradients-paths.png", "
 _ADVICE = "delete it, and the same command measures that model again; or use --overwrite to start afresh"
 _RESTART = "use --overwrite to start afresh, or another folder"
 _PART_BYTES = 2**30
-
-_NUMBERS = sequence(optional(number()))
-_STATISTICS = ("mean", "median", "q05", "q25", "q75", "q95", "min", "max")
-_ENDS = optional(sequence(number(), 2, 2))
-_PART = record(
-    {
-        "identity": record({"text": text(), "classifier": optional(mapping(lambda value, where: None))}),
-        "label": text(),
-        "commit": optional(text()),
-        "classes": integer(1),
-        "stochastic": flag(),
-        "fixed_noise": flag(),
-        "note": text(),
-        "jacobian_method": text(),
-        "accuracy": number(0, 1),
-        "images": sequence(
-            record(
-                {
-                    "image": integer(0),
-                    "label": integer(0),
-                    "predicted": integer(0),
-                    "right": flag(),
-                    "logit_scale": number(),
-                    "margin": optional(number()),
-                }
-            )
-        ),
-        "summary": mapping(
-            record(
-                {
-                    "n": integer(0),
-                    "undefined": integer(0),
-                    **dict.fromkeys(_STATISTICS, optional(number())),
-                    "mean_ci95": _ENDS,
-                    "median_ci95": _ENDS,
-                }
-            )
-        ),
-        "per_image": mapping(_NUMBERS),
-        "slices": sequence(
-            record(
-                {
-                    "image": integer(0),
-                    "offsets": sequence(number()),
-                    "margin": sequence(_NUMBERS),
-                    "plane_fit": optional(number()),
-                }
-            )
-        ),
-        "path": mapping(record(dict.fromkeys(("mean", "q25", "q75"), _NUMBERS))),
-        "forward_evaluations": integer(0),
-        "gradient_evaluations": integer(0),
-        "seconds": number(0),
-    }
-)
 
 
 class ComparisonFolder(ResumableFolder):
@@ -101,7 +46,7 @@ class ComparisonFolder(ResumableFolder):
     COMMAND = "rdc gradients"
     WRITTEN = {"": _OURS.__contains__, "models": lambda name: name.endswith(".json")}
 
-    def __init__(self, path: str | os.PathLike[str], shared: dict[str, Any], overwrite: bool) -> None:
+    def __init__(self, path: str | os.PathLike[str], shared: JsonObject, overwrite: bool) -> None:
         super().__init__(path)
         self._sealed = True
         self._claim(as_written(shared), overwrite)
@@ -109,7 +54,7 @@ class ComparisonFolder(ResumableFolder):
     def __enter__(self) -> ComparisonFolder:
         return self
 
-    def _read_identity(self, overwrite: bool) -> dict[str, Any] | None:
+    def _read_identity(self, overwrite: bool) -> JsonObject | None:
         there, self._sealed = read_sealed(self.path / self.IDENTITY, advice=_RESTART)
         if there.get("schema") != SCHEMA:
             raise ConfigError(
@@ -117,7 +62,7 @@ class ComparisonFolder(ResumableFolder):
             )
         return None if overwrite else there
 
-    def _write_identity(self, identity: dict[str, Any]) -> None:
+    def _write_identity(self, identity: JsonObject) -> None:
         write_sealed(self.path / self.IDENTITY, identity)
         self._sealed = True
 
@@ -132,7 +77,7 @@ class ComparisonFolder(ResumableFolder):
         digest = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:8]
         return self.path / "models" / f"{word}-{digest}.json"
 
-    def load(self, label: str, words: str, identity: dict[str, Any]) -> dict[str, Any] | None:
+    def load(self, label: str, words: str, identity: ModelIdentity) -> ModelPart | None:
         """The part of a finished model; None if there is none.
 
         Args:
@@ -146,17 +91,16 @@ class ComparisonFolder(ResumableFolder):
         file = self._file(label, words)
         if not file.exists():
             return None
-        part, sealed = read_sealed(file, advice=_ADVICE, limit=_PART_BYTES)
+        content, sealed = read_sealed(file, advice=_ADVICE, limit=_PART_BYTES)
         with reading(file, DataError, "the measures of a model, but damaged", _ADVICE[0].upper() + _ADVICE[1:]):
             if self._sealed and not sealed:
                 raise ValueError("its digest is missing")
-            _PART(part, "model")
-            lengths = {len(values) for values in part["per_image"].values()}
-            if lengths - {len(part["images"])} or len(part["slices"]) > len(part["images"]):
+            part = ModelPart.from_json(content, "model")
+            if not part.measures.of_one_number_of_images:
                 raise ValueError("measures of another number of images")
-        self.expect_same(file, part["identity"], identity)
+        self.expect_same(file, part.identity.to_json(), identity.to_json())
         return part
 
-    def save(self, label: str, words: str, part: dict[str, Any]) -> None:
+    def save(self, label: str, words: str, part: ModelPart) -> None:
         """Keep a finished model; on disk when this returns."""
-        write_sealed(self._file(label, words), part)
+        write_sealed(self._file(label, words), part.to_json())

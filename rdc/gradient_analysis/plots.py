@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from rdc.gradient_analysis.records import ComparedModel, ComparisonReport, MarginSlice, MeasureSummary
 from rdc.plots.drawing import drawing, shown
 from rdc.storage.files import atomic_write
+from rdc.storage.json_records import JsonObject
 
 __all__ = ["write_plots"]
 
@@ -39,7 +41,7 @@ _STYLES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1, 1.5)))
 
 
 @drawing()
-def write_plots(report: dict[str, Any], out: str | os.PathLike[str]) -> dict[str, Path]:
+def write_plots(report: JsonObject, out: str | os.PathLike[str]) -> dict[str, Path]:
     """Draw ``gradients.png``, and where measured ``gradients-paths.png`` and ``gradients-slices.png``.
 
     Args:
@@ -49,11 +51,12 @@ def write_plots(report: dict[str, Any], out: str | os.PathLike[str]) -> dict[str
     Returns:
         File name -> path of what was drawn.
     """
-    drawn = {"gradients.png": _overview(report)}
-    if any(model["path"] for model in report["models"]):
-        drawn["gradients-paths.png"] = _paths(report)
-    if any(model["slices"] for model in report["models"]):
-        drawn["gradients-slices.png"] = _slices(report)
+    found = ComparisonReport.from_json(report, "report")
+    drawn = {"gradients.png": _overview(found)}
+    if any(model.measures.path for model in found.models):
+        drawn["gradients-paths.png"] = _paths(found)
+    if any(model.measures.slices for model in found.models):
+        drawn["gradients-slices.png"] = _slices(found)
     files = {}
     for name, figure in drawn.items():
         files[name] = Path(out) / name
@@ -62,10 +65,10 @@ def write_plots(report: dict[str, Any], out: str | os.PathLike[str]) -> dict[str
     return files
 
 
-def _overview(report: dict[str, Any]) -> Any:
+def _overview(report: ComparisonReport) -> Any:
     """A panel for each measure, a row for each model: images as dots, the median with its interval on top."""
-    models = report["models"]
-    panels = [panel for panel in _PANELS if any(panel[0] in model["summary"] for model in models)]
+    models = report.models
+    panels = [panel for panel in _PANELS if any(panel[0] in model.measures.summary for model in models)]
     columns = 3
     rows = -(-len(panels) // columns)
     figure = _figure(12.6, rows * (1.15 + 0.34 * len(models)) + 0.5)
@@ -75,24 +78,24 @@ def _overview(report: dict[str, Any]) -> Any:
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
     for axes in grid[:, 0]:
-        axes.set_yticks(range(len(models)), [_wrapped(model["label"]) for model in models])
+        axes.set_yticks(range(len(models)), [_wrapped(model.label) for model in models])
         axes.tick_params(axis="y", length=0, labelsize=9, labelcolor=INK)
     grid[0, 0].set_ylim(len(models) - 0.45, -0.6)
-    settings = report["settings"]
+    settings = report.settings
     figure.suptitle(
-        f"Input gradients on {shown(report['dataset'])}, {settings['n']} images: each dot an image, "
+        f"Input gradients on {shown(report.dataset)}, {settings['n']} images: each dot an image, "
         "bar: median with 95 % interval",
         x=0.01, ha="left", fontsize=11, color=INK,
     )  # fmt: skip
     return figure
 
 
-def _strip(axes: Any, report: dict[str, Any], name: str, title: str, unit: str, logarithmic: bool) -> None:
-    jitter = np.random.Generator(np.random.Philox(key=0)).uniform(-0.2, 0.2, report["settings"]["n"])
+def _strip(axes: Any, report: ComparisonReport, name: str, title: str, unit: str, logarithmic: bool) -> None:
+    jitter = np.random.Generator(np.random.Philox(key=0)).uniform(-0.2, 0.2, report.settings["n"])
     seen: list[float] = []
-    for row, model in enumerate(report["models"]):
-        colour, summary = COLOURS[row % len(COLOURS)], model["summary"].get(name)
-        values = np.array([np.nan if v is None else v for v in model["per_image"].get(name, [])], dtype=float)
+    for row, model in enumerate(report.models):
+        colour, summary = COLOURS[row % len(COLOURS)], model.measures.summary.get(name)
+        values = np.array([np.nan if v is None else v for v in model.measures.per_image.get(name, [])], dtype=float)
         known = np.isfinite(values) & ((values > 0) | (not logarithmic))
         if summary is None or not known.any():
             axes.annotate(
@@ -110,9 +113,9 @@ def _strip(axes: Any, report: dict[str, Any], name: str, title: str, unit: str, 
             markersize=4,
             markeredgewidth=0,
         )
-        axes.plot([summary["median"]] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2.2, solid_capstyle="butt")
-        if summary["median_ci95"]:
-            axes.plot(summary["median_ci95"], [row, row], color=colour, linewidth=1.6)
+        axes.plot([summary.median] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2.2, solid_capstyle="butt")
+        if summary.median_ci95:
+            axes.plot(summary.median_ci95, [row, row], color=colour, linewidth=1.6)
     axes.set_title(title, fontsize=9.5, color=INK, loc="left")
     axes.set_xlabel(unit, fontsize=8.5, color=MUTED)
     axes.grid(axis="y", visible=False)
@@ -142,32 +145,32 @@ def _frame(axes: Any, values: list[float], logarithmic: bool, at_most_one: bool)
     axes.xaxis.set_major_locator(MaxNLocator(5))
 
 
-def _absent(model: dict[str, Any], name: str, summary: dict[str, Any] | None) -> str:
+def _absent(model: ComparedModel, name: str, summary: MeasureSummary | None) -> str:
     """Why a row is empty."""
     if summary is not None:
-        return "zero on every image" if summary["n"] else "undefined: no usable gradient"
-    if name.startswith("redraws") and not model["stochastic"]:
+        return "zero on every image" if summary.n else "undefined: no usable gradient"
+    if name.startswith("redraws") and not model.measures.stochastic:
         return "deterministic"
     if name.startswith("bpda"):
         return "nothing is purified"
     return "not measured"
 
 
-def _paths(report: dict[str, Any]) -> Any:
+def _paths(report: ComparisonReport) -> Any:
     """Gain of the loss and cosine along the attack path, mean over images."""
-    settings, figure = report["settings"], _figure(11.5, 3.9)
+    settings, figure = report.settings, _figure(11.5, 3.9)
     left, right = figure.subplots(1, 2)
-    for row, model in enumerate(report["models"]):
+    for row, model in enumerate(report.models):
         look = {"color": COLOURS[row % len(COLOURS)], "linestyle": _STYLES[row % len(_STYLES)]}
         for axes, name, at in ((left, "gain", 0), (right, "cosine", 1)):
-            if name not in model["path"]:
+            if name not in model.measures.path:
                 continue
-            curve = {key: np.array(values, dtype=float) for key, values in model["path"][name].items()}  # None -> nan
+            curve = {
+                key: np.array(values, dtype=float) for key, values in model.measures.path[name].to_json().items()
+            }  # None -> nan
             steps = np.arange(at, at + len(curve["mean"]))
             axes.fill_between(steps, curve["q25"], curve["q75"], color=look["color"], alpha=0.12, linewidth=0)
-            axes.plot(
-                steps, curve["mean"], linewidth=1.8, marker="o", markersize=3, label=shown(model["label"]), **look
-            )
+            axes.plot(steps, curve["mean"], linewidth=1.8, marker="o", markersize=3, label=shown(model.label), **look)
     left.set_ylabel("scaled log-odds, gain since the image")
     left.set_title("Gain of the loss", fontsize=10, loc="left", color=INK)
     right.set_ylabel("cosine")
@@ -178,7 +181,7 @@ def _paths(report: dict[str, Any]) -> Any:
         axes.set_xticks(_ticks(settings["steps"]))
         axes.set_xlim(-0.02 * settings["steps"], 1.02 * settings["steps"])
     figure.legend(
-        *left.get_legend_handles_labels(), loc="outside lower center", ncols=min(3, len(report["models"])), fontsize=9,
+        *left.get_legend_handles_labels(), loc="outside lower center", ncols=min(3, len(report.models)), fontsize=9,
         frameon=False, handlelength=3,
     )  # fmt: skip
     figure.suptitle("Along the attack: mean over images, band: middle half", x=0.01, ha="left", fontsize=11, color=INK)
@@ -190,29 +193,29 @@ def _ticks(steps: int) -> list[int]:
     return list(range(0, steps + 1, every))
 
 
-def _slices(report: dict[str, Any]) -> Any:
+def _slices(report: ComparisonReport) -> Any:
     """Rows: models; columns: images. Colour: margin; black line: the decision border; box: the budget."""
-    models, settings = [model for model in report["models"] if model["slices"]], report["settings"]
-    names = report.get("class_names") or []
-    columns = max(len(model["slices"]) for model in models)
+    models, settings = [model for model in report.models if model.measures.slices], report.settings
+    names = report.class_names
+    columns = max(len(model.measures.slices) for model in models)
     figure = _figure(2.2 + 2.3 * columns, 1.0 + 2.35 * len(models))
     grid = figure.subplots(len(models), columns, squeeze=False, sharex=True, sharey=True)
-    values = np.concatenate([_margins(one).ravel() for model in models for one in model["slices"]])
+    values = np.concatenate([_margins(one).ravel() for model in models for one in model.measures.slices])
     values = np.abs(values[np.isfinite(values)])
     top = float(np.percentile(values, 98)) if len(values) else 1.0
     image = None
     for row, model in enumerate(models):
         for column in range(columns):
             axes = grid[row, column]
-            if column >= len(model["slices"]):
+            if column >= len(model.measures.slices):
                 axes.set_visible(False)
                 continue
-            image = _one_slice(axes, model["slices"][column], top or 1.0, settings)
+            image = _one_slice(axes, model.measures.slices[column], top or 1.0, settings)
             if row == 0:
-                record = model["images"][column]
-                name = shown(names[record["label"]], 24) if record["label"] < len(names) else record["label"]
-                axes.set_title(f"image {record['image']}: {name}", fontsize=9.5, color=INK)
-        grid[row, 0].set_ylabel(f"{_short(model['label'])}\nrandom / eps", fontsize=9, color=INK)
+                record = model.measures.images[column]
+                name = shown(names[record.label], 24) if record.label < len(names) else record.label
+                axes.set_title(f"image {record.image}: {name}", fontsize=9.5, color=INK)
+        grid[row, 0].set_ylabel(f"{_short(model.label)}\nrandom / eps", fontsize=9, color=INK)
     for axes in grid[-1]:
         axes.set_xlabel("steepest / eps", fontsize=9, color=INK)
     bar = figure.colorbar(image, ax=grid, shrink=min(0.9, 1.6 / len(models)), aspect=25, extend="both")
@@ -226,11 +229,11 @@ def _slices(report: dict[str, Any]) -> Any:
     return figure
 
 
-def _margins(found: dict[str, Any]) -> np.ndarray:
-    return np.array([[np.nan if v is None else v for v in line] for line in found["margin"]], dtype=float)
+def _margins(found: MarginSlice) -> np.ndarray:
+    return np.array([[np.nan if v is None else v for v in line] for line in found.margin], dtype=float)
 
 
-def _one_slice(axes: Any, found: dict[str, Any], top: float, settings: dict[str, Any]) -> Any:
+def _one_slice(axes: Any, found: MarginSlice, top: float, settings: JsonObject) -> Any:
     from matplotlib.patches import Circle, Rectangle
 
     margin = _margins(found).T  # columns of the picture: the steepest direction
@@ -251,7 +254,7 @@ def _one_slice(axes: Any, found: dict[str, Any], top: float, settings: dict[str,
     return image
 
 
-def _ball(settings: dict[str, Any]) -> str:
+def _ball(settings: JsonObject) -> str:
     return f"l∞ {settings['eps']}" if settings["norm"] == "linf" else f"l2 {settings['eps_l2']}"
 
 

@@ -5,15 +5,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from rdc.storage.json_records import JsonObject, JsonRecord, anything, entry
+from rdc.storage.json_records import Absent, JsonObject, JsonRecord, anything, entry
 from rdc.storage.structure import flag, integer, mapping, number, optional, sequence, text
 
-__all__ = ["AnalysedImage", "Curves", "MarginSlice", "MeasureSummary", "Measures", "ModelIdentity", "ModelPart"]
+__all__ = [
+    "AnalysedImage",
+    "ComparedModel",
+    "ComparisonReport",
+    "Curves",
+    "MarginSlice",
+    "MeasureSummary",
+    "Measures",
+    "ModelIdentity",
+    "ModelPart",
+]
 
 _NUMBER = optional(number())
 _NUMBERS = sequence(_NUMBER)
 _ENDS = optional(sequence(number(), 2, 2))
 _COUNT = integer(0)
+_TEXT = text()
+_COMMIT = optional(_TEXT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +84,8 @@ class Measures(JsonRecord):
     classes: int = entry(integer(1))
     stochastic: bool = entry(flag())
     fixed_noise: bool = entry(flag())
-    note: str = entry(text())
-    jacobian_method: str = entry(text())
+    note: str = entry(_TEXT)
+    jacobian_method: str = entry(_TEXT)
     accuracy: float = entry(number(0, 1))
     images: tuple[AnalysedImage, ...] = entry(of=AnalysedImage, many=True)
     summary: Mapping[str, MeasureSummary] = entry(of=MeasureSummary, keyed=True)
@@ -95,11 +107,11 @@ class Measures(JsonRecord):
 class ModelIdentity(JsonRecord):
     """What decides the figures of one model: its text, what it says of itself, digest of its weights, kind of device, PyTorch."""
 
-    text: str = entry(text())
+    text: str = entry(_TEXT)
     classifier: JsonObject | None = entry(optional(mapping(anything)))
-    weights: str | None = entry(absent=True)
-    device: str = entry(absent=True)
-    torch: str = entry(absent=True)
+    weights: str | None | Absent = entry(absent=True)
+    device: str | Absent = entry(absent=True)
+    torch: str | Absent = entry(absent=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +119,8 @@ class _PartHead(JsonRecord):
     """A part's own keys; the measures are further ones."""
 
     identity: ModelIdentity = entry(of=ModelIdentity)
-    label: str = entry(text())
-    commit: str | None = entry(optional(text()))
+    label: str = entry(_TEXT)
+    commit: str | None = entry(_COMMIT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,3 +148,57 @@ class ModelPart:
     def to_json(self) -> JsonObject:
         """See :meth:`rdc.storage.json_records.JsonRecord.to_json`."""
         return {**_PartHead(self.identity, self.label, self.commit).to_json(), **self.measures.to_json()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _ComparedHead(JsonRecord):
+    """A compared model's own keys; the measures are further ones."""
+
+    label: str = entry(_TEXT)
+    text: str = entry(_TEXT)
+    classifier: JsonObject | None = entry(optional(mapping(anything)))
+    commit: str | None = entry(_COMMIT)
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparedModel:
+    """One model of gradients.json.
+
+    Args:
+        label, text: what tables call it, and what names it on the command line.
+        classifier: what it says of itself.
+        commit: of the source tree that measured it; None: unknown.
+        measures: of it; in the JSON their keys stand beside the others.
+    """
+
+    label: str
+    text: str
+    classifier: JsonObject | None
+    commit: str | None
+    measures: Measures
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> ComparedModel:
+        """See :meth:`rdc.storage.json_records.JsonRecord.from_json`."""
+        head = _ComparedHead.from_json(value, where)
+        measures = Measures.from_json(dict(head.further), where)
+        return cls(head.label, head.text, head.classifier, head.commit, measures)
+
+    def to_json(self) -> JsonObject:
+        """See :meth:`rdc.storage.json_records.JsonRecord.to_json`."""
+        head = _ComparedHead(self.label, self.text, self.classifier, self.commit)
+        return {**head.to_json(), **self.measures.to_json()}
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparisonReport(JsonRecord):
+    """gradients.json: how it was made, ``GradientSettings`` as JSON values, and the models in order."""
+
+    schema: str = entry(_TEXT)
+    command: str = entry(_TEXT)
+    commit: str | None = entry(_COMMIT)
+    versions: Mapping[str, str] = entry(mapping(_TEXT))
+    settings: JsonObject = entry(mapping(anything))
+    dataset: str = entry(_TEXT)
+    class_names: tuple[str, ...] = entry(sequence(_TEXT))
+    models: tuple[ComparedModel, ...] = entry(of=ComparedModel, many=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from rdc.errors import one_line
+from rdc.gradient_analysis.records import ComparedModel, ComparisonReport, MeasureSummary
+from rdc.storage.json_records import JsonObject
 
 __all__ = ["MEASURES", "comparison_table", "figure_text"]
 
@@ -40,64 +42,65 @@ MEASURES: dict[str, tuple[str, str]] = {
 _WORDS, _WIDTH = 36, 27
 
 
-def figure_text(summary: dict[str, Any] | None) -> str:
+def figure_text(summary: MeasureSummary | None) -> str:
     """Median with its 95 % interval, "0.931 [0.92, 0.94]"; "–" where not measured, "undefined" where no image has one."""
     if summary is None:
         return "–"
-    if summary["n"] == 0:
+    if summary.n == 0:
         return "undefined"
-    text = f"{summary['median']:.3g}"
-    if summary["median_ci95"] is not None:
-        text += " [{:.3g}, {:.3g}]".format(*summary["median_ci95"])
-    return text + (f" ({summary['undefined']} undef.)" if summary["undefined"] and summary["n"] > 1 else "")
+    text = f"{summary.median:.3g}"
+    if summary.median_ci95 is not None:
+        text += " [{:.3g}, {:.3g}]".format(*summary.median_ci95)
+    return text + (f" ({summary.undefined} undef.)" if summary.undefined and summary.n > 1 else "")
 
 
-def comparison_table(report: dict[str, Any]) -> str:
+def comparison_table(report: JsonObject) -> str:
     """The report as text: what each model is, then medians over images with 95 % bootstrap intervals.
 
     Args:
         report: see ``compare_models``.
     """
-    settings, models = report["settings"], report["models"]
+    found = ComparisonReport.from_json(report, "report")
+    settings, models = found.settings, found.models
     first, last = settings["start"], settings["start"] + settings["n"] - 1
     lines = [
-        f"gradients on {report['dataset']}, images {first} to {last} of the {settings['split']} split; loss: log-odds, "
+        f"gradients on {found.dataset}, images {first} to {last} of the {settings['split']} split; loss: log-odds, "
         f"logit scale {settings['logit_scale']}",
         "",
     ]
     for number, model in enumerate(models, 1):
-        right = sum(record["right"] for record in model["images"])
-        lines.append(f"  {number}  {model['label']}: {right} of {len(model['images'])} right{_settings(model)}")
-        if model["note"]:
-            lines.append(f"     {model['note']}")
+        right = sum(record.right for record in model.measures.images)
+        lines.append(f"  {number}  {model.label}: {right} of {len(model.measures.images)} right{_settings(model)}")
+        if model.measures.note:
+            lines.append(f"     {model.measures.note}")
     lines += ["", "  median over images [95 % interval]".ljust(_WORDS + 2) + "".join(_heads(models))]
     shown = ""
     for name, (group, words) in MEASURES.items():
-        found = [model["summary"].get(name) for model in models]
-        if all(summary is None for summary in found):
+        summaries = [model.measures.summary.get(name) for model in models]
+        if all(summary is None for summary in summaries):
             continue
         if group != shown:
             shown = group
             lines.append("  " + group.format(eps=settings["eps"], eps_l2=settings["eps_l2"], norm=_ball(settings)))
-        lines.append("    " + words.ljust(_WORDS - 2) + "".join(figure_text(one).rjust(_WIDTH) for one in found))
+        lines.append("    " + words.ljust(_WORDS - 2) + "".join(figure_text(one).rjust(_WIDTH) for one in summaries))
     return "\n".join(one_line(line.rstrip(), 4000) for line in lines) + "\n"
 
 
-def _ball(settings: dict[str, Any]) -> str:
+def _ball(settings: JsonObject) -> str:
     return f"{settings['norm']} {settings['eps'] if settings['norm'] == 'linf' else settings['eps_l2']}"
 
 
-def _heads(models: list[dict[str, Any]]) -> list[str]:
+def _heads(models: Sequence[ComparedModel]) -> list[str]:
     room = _WIDTH - 4
     heads = []
     for number, model in enumerate(models, 1):
-        label = model["label"] if len(model["label"]) <= room else model["label"][: room - 1] + "…"
+        label = model.label if len(model.label) <= room else model.label[: room - 1] + "…"
         heads.append(f"{number} {label}".rjust(_WIDTH))
     return heads
 
 
-def _settings(model: dict[str, Any]) -> str:
+def _settings(model: ComparedModel) -> str:
     """ "; exact gradient" where there are two."""
-    classifier = model["classifier"] or {}
-    purifies = "bpda.cosine" in model["summary"]
+    classifier = model.classifier or {}
+    purifies = "bpda.cosine" in model.measures.summary
     return f"; {classifier['gradient']} gradient" if purifies and "gradient" in classifier else ""

@@ -13,12 +13,12 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from rdc.errors import one_line
 from rdc.storage.structure import Check, mapping, sequence
 
-__all__ = ["ABSENT", "Absent", "JsonObject", "JsonRecord", "JsonValue", "anything", "entry", "given"]
+__all__ = ["ABSENT", "Absent", "JsonObject", "JsonRecord", "JsonValue", "Readable", "anything", "entry", "given"]
 
 #: a JSON value of a form that somebody else decides
 JsonValue = Any
@@ -29,6 +29,16 @@ _R = TypeVar("_R", bound="JsonRecord")
 _T = TypeVar("_T")
 _ENTRY = "rdc entry"
 _KNOWN: dict[type, dict[str, tuple[_Entry, bool]]] = {}  # by class: looked up for every record
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """What can be a part of a record: a :class:`JsonRecord`, or another class that reads and writes a JSON object."""
+
+    @classmethod
+    def from_json(cls, value: object, where: str) -> Readable: ...
+
+    def to_json(self) -> JsonObject: ...
 
 
 class Absent(enum.Enum):
@@ -58,7 +68,7 @@ def anything(value: object, where: str) -> None:
 @dataclasses.dataclass(frozen=True)
 class _Entry:
     check: Check
-    of: type[JsonRecord] | None
+    of: type[Readable] | None
     many: bool
     keyed: bool
     nullable: bool
@@ -83,7 +93,7 @@ class _Entry:
 def entry(
     check: Check = anything,
     *,
-    of: type[JsonRecord] | None = None,
+    of: type[Readable] | None = None,
     many: bool = False,
     keyed: bool = False,
     nullable: bool = False,
@@ -156,7 +166,7 @@ def _entries(kind: type[JsonRecord]) -> dict[str, tuple[_Entry, bool]]:
 
 
 def _plain(value: Any) -> JsonValue:
-    if isinstance(value, JsonRecord):
+    if isinstance(value, Readable):
         return value.to_json()
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
