@@ -91,7 +91,7 @@ def _overview(report: ComparisonReport) -> Any:
 
 
 def _strip(axes: Any, report: ComparisonReport, name: str, title: str, unit: str, logarithmic: bool) -> None:
-    jitter = np.random.Generator(np.random.Philox(key=0)).uniform(-0.2, 0.2, report.settings["n"])
+    jitter = np.random.Generator(np.random.Philox(key=0)).uniform(-0.2, 0.2, (report.settings["n"],))
     seen: list[float] = []
     for row, model in enumerate(report.models):
         colour, summary = COLOURS[row % len(COLOURS)], model.measures.summary.get(name)
