@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rdc.cli.training_run import add_device_arguments, open_device, open_model
+from rdc.cli.training_run import add_device_arguments
 from rdc.errors import one_line
 
 EXAMPLES = """examples:
@@ -35,8 +35,10 @@ def run(args: argparse.Namespace) -> int:
     from rdc.method.denoiser import make_denoiser
     from rdc.method.sampling import sample_classes
     from rdc.plots.figures import plot_samples
+    from rdc.training.device import open_device
+    from rdc.training.preparation import open_model
 
-    device = open_device(args)
+    device = open_device(args.device, args.threads)
     network, config, info = open_model(args.model)
     images = sample_classes(
         make_denoiser(network.to(device), config),

@@ -32,6 +32,7 @@ __all__ = [
     "DEFAULT_BETA",
     "METHODS",
     "ClassifierObjective",
+    "ClassifierTerms",
     "InnerAttack",
     "gaussian_start",
     "mart_loss",
@@ -190,15 +191,36 @@ def mart_loss(clean: Tensor, adversarial: Tensor, labels: Tensor, beta: float) -
 
 
 # --- the objective ----------------------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class ClassifierTerms:
+    """What :class:`ClassifierObjective` minimises, beside its method.
+
+    Args:
+        beta: weight of the divergence for "trades" and "mart"; None: :data:`DEFAULT_BETA`.
+        label_smoothing: of the cross-entropy to minimise (not of the attack's), 0 <= s < 1; not for "mart", whose loss is
+            no plain cross-entropy.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+
+    beta: float | None = None
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.beta is not None and not 0 <= self.beta < math.inf:
+            raise ConfigError(f"beta: expected 0 or more; got {self.beta!r}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"label_smoothing: expected a share in [0, 1); got {self.label_smoothing!r}")
+
+
 class ClassifierObjective:
     """Trains a classifier by one of :data:`METHODS`; see the module's head. An ``rdc.training.objective.Objective``.
 
     Args:
         method: which.
         attack: the inner maximisation; None for "standard" only.
-        beta: weight of the divergence for "trades" and "mart"; None: :data:`DEFAULT_BETA`.
-        label_smoothing: of the cross-entropy to minimise (not of the attack's), 0 <= s < 1; not for "mart", whose loss is
-            no plain cross-entropy.
+        beta, label_smoothing: :class:`ClassifierTerms`.
         shift: largest random displacement of each training image, in pixels, along each axis; 0: none.
 
     Logged: loss; clean and (but for "standard") robust, the shares of the batch that the network, as it is before the
@@ -212,8 +234,8 @@ class ClassifierObjective:
         self,
         method: str,
         attack: InnerAttack | None = None,
-        beta: float | None = None,
-        label_smoothing: float = 0.0,
+        beta: float | None = ClassifierTerms.beta,
+        label_smoothing: float = ClassifierTerms.label_smoothing,
         shift: int = 0,
     ) -> None:
         if method not in METHODS:
@@ -222,16 +244,13 @@ class ClassifierObjective:
             raise ConfigError(f'method {method!r}: expected an inner attack for all methods but "standard"')
         if beta is not None and method not in DEFAULT_BETA:
             raise ConfigError(f"beta: method {method!r} has none; only {' and '.join(DEFAULT_BETA)} do")
-        beta = DEFAULT_BETA.get(method, 0.0) if beta is None else beta
-        if not 0 <= beta < math.inf:
-            raise ConfigError(f"beta: expected 0 or more; got {beta!r}")
-        if not 0 <= label_smoothing < 1:
-            raise ConfigError(f"label_smoothing: expected a share in [0, 1); got {label_smoothing!r}")
+        ClassifierTerms(beta, label_smoothing)  # are they in range?
         if label_smoothing and method == "mart":
             raise ConfigError("label_smoothing: MART's loss has no smoothed form; leave it 0")
         if type(shift) is not int or shift < 0:
             raise ConfigError(f"shift: expected a whole number of pixels >= 0; got {shift!r}")
-        self.method, self.attack, self.beta = method, attack, beta
+        self.method, self.attack = method, attack
+        self.beta = DEFAULT_BETA.get(method, 0.0) if beta is None else beta
         self.label_smoothing, self.shift = label_smoothing, shift
 
     def __call__(

@@ -37,7 +37,7 @@ class TrainConfig:
         cuda_graph: record the step once and replay it (:mod:`rdc.training.cuda_graph`); needs a GPU and one process.
     """
 
-    images: int
+    images: int = 360_000
     batch_size: int = 64
     learning_rate: float = 1e-3
     warmup_images: int = 10_000

@@ -52,7 +52,9 @@ from rdc.training.batches import normal, uniform
 from rdc.training.first_order import check_margin, draw_rivals, worst_logits, worst_step
 from rdc.training.objective import NoiseDistribution
 
-__all__ = ["DistillationObjective", "Secant", "student_from_teacher"]
+__all__ = ["WIDE_CHANNELS", "DistillationObjective", "DistillationTerms", "Secant", "student_from_teacher"]
+
+WIDE_CHANNELS = 156  #: of a student's last residual block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +93,11 @@ class Secant:
             raise ConfigError(f"secant_share: expected a share above 0, at most 1; got {self.share}")
 
 
-class DistillationObjective:
-    """Training objective for :class:`rdc.training.trainer.Trainer`.
+@dataclasses.dataclass(frozen=True)
+class DistillationTerms:
+    """What :class:`DistillationObjective` minimises, whatever the teacher.
 
     Args:
-        teacher: conditional denoiser, which is frozen. Without ``classes_per_image`` nothing is asked of it but its number of
-            classes and its preconditioning; the student's own denoiser will do.
-        noise: distribution of the noise levels.
         classes_per_image: m; the true class and m - 1 others (or the null label) are distilled per image.
             0: L_posterior alone.
         difference_weight: a.
@@ -114,40 +114,82 @@ class DistillationObjective:
             ``margin_eps`` with ``cutmix``.
     """
 
+    classes_per_image: int = 3
+    difference_weight: float = 1.0
+    posterior_weight: float = 0.0
+    posterior_scale: float = 2.0
+    margin_eps: float = 0.0
+    margin_norm: str = "linf"
+    secant: Secant | None = None
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_margin(self.margin_eps, self.margin_norm)
+        if not 0 <= self.cutmix <= 1:
+            raise ConfigError(f"cutmix: expected a probability in 0..1; got {self.cutmix}")
+        if self.cutmix and self.margin_eps:
+            raise ConfigError("margin_eps and cutmix: expected at most one of them; got both. Use secant with cutmix")
+        if self.margin_eps and self.secant:
+            raise ConfigError("margin_eps and secant: expected at most one of them; got both")
+        for name in ["margin_eps"] * bool(self.margin_eps) + ["secant"] * bool(self.secant):
+            if not self.posterior_weight:
+                raise ConfigError(
+                    f"{name}: expected posterior_weight > 0 with it, it acts on the posterior's cross-entropy; got 0"
+                )
+        if self.classes_per_image < 0:
+            raise ConfigError(f"classes_per_image: expected 0 or more; got {self.classes_per_image}")
+        weights = (self.difference_weight, self.posterior_weight)
+        if not all(0 <= value < math.inf for value in weights) or not self.posterior_scale > 0:
+            raise ConfigError(
+                "distillation: expected weights >= 0 and a scale > 0; got difference_weight "
+                f"{weights[0]}, posterior_weight {weights[1]}, posterior_scale {self.posterior_scale}"
+            )
+        if self.classes_per_image == 0 and self.posterior_weight == 0:
+            raise ConfigError("distillation: expected classes_per_image > 0 or posterior_weight > 0; got neither")
+
+    def describe(self) -> dict[str, Any]:
+        """For the run's folder; what was added since 0.1 and is off is left out, so that older runs continue."""
+        terms = dataclasses.asdict(self)
+        secant, cutmix = terms.pop("secant"), terms.pop("cutmix")
+        if not self.margin_eps:
+            del terms["margin_eps"], terms["margin_norm"]
+        if secant and secant["steps"] == 1:
+            del secant["steps"]
+        return terms | ({"cutmix": cutmix} if cutmix else {}) | ({"secant": secant} if secant else {})
+
+
+class DistillationObjective:
+    """Training objective for :class:`rdc.training.trainer.Trainer`.
+
+    Args:
+        teacher: conditional denoiser, which is frozen. Without ``classes_per_image`` nothing is asked of it but its number of
+            classes and its preconditioning; the student's own denoiser will do.
+        noise: distribution of the noise levels.
+        classes_per_image, difference_weight, posterior_weight, posterior_scale, margin_eps, margin_norm, secant, cutmix:
+            :class:`DistillationTerms`.
+
+    Raises:
+        ConfigError: a setting is out of range, ``margin_eps`` or ``secant`` without ``posterior_weight``, or both, or
+            ``margin_eps`` with ``cutmix``.
+    """
+
     def __init__(
         self,
         teacher: Denoiser,
         noise: NoiseDistribution,
-        classes_per_image: int = 3,
-        difference_weight: float = 1.0,
-        posterior_weight: float = 0.0,
-        posterior_scale: float = 2.0,
-        margin_eps: float = 0.0,
-        margin_norm: str = "linf",
-        secant: Secant | None = None,
-        cutmix: float = 0.0,
+        classes_per_image: int = DistillationTerms.classes_per_image,
+        difference_weight: float = DistillationTerms.difference_weight,
+        posterior_weight: float = DistillationTerms.posterior_weight,
+        posterior_scale: float = DistillationTerms.posterior_scale,
+        margin_eps: float = DistillationTerms.margin_eps,
+        margin_norm: str = DistillationTerms.margin_norm,
+        secant: Secant | None = DistillationTerms.secant,
+        cutmix: float = DistillationTerms.cutmix,
     ) -> None:
-        check_margin(margin_eps, margin_norm)
-        if not 0 <= cutmix <= 1:
-            raise ConfigError(f"cutmix: expected a probability in 0..1; got {cutmix}")
-        if cutmix and margin_eps:
-            raise ConfigError("margin_eps and cutmix: expected at most one of them; got both. Use secant with cutmix")
-        if margin_eps and secant:
-            raise ConfigError("margin_eps and secant: expected at most one of them; got both")
-        for name in ["margin_eps"] * bool(margin_eps) + ["secant"] * bool(secant):
-            if not posterior_weight:
-                raise ConfigError(
-                    f"{name}: expected posterior_weight > 0 with it, it acts on the posterior's cross-entropy; got 0"
-                )
-        if not 0 <= classes_per_image <= teacher.num_classes + 1:
+        weights = (difference_weight, posterior_weight, posterior_scale)
+        DistillationTerms(classes_per_image, *weights, margin_eps, margin_norm, secant, cutmix)  # are they in range?
+        if classes_per_image > teacher.num_classes + 1:
             raise ConfigError(f"classes_per_image: expected 0 to {teacher.num_classes + 1}; got {classes_per_image}")
-        if not all(0 <= value < math.inf for value in (difference_weight, posterior_weight)) or not posterior_scale > 0:
-            raise ConfigError(
-                "distillation: expected weights >= 0 and a scale > 0; got difference_weight "
-                f"{difference_weight}, posterior_weight {posterior_weight}, posterior_scale {posterior_scale}"
-            )
-        if classes_per_image == 0 and posterior_weight == 0:
-            raise ConfigError("distillation: expected classes_per_image > 0 or posterior_weight > 0; got neither")
         self.teacher = teacher.eval().requires_grad_(False) if classes_per_image else None
         self.noise, self.classes_per_image = noise, classes_per_image
         self.difference_weight, self.posterior_weight = difference_weight, posterior_weight
@@ -300,7 +342,7 @@ def _lead(logits: Tensor, rivals: Tensor, own: Tensor) -> Tensor:
 
 
 def student_from_teacher(
-    teacher: nn.Module, config: dict[str, Any], wide_channels: int = 156
+    teacher: nn.Module, config: dict[str, Any], wide_channels: int = WIDE_CHANNELS
 ) -> tuple[MultiHeadUNet, dict[str, Any]]:
     """A multi-head student whose trunk has the teacher's weights; it begins with the teacher's unlabelled prediction.
 

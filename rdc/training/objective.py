@@ -14,7 +14,7 @@ from rdc.errors import ConfigError
 from rdc.method.preconditioning import Preconditioning
 from rdc.training.batches import batch_rows, normal, uniform
 
-__all__ = ["ConditionalObjective", "NoiseDistribution", "Objective", "noisy"]
+__all__ = ["ConditionalObjective", "DiffusionTerms", "NoiseDistribution", "Objective", "noisy"]
 
 #: objective(net, x0 [B,C,H,W] in [-1,1], labels [B], generator) -> (loss to minimise, {name: value for the log}).
 #: Draw with rdc.training.batches.uniform, normal, integers, so that the numbers do not depend on the count of processes.
@@ -46,6 +46,36 @@ class NoiseDistribution:
         return sigma.clamp(self.low, self.high)[rows]
 
 
+@dataclasses.dataclass(frozen=True)
+class DiffusionTerms:
+    """What :class:`ConditionalObjective` minimises, whatever the data.
+
+    Args:
+        label_dropout: share of images seen without label (and without second term).
+        posterior_weight: b; 0: the EDM loss alone.
+        wrong_classes: m, drawn for every image without repetition; fewer than there are classes.
+        posterior_scale: g; one level stands for the whole ELBO when g is the width of the range of ln s, 2 to 4.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+
+    label_dropout: float = 0.1
+    posterior_weight: float = 0.0
+    wrong_classes: int = 2
+    posterior_scale: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_dropout <= 1:
+            raise ConfigError(f"label_dropout: expected a share in 0..1; got {self.label_dropout}")
+        if not (0 <= self.posterior_weight < math.inf and 0 < self.posterior_scale < math.inf):
+            raise ConfigError(
+                f"posterior: expected a weight >= 0 and a scale > 0; got {self.posterior_weight} and {self.posterior_scale}"
+            )
+        if self.posterior_weight and self.wrong_classes < 1:
+            raise ConfigError(f"wrong_classes: expected 1 or more; got {self.wrong_classes}")
+
+
 class ConditionalObjective:
     """Denoising loss of a class-conditional network, and, if asked for, the posterior over a few classes.
 
@@ -63,10 +93,7 @@ class ConditionalObjective:
         num_classes: K.
         noise: distribution of the noise levels.
         sigma_data: standard deviation of the data.
-        label_dropout: share of images seen without label (and without second term).
-        posterior_weight: b; 0: the EDM loss alone.
-        wrong_classes: m, drawn for every image without repetition.
-        posterior_scale: g; one level stands for the whole ELBO when g is the width of the range of ln s, 2 to 4.
+        label_dropout, posterior_weight, wrong_classes, posterior_scale: :class:`DiffusionTerms`.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -77,18 +104,13 @@ class ConditionalObjective:
         num_classes: int,
         noise: NoiseDistribution,
         sigma_data: float = 0.5,
-        label_dropout: float = 0.1,
-        posterior_weight: float = 0.0,
-        wrong_classes: int = 2,
-        posterior_scale: float = 2.0,
+        label_dropout: float = DiffusionTerms.label_dropout,
+        posterior_weight: float = DiffusionTerms.posterior_weight,
+        wrong_classes: int = DiffusionTerms.wrong_classes,
+        posterior_scale: float = DiffusionTerms.posterior_scale,
     ) -> None:
-        if not 0 <= label_dropout <= 1:
-            raise ConfigError(f"label_dropout: expected a share in 0..1; got {label_dropout}")
-        if not (0 <= posterior_weight < math.inf and 0 < posterior_scale < math.inf):
-            raise ConfigError(
-                f"posterior: expected a weight >= 0 and a scale > 0; got {posterior_weight} and {posterior_scale}"
-            )
-        if posterior_weight and not 1 <= wrong_classes < num_classes:
+        DiffusionTerms(label_dropout, posterior_weight, wrong_classes, posterior_scale)  # are they in range?
+        if posterior_weight and not wrong_classes < num_classes:
             raise ConfigError(f"wrong_classes: expected 1 to {num_classes - 1}; got {wrong_classes}")
         self.num_classes, self.noise, self.label_dropout = num_classes, noise, label_dropout
         self.posterior_weight, self.wrong_classes, self.posterior_scale = (

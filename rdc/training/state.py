@@ -26,8 +26,9 @@ from rdc.training.state_file import DELETE, NOT_A_STATE, State, pack_state, read
 __all__ = ["RunFolder", "State", "StopRequest", "TrainingStopped", "stop_on_signals"]
 
 STATE, LOG, CONFIG, LOCK = "state.safetensors", "log.jsonl", "config.json", "lock"
+RECIPE = "recipe.toml"
 LARGEST_LOG = 256 * 2**20  # bytes
-_OURS = (STATE, LOG, CONFIG, "model.safetensors", "model.json", "loss.png", "samples.png")
+_OURS = (STATE, LOG, CONFIG, RECIPE, "model.safetensors", "model.json", "loss.png", "samples.png")
 _ROW = record({"step": integer(0)})
 #: settings that do not change what is computed; a run may be continued with others
 _FREE = ("compile", "checkpoint_seconds", "memory_format", "cuda_graph")
@@ -39,11 +40,12 @@ class TrainingStopped(KeyboardInterrupt):
     Attributes:
         number: the signal (2: SIGINT, 15: SIGTERM).
         step: steps done and saved.
+        first: whether this is the first (or only) of several processes.
     """
 
-    def __init__(self, number: int, step: int) -> None:
+    def __init__(self, number: int, step: int, first: bool = True) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; the state is saved")
-        self.number, self.step = number, step
+        self.number, self.step, self.first = number, step, first
 
 
 class RunFolder:
@@ -52,10 +54,11 @@ class RunFolder:
     Args:
         path: the folder; made when needed.
         description: JSON description of the run. A folder whose state has another description is refused.
+        recipe: text of ``recipe.toml``; "": none is written. It is for readers: nothing is compared with it.
     """
 
-    def __init__(self, path: Path, description: dict[str, Any]) -> None:
-        self.path, self.description = Path(path), json.loads(json.dumps(description))
+    def __init__(self, path: Path, description: dict[str, Any], recipe: str = "") -> None:
+        self.path, self.description, self.recipe = Path(path), json.loads(json.dumps(description)), recipe
 
     # --- state ----------------------------------------------------------------------------------------------------
     def load(self) -> State | None:
@@ -119,6 +122,16 @@ class RunFolder:
             write_json(self.path / CONFIG, self.description)
             with atomic_write(self.path / LOG):
                 pass
+
+    def write_recipe(self) -> None:
+        """Write ``recipe.toml``, at every start: some settings may change from one to the next.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        if self.recipe:
+            with self.writing(RECIPE), atomic_write(self.path / RECIPE) as file:
+                file.write(self.recipe.encode())
 
     @contextlib.contextmanager
     def writing(self, what: str) -> Iterator[None]:

@@ -59,6 +59,7 @@ class Trainer:
         description: JSON description of the run; a state written under another description is refused.
         progress: draw a bar on stderr.
         export: see :data:`Export`.
+        recipe: text of ``recipe.toml``, for readers; "": none.
 
     Attributes:
         deadline: on ``time.monotonic``'s clock; no step begins later. The state is saved and ``run`` returns with
@@ -78,9 +79,10 @@ class Trainer:
         description: dict[str, Any],
         progress: bool = True,
         export: Export | None = None,
+        recipe: str = "",
     ) -> None:
         self.net, self.objective, self.config, self.export = net, objective, config, export
-        self.folder = RunFolder(out, {**description, "train": config.describe()})
+        self.folder = RunFolder(out, {**description, "train": config.describe()}, recipe)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.device = next(net.parameters()).device
@@ -210,7 +212,7 @@ class Trainer:
                     self.save()
                     saved = time.monotonic()
                 if self.stop.number and not last:
-                    raise TrainingStopped(self.stop.number, self.step)
+                    raise TrainingStopped(self.stop.number, self.step, self.rank == 0)
                 if late:
                     break
         if first == config.steps:
@@ -292,6 +294,7 @@ class Trainer:
         else:
             self.folder.sweep()
             self.folder.trim_log(self.step)
+        self.folder.write_recipe()
 
     def _restore(self, state: State) -> None:
         tensors, targets = state.tensors, {}

@@ -18,11 +18,11 @@ from benchmarks.studies.cifar10 import __main__ as cifar10
 from benchmarks.studies.cifar10 import pack as cifar10_pack
 from benchmarks.studies.cifar10 import parts as cifar10_parts
 from benchmarks.studies.cifar10 import shards as cifar10_shards
-from rdc.cli import training_run
 from rdc.data import load_dataset
 from rdc.errors import CheckpointError, DataError
 from rdc.models.checkpoints import load_model, save_model
 from rdc.networks.presets import NETWORK_PRESETS, build_network, network_preset
+from rdc.training import exporter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,7 +55,7 @@ def small(monkeypatch):
     preset = copy.deepcopy(NETWORK_PRESETS["small-32"])
     preset["unet"] |= {"model_channels": 8, "channel_mult": [1, 1]}
     monkeypatch.setitem(NETWORK_PRESETS, "small-32", preset)
-    monkeypatch.setattr(training_run.Exporter, "samples", lambda *_: None)
+    monkeypatch.setattr(exporter.Exporter, "samples", lambda *_: None)
 
 
 def start(monkeypatch, capsys, *words):

@@ -22,17 +22,17 @@ import torch
 from benchmarks.measuring import about
 from benchmarks.studies.cifar10.shards import read_shards, shard_files, write_shards
 from rdc.cli import main as rdc_main
-from rdc.cli.training_run import open_model
 from rdc.errors import ConfigError
 from rdc.models.checkpoints import save_model
 from rdc.models.zoo import MODELS
 from rdc.storage.files import atomic_write
 from rdc.storage.json_files import write_json
+from rdc.training.preparation import open_model
 
 __all__ = ["Run", "last_row"]
 
 ROOT = Path(__file__).resolve().parents[3]
-_SMALL = ("*.log", "*/log.jsonl", "*/loss.png", "*/samples.png", "*/config.json", "levels.json")
+_SMALL = ("*.log", "*/log.jsonl", "*/loss.png", "*/samples.png", "*/config.json", "*/recipe.toml", "levels.json")
 _SMALL += tuple(f"evaluate/*/{name}" for name in ("report.json", "report.md", "results.jsonl", "sanity.json"))
 _GRACE = 20.0  # seconds that a stopped command gets to save
 

@@ -1,0 +1,109 @@
+"""A training run from its recipe to its folder: what ``rdc train`` and ``rdc distill`` call."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from rdc.data import Dataset
+from rdc.training.device import open_device
+from rdc.training.exporter import Exporter
+from rdc.training.preparation import Prepared, fingerprint, prepare, training_images
+from rdc.training.recipe_files import to_toml
+from rdc.training.recipes import Recipe
+from rdc.training.time_box import plan_images
+from rdc.training.trainer import Trainer
+
+__all__ = ["Training", "run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How a run stands when :func:`run` returns.
+
+    Args:
+        out: its folder.
+        images: training images processed, those of earlier starts included.
+        planned: training images of the whole run.
+        seconds: trained, likewise.
+        finished: whether it came to its end; else its minutes ended, and the state is saved.
+        samples: whether ``samples.png`` was drawn.
+        first: whether this is the first (or only) of several processes, the one that speaks.
+    """
+
+    out: Path
+    images: int
+    planned: int
+    seconds: float
+    finished: bool
+    samples: bool
+    first: bool
+
+
+def run(
+    recipe: Recipe,
+    data: Dataset,
+    out: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: bool = True,
+    begun: float | None = None,
+) -> Training:
+    """Train what the recipe says; a run that is in the folder is continued.
+
+    Args:
+        recipe: what to do; ``recipe.toml`` in the folder says it again, with what the teacher decided.
+        data: the training split; ``recipe.holdout`` images of it are left out.
+        out: folder, made when needed: the model at every checkpoint, the state, the log, pictures.
+        device: "cpu", "cuda", or "auto": cuda if there is one.
+        threads: CPU threads of this process from now on; None: as they are.
+        progress: draw bars on stderr.
+        begun: when the box of ``recipe.minutes`` was opened, on ``time.monotonic``'s clock; None: now.
+
+    Under ``torchrun`` this joins the other processes and leaves them at its end.
+
+    Raises:
+        ConfigError: the recipe does not go with the data or the machine; ``out`` is in use; the loss is not finite.
+        CheckpointError: a model cannot be read; the folder has a run of another recipe, or a damaged one.
+        TrainingStopped: SIGINT or SIGTERM came; the state was saved first.
+    """
+    begun = time.monotonic() if begun is None else begun
+    place = open_device(device, threads)
+    try:
+        images = training_images(recipe, data)
+        ready = prepare(recipe, images, place)
+        settings = ready.settings
+        exporter = Exporter(Path(out), ready.config, images, settings, recipe.title)
+        description = _description(ready, images)
+        text = to_toml(ready.recipe)
+        trainer = Trainer(
+            ready.network, ready.objective, images, recipe.settings, Path(out), description, progress, exporter, text
+        )
+        if recipe.minutes is not None:
+            plan_images(trainer, recipe.minutes, begun)
+        trainer.run()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    finished, first = trainer.step >= trainer.config.steps, trainer.rank == 0
+    samples = recipe.method in ("diffusion", "distill") and finished and first
+    if samples:
+        exporter.samples(trainer.averaged_network(), progress)
+    done = trainer.step * trainer.config.batch_size
+    return Training(Path(out), done, trainer.config.images, trainer.seconds, finished, samples, first)
+
+
+def _description(ready: Prepared, images: Dataset) -> dict[str, Any]:
+    """What tells the run from others, beside the training settings."""
+    source = {
+        "name": ready.recipe.data or images.name,
+        "images": len(images),
+        "crc32": fingerprint(images.images, images.labels),
+    }
+    return {**ready.settings, "network": ready.config, "data": source, "holdout": ready.recipe.holdout}
