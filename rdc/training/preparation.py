@@ -125,7 +125,7 @@ def _classifier(recipe: Recipe, data: Dataset, device: torch.device) -> Prepared
 
 
 def _distillation(recipe: Recipe, data: Dataset, device: torch.device) -> Prepared:
-    terms, levels, train = recipe.distillation, recipe.noise, recipe.settings
+    terms, levels, train = recipe.distillation, recipe.noise, recipe.schedule
     assert terms is not None and levels is not None
     teacher, taught, info = _teacher(recipe, data)
     student, config = teacher, taught  # nothing is asked of a teacher where there is none
@@ -166,7 +166,7 @@ def _preset(recipe: Recipe, data: Dataset) -> dict[str, Any]:
 
 
 def _fresh(recipe: Recipe, config: dict[str, Any]) -> nn.Module:
-    with _seeded(recipe.settings.seed):
+    with _seeded(recipe.schedule.seed):
         return build_network(config)
 
 

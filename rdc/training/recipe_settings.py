@@ -167,9 +167,11 @@ def _made(kind: type, tree: dict[str, Any], section: str, source: Source) -> Any
     try:
         return kind(**values)
     except ConfigError as error:
-        key = f"{section}.{str(error).partition(':')[0]}".lstrip(".")
-        if not section and key in tree:
-            raise ConfigError(f"{source.name(key)}{str(error)[len(key) :]}") from error
+        key, _, rest = str(error).partition(":")
+        dotted = f"{section}.{key}".lstrip(".")
+        option = source.options.get(dotted)
+        if not section and key in tree or option == f"--{key.replace('_', '-')}":
+            raise ConfigError(f"{source.name(dotted)}:{rest}") from error
         raise ConfigError(f"{source.place(section, tree)}{error}") from error
 
 

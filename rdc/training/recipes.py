@@ -144,11 +144,11 @@ class Recipe:
             terms = dataclasses.replace(self.classifier, beta=DEFAULT_BETA[self.method])
             object.__setattr__(self, "classifier", terms)
         if self.minutes is not None:
-            train = dataclasses.replace(self.settings, images=max(_UNPLANNED, self.settings.batch_size))
+            train = dataclasses.replace(self.schedule, images=max(_UNPLANNED, self.schedule.batch_size))
             object.__setattr__(self, "train", train)
 
     def _check_distillation(self, terms: DistillationTerms) -> None:
-        if terms.margin_eps and self.settings.compile:
+        if terms.margin_eps and self.schedule.compile:
             raise ConfigError(
                 "--margin-eps: expected no --compile with it, a step differentiates twice, which torch.compile cannot; "
                 "leave one of the two out, or use --secant-eps"
@@ -164,7 +164,7 @@ class Recipe:
             )
 
     @property
-    def settings(self) -> TrainConfig:
+    def schedule(self) -> TrainConfig:
         """``train``, which is never None once the recipe stands."""
         assert self.train is not None
         return self.train

@@ -83,7 +83,7 @@ def run(
         description = _description(ready, images)
         text = to_toml(ready.recipe)
         trainer = Trainer(
-            ready.network, ready.objective, images, recipe.settings, Path(out), description, progress, exporter, text
+            ready.network, ready.objective, images, recipe.schedule, Path(out), description, progress, exporter, text
         )
         if recipe.minutes is not None:
             plan_images(trainer, recipe.minutes, begun)
