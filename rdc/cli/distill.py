@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from rdc.cli.options import up_to
 from rdc.cli.training_run import AUGMENT_HELP, SETTINGS, add_run_arguments, follow, recipe_of
+
+if TYPE_CHECKING:
+    from rdc.training import Recipe
 
 EXAMPLES = """examples:
   rdc distill --teacher runs/teacher --data fashion-mnist --out runs/student --images 500000
@@ -65,6 +69,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser, learning_rate="0.001")
 
 
+def recipe(args: argparse.Namespace) -> Recipe:
+    """What the options ask for."""
+    return recipe_of(args, _SETTINGS, ("distill",))
+
+
 def run(args: argparse.Namespace) -> int:
     """Distil; returns the exit status."""
-    return follow(args, recipe_of(args, _SETTINGS, ("distill",)))
+    return follow(args, recipe(args))

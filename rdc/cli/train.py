@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from rdc.cli.options import up_to
 from rdc.cli.training_run import AUGMENT_HELP, SETTINGS, add_run_arguments, follow, recipe_of
+
+if TYPE_CHECKING:
+    from rdc.training import Recipe
 
 EXAMPLES = """examples:
   rdc train --data fashion-mnist --out runs/teacher --images 360000 --lr 1.5e-3 --noise-mean -0.1 --noise-std 1.0
@@ -71,6 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser, learning_rate="diffusion: 1e-3, others: 5e-3")
 
 
+def recipe(args: argparse.Namespace) -> Recipe:
+    """What the options ask for."""
+    return recipe_of(args, _SETTINGS, METHODS)
+
+
 def run(args: argparse.Namespace) -> int:
     """Train; returns the exit status."""
-    return follow(args, recipe_of(args, _SETTINGS, METHODS))
+    return follow(args, recipe(args))
