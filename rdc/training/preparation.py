@@ -104,7 +104,11 @@ def _diffusion(recipe: Recipe, data: Dataset, device: torch.device) -> Prepared:
     assert terms is not None and levels is not None
     noise, config = levels.distribution(), _preset(recipe, data)
     objective = ConditionalObjective(data.num_classes, noise, config["sigma_data"], **vars(terms))
-    settings = {"command": "train", "noise": [noise.mean, noise.std], "label_dropout": terms.label_dropout}
+    settings: dict[str, Any] = {
+        "command": "train",
+        "noise": [noise.mean, noise.std],
+        "label_dropout": terms.label_dropout,
+    }
     if terms.posterior_weight:
         names = ("posterior_weight", "wrong_classes", "posterior_scale")
         settings["posterior"] = {name: getattr(terms, name) for name in names}
@@ -134,12 +138,16 @@ def _distillation(recipe: Recipe, data: Dataset, device: torch.device) -> Prepar
             student, config = student_from_teacher(teacher, taught, recipe.wide_channels)
     noise = levels.distribution(*info.get("noise", ()))
     if device.type == "cuda" and train.memory_format == "channels_last":
-        teacher.to(memory_format=torch.channels_last)  # like the student
+        teacher.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # like the student
     denoiser = make_denoiser(teacher.to(device), taught)
     if train.compile and recipe.teacher:
         denoiser.network.compile()  # in place: the teacher's passes are most of the work
     objective = Shifted(DistillationObjective(denoiser, noise, **vars(terms)), recipe.shift)
-    settings = {"command": "distill", "noise": [noise.mean, noise.std], "distillation": terms.describe()}
+    settings: dict[str, Any] = {
+        "command": "distill",
+        "noise": [noise.mean, noise.std],
+        "distillation": terms.describe(),
+    }
     if recipe.teacher:
         settings["teacher"] = fingerprint(*teacher.state_dict().values())
     if recipe.shift:
@@ -213,4 +221,4 @@ def _start_from(name: str, network: nn.Module, config: dict[str, Any]) -> str:
 
 
 def _label_length(config: dict[str, Any]) -> int:
-    return config.get("unet", {}).get("augment_dim", 0)
+    return int(config.get("unet", {}).get("augment_dim", 0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from rdc.arguments.scalars import as_flag, as_integer, as_number, shown
 from rdc.attacks import parse_eps
@@ -18,7 +18,8 @@ from rdc.training.recipes import METHODS, NoiseChoice, Recipe, methods_of
 __all__ = ["Source", "merged", "recipe_from", "settings_of"]
 
 _SECTIONS = (TrainConfig, NoiseChoice, DiffusionTerms, DistillationTerms, Secant, ClassifierTerms, InnerAttack)
-_SECTION = {kind.__name__: kind for kind in _SECTIONS}
+_Section = TypeVar("_Section")
+_SECTION: dict[str, type] = {kind.__name__: kind for kind in _SECTIONS}
 _RADII = ("eps", "margin_eps", "step_size")  # read like "8/255"
 _READERS = {
     "int": (as_integer, "an integer"),
@@ -109,7 +110,7 @@ def _read(kind: type, settings: Any, prefix: str, source: Source) -> dict[str, A
     """The settings of a section with values of the types that its fields have."""
     if not isinstance(settings, Mapping):
         raise ConfigError(f"{source.name(prefix)}: expected a table [{prefix}]; got {shown(settings)}")
-    fields = {field.name: str(field.type).removesuffix(" | None") for field in dataclasses.fields(kind)}
+    fields = _types(kind)
     tree: dict[str, Any] = {}
     for key, given in settings.items():
         dotted = f"{prefix}.{key}".lstrip(".")
@@ -155,9 +156,9 @@ def _complete_secant(terms: dict[str, Any], source: Source) -> None:
         terms.pop("secant", None)
 
 
-def _made(kind: type, tree: dict[str, Any], section: str, source: Source) -> Any:
+def _made(kind: type[_Section], tree: dict[str, Any], section: str, source: Source) -> _Section:
     """The object of a section, the sections within it first."""
-    kinds = {field.name: str(field.type).removesuffix(" | None") for field in dataclasses.fields(kind)}
+    kinds = _types(kind)
     values = {
         key: _made(_SECTION[kinds[key]], value, f"{section}.{key}".lstrip("."), source)
         if kinds[key] in _SECTION
@@ -173,6 +174,11 @@ def _made(kind: type, tree: dict[str, Any], section: str, source: Source) -> Any
         if not section and key in tree or option == f"--{key.replace('_', '-')}":
             raise ConfigError(f"{source.name(dotted)}:{rest}") from error
         raise ConfigError(f"{source.place(section, tree)}{error}") from error
+
+
+def _types(kind: Any) -> dict[str, str]:
+    """Field -> its type, None left out: ``"float"``, ``"Secant"``."""
+    return {field.name: str(field.type).removesuffix(" | None") for field in dataclasses.fields(kind)}
 
 
 def _given(section: Any) -> dict[str, Any]:
