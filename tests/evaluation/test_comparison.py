@@ -176,6 +176,24 @@ def test_a_figure_that_does_not_follow_from_the_results_is_named(runs, tmp_path,
         read_run(folder)
 
 
+@pytest.mark.parametrize("name", ["run.json", "sanity.json", "results.jsonl"])
+def test_a_checksum_taken_away_is_damage(runs, tmp_path, name):
+    """Without it nobody could tell whether the rest is as it was written."""
+    folder = tmp_path / "run"
+    shutil.copytree(runs["a"], folder)
+    if name == "results.jsonl":
+        first, *others = (folder / name).read_bytes().splitlines(keepends=True)
+        record, sealed = open_line(first[:-1], "line 1")
+        assert sealed
+        (folder / name).write_bytes(json.dumps(record).encode() + b"\n" + b"".join(others))
+    else:
+        content = read_json(folder / name) if name == "run.json" else {"digest": ""}
+        del content["digest"]
+        write_json(folder / name, content)
+    with pytest.raises(DataError, match="(digest|checksum) is missing"):
+        read_run(folder)
+
+
 def test_command(runs, capsys):
     assert main(["compare", str(runs["a"]), str(runs["b"]), "--draws", "500"]) == 0
     out = capsys.readouterr().out

@@ -36,6 +36,22 @@ _CLASSIFIER = [
         "bfloat16_is_close_to_float32_forward_and_backward[multihead-None]",
     )
 ]
+_PIECES = [
+    f"{_METHOD}class_gradients.py::test_{name}"
+    for name in (
+        "gradient_is_that_of_the_whole_batch",
+        "only_classes_that_carry_gradient_are_passed_again",
+        "a_small_but_visible_share_is_kept",
+        "what_is_not_a_number_is_not_hidden",
+        "a_classifier_under_its_budget_takes_two_classes_for_a_margin",
+        "frozen_weights_cost_no_pass_more",
+        "rebuilt_pieces_give_the_bits_of_checkpointed_ones",
+        "second_derivatives_are_those_of_the_whole_batch",
+        "saturated_cross_entropy_equals_float64",
+        "whatever_else_wants_a_gradient_gets_it[conditional-noise]",
+        "unfrozen_weights_get_their_gradient_under_a_small_budget[conditional-DC-pixels too]",
+    )
+]
 _RUNS = f"{_EVALUATION}evaluation.py::test_"
 _FIGURES = [
     f"{_EVALUATION}boundaries.py",
@@ -73,7 +89,7 @@ _SETTINGS = [
 
 #: module -> its tests (files or tests of them)
 TARGETS: dict[str, list[str]] = {
-    "rdc/method/class_gradients.py": [f"{_METHOD}class_gradients.py"],
+    "rdc/method/class_gradients.py": _PIECES,
     "rdc/method/classifier.py": _CLASSIFIER,
     "rdc/method/denoiser.py": _CLASSIFIER,
     "rdc/method/levels.py": [f"{_METHOD}levels.py"],
