@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rdc.evaluation import EvaluationSettings, accuracy_per_class, accuracy_per_step, evaluate
-from rdc.evaluation.files import Batch
+from rdc.evaluation.files import Batch, expected_images
 from rdc.evaluation.records import (
     AttackOutcome,
     AttackTotals,
@@ -220,3 +220,11 @@ def test_an_evaluation_is_dictionaries_and_records(finished):
     assert accuracy_per_class(finished.images, 4) == accuracy_per_class(finished.records, 4)
     curves = accuracy_per_step(finished.figures.attacks, finished.records)
     assert accuracy_per_step(finished.report["attacks"], finished.images) == curves
+
+
+@pytest.mark.parametrize(("index", "expected"), [(0, [5, 6, 7]), (1, [8, 9, 10]), (2, [11]), (3, []), (100, [])])
+def test_images_of_a_batch(index, expected):
+    settings = SettingsRecord(
+        model="m", dataset="d", n=7, split="test", start=5, attacks=(), noise="known", resubmissions=1, seed=0, batch=3
+    )
+    assert list(expected_images(settings, index)) == expected

@@ -81,6 +81,20 @@ def test_heun_spends_two_evaluations_a_step_but_one_on_the_last() -> None:
     assert len(asked) == 11 and min(asked) == pytest.approx(0.002)
 
 
+def test_by_default_the_levels_are_those_of_edm() -> None:
+    """18 levels from 80 down to 0.002 (arXiv 2206.00364, table 1), two evaluations each but for the last."""
+
+    class Watched(GaussianClasses):
+        def denoise(self, x_t: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+            asked.append(float(sigma[0]))
+            return super().denoise(x_t, sigma, labels)
+
+    asked: list[float] = []
+    sample_classes(Watched([0.0], 1.0), 1, progress=False)
+    assert len(asked) == 35 and sorted(set(asked), reverse=True) == pytest.approx(sampling_levels(18)[:-1].tolist())
+    assert (max(asked), min(asked)) == (pytest.approx(80), pytest.approx(0.002))
+
+
 def test_classes_are_sampled_from_their_distributions() -> None:
     denoiser = GaussianClasses([-0.3, 0.0, 0.2], 0.15)
     images = sample_classes(denoiser, 500, steps=20, batch_size=600, progress=False)
