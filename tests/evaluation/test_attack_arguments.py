@@ -91,6 +91,8 @@ def test_endpoints_are_what_came_before():
     before = [torch.zeros(2, *SHAPE), torch.ones(2, *SHAPE)]
     seen, _ = asked("endpoints-ce", endpoints=before)
     assert seen["start"] == before and seen["restarts"] == 2
+    seen, _ = asked("apgd-ce", endpoints=before)
+    assert "start" not in seen and seen["restarts"] == 3
     seen, _ = asked("endpoints-ce")
     assert "start" not in seen and seen["restarts"] == 3
 

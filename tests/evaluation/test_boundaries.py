@@ -44,6 +44,7 @@ class Script:
     right: list[int]  # right answers of DRAWS afterwards
     step: list[int]  # at which it says to have broken the image; -1: never
     steps: int = 20
+    deceived: bool = False  # it says that all are right, whatever the defence answers
 
 
 def attack_by(scripts, monkeypatch):
@@ -56,7 +57,7 @@ def attack_by(scripts, monkeypatch):
         x_adv[:, 0, 0, 0] = torch.tensor([script.right[i] for i in ids.tolist()]) / 255
         x_adv[:, 0, 1, 1] = (len(scripts) - len(waiting)) / 255  # which attack's image this is
         step = torch.tensor([script.step[i] for i in ids.tolist()])
-        right = x_adv[:, 0, 0, 0] > 0
+        right = (x_adv[:, 0, 0, 0] > 0) | script.deceived
         return AttackResult(
             name=spec.text, loss="ce", threat=settings.threat, steps=script.steps, restarts=1, eot=1, x_adv=x_adv,
             clean_correct=torch.ones(n, dtype=torch.bool), correct=right, broken_at=step,
@@ -124,6 +125,17 @@ def test_an_attack_that_fails_leaves_its_image_under_known_noise(tmp_path, monke
     attack_by([Script([4, 0], [-1, 2])], monkeypatch)
     result = run(tmp_path, [4, 4], attacks=("apgd-ce",), noise="known")
     assert which(result) == [1, 1] and [record["robust"] for record in result.images] == [True, False]
+
+
+def test_what_is_wrong_at_the_last_counts_as_wrong(tmp_path, monkeypatch):
+    """The attack saw two images right; once more submitted, one of them is not."""
+    attack_by([Script([4, 0], [-1, -1], deceived=True)], monkeypatch)
+    result = run(tmp_path, [4, 4], attacks=("apgd-ce",), noise="known")
+    assert [record["robust"] for record in result.images] == [True, False]
+    assert [record["adversarial"]["predicted"] for record in result.images] == [0, 2]
+    assert result.report["robust"]["accuracy"] == 0.5 and result.report["attacks"][0]["survivors"] == 2
+    assert {flag["name"]: flag["evidence"] for flag in result.report["flags"]}["unstable-decisions"] == "1 decisions"
+    assert result.adversarial_logits.argmax(1).tolist() == [0, 2] and result.clean_logits.argmax(1).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

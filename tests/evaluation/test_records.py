@@ -228,3 +228,25 @@ def test_images_of_a_batch(index, expected):
         model="m", dataset="d", n=7, split="test", start=5, attacks=(), noise="known", resubmissions=1, seed=0, batch=3
     )
     assert list(expected_images(settings, index)) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "least"), [("n", 1), ("start", 0), ("seed", 0), ("batch", 1), ("resubmissions", 1), ("eot", 1)]
+)
+def test_settings_at_their_least(key, least):
+    settings = SettingsRecord(
+        model="m", dataset="d", n=7, split="test", start=5, attacks=(), noise="known", resubmissions=1, seed=0, batch=3
+    ).to_json()
+    assert getattr(SettingsRecord.from_json(settings | {key: least}, "settings"), key) == least
+    with pytest.raises(ValueError, match=rf"settings\.{key}"):
+        SettingsRecord.from_json(settings | {key: least - 1}, "settings")
+
+
+def test_settings_by_default():
+    """What a command without options means; docs and figures rest on it."""
+    found = EvaluationSettings(model="m", dataset="d").to_json()
+    assert found == {
+        "model": "m", "dataset": "d", "n": 256, "split": "test", "start": 0, "attacks": ["apgd-ce", "apgd-dlr"], "norm": "linf",
+        "eps": "8/255", "steps": 50, "restarts": 1, "gradient": "exact", "noise": "known", "eot": 1, "resubmissions": 10,
+        "sanity": 8, "seed": 0, "batch": 32, "levels": None, "lm": None, "precision": None,
+    }  # fmt: skip

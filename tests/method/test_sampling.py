@@ -121,6 +121,28 @@ def test_networks_are_sampled_the_same_whatever_the_batch(kind: str) -> None:
         sample_classes(denoiser, 0)
 
 
+def test_the_bar_counts_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict] = []
+
+    class Bar:
+        def __init__(self, **options: object) -> None:
+            shown.append(options | {"passes": 0})
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        def update(self) -> None:
+            shown[-1]["passes"] += 1
+
+    monkeypatch.setattr("rdc.method.sampling.bar", Bar)
+    sample_classes(GaussianClasses([0.0, 0.1], 0.5), 3, steps=4, batch_size=4, progress=True)
+    (found,) = shown
+    assert found["passes"] == found["total"] == 2 * 7 and found["enabled"] is True  # six images in two batches
+
+
 def test_starting_noise_is_pinned() -> None:
     """The first level's noise, D = 0: images are clamped noise. A change of these numbers changes every sampled picture."""
 

@@ -102,7 +102,7 @@ TARGETS: dict[str, list[str]] = {
     "rdc/method/preconditioning.py": [f"{_METHOD}preconditioning.py"],
     "rdc/method/sampling.py": [f"{_METHOD}sampling.py"],
     "rdc/evaluation/answers.py": ["tests/decisions/test_answers.py::test_doubts"],
-    "rdc/evaluation/attacking.py": [*_FIGURES, *_ATTACKS],
+    "rdc/evaluation/attacking.py": [f"{_EVALUATION}attack_arguments.py", *_FIGURES, *_ATTACKS],
     "rdc/evaluation/batch.py": [*_FIGURES, *_ATTACKS],
     "rdc/evaluation/comparison.py": [f"{_EVALUATION}comparison.py"],
     "rdc/evaluation/files.py": [f"{_EVALUATION}records.py"],
