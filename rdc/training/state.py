@@ -15,10 +15,10 @@ from types import NoneType
 from typing import Any
 
 from rdc.errors import CheckpointError, ConfigError, one_line
-from rdc.storage.files import atomic_write, open_in_place, sweep_temporaries
+from rdc.storage.files import atomic_write, open_in_place
 from rdc.storage.json_files import write_json
 from rdc.storage.reading import read_content, reading
-from rdc.storage.run_lock import RunLock
+from rdc.storage.run_folder import ResumableFolder, as_written, differing_leaves
 from rdc.storage.sealed import line_body, seal_line
 from rdc.storage.structure import integer, record
 from rdc.training.state_file import DELETE, NOT_A_STATE, State, pack_state, read_state
@@ -48,7 +48,7 @@ class TrainingStopped(KeyboardInterrupt):
         self.number, self.step, self.first = number, step, first
 
 
-class RunFolder:
+class RunFolder(ResumableFolder):
     """The folder of one training run.
 
     Args:
@@ -57,8 +57,12 @@ class RunFolder:
         recipe: text of ``recipe.toml``; "": none is written. It is for readers: nothing is compared with it.
     """
 
+    COMMAND, IDENTITY, LOCK = "rdc train", STATE, LOCK
+    WRITTEN = {"": _OURS.__contains__}
+
     def __init__(self, path: Path, description: dict[str, Any], recipe: str = "") -> None:
-        self.path, self.description, self.recipe = Path(path), json.loads(json.dumps(description)), recipe
+        super().__init__(path)
+        self.description, self.recipe = as_written(description), recipe
 
     # --- state ----------------------------------------------------------------------------------------------------
     def load(self) -> State | None:
@@ -101,7 +105,7 @@ class RunFolder:
 
     def describe_training(self, settings: dict[str, Any]) -> None:
         """Replace what is recorded of the training settings; before the run begins."""
-        self.description["train"] = json.loads(json.dumps(settings))
+        self.description["train"] = as_written(settings)
 
     def begin(self) -> None:
         """Prepare the folder for a new run.
@@ -145,22 +149,25 @@ class RunFolder:
             ) from error
 
     def _expect_same(self, there: dict[str, Any]) -> None:
-        old, new = _flat(there), _flat(self.description)
-        keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-        keys = [key for key in keys if key.removeprefix("train.") not in _FREE]
-        if not keys:
+        found = [
+            difference
+            for difference in differing_leaves(there, self.description)
+            if difference.name.removeprefix("train.") not in _FREE
+        ]
+        if not found:
             return
         listed = "; ".join(
-            f"{one_line(key, 80)}: {_said(old.get(key))} there, {_said(new.get(key))} here" for key in keys[:8]
+            f"{one_line(name, 80)}: {_said(old)} there, {_said(new)} here"
+            for name, old, new in map(dataclasses.astuple, found[:8])
         )
         advice = "use the command it was started with, or another --out"
-        if "train.images" in keys:
+        if any(difference.name == "train.images" for difference in found):
             advice += ". A run cannot be made longer or shorter: its learning rate is a cosine that ends with --images"
         raise CheckpointError(f"{self.path}: has a run with other settings ({listed}); {advice}")
 
     def sweep(self) -> None:
         """Remove unfinished files of a killed run. Only for the process that holds the lock."""
-        sweep_temporaries(self.path, _OURS.__contains__)
+        self._sweep()
 
     # --- log ------------------------------------------------------------------------------------------------------
     def log(self, row: dict[str, float | int]) -> None:
@@ -203,11 +210,10 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder; a second run in it is refused. The lock goes with its process, however that ends."""
-        busy = f"{self.path}: another process is training into this folder; wait for it or name another --out"
         with self.writing(LOCK):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = RunLock(self.path / LOCK, busy)
-        with lock:
+            self._hold("another process is training into this folder; wait for it or name another --out")
+        with self:
             yield
 
 
@@ -219,14 +225,6 @@ def _short(value: float | int) -> float | int | None:
 
 def _said(value: Any) -> str:
     return one_line(repr(value), 120)
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys."""
-    rows: dict[str, Any] = {}
-    for key, value in tree.items():
-        rows |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return rows
 
 
 @dataclasses.dataclass
