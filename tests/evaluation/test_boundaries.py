@@ -12,6 +12,7 @@ import torch
 from rdc.attacks import AttackResult
 from rdc.data import Dataset
 from rdc.defences import Defence
+from rdc.errors import InputError
 from rdc.evaluation import EvaluationSettings, accuracy_per_class, evaluate
 from rdc.evaluation import batch as batch_module
 from tests.evaluation_models import CLASSES, NAMES
@@ -175,6 +176,21 @@ def test_still_falling_looks_at_the_last_tenth(tmp_path, monkeypatch, steps, bro
     flags = {flag["name"]: flag["evidence"] for flag in run(tmp_path, [4] * 4, ("apgd-ce",)).report["flags"]}
     expected = {"still-falling": f"apgd-ce broke {late} in its last tenth of steps"} if late else {}
     assert {name: text for name, text in flags.items() if name == "still-falling"} == expected
+
+
+def test_answers_that_mean_nothing_stop_a_run_at_its_first_batch(tmp_path):
+    class Same(Scripted):
+        def forward(self, x):
+            return (x.flatten(1)[:, :1] * 255).expand(-1, CLASSES)
+
+    pixels = torch.zeros(4, *SHAPE, dtype=torch.uint8)
+    pixels[:, 0, 0, 0] = torch.tensor([7, 8, 9, 10])
+    data = Dataset(pixels, torch.arange(4), NAMES, "script", "test")
+    settings = EvaluationSettings(model="same", dataset="script", n=4, attacks=(), batch=2)
+    finished = []
+    with pytest.raises(InputError, match=r"all 4 classes the same value \(7 to the first\)"):
+        evaluate(Same(), data, settings, tmp_path / "run", progress=False, on_batch=lambda *n: finished.append(n))
+    assert not finished
 
 
 def test_scores_of_known_and_fresh_noise_count_what_they_say(tmp_path, monkeypatch):

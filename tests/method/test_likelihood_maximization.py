@@ -258,6 +258,8 @@ def test_presets_are_the_papers():
     for name, values in expected.items():
         found = dataclasses.asdict(LM_PRESETS[name])
         assert {key: found[key] for key in values} == values
+    assert [LM_PRESETS[name].describe()["levels"] for name in ("paper-v2", "released")] == [None, None]
+    assert LM_PRESETS["paper-v1"].describe()["levels"]["count"] == 125
     levels = LM_PRESETS["paper-v1"].levels
     assert (len(levels), levels.sigma[0], levels.weighting) == (125, 1e-4, "edm")
     assert levels.sigma[-1] == pytest.approx(1e-4 + (3 - 1e-4) * 124 / 125)

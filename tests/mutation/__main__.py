@@ -67,7 +67,8 @@ def main() -> int:
         key = " ".join(tests)
         if key not in usual:
             usual[key] = _baseline(mutant.module, tests)
-        found = _run(mutant, tests, 3 * usual[key] + 20)
+        expected = results[mutant.name]["difference"] if arguments.again else None
+        found = _run(mutant, tests, 3 * usual[key] + 20, expected)
         results[mutant.name] = {"mutant": dataclasses.asdict(mutant), **found}
         temporary = arguments.out.with_suffix(".tmp")
         temporary.write_text(json.dumps(results, indent=1))
@@ -85,9 +86,14 @@ def _baseline(module: str, tests: list[str]) -> float:
     return seconds
 
 
-def _run(mutant: Mutant, tests: list[str], limit: float) -> dict[str, Any]:
+def _run(mutant: Mutant, tests: list[str], limit: float, expected: list[str] | None) -> dict[str, Any]:
     original = (ROOT / mutant.module).read_text()
-    source = mutated(ROOT, mutant)
+    try:
+        source = mutated(ROOT, mutant)
+    except ValueError:
+        source = original
+    if expected is not None and _difference(original, source) != expected:
+        return {"outcome": "gone", "seconds": 0.0, "by": [], "difference": expected}
     if _same(source, original):
         return {"outcome": "equivalent", "seconds": 0.0, "by": [], "difference": _difference(original, source)}
     status, seconds, output = _forked(mutant.module, source, tests, limit)
@@ -166,7 +172,7 @@ def _pytest(module: str, source: str, tests: list[str]) -> int:
 def _show(results: dict[str, Any]) -> int:
     per_module: dict[str, list[int]] = {}
     for found in results.values():
-        if found["outcome"] == "equivalent":
+        if found["outcome"] in ("equivalent", "gone"):  # gone: the module has changed since
             continue
         counts = per_module.setdefault(found["mutant"]["module"], [0, 0])
         counts[0] += found["outcome"] != "survived"

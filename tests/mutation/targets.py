@@ -80,6 +80,7 @@ _FOLDERS = [
     "tests/storage/test_run_folders.py::test_one_damaged_batch_is_computed_again_and_no_other[other shape]",
 ]
 _SETTINGS = [
+    f"{_EVALUATION}records.py::test_settings_by_default",
     f"{_RUNS}settings_refuse",
     f"{_RUNS}fresh_defaults_to_averaging",
     f"{_RUNS}parse_attacks",
@@ -101,11 +102,19 @@ TARGETS: dict[str, list[str]] = {
     "rdc/method/posterior.py": [f"{_METHOD}posterior.py"],
     "rdc/method/preconditioning.py": [f"{_METHOD}preconditioning.py"],
     "rdc/method/sampling.py": [f"{_METHOD}sampling.py"],
-    "rdc/evaluation/answers.py": ["tests/decisions/test_answers.py::test_doubts"],
+    "rdc/evaluation/answers.py": [
+        "tests/decisions/test_answers.py::test_doubts",
+        f"{_EVALUATION}boundaries.py::test_answers_that_mean_nothing_stop_a_run_at_its_first_batch",
+    ],
     "rdc/evaluation/attacking.py": [f"{_EVALUATION}attack_arguments.py", *_FIGURES, *_ATTACKS],
     "rdc/evaluation/batch.py": [*_FIGURES, *_ATTACKS],
     "rdc/evaluation/comparison.py": [f"{_EVALUATION}comparison.py"],
-    "rdc/evaluation/files.py": [f"{_EVALUATION}records.py"],
+    "rdc/evaluation/files.py": [
+        f"{_EVALUATION}records.py",
+        f"{_EVALUATION}comparison.py::test_folders_that_are_no_finished_runs",
+        f"{_EVALUATION}comparison.py::test_a_checksum_taken_away_is_damage",
+        "tests/storage/test_run_folders.py::test_odd_content_without_checksums_is_one_line",
+    ],
     "rdc/evaluation/flag_checks.py": [f"{_EVALUATION}flag_boundaries.py", f"{_EVALUATION}boundaries.py"],
     "rdc/evaluation/folder.py": _FOLDERS,
     "rdc/evaluation/records.py": [f"{_EVALUATION}records.py", f"{_EVALUATION}boundaries.py"],
