@@ -122,4 +122,7 @@ def test_the_site_has_every_page_and_a_reference_for_every_room():
     pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").glob("**/*.md")}
     assert sorted(listed) == sorted(pages)
     rooms = {path.parent.name for path in (ROOT / "rdc").glob("*/__init__.py")} - {"cli"}
-    assert {f"reference/{room}.md" for room in rooms} <= pages
+    missing = sorted(room for room in rooms if f"reference/{room}.md" not in pages)
+    assert not missing, (
+        f"copy docs/reference/method.md for {missing}, and name it in mkdocs.yml and docs/reference/index.md"
+    )

@@ -1,4 +1,4 @@
-"""The one table of tolerances, each with its reason (relative to the largest value compared, unless said otherwise)."""
+"""Tolerances that several tests share, each with its reason (relative to the largest value compared, unless said otherwise)."""
 
 #: float32 sums of a few thousand squares in another order (chunking, batch size): a few hundred ulps.
 FLOAT32_ORDER = 2e-5
