@@ -52,6 +52,7 @@ def test_a_file_says_the_whole_recipe(recipe: Recipe, tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(to_toml(recipe), encoding="utf-8")
     assert from_toml(path) == recipe == recipe_from(settings_of(recipe))
+    assert ("images" in settings_of(recipe)["train"]) == (recipe.minutes is None)  # else they are planned
 
 
 def test_a_path_that_is_no_text_can_be_written(tmp_path: Path) -> None:
