@@ -608,6 +608,8 @@ def test_suites_leave_out_what_a_model_does_not_offer():
     assert settings(attacks=("autoattack", "apgd-ce")).attacks.count("apgd-ce") == 1
     with pytest.raises(ConfigError, match="objective of its own"):
         settings(attacks=("lagrange",)).for_defence(dc, ("lagrange",))
+    with pytest.raises(ConfigError, match="none of lagrange can be run on this model in linf"):
+        settings(attacks=("lagrange",)).for_defence(dc, ())
     with pytest.raises(ConfigError, match="not in linf"):
         settings(attacks=("stadv",)).for_defence(dc, ("stadv",))
 

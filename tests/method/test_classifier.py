@@ -214,6 +214,9 @@ def test_settings_round_trip_and_weights_are_shared():
         {"levels": "x"},
         {"logit_scale": "x"},
         {"class_prior": [1, 2]},
+        {"class_prior": [1, -1, 1]},
+        {"class_prior": [1, 0, 1]},
+        {"class_prior": [1, float("inf"), 1]},
     ],
 )
 def test_bad_settings_are_refused(setting):

@@ -12,6 +12,7 @@ from rdc.method.levels import noise_levels
 from rdc.method.likelihood_maximization import (
     LM_PRESETS,
     LikelihoodMaximization,
+    largest_move,
     lm_loss,
     lm_penalty,
     maximize_likelihood,
@@ -263,6 +264,11 @@ def test_presets_are_the_papers():
     levels = LM_PRESETS["paper-v1"].levels
     assert (len(levels), levels.sigma[0], levels.weighting) == (125, 1e-4, "edm")
     assert levels.sigma[-1] == pytest.approx(1e-4 + (3 - 1e-4) * 124 / 125)
+
+
+def test_the_largest_move_is_the_radius():
+    assert largest_move(LikelihoodMaximization(eta=0.03)) == 0.03
+    assert largest_move(LM_PRESETS["released"]) == float("inf")
 
 
 def test_presets_with_changes():

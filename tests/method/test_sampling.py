@@ -55,7 +55,7 @@ def test_levels_follow_equation_5() -> None:
     assert (levels.diff() < 0).all()
     expected = (80 ** (1 / 7) + 5 / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     assert levels[5] == pytest.approx(expected)
-    for bad in ((0,), (18, 80.0, 0.002), (18, 0.0, 80.0), (18, 0.002, 80.0, 0.0)):
+    for bad in ((0,), (18, 80.0, 0.002), (18, 0.0, 80.0), (18, 1.0, 1.0), (18, 0.002, 80.0, 0.0)):
         with pytest.raises(ConfigError, match="expected"):
             sampling_levels(*bad)
 
@@ -159,6 +159,8 @@ def test_starting_noise_is_pinned() -> None:
     for seed, column in ((0, 0), (3, 1), (2**32 - 1, 0)):
         generator = torch.Generator().manual_seed(1_000_003 * seed + column)
         assert start(seed)[column] == pytest.approx(float(torch.randn(4, generator=generator)[0]), abs=1e-5)
+    by_default = sample_classes(Nothing([0.0], 1.0), 2, steps=2, sigma_min=0.01, sigma_max=0.1, progress=False)
+    assert ((2 * by_default - 1) / 0.1)[0, :, 0, 0, 0].tolist() == start(0)
     for seed in (2**32, -1, 2**70):
         assert start(seed) == pytest.approx(PINNED_START[seed], abs=1e-4)
     assert len({tuple(start(seed)) for seed in (0, 1, 2**32, 2**32 + 1, -1)}) == 5
