@@ -9,22 +9,27 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rdc.arguments.defaults import EvaluationDefaults
 from rdc.cli.failures import words
 from rdc.cli.options import (
     add_image_options,
     add_model_options,
     join_processes,
     leave_processes,
-    load_classifier,
+    model_choice,
     need,
 )
 from rdc.cli.shell import command_line
 from rdc.errors import RdcError, one_line
 
+if TYPE_CHECKING:
+    from rdc.evaluation import EvaluationSettings
+    from rdc.models.choice import ModelChoice
+
 _HERE = {"--overwrite", "--quiet"}  # options that do not belong in the recorded command
-_DEFAULT_BATCH = {"cpu": 32, "cuda": 256}
+_DEFAULT = EvaluationDefaults()
 
 ABOUT = """Clean and robust accuracy with 95 % intervals. DIR gets report.html, report.json, report.md, model_info.json
 (RobustBench) and results.jsonl (per image, as they come). Killed or interrupted, the same command goes on where it
@@ -50,54 +55,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = ABOUT, EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_model_options(parser, "fashion-mnist")
-    add_image_options(parser, 256)
+    add_image_options(parser, _DEFAULT)
     _add_attack_options(parser.add_argument_group("attack"))
     _add_run_options(parser.add_argument_group("run"))
 
 
 def _add_attack_options(threat: Any) -> None:
-    threat.add_argument("--norm", default="linf", metavar="NORM", help="linf, l2, l1 or flow (default: %(default)s)")
-    threat.add_argument("--eps", default="8/255", help="radius in [0, 1] pixel units (default: %(default)s)")
-    threat.add_argument(
-        "--attacks",
-        default="apgd-ce,apgd-dlr",
+    def add(name: str, about: str, **more: Any) -> None:
+        default = {"default": getattr(_DEFAULT, name), **more}
+        threat.add_argument(f"--{name}", help=f"{about}(default: %(default)s)", **default)
+
+    add("norm", "linf, l2, l1 or flow ", metavar="NORM")
+    add("eps", "radius in [0, 1] pixel units ")
+    add(
+        "attacks",
+        "names separated by commas, see below; each attacks what is still robust; none: clean accuracy alone ",
+        default=",".join(_DEFAULT.attacks),
         metavar="LIST",
-        help="names separated by commas, see below; each attacks what is still robust; none: clean accuracy alone "
-        "(default: %(default)s)",
     )
-    threat.add_argument("--steps", type=int, default=50, help="of each restart (default: %(default)s)")
-    threat.add_argument("--restarts", type=int, default=1, help="(default: %(default)s)")
-    threat.add_argument(
-        "--gradient",
-        default="exact",
-        metavar="MODE",
-        help="exact, or bpda: likelihood maximisation counts as the identity (default: %(default)s)",
-    )
-    threat.add_argument(
-        "--noise",
-        default="known",
+    add("steps", "of each restart ", type=int)
+    add("restarts", "", type=int)
+    add("gradient", "exact, or bpda: likelihood maximisation counts as the identity ", metavar="MODE")
+    add(
+        "noise",
+        "known: fixed noise that the attacker has; fresh: another draw in every call; all: both, the lowest score counts ",
         metavar="POLICY",
-        help="known: fixed noise that the attacker has; fresh: another draw in every call; all: both, the lowest score "
-        "counts (default: %(default)s)",
     )
     threat.add_argument(
-        "--eot", type=int, metavar="N", help="draws averaged per gradient against fresh noise (default: 20)"
-    )
-    threat.add_argument(
-        "--resubmissions",
+        "--eot",
         type=int,
-        default=10,
         metavar="N",
-        help="fresh noise: how often each image is scored (default: %(default)s)",
+        help=f"draws averaged per gradient against fresh noise (default: {_DEFAULT.eot})",
     )
-    threat.add_argument(
-        "--sanity",
-        type=int,
-        default=8,
-        metavar="N",
-        help="images on which short extra attacks look for masked gradients; 0: none (default: %(default)s)",
-    )
-    threat.add_argument("--seed", type=int, default=0, help="of random starts and fresh draws (default: %(default)s)")
+    add("resubmissions", "fresh noise: how often each image is scored ", type=int, metavar="N")
+    add("sanity", "images on which short extra attacks look for masked gradients; 0: none ", type=int, metavar="N")
+    add("seed", "of random starts and fresh draws ", type=int)
 
 
 def _add_run_options(run: Any) -> None:
@@ -108,7 +100,10 @@ def _add_run_options(run: Any) -> None:
     )
     run.add_argument("--overwrite", action="store_true", help="start afresh in a folder that holds results")
     run.add_argument(
-        "--batch", type=int, metavar="N", help="images worked on together (default: 32 on a CPU, 256 on a GPU)"
+        "--batch",
+        type=int,
+        metavar="N",
+        help=f"images worked on together (default: {_DEFAULT.batch} on a CPU, {_DEFAULT.batch_on_a_gpu} on a GPU)",
     )
     run.add_argument(
         "--format",
@@ -119,64 +114,106 @@ def _add_run_options(run: Any) -> None:
     run.add_argument("--quiet", action="store_true", help="no progress bars, no closing words")
 
 
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One call of ``rdc evaluate``, read and checked.
+
+    Args:
+        settings: what to evaluate; its batch is for a CPU unless ``batch_given``.
+        attacks: as they were named, suites not written out.
+        model: which model.
+        data_root: the only folder to look for the data in; None: the usual ones.
+        out: folder of the run.
+        command: the command line for the report.
+        again: the command line that continues the run.
+        batch_given: whether the size of a batch was asked for.
+        overwrite, quiet, form: the options of these names; ``form`` is ``--format``.
+    """
+
+    settings: EvaluationSettings
+    attacks: tuple[str, ...]
+    model: ModelChoice
+    data_root: str | None
+    out: Path
+    command: str
+    again: str
+    batch_given: bool
+    overwrite: bool
+    quiet: bool
+    form: str
+
+    def settings_for(self, classifier: Any) -> EvaluationSettings:
+        """The settings on this classifier's device, without the parts of suites that it does not offer."""
+        settings = self.settings
+        if not self.batch_given and classifier.device.type == "cuda":
+            settings = dataclasses.replace(settings, batch=_DEFAULT.batch_on_a_gpu)
+        return settings.for_defence(classifier, self.attacks)
+
+
 def run(args: argparse.Namespace) -> int:
     """Evaluate; returns the exit status."""
     from rdc.data import load_dataset
-    from rdc.evaluation import parse_attacks
 
-    settings = _settings(args)
+    request = _request(args)
     need("matplotlib", "PIL")  # for the report
-    dataset = load_dataset(args.data, args.split, args.data_root, progress=not args.quiet)
-    first = join_processes(args)
-    classifier = load_classifier(args, dataset)
-    if args.batch is None:
-        settings = dataclasses.replace(settings, batch=_DEFAULT_BATCH[classifier.device.type])
-    settings = settings.for_defence(classifier, parse_attacks(args.attacks))
-    evaluation = _evaluate(args, classifier, dataset, settings)
-    if first:
-        _finish(args, evaluation, classifier)
+    settings, quiet = request.settings, request.quiet
+    dataset = load_dataset(settings.dataset, settings.split, request.data_root, progress=not quiet)
+    model, first = join_processes(request.model)
+    _evaluate(request, model.load(dataset), dataset, first)
     leave_processes()
     return 0
 
 
-def _settings(args: argparse.Namespace) -> Any:
-    """EvaluationSettings from the options of the same names."""
+def _request(args: argparse.Namespace) -> Request:
     from rdc.evaluation import EvaluationSettings, parse_attacks
 
+    attacks = parse_attacks(args.attacks)
     named = {field.name for field in dataclasses.fields(EvaluationSettings)} - {"dataset", "attacks", "batch"}
     fields = {name: getattr(args, name) for name in named}
     batch = {} if args.batch is None else {"batch": args.batch}
-    return EvaluationSettings(dataset=args.data, attacks=parse_attacks(args.attacks), **fields, **batch)
+    settings = EvaluationSettings(dataset=args.data, attacks=attacks, **fields, **batch)
+    return Request(
+        settings,
+        attacks,
+        model_choice(args),
+        args.data_root,
+        out=Path(args.out or _default_folder(settings)),
+        command=command_line(args.argv, without=_HERE),
+        again=command_line(args.argv, without=["--overwrite"]),
+        batch_given=args.batch is not None,
+        overwrite=args.overwrite,
+        quiet=args.quiet,
+        form=args.format,
+    )
 
 
-def _evaluate(args: argparse.Namespace, classifier: Any, dataset: Any, settings: Any) -> Any:
-    """The run; a KeyboardInterrupt says how to go on."""
+def _evaluate(request: Request, classifier: Any, dataset: Any, first: bool) -> None:
+    """The run and, in the first process, its reports and what is printed."""
     from rdc.evaluation import evaluate
+    from rdc.reports import write_reports
 
-    out, done = _folder(args, settings), [0]
+    settings, done = request.settings_for(classifier), [0]
 
     def count(finished: int, total: int) -> None:
         done[0] = finished
 
-    options = {"command": _command(args.argv), "overwrite": args.overwrite, "progress": not args.quiet}
-    with _what_is_kept(args, out, done, settings.n):
-        return evaluate(classifier, dataset, settings, out, on_batch=count, **options)
-
-
-def _finish(args: argparse.Namespace, evaluation: Any, classifier: Any) -> None:
-    """Write the reports and print what was asked for."""
-    from rdc.reports import write_reports
-
-    count = len(evaluation.images)
-    with _what_is_kept(args, evaluation.out, [count], count):
-        files = write_reports(evaluation, classifier)
-    _print(evaluation, args, files)
+    options: dict[str, Any] = {
+        "command": request.command,
+        "overwrite": request.overwrite,
+        "progress": not request.quiet,
+    }
+    with _what_is_kept(request, done):
+        evaluation = evaluate(classifier, dataset, settings, request.out, on_batch=count, **options)
+        done[0] = len(evaluation.images)
+        files = write_reports(evaluation, classifier) if first else {}
+    if first:
+        _print(evaluation, request, files)
 
 
 @contextlib.contextmanager
-def _what_is_kept(args: argparse.Namespace, out: Path, done: list[int], total: int) -> Iterator[None]:
+def _what_is_kept(request: Request, done: list[int]) -> Iterator[None]:
     """An interrupt, and an error of the system (a full disk), say what is kept and how to go on."""
-    again = f"  {command_line(args.argv, without=['--overwrite'])}"
+    out, again = request.out, f"  {request.again}"
 
     def kept_any() -> bool:
         return bool(done[0]) or any(out.glob("results*.jsonl"))  # of this process, or of any
@@ -184,7 +221,7 @@ def _what_is_kept(args: argparse.Namespace, out: Path, done: list[int], total: i
     def kept(goal: str) -> str:
         if not kept_any():
             return f"No batch is finished yet; {goal}, run the same command again:"
-        finished = f"{done[0]} of {total} images are finished and" if done[0] else "Finished batches are"
+        finished = f"{done[0]} of {request.settings.n} images are finished and" if done[0] else "Finished batches are"
         return f"{finished} kept in {one_line(out, 400)}; {goal}, run the same command again:"
 
     try:
@@ -199,36 +236,28 @@ def _what_is_kept(args: argparse.Namespace, out: Path, done: list[int], total: i
         raise RdcError(f"{words(error)}. {kept('once this is mended')}", again) from error
 
 
-def _folder(args: argparse.Namespace, settings: Any) -> Path:
-    return Path(args.out or _default_folder(settings))
-
-
-def _command(argv: list[str]) -> str:
-    return command_line(argv, without=_HERE)
-
-
-def _default_folder(settings: Any) -> str:
-    def plain(text: str) -> str:
+def _default_folder(settings: EvaluationSettings) -> str:
+    def plain(text: object) -> str:
         kept = (character if character.isalnum() or character in ".-" else "-" for character in str(text)[:60])
         return "".join(kept).strip("-")
 
-    parts = [Path(settings.model).name, Path(settings.dataset).name, settings.n]
+    parts: list[object] = [Path(settings.model).name, Path(settings.dataset).name, settings.n]
     parts += [settings.norm, settings.eps, settings.gradient, settings.noise] if settings.attacks else ["clean"]
     return str(Path("runs") / "-".join(plain(part) for part in parts))
 
 
-def _print(evaluation: Any, args: argparse.Namespace, files: dict[str, Path]) -> None:
+def _print(evaluation: Any, request: Request, files: dict[str, Path]) -> None:
     from rdc.reports.markdown import markdown_report
 
-    if args.format == "json":
+    if request.form == "json":
         print(json.dumps(evaluation.report, indent=2))
-    elif args.format == "markdown":
+    elif request.form == "markdown":
         print(markdown_report(evaluation), end="")
     else:
         print(_table(evaluation))
-    if not args.quiet:
+    if not request.quiet:
         print(
-            f"Report: {one_line(files['report.html'], 400)}", file=sys.stderr if args.format == "json" else sys.stdout
+            f"Report: {one_line(files['report.html'], 400)}", file=sys.stderr if request.form == "json" else sys.stdout
         )
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rdc.cli.options import add_image_options, add_model_options, load_classifier, need
+from rdc.arguments.defaults import GradientDefaults
+from rdc.cli.options import add_image_options, add_model_options, model_choice, need
 from rdc.cli.shell import command_line
 from rdc.errors import one_line
 
+if TYPE_CHECKING:
+    from rdc.models.choice import ModelChoice
+
 _HERE = {"--overwrite", "--quiet"}  # options that do not belong in the recorded command
+_DEFAULT = GradientDefaults()
 _PARTS = ("levels", "lm")  # settings of one model, after @, that stand for a command's option
 
 ABOUT = """Are a model's input gradients usable, and how rough is what an attack climbs? Models beside each other: agreement of
@@ -45,13 +51,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="NAME[@setting=value]..., see below; may be given several times; the options of the group above are for models "
         "that set nothing else (default: fashion-mnist)",
     )
-    add_image_options(parser, 16)
+    add_image_options(parser, _DEFAULT)
     _add_measures(parser.add_argument_group("measures"))
     run = parser.add_argument_group("run")
     run.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/gradients-DATA-N)")
     run.add_argument("--overwrite", action="store_true", help="start afresh in a folder that holds results")
     run.add_argument(
-        "--batch", type=int, default=16, metavar="N", help="images worked on together (default: %(default)s)"
+        "--batch",
+        type=int,
+        default=_DEFAULT.batch,
+        metavar="N",
+        help="images worked on together (default: %(default)s)",
     )
     run.add_argument(
         "--format", default="text", choices=("text", "json"), help="what is printed at the end (default: %(default)s)"
@@ -61,24 +71,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_measures(group: Any) -> None:
     numbers = {
-        "--draws": (10, "redraws of a stochastic model's noise; 0: none"),
-        "--samples": (16, "random points of each ball, for the sampled Lipschitz constants; 0: none"),
-        "--ascent-steps": (5, "gradient steps of the refined Lipschitz constants; 0: none"),
-        "--steps": (10, "of the attack path; 0: no path"),
-        "--slices": (4, "images whose slices are drawn; 0: none"),
-        "--grid": (11, "points of a slice along each direction, odd"),
-        "--seed": (0, "of draws, points, directions and intervals"),
+        "--draws": "redraws of a stochastic model's noise; 0: none",
+        "--samples": "random points of each ball, for the sampled Lipschitz constants; 0: none",
+        "--ascent-steps": "gradient steps of the refined Lipschitz constants; 0: none",
+        "--steps": "of the attack path; 0: no path",
+        "--slices": "images whose slices are drawn; 0: none",
+        "--grid": "points of a slice along each direction, odd",
+        "--seed": "of draws, points, directions and intervals",
     }
-    group.add_argument("--eps", default="8/255", help="l_inf radius in [0, 1] pixel units (default: %(default)s)")
-    group.add_argument("--eps-l2", default="0.5", help="l_2 radius in [0, 1] pixel units (default: %(default)s)")
+    group.add_argument("--eps", default=_DEFAULT.eps, help="l_inf radius in [0, 1] pixel units (default: %(default)s)")
     group.add_argument(
-        "--norm", default="linf", metavar="NORM", help="linf or l2, of slices and attack paths (default: %(default)s)"
+        "--eps-l2", default=_DEFAULT.eps_l2, help="l_2 radius in [0, 1] pixel units (default: %(default)s)"
     )
-    for name, (default, text) in numbers.items():
+    group.add_argument(
+        "--norm",
+        default=_DEFAULT.norm,
+        metavar="NORM",
+        help="linf or l2, of slices and attack paths (default: %(default)s)",
+    )
+    for name, text in numbers.items():
+        default = getattr(_DEFAULT, name[2:].replace("-", "_"))
         group.add_argument(name, type=int, default=default, metavar="N", help=f"{text} (default: %(default)s)")
     group.add_argument(
         "--logit-scale",
-        default="auto",
+        default=_DEFAULT.logit_scale,
         metavar="S",
         help="auto: logits of each image scaled to an ordinary spread, so that models are comparable; or a number that "
         "multiplies all logits, 1 for raw ones (default: %(default)s)",
@@ -91,13 +107,13 @@ def run(args: argparse.Namespace) -> int:
     from rdc.gradient_analysis import GradientSettings, compare_models, comparison_table, parse_model
     from rdc.gradient_analysis.plots import write_plots
 
-    names = ("n", "split", "start", "draws", "norm", "eps", "eps_l2", "samples", "ascent_steps", "steps", "slices")
-    names += ("grid", "logit_scale", "seed", "batch")
+    names = [field.name for field in dataclasses.fields(GradientSettings) if field.name != "dataset"]
     settings = GradientSettings(dataset=args.data, **{name: getattr(args, name) for name in names})
     need("matplotlib")  # for the plots
     texts = [parse_model(text) for text in args.model or ["fashion-mnist"]]
     dataset = load_dataset(args.data, args.split, args.data_root, progress=not args.quiet)
-    models = [_named(args, text, dataset) for text in texts]
+    choice = model_choice(args)
+    models = [_named(choice, text, dataset) for text in texts]
     out = Path(args.out or Path("runs") / f"gradients-{Path(args.data).name}-{args.n}")
     done = [0]
 
@@ -129,12 +145,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _named(args: argparse.Namespace, text: Any, dataset: Any) -> Any:
+def _named(choice: ModelChoice, text: Any, dataset: Any) -> Any:
     """Load one model: the command's model options, with the model's own settings in their place."""
     from rdc.gradient_analysis import NamedModel
 
     own = {name: getattr(text, name) for name in _PARTS if getattr(text, name) is not None}
-    model = load_classifier(argparse.Namespace(**{**vars(args), "model": text.name, **own}), dataset)
+    model = dataclasses.replace(choice, name=text.name, **own).load(dataset)
     if text.gradient is not None:
         model = model.with_(gradient=text.gradient).eval()
     return NamedModel(label=text.label, text=text.text, model=model)

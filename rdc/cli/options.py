@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rdc.errors import ConfigError, one_line
+from rdc.errors import one_line
+
+if TYPE_CHECKING:
+    from rdc.arguments.defaults import EvaluationDefaults, GradientDefaults
+    from rdc.models.choice import ModelChoice
 
 __all__ = [
     "add_image_options",
@@ -17,6 +22,7 @@ __all__ = [
     "leave_processes",
     "load_classifier",
     "megabytes",
+    "model_choice",
     "need",
     "positive_int",
     "thread_count",
@@ -25,7 +31,6 @@ __all__ = [
 
 MOST = 10**18  # of what has no limit of its own
 MOST_MEGABYTES = 2**24  #: --memory-mb: 16 TiB
-_OPTION = {"memory_budget_mb": "memory-mb"}  # settings whose option has another name
 
 
 def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
@@ -70,8 +75,8 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
     group.add_argument("--threads", type=thread_count, metavar="N", help="CPU threads (default: as PyTorch chooses)")
 
 
-def add_image_options(parser: argparse.ArgumentParser, n: int) -> None:
-    """--data, --n, --start, --split, --data-root; ``n`` images unless told otherwise."""
+def add_image_options(parser: argparse.ArgumentParser, default: EvaluationDefaults | GradientDefaults) -> None:
+    """--data, --n, --start, --split, --data-root; the defaults are those of the command's settings."""
     data = parser.add_argument_group("images")
     data.add_argument(
         "--data",
@@ -80,9 +85,11 @@ def add_image_options(parser: argparse.ArgumentParser, n: int) -> None:
         help="fashion-mnist, fashion-mnist-sample (comes with rdc), cifar10, or a .npz file or folder "
         "(default: %(default)s)",
     )
-    data.add_argument("--n", type=int, default=n, help="images (default: %(default)s)")
-    data.add_argument("--start", type=int, default=0, metavar="I", help="position of the first (default: %(default)s)")
-    data.add_argument("--split", default="test", metavar="SPLIT", help="test or train (default: %(default)s)")
+    data.add_argument("--n", type=int, default=default.n, help="images (default: %(default)s)")
+    data.add_argument(
+        "--start", type=int, default=default.start, metavar="I", help="position of the first (default: %(default)s)"
+    )
+    data.add_argument("--split", default=default.split, metavar="SPLIT", help="test or train (default: %(default)s)")
     data.add_argument("--data-root", metavar="DIR", help="the only folder to look for the data in")
 
 
@@ -132,52 +139,34 @@ def need(*modules: str) -> None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
+def model_choice(args: argparse.Namespace) -> ModelChoice:
+    """What the options of :func:`add_model_options` say."""
+    from rdc.models.choice import ModelChoice
+
+    given = {name: getattr(args, name, None) for name in ("levels", "lm", "precision", "device", "threads")}
+    return ModelChoice(args.model, memory_budget_mb=getattr(args, "memory_mb", None), **given)
+
+
 def load_classifier(args: argparse.Namespace, data: Any = None, **settings: Any) -> Any:
-    """The classifier these options name, on its device, in eval mode.
-
-    Args:
-        args: parsed options.
-        data: data set; a model given as ``package.module:factory`` is called on its first images to learn what it is.
-        settings: further settings of a diffusion classifier.
-
-    Raises:
-        ConfigError, InputError: no such model, or it is none; options that do not go with it.
-    """
-    import torch
-
-    from rdc.defences.factory import is_factory, load_factory
-    from rdc.models.zoo import load
-
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = _device(args.device)
-    chosen = {name: getattr(args, name, None) for name in ("levels", "lm", "precision")}
-    chosen["memory_budget_mb"] = getattr(args, "memory_mb", None)
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    if not is_factory(args.model):
-        return load(args.model, device=device, **chosen, **settings)
-    if chosen or settings:
-        named = " and ".join(f"--{_OPTION.get(name, name)}" for name in [*chosen, *settings])
-        raise ConfigError(f"{named}: a model given as a function sets that itself; leave it out")
-    if data is None:
-        raise ConfigError(f"--model {args.model}: this command takes presets and checkpoint paths only")
-    count = min(2, len(data))
-    return load_factory(args.model, data.pixels(range(count)), data.class_names, device)
+    """The classifier these options name, see ``rdc.models.choice.ModelChoice.load``."""
+    return model_choice(args).load(data, **settings)
 
 
-def join_processes(args: argparse.Namespace) -> bool:
-    """Join the other processes under ``torchrun``; returns whether this is the first (or only) one."""
+def join_processes(choice: ModelChoice) -> tuple[ModelChoice, bool]:
+    """Join the other processes under ``torchrun``; the choice on this process's device, and whether this is the first (or only) one."""
     import os
 
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return True
+        return choice, True
     import torch.distributed as dist
 
+    from rdc.models.choice import chosen_device
     from rdc.training.trainer import start_processes
 
     week = 7 * 24 * 3600.0  # the others wait for the slowest share
-    args.device = str(start_processes(_device(args.device).type, timeout=week))
-    return not dist.is_initialized() or dist.get_rank() == 0
+    device = start_processes(chosen_device(choice.device).type, timeout=week)
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    return dataclasses.replace(choice, device=str(device)), first
 
 
 def leave_processes() -> None:
@@ -186,24 +175,3 @@ def leave_processes() -> None:
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _device(name: str | None) -> Any:
-    import torch
-
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device: expected cpu, cuda or cuda:N; got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device: expected cpu, cuda or cuda:N; got {name!r}")
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise ConfigError(
-                f"device: {name} asked for, but PyTorch sees {count} CUDA devices here (`rdc info` says more). "
-                "Use --device cpu"
-            )
-    return device

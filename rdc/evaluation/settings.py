@@ -6,6 +6,7 @@ import dataclasses
 import os
 from typing import Any
 
+from rdc.arguments.defaults import EvaluationDefaults
 from rdc.arguments.scalars import as_integer, as_number, shown
 from rdc.attacks import ThreatModel, parse_attack, parse_attacks, parse_eps
 from rdc.attacks.options import SteppedOptions
@@ -14,7 +15,8 @@ from rdc.errors import ConfigError
 
 __all__ = ["DEFAULT_EOT", "NORMS", "EvaluationSettings", "parse_attacks"]
 
-DEFAULT_EOT = 20  # model calls averaged per gradient against fresh noise
+_DEFAULT = EvaluationDefaults()
+DEFAULT_EOT = _DEFAULT.eot  # model calls averaged per gradient against fresh noise
 NORMS = ("linf", "l2", "l1", "flow")
 _POLICIES = {"known": ("known",), "fresh": ("fresh",), "all": ("known", "fresh")}
 #: largest values; n and start are bounded by the data
@@ -59,21 +61,21 @@ class EvaluationSettings:
 
     model: str
     dataset: str
-    n: int = 256
-    split: str = "test"
-    start: int = 0
-    attacks: tuple[str, ...] = ("apgd-ce", "apgd-dlr")
-    norm: str | None = "linf"
-    eps: str | float | None = "8/255"
-    steps: int | None = 50
-    restarts: int | None = 1
-    gradient: str | None = "exact"
-    noise: str = "known"
+    n: int = _DEFAULT.n
+    split: str = _DEFAULT.split
+    start: int = _DEFAULT.start
+    attacks: tuple[str, ...] = _DEFAULT.attacks
+    norm: str | None = _DEFAULT.norm
+    eps: str | float | None = _DEFAULT.eps
+    steps: int | None = _DEFAULT.steps
+    restarts: int | None = _DEFAULT.restarts
+    gradient: str | None = _DEFAULT.gradient
+    noise: str = _DEFAULT.noise
     eot: int | None = None
-    resubmissions: int = 10
-    sanity: int | None = 8
-    seed: int = 0
-    batch: int = 32
+    resubmissions: int = _DEFAULT.resubmissions
+    sanity: int | None = _DEFAULT.sanity
+    seed: int = _DEFAULT.seed
+    batch: int = _DEFAULT.batch
     levels: str | None = None
     lm: str | None = None
     precision: str | None = None

@@ -7,6 +7,7 @@ import math
 import re
 from typing import Any
 
+from rdc.arguments.defaults import GradientDefaults
 from rdc.attacks import parse_eps
 from rdc.errors import ConfigError
 
@@ -26,6 +27,9 @@ _MOST = {
 }
 _MOST_POINTS = 10**7  # of all slices together
 _SETTING = re.compile(r"@([A-Za-z_-]+)=")
+
+
+_DEFAULT = GradientDefaults()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,21 +60,21 @@ class GradientSettings:
     """
 
     dataset: str
-    n: int = 16
-    split: str = "test"
-    start: int = 0
-    draws: int = 10
-    norm: str = "linf"
-    eps: str | float = "8/255"
-    eps_l2: str | float = "0.5"
-    samples: int = 16
-    ascent_steps: int = 5
-    steps: int = 10
-    slices: int = 4
-    grid: int = 11
-    logit_scale: str | float = "auto"
-    seed: int = 0
-    batch: int = 16
+    n: int = _DEFAULT.n
+    split: str = _DEFAULT.split
+    start: int = _DEFAULT.start
+    draws: int = _DEFAULT.draws
+    norm: str = _DEFAULT.norm
+    eps: str | float = _DEFAULT.eps
+    eps_l2: str | float = _DEFAULT.eps_l2
+    samples: int = _DEFAULT.samples
+    ascent_steps: int = _DEFAULT.ascent_steps
+    steps: int = _DEFAULT.steps
+    slices: int = _DEFAULT.slices
+    grid: int = _DEFAULT.grid
+    logit_scale: str | float = _DEFAULT.logit_scale
+    seed: int = _DEFAULT.seed
+    batch: int = _DEFAULT.batch
 
     def __post_init__(self) -> None:
         _choice("split", self.split, ("test", "train"))

@@ -1,0 +1,55 @@
+"""What the settings of an evaluation and of a gradient analysis are unless told otherwise.
+
+Plain values in a room without torch: the settings themselves (``rdc.evaluation.EvaluationSettings``,
+``rdc.gradient_analysis.GradientSettings``) take their defaults from here, and so do the options of the command line and their help,
+which must not wait for torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+__all__ = ["EvaluationDefaults", "GradientDefaults"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationDefaults:
+    """Of ``rdc.evaluation.EvaluationSettings``, which says what each is."""
+
+    n: int = 256
+    split: str = "test"
+    start: int = 0
+    attacks: tuple[str, ...] = ("apgd-ce", "apgd-dlr")
+    norm: str = "linf"
+    eps: str = "8/255"
+    steps: int = 50
+    restarts: int = 1
+    gradient: str = "exact"
+    noise: str = "known"
+    eot: int = 20  # against fresh noise; known noise gives the same answer in every call
+    resubmissions: int = 10
+    sanity: int = 8
+    seed: int = 0
+    batch: int = 32
+    batch_on_a_gpu: int = 256  # what the command line takes there
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientDefaults:
+    """Of ``rdc.gradient_analysis.GradientSettings``, which says what each is."""
+
+    n: int = 16
+    split: str = "test"
+    start: int = 0
+    draws: int = 10
+    norm: str = "linf"
+    eps: str = "8/255"
+    eps_l2: str = "0.5"
+    samples: int = 16
+    ascent_steps: int = 5
+    steps: int = 10
+    slices: int = 4
+    grid: int = 11
+    logit_scale: str = "auto"
+    seed: int = 0
+    batch: int = 16
