@@ -1,0 +1,104 @@
+"""Defaults stand once: the options of a command, its help and the settings it makes of them agree, and help waits for no torch."""
+
+import argparse
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rdc.arguments.defaults import EvaluationDefaults, GradientDefaults
+from rdc.cli import evaluate, gradients
+from rdc.cli.options import join_processes, model_choice
+from rdc.errors import RdcError
+from rdc.evaluation import EvaluationSettings
+from rdc.gradient_analysis import GradientSettings
+from rdc.models.choice import ModelChoice, chosen_device
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def parsed(module, *words):
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    return argparse.Namespace(**vars(parser.parse_args([*words])), argv=[*words])
+
+
+def test_the_options_of_evaluate_make_the_settings_of_python():
+    request = evaluate._request(parsed(evaluate))
+    assert request.settings == EvaluationSettings(model="fashion-mnist", dataset="fashion-mnist")
+    assert request.attacks == ("apgd-ce", "apgd-dlr") and not request.batch_given
+    fresh = evaluate._request(parsed(evaluate, "--noise", "fresh")).settings
+    assert fresh.eot == EvaluationSettings(model="m", dataset="d", noise="fresh").eot == EvaluationDefaults().eot
+
+
+def test_the_options_of_gradients_make_the_settings_of_python():
+    args = parsed(gradients)
+    for field in dataclasses.fields(GradientSettings):
+        if field.name != "dataset":
+            assert getattr(args, field.name) == field.default == getattr(GradientDefaults(), field.name), field.name
+
+
+def test_every_option_arrives_in_the_request():
+    words = {
+        "--model": "m", "--data": "d", "--n": "3", "--start": "2", "--split": "train", "--norm": "l2", "--eps": "0.25", "--steps": "7",
+        "--restarts": "2", "--gradient": "bpda", "--noise": "all", "--eot": "6", "--resubmissions": "4", "--sanity": "0", "--seed": "5",
+        "--batch": "9", "--levels": "fast", "--lm": "none", "--precision": "bfloat16", "--attacks": "pgd-ce", "--memory-mb": "8",
+        "--device": "cpu", "--threads": "2", "--data-root": "r", "--out": "o", "--format": "json",
+    }  # fmt: skip
+    flat = [word for pair in words.items() for word in pair]
+    request = evaluate._request(parsed(evaluate, *flat, "--overwrite", "--quiet"))
+    own = {"levels": "fast", "lm": "none", "precision": "bfloat16"}
+    numbers = {
+        "n": 3,
+        "start": 2,
+        "steps": 7,
+        "restarts": 2,
+        "eot": 6,
+        "resubmissions": 4,
+        "sanity": 0,
+        "seed": 5,
+        "batch": 9,
+    }
+    texts = {"split": "train", "norm": "l2", "eps": "0.25", "gradient": "bpda", "noise": "all", "attacks": ("pgd-ce",)}
+    assert request.settings == EvaluationSettings(model="m", dataset="d", **numbers, **texts, **own)
+    assert request.model == ModelChoice("m", **own, memory_budget_mb=8.0, device="cpu", threads=2)
+    assert (request.data_root, request.out, request.form) == ("r", Path("o"), "json")
+    assert request.batch_given and request.overwrite and request.quiet
+    assert "--overwrite" not in request.again and "--quiet" in request.again
+    assert "--overwrite" not in request.command and "--quiet" not in request.command
+
+
+@pytest.mark.parametrize("command", ["evaluate", "gradients"])
+def test_help_waits_for_nothing_heavy(command):
+    program = (
+        f"import sys, rdc.cli; code = rdc.cli.main(['{command}', '--help']); "
+        "heavy = [name for name in ('torch', 'numpy', 'matplotlib', 'PIL') if name in sys.modules]; "
+        "sys.exit(f'{code} {heavy}')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, cwd="/")
+    assert child.stderr.strip() == "0 []"
+
+
+def test_one_process_joins_nobody(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    choice = model_choice(parsed(evaluate, "--device", "cpu"))
+    assert join_processes(choice) == (choice, True)
+
+
+def test_what_a_choice_refuses():
+    for choice, message in (
+        (
+            ModelChoice("json:loads", lm="none", memory_budget_mb=3.0),
+            r"lm and --memory-mb: a model given as a function",
+        ),
+        (ModelChoice("json:loads"), "--model json:loads: this command takes presets and checkpoint paths only"),
+        (ModelChoice("fashion-mnist", device="tpu"), "device: expected cpu, cuda or cuda:N; got 'tpu'"),
+        (ModelChoice("no-such-model"), "no-such-model"),
+    ):
+        with pytest.raises(RdcError, match=message):
+            choice.load()
+    assert chosen_device("cpu").type == "cpu"
