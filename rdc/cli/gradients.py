@@ -112,8 +112,7 @@ def run(args: argparse.Namespace) -> int:
     need("matplotlib")  # for the plots
     texts = [parse_model(text) for text in args.model or ["fashion-mnist"]]
     dataset = load_dataset(args.data, args.split, args.data_root, progress=not args.quiet)
-    choice = model_choice(args)
-    models = [_named(choice, text, dataset) for text in texts]
+    models = [_named(model_choice(args, text.name), text, dataset) for text in texts]
     out = Path(args.out or Path("runs") / f"gradients-{Path(args.data).name}-{args.n}")
     done = [0]
 
@@ -150,7 +149,7 @@ def _named(choice: ModelChoice, text: Any, dataset: Any) -> Any:
     from rdc.gradient_analysis import NamedModel
 
     own = {name: getattr(text, name) for name in _PARTS if getattr(text, name) is not None}
-    model = dataclasses.replace(choice, name=text.name, **own).load(dataset)
+    model = dataclasses.replace(choice, **own).load(dataset)
     if text.gradient is not None:
         model = model.with_(gradient=text.gradient).eval()
     return NamedModel(label=text.label, text=text.text, model=model)

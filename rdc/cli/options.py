@@ -139,12 +139,12 @@ def need(*modules: str) -> None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-def model_choice(args: argparse.Namespace) -> ModelChoice:
-    """What the options of :func:`add_model_options` say."""
+def model_choice(args: argparse.Namespace, name: str | None = None) -> ModelChoice:
+    """What the options of :func:`add_model_options` say; ``name`` in place of ``--model``."""
     from rdc.models.choice import ModelChoice
 
     given = {name: getattr(args, name, None) for name in ("levels", "lm", "precision", "device", "threads")}
-    return ModelChoice(args.model, memory_budget_mb=getattr(args, "memory_mb", None), **given)
+    return ModelChoice(name or args.model, memory_budget_mb=getattr(args, "memory_mb", None), **given)
 
 
 def load_classifier(args: argparse.Namespace, data: Any = None, **settings: Any) -> Any:
