@@ -9,7 +9,7 @@ import torch
 
 from rdc.defences.factory import is_factory, load_factory
 from rdc.errors import ConfigError
-from rdc.models.zoo import load
+from rdc.models import zoo
 
 __all__ = ["ModelChoice", "chosen_device"]
 
@@ -52,7 +52,7 @@ class ModelChoice:
         own = {name: getattr(self, name) for name in ("levels", "lm", "precision", "memory_budget_mb")}
         chosen = {name: value for name, value in own.items() if value is not None}
         if not is_factory(self.name):
-            return load(self.name, device=device, **chosen, **settings)
+            return zoo.load(self.name, device=device, **chosen, **settings)
         if chosen or settings:
             named = " and ".join(f"--{_OPTION.get(name, name)}" for name in [*chosen, *settings])
             raise ConfigError(f"{named}: a model given as a function sets that itself; leave it out")

@@ -53,7 +53,7 @@ def test_every_exception_has_its_line(place, monkeypatch, capsys, error, status,
     monkeypatch.setattr("rdc.models.zoo.load", load)
     assert main(commands(place)["classify"]) == status
     printed = capsys.readouterr()
-    line = printed.err.replace(" (rdc/cli/options.py, line ", "\0").split("\0")
+    line = printed.err.replace(" (rdc/models/choice.py, line ", "\0").split("\0")
     assert text.split("; please")[0] in line[0] and printed.err.count("\n") == 1 and printed.out == ""
     assert len(printed.err) < 2500 and printed.err[:-1].isprintable()
     assert (len(line) == 2) == (status == 70) and ("please report it" in printed.err) == (status == 70)
