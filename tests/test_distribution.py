@@ -19,7 +19,12 @@ IN_SDIST = (
     "csrc/bindings.cpp", "docs/design.md", "docs/images/report.png", "examples/triton/README.md", "benchmarks/results/speed.json",
     "benchmarks/studies/speed.py", "tests/oracles.py", "tests/test_distribution.py", "rdc/assets/fashion-mnist.safetensors",
 )  # fmt: skip
-IN_WHEEL = ("rdc/py.typed", "rdc/assets/fashion-mnist.safetensors", "rdc/assets/recipes/fashion-mnist.toml", "rdc/cli/evaluate.py")
+IN_WHEEL = (
+    "rdc/py.typed",
+    "rdc/assets/fashion-mnist.safetensors",
+    "rdc/assets/recipes/fashion-mnist.toml",
+    "rdc/cli/evaluate.py",
+)
 
 
 def _run(*command, cwd, **environment):
