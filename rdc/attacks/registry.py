@@ -14,6 +14,7 @@ from typing import Any
 from rdc.arguments.scalars import as_number, shown
 from rdc.attacks.entry import Attack
 from rdc.attacks.suites import SUITES, suite
+from rdc.contracts import Defence, GradientMode
 from rdc.errors import ConfigError
 
 __all__ = [
@@ -216,7 +217,7 @@ def expand_attacks(names: list[str] | tuple[str, ...], norm: str | None = None) 
     return tuple(found)
 
 
-def applies(spec: AttackSpec, defence: Any, norm: str, noise: str) -> str | None:
+def applies(spec: AttackSpec, defence: Defence, norm: str, noise: str) -> str | None:
     """None where the attack can be run, else the reason why not.
 
     Args:
@@ -239,7 +240,7 @@ def applies(spec: AttackSpec, defence: Any, norm: str, noise: str) -> str | None
             return f"{spec.text} needs a surrogate that this defence lacks (it has {', '.join(offered) or 'none'})"
         if surrogate == "fresh" and noise == "fresh":
             return f"{spec.text}: the defence itself draws fresh noise"
-    if spec.get("gradient", None) == "bpda" and not defence.purifies:
+    if spec.get("gradient", None) == GradientMode.BPDA and not defence.purifies:
         return f"{spec.text}: the defence purifies nothing, its gradient is the same in both modes"
     if spec.get("eot", 1) > 1 and noise != "fresh":
         return f"{spec.text}: known noise gives the same answer in every call; averaging needs fresh noise"

@@ -6,10 +6,13 @@ import argparse
 import json
 import sys
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rdc.cli.options import add_model_options, batch_size, load_classifier, positive_int
 from rdc.errors import one_line
+
+if TYPE_CHECKING:
+    from rdc.contracts import Defence
 
 ABOUT = """Classify PNG or JPEG files. Confidence is the probability of the top class under the model; it is not
 calibrated. Files that do not fit are converted, and a notice says how. Exit status 1 if a file could not be
@@ -135,15 +138,17 @@ def _anytime(classifier: Any, args: argparse.Namespace) -> Any:
     return calibrated(classifier, load_dataset(args.anytime_data, "test"), args.anytime, progress=not args.json)
 
 
-def _logits(classifier: Any, pixels: list[Any]) -> tuple[Any, list[list[float]], list[int | None]]:
+def _logits(classifier: Defence, pixels: list[Any]) -> tuple[Any, list[list[float]], list[int | None]]:
     """Of each image: logits, probabilities; and how many levels were looked at, None where it is all of them."""
     import numpy as np
     import torch
 
+    from rdc.decisions.anytime import AnytimeClassifier
+
     x = torch.from_numpy(np.stack(pixels)).to(classifier.device)
     levels: list[int | None] = [None] * len(x)
     with torch.no_grad():
-        if hasattr(classifier, "decide"):
+        if isinstance(classifier, AnytimeClassifier):
             result = classifier.decide(x)
             logits, levels = result.log_probabilities, result.levels.tolist()
         else:

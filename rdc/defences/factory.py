@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rdc.defences.base import Defence, PlainClassifier, call_model, checked_logits
-from rdc.defences.purified import ForeignDefence
+from rdc.contracts import Defence
+from rdc.defences.foreign import ForeignDefence
+from rdc.defences.plain import PlainClassifier, call_model, checked_logits
 from rdc.errors import ConfigError, InputError
 from rdc.execution.frozen import at_rest
-from rdc.method.classifier import DiffusionClassifier
 
 __all__ = ["as_defence", "is_factory", "load_factory"]
 
@@ -27,7 +27,7 @@ def is_factory(name: str) -> bool:
     return bool(colon) and all(part.isidentifier() for text in (module, attribute) for part in text.split("."))
 
 
-def load_factory(name: str, example: Tensor, class_names: Sequence[str] | None, device: Any = "cpu") -> Defence | Any:
+def load_factory(name: str, example: Tensor, class_names: Sequence[str] | None, device: Any = "cpu") -> Defence:
     """Import a module, call the factory in it without arguments, and make a defence of what it returns.
 
     Args:
@@ -69,13 +69,16 @@ def load_factory(name: str, example: Tensor, class_names: Sequence[str] | None, 
     return as_defence(made, example.to(device), class_names=class_names, name=name)
 
 
-def as_defence(model: Any, example: Tensor, *, class_names: Sequence[str] | None = None, name: str = "model") -> Any:
-    """What an evaluation takes, from a DiffusionClassifier, a Defence, an object with purify and classify, or a callable.
+def as_defence(
+    model: Any, example: Tensor, *, class_names: Sequence[str] | None = None, name: str = "model"
+) -> Defence:
+    """What an evaluation takes, from a defence, an object with purify and classify, or a callable. Everything bare is wrapped here.
 
     A module is lent: between calls it is as its owner left it (training mode, weights that want gradients).
 
     Args:
-        model: any of these; callables take pixels [N, C, H, W] float32 in [0, 1] and return logits [N, K].
+        model: any of these; a :class:`rdc.contracts.Defence` is returned as it is; callables take pixels [N, C, H, W] float32 in
+            [0, 1] and return logits [N, K].
         example: [n, C, H, W] pixels; the model is called on it once.
         class_names: used where their number is K.
         name: for reports and errors.
@@ -84,14 +87,14 @@ def as_defence(model: Any, example: Tensor, *, class_names: Sequence[str] | None
         ConfigError: the model is none of these.
         InputError: it does not answer with finite floating logits [n, K], K >= 2.
     """
-    if isinstance(model, (DiffusionClassifier, Defence)):
+    if isinstance(model, Defence):
         return model
     shape = tuple(example.shape[1:])
     if hasattr(model, "purify") and hasattr(model, "classify"):
         with torch.no_grad(), at_rest(model):
             moved = call_model(model.purify, example, f"{name}.purify")
             logits = call_model(model.classify, moved, f"{name}.classify")
-        kind: Callable[..., Any] = ForeignDefence
+        kind: Callable[..., Defence] = ForeignDefence
     elif callable(model):
         with torch.no_grad(), at_rest(model):
             logits = call_model(model, example, name)
@@ -106,7 +109,7 @@ def as_defence(model: Any, example: Tensor, *, class_names: Sequence[str] | None
         raise InputError(f"model {name}: every logit of the first {len(example)} images is NaN or infinite")
     count = logits.shape[1]
     names = class_names if class_names is not None and len(class_names) == count else None
-    return kind(model, image_shape=shape, num_classes=count, class_names=names, name=name)
+    return kind(model, image_shape=shape, num_classes=count, class_names=names, name=name, device=example.device)
 
 
 def _needs_no_arguments(factory: Callable[..., Any], name: str) -> None:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rdc.arguments.scalars import as_integer, as_number, shown
 from rdc.arguments.seeds import checked_seed
+from rdc.contracts import NoisePolicy
 from rdc.errors import ConfigError
 from rdc.execution.frozen import Frozen
 from rdc.execution.memory import bytes_per_item, device_of, items_that_fit, memory_budget
@@ -206,7 +207,7 @@ class DiffusionPurifier(Purifier):
             return bytes_per_item(work)
 
     def _purify(self, x0: Tensor, draw: int) -> Tensor:
-        plan = NoisePlan(self.seed, "fresh", stream=2)
+        plan = NoisePlan(self.seed, NoisePolicy.FRESH, stream=2)
         noise = plan.normal(draw, self.steps + 1, self.denoiser.image_shape).to(x0.device, x0.dtype)
         x = x0 + self.sigma * noise[0]
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rdc.attacks import AttackResult
 from rdc.attacks.registry import AttackSpec
+from rdc.contracts import Defence, GradientMode, NoisePolicy
 from rdc.evaluation.settings import EvaluationSettings
 
 __all__ = ["Bench", "run_attack"]
@@ -27,41 +28,37 @@ class Bench:
         policy: "known" or "fresh".
     """
 
-    def __init__(self, classifier: Any, settings: EvaluationSettings, index: int, policy: str) -> None:
+    def __init__(self, classifier: Defence, settings: EvaluationSettings, index: int, policy: str) -> None:
         self.classifier, self.policy = classifier, policy
-        self._gradient = settings.gradient or "exact"
-        self._changes: dict[str, Any] = {"noise": "fixed"}
+        self._gradient = settings.gradient or GradientMode.EXACT
+        self._changes: dict[str, Any] = {"noise": NoisePolicy(policy)}
         if policy == "fresh":
             word = hashlib.sha256(f"rdc evaluation {settings.seed} {index}".encode()).digest()[:8]
-            self._changes = {"noise": "fresh", "noise_seed": int.from_bytes(word, "little")}
-        self._models: dict[str, Any] = {}
-        self._helpers: list[Any] = []
+            self._changes["noise_seed"] = int.from_bytes(word, "little")
+        self._models: dict[str, Defence] = {}
+        self._helpers: list[Defence] = []
 
     def gradient_of(self, spec: AttackSpec) -> str | None:
         """The gradient mode of an attack; None if it uses no gradients."""
         return spec.get("gradient", self._gradient) if spec.kind.white_box else None
 
-    def model(self, gradient: str | None = None) -> Any:
+    def model(self, gradient: str | None = None) -> Defence:
         """The copy with this gradient mode (None: that of the settings)."""
         gradient = gradient or self._gradient
         if gradient not in self._models:
-            model = self.classifier.with_(**self._changes, gradient=gradient)
-            model.network_evaluations = 0
-            self._models[gradient] = model.eval()
+            self._models[gradient] = self.classifier.with_(**self._changes, gradient=gradient)
         return self._models[gradient]
 
-    def surrogate(self, name: str, gradient: str | None) -> Any:
+    def surrogate(self, name: str, gradient: str | None) -> Defence:
         """A stand-in for the defence, its evaluations counted here."""
         found = self.model(gradient).surrogates()[name]
-        if hasattr(found, "network_evaluations"):
-            found.network_evaluations = 0
-            self._helpers.append(found)
+        self._helpers.append(found)
         return found
 
     @property
     def evaluations(self) -> int:
         """Network evaluations of all copies."""
-        return sum(int(model.network_evaluations) for model in (*self._models.values(), *self._helpers))
+        return sum(model.network_evaluations for model in (*self._models.values(), *self._helpers))
 
 
 def run_attack(
@@ -102,7 +99,7 @@ def run_attack(
 
 
 def _needs(
-    bench: Bench, spec: AttackSpec, model: Any, gradient: str | None, arguments: dict[str, Any], fresh: bool
+    bench: Bench, spec: AttackSpec, model: Defence, gradient: str | None, arguments: dict[str, Any], fresh: bool
 ) -> dict[str, Any]:
     """Arguments that stand for what the attack asks of the defence; ``surrogate`` in ``arguments`` is a name."""
     needs = spec.kind.needs
@@ -120,7 +117,7 @@ def _needs(
         surrogate = bench.surrogate(name, gradient)
         found: dict[str, Any] = {"surrogate": surrogate}
         if name == "fresh" or fresh:
-            found |= {"surrogate_redraw": getattr(surrogate, "redraw", None), "surrogate_eot": _SURROGATE_EOT}
+            found |= {"surrogate_redraw": surrogate.redraw, "surrogate_eot": _SURROGATE_EOT}
         return found
     return {}
 

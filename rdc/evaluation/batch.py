@@ -26,6 +26,8 @@ from torch import Tensor
 
 from rdc.attacks import AttackResult
 from rdc.attacks.registry import AttackSpec, applies
+from rdc.attacks.stadv import StAdvResult
+from rdc.contracts import Defence, NoisePolicy
 from rdc.errors import ConfigError
 from rdc.evaluation.answers import refuse_meaningless
 from rdc.evaluation.attacking import Bench, run_attack
@@ -67,7 +69,7 @@ class BatchResult:
 
 
 def evaluate_batch(
-    classifier: Any,
+    classifier: Defence,
     pixels: Tensor,
     labels: Tensor,
     ids: Tensor,
@@ -78,7 +80,7 @@ def evaluate_batch(
     """Evaluate one batch. The result depends on the arguments only, never on batches done before.
 
     Args:
-        classifier: a DiffusionClassifier or a ``rdc.defences.Defence``.
+        classifier: the defence.
         pixels: [n, C, H, W] float32 in [0, 1].
         labels: [n] int64.
         ids: [n] int64, positions in the data set.
@@ -114,7 +116,7 @@ def evaluate_batch(
         checks=checks,
         mismatches=sum(around.mismatches for around in rounds),
         non_finite=sum(int((~torch.isfinite(found)).any(1).sum()) for found in logits),
-        network_evaluations=sum(around.bench.evaluations for around in rounds) + int(judge.network_evaluations),
+        network_evaluations=sum(around.bench.evaluations for around in rounds) + judge.network_evaluations,
         seconds=time.monotonic() - begun,
     )
     shown = [_worse(rounds, row) for row in range(len(labels))]
@@ -142,14 +144,14 @@ class _Round:
 
     def __init__(
         self,
-        classifier: Any,
+        classifier: Defence,
         pixels: Tensor,
         labels: Tensor,
         ids: Tensor,
         settings: EvaluationSettings,
         index: int,
         policy: str,
-        judge: Any,
+        judge: Defence,
     ) -> None:
         self.pixels, self.labels, self.ids, self.settings, self.policy = pixels, labels, ids, settings, policy
         self.bench = Bench(classifier, settings, index, policy)
@@ -221,16 +223,14 @@ class _Round:
         self.majority = self.majority & self.final.majority
 
 
-def _judge(classifier: Any, settings: EvaluationSettings, index: int) -> Any:
+def _judge(classifier: Defence, settings: EvaluationSettings, index: int) -> Defence:
     """A copy that draws fresh noise, other than any attack sees."""
     word = hashlib.sha256(f"rdc evaluation judge {settings.seed} {index}".encode()).digest()[:8]
-    judge = classifier.with_(noise="fresh", noise_seed=int.from_bytes(word, "little"))
-    judge.network_evaluations = 0
-    return judge.eval()
+    return classifier.with_(noise=NoisePolicy.FRESH, noise_seed=int.from_bytes(word, "little"))
 
 
 def _fresh_scores(
-    rounds: list[_Round], classifier: Any, judge: Any, labels: Tensor, settings: EvaluationSettings
+    rounds: list[_Round], classifier: Defence, judge: Defence, labels: Tensor, settings: EvaluationSettings
 ) -> dict[str, Tensor] | None:
     """Adversarial images under fresh noise, the lowest over all rounds: average, majority, worst of R; [n] each."""
     shares, majorities = [], []
@@ -292,7 +292,7 @@ def _scores(rounds: list[_Round], fresh: dict[str, Tensor] | None, row: int) -> 
 def _outcome(name: str, result: AttackResult, place: int, share: float, policy: str) -> AttackOutcome:
     """One image in one attack."""
     penalty: float | None | Absent = ABSENT
-    if getattr(result, "flow_penalty", None) is not None:
+    if isinstance(result, StAdvResult):
         penalty = float(result.flow_penalty[place])
         penalty = round(penalty, 6) if math.isfinite(penalty) else None
     return AttackOutcome(

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+from rdc.contracts import Defence
+from rdc.data import Dataset
 
 __all__ = ["names_of_classes", "names_that_differ"]
 
 
-def names_of_classes(classifier: Any, dataset: Any) -> tuple[str, ...]:
+def names_of_classes(classifier: Defence, dataset: Dataset) -> tuple[str, ...]:
     """A name for each of the model's classes and of the data set's.
 
     The data set's names, where it has one for each class that the model knows; else the model's own; what neither has is called by
     its number.
 
     Args:
-        classifier: has ``num_classes`` K, and may have ``class_names``.
-        dataset: has ``class_names``.
+        classifier: the defence, of K classes.
+        dataset: its images.
     """
-    data, count = tuple(map(str, dataset.class_names)), int(classifier.num_classes)
+    data, count = tuple(map(str, dataset.class_names)), classifier.num_classes
     if len(data) >= count:
         return data
     model = _own_names(classifier)
@@ -26,7 +28,7 @@ def names_of_classes(classifier: Any, dataset: Any) -> tuple[str, ...]:
     return (*names, *(str(k) for k in range(len(names), count)))
 
 
-def names_that_differ(classifier: Any, dataset: Any) -> list[tuple[str, str]]:
+def names_that_differ(classifier: Defence, dataset: Dataset) -> list[tuple[str, str]]:
     """Pairs (the data set's name, the model's name) of classes that they call differently; numbers are no names."""
     model, data = _own_names(classifier), tuple(map(str, dataset.class_names))
     if model is None or _numbered(data):
@@ -34,13 +36,9 @@ def names_that_differ(classifier: Any, dataset: Any) -> list[tuple[str, str]]:
     return [pair for pair in zip(data, model, strict=False) if pair[0].strip().casefold() != pair[1].strip().casefold()]
 
 
-def _own_names(classifier: Any) -> tuple[str, ...] | None:
-    """The model's names, if it has one for each class and they are more than numbers."""
-    names = getattr(classifier, "class_names", None)
-    if isinstance(names, str) or not isinstance(names, Sequence) or len(names) != int(classifier.num_classes):
-        return None
-    found = tuple(map(str, names))
-    return None if _numbered(found) else found
+def _own_names(classifier: Defence) -> tuple[str, ...] | None:
+    """The model's names, if they are more than numbers."""
+    return None if _numbered(classifier.class_names) else classifier.class_names
 
 
 def _numbered(names: Sequence[str]) -> bool:

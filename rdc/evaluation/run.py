@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from rdc.contracts import Defence
 from rdc.data import Dataset
+from rdc.defences import as_defence
 from rdc.errors import ConfigError
 from rdc.evaluation.answers import refuse_meaningless
 from rdc.evaluation.batch import evaluate_batch
@@ -84,7 +87,7 @@ class Evaluation:
 
 
 def evaluate(
-    classifier: Any,
+    classifier: Defence | Callable[[Tensor], Tensor],
     dataset: Dataset,
     settings: EvaluationSettings,
     out: str | os.PathLike[str],
@@ -99,7 +102,7 @@ def evaluate(
     Under ``torchrun`` every process works on its share of the batches and gets the same finished run.
 
     Args:
-        classifier: a DiffusionClassifier or a ``rdc.defences.Defence`` (``rdc.defences.as_defence`` makes one of anything).
+        classifier: a defence, or what ``rdc.defences.as_defence`` makes one of: any callable pixels -> logits.
         dataset: images settings.start .. settings.start + settings.n - 1 of it are used.
         settings: what to do.
         out: folder of the run, see RunFolder. A killed run goes on where it stopped.
@@ -116,13 +119,16 @@ def evaluate(
         DataError: the folder's files are damaged.
         InputError: the model's answers mean nothing, see ``rdc.evaluation.answers``.
     """
+    classifier = as_defence(
+        classifier, dataset.pixels(slice(0, 2)), class_names=dataset.class_names, name=settings.model
+    )
     images = _chosen(classifier, dataset, settings)
     identity = Identity(
         schema=SCHEMA,
         settings=SettingsRecord.from_json(settings.to_json(), "settings"),
         radius=settings.radius if settings.attacks else None,
         classifier={key: value for key, value in classifier.describe().items() if key != "gradient"},
-        purifies=bool(classifier.purifies),
+        purifies=classifier.purifies,
         weights=weights_digest(classifier),
         images=_digest(images.images.numpy().tobytes() + images.labels.numpy().tobytes()),
         device=classifier.device.type,
@@ -138,7 +144,7 @@ def evaluate(
         return _finished(folder, classifier, images, settings)
 
 
-def _finished(folder: RunFolder, classifier: Any, images: Dataset, settings: EvaluationSettings) -> Evaluation:
+def _finished(folder: RunFolder, classifier: Defence, images: Dataset, settings: EvaluationSettings) -> Evaluation:
     """What the folder of a finished run holds."""
     arrays = [folder.arrays(index) for index in range(len(folder.batches))]
     joined = {
@@ -189,7 +195,7 @@ def _finish(folder: RunFolder, shard: tuple[int, int]) -> None:
     folder.reread()
 
 
-def _sanity(classifier: Any, images: Dataset, settings: EvaluationSettings, progress: bool) -> Sanity:
+def _sanity(classifier: Defence, images: Dataset, settings: EvaluationSettings, progress: bool) -> Sanity:
     part = slice(0, min(settings.sanity or 0, settings.n))
     if part.stop == 0:
         return Sanity()
@@ -199,12 +205,12 @@ def _sanity(classifier: Any, images: Dataset, settings: EvaluationSettings, prog
 
 
 def _run(
-    classifier: Any,
+    classifier: Defence,
     images: Dataset,
     settings: EvaluationSettings,
     folder: RunFolder,
     progress: bool,
-    on_batch: Any,
+    on_batch: Callable[[int, int], None] | None,
     shard: tuple[int, int],
 ) -> None:
     number, count = shard
@@ -239,7 +245,7 @@ def _standing(records: Iterable[ImageRecord]) -> int:
     return sum(record.standing for record in records)
 
 
-def _chosen(classifier: Any, dataset: Dataset, settings: EvaluationSettings) -> Dataset:
+def _chosen(classifier: Defence, dataset: Dataset, settings: EvaluationSettings) -> Dataset:
     if settings.start + settings.n > len(dataset):
         most = max(0, len(dataset) - settings.start)
         raise ConfigError(

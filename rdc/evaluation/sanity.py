@@ -18,6 +18,8 @@ from torch import Tensor
 
 from rdc.attacks import ThreatModel, apgd
 from rdc.attacks.losses import Objective
+from rdc.attacks.pgd import Progress
+from rdc.contracts import Defence, GradientMode, NoisePolicy
 from rdc.errors import InputError
 from rdc.evaluation.attacking import Bench
 from rdc.evaluation.records import (
@@ -40,7 +42,7 @@ _STRIDE = 8  # steps of the path that would cross the ball's radius
 _PATH_STEPS = 12
 
 
-def check_output(model: Any, pixels: Tensor) -> OutputChecks:
+def check_output(model: Callable[[Tensor], Tensor], pixels: Tensor) -> OutputChecks:
     """Call it twice: same answer? log-probabilities, probabilities? does it optimise while it classifies?
 
     Args:
@@ -90,7 +92,12 @@ def _counting_gradients() -> Iterator[list[int]]:
 
 
 def run_sanity(
-    classifier: Any, pixels: Tensor, labels: Tensor, ids: Tensor, settings: EvaluationSettings, progress: Any = None
+    classifier: Defence,
+    pixels: Tensor,
+    labels: Tensor,
+    ids: Tensor,
+    settings: EvaluationSettings,
+    progress: Progress | None = None,
 ) -> Sanity:
     """Short attacks on m images, in l_inf and l_2 alone (other threat models get an empty answer).
 
@@ -120,7 +127,7 @@ def run_sanity(
     return dataclasses.replace(found, network_evaluations=bench.evaluations + probe.extra)
 
 
-def _short_attacks(probe: _Probe, classifier: Any, settings: EvaluationSettings) -> Sanity:
+def _short_attacks(probe: _Probe, classifier: Defence, settings: EvaluationSettings) -> Sanity:
     steps = min(SHORT_STEPS, max(4, settings.steps or SHORT_STEPS))
     eps = settings.radius
     whole, twice = (probe.attack(eps * factor, steps) for factor in (1.0, 2.0))
@@ -129,7 +136,7 @@ def _short_attacks(probe: _Probe, classifier: Any, settings: EvaluationSettings)
     path, gradient = probe.path(eps)
     found = Sanity(probe.n, (whole, twice), (short, whole), large, path, gradient)
     if classifier.purifies and settings.policies[0] == "known":
-        exact, bpda = (probe.attack(eps, steps, gradient=mode).accuracy for mode in ("exact", "bpda"))
+        exact, bpda = (probe.attack(eps, steps, gradient=mode).accuracy for mode in (GradientMode.EXACT, GradientMode.BPDA))
         found = dataclasses.replace(found, bpda=GradientShares(exact, bpda))
     if classifier.stochastic and settings.noise == "known":
         found = dataclasses.replace(found, fresh=NoiseShares(whole.accuracy, probe.fresh(eps, steps)))
@@ -145,7 +152,13 @@ class _Probe:
     """Short attacks on the images that are right when clean."""
 
     def __init__(
-        self, bench: Bench, settings: EvaluationSettings, pixels: Tensor, labels: Tensor, ids: Tensor, progress: Any
+        self,
+        bench: Bench,
+        settings: EvaluationSettings,
+        pixels: Tensor,
+        labels: Tensor,
+        ids: Tensor,
+        progress: Progress | None,
     ) -> None:
         self.bench, self.settings, self.progress, self.extra = bench, settings, progress, 0
         self.fresh_policy = bench.policy == "fresh"
@@ -154,7 +167,7 @@ class _Probe:
         right = ((logits.argmax(1) == labels) & ~logits.isnan().any(1)).nonzero()[:, 0]
         self.pixels, self.labels, self.ids, self.n = pixels[right], labels[right], ids[right.cpu()], len(right)
 
-    def _arguments(self, model: Any) -> dict[str, Any]:
+    def _arguments(self, model: Defence) -> dict[str, Any]:
         random = {"redraw": model.redraw, "eot": min(self.settings.eot or 1, 4)} if self.fresh_policy else {}
         return {"seed": self.settings.seed, "image_ids": self.ids, "progress": self.progress, **random}
 
@@ -168,8 +181,7 @@ class _Probe:
 
     def fresh(self, eps: float, steps: int) -> float:
         """Accuracy, average of draws, where the defence draws fresh noise and the attacker averages a few."""
-        model = self.bench.classifier.with_(noise="fresh", noise_seed=1 + self.settings.seed)
-        model.network_evaluations = 0
+        model = self.bench.classifier.with_(noise=NoisePolicy.FRESH, noise_seed=1 + self.settings.seed)
         threat = ThreatModel(self.settings.norm, eps)
         common = {"seed": self.settings.seed, "image_ids": self.ids, "progress": self.progress}
         draws = min(4, DEFAULT_EOT)
@@ -186,7 +198,7 @@ class _Probe:
         )
         with torch.no_grad():
             right = torch.stack([model(result.x_adv).argmax(1) == self.labels for _ in range(draws)]).double()
-        self.extra += int(model.network_evaluations)
+        self.extra += model.network_evaluations
         return float(right.mean())
 
     def path(self, eps: float) -> tuple[GradientPath, GradientShape]:

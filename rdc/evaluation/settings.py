@@ -11,6 +11,7 @@ from rdc.arguments.scalars import as_integer, as_number, shown
 from rdc.attacks import ThreatModel, parse_attack, parse_attacks, parse_eps
 from rdc.attacks.options import SteppedOptions
 from rdc.attacks.registry import SUITES, AttackSpec, applies, expand_attacks
+from rdc.contracts import Defence, GradientMode
 from rdc.errors import ConfigError
 
 __all__ = ["DEFAULT_EOT", "NORMS", "EvaluationSettings", "parse_attacks"]
@@ -100,7 +101,7 @@ class EvaluationSettings:
 
     def _check_attacks(self) -> None:
         _choice("norm", self.norm, NORMS)
-        _choice("gradient", self.gradient, ("exact", "bpda"))
+        object.__setattr__(self, "gradient", GradientMode.of(self.gradient, "gradient"))
         if (number := as_number(self.eps)) is not None:
             object.__setattr__(self, "eps", repr(number))
         self.threat  # noqa: B018
@@ -156,7 +157,7 @@ class EvaluationSettings:
         """The attacks, parsed."""
         return tuple(parse_attack(text) for text in self.attacks)
 
-    def for_defence(self, defence: Any, named: tuple[str, ...] | None = None) -> EvaluationSettings:
+    def for_defence(self, defence: Defence, named: tuple[str, ...] | None = None) -> EvaluationSettings:
         """Leave out attacks of a suite that this defence does not offer; refuse those that were named themselves.
 
         Args:

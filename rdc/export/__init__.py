@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rdc.contracts import NoisePolicy
 from rdc.errors import ConfigError
 
 __all__ = ["PIXEL_TYPES", "PRECISIONS", "export_onnx"]
@@ -110,7 +111,7 @@ def _settings(classifier: Any, precision: str, pixel_type: str, max_lm_steps: in
             raise ConfigError(f"export, {what}: expected one of {', '.join(allowed)}; got {value!r}")
     if not (math.isfinite(threshold) and 0 <= threshold <= 1):
         raise ConfigError(f"export, confidence threshold: expected a number in [0, 1]; got {threshold}")
-    if classifier.noise.policy != "fixed":
+    if classifier.noise_policy != NoisePolicy.FIXED:
         raise ConfigError(
             'export: expected a classifier with noise "fixed"; a file holds one draw. Use classifier.with_(noise="fixed")'
         )

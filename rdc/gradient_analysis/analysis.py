@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from rdc.attacks.losses import Objective
 from rdc.attacks.threat_model import check_images
-from rdc.errors import ConfigError, InputError, RdcError
+from rdc.contracts import Defence, GradientMode, NoisePolicy
+from rdc.defences import as_defence
+from rdc.errors import ConfigError, InputError
 from rdc.evaluation.answers import meaningless
 from rdc.gradient_analysis.landscape import attack_path, margin_slice, slice_directions
 from rdc.gradient_analysis.measures import (
@@ -40,7 +42,7 @@ Progress = Callable[[str, int], None]
 
 
 def analyze_model(
-    model: Any,
+    model: Defence | Callable[[Tensor], Tensor],
     pixels: Tensor,
     labels: Tensor,
     ids: Sequence[int],
@@ -50,9 +52,8 @@ def analyze_model(
     """Every measure of one model. What is not said otherwise is measured with fixed noise.
 
     Args:
-        model: pixels [n, C, H, W] in [0, 1] -> logits [n, K], each row depending on its own image only, in eval mode. With
-            the interface of DiffusionClassifier (``with_(noise=..., noise_seed=..., gradient=...)``) its noise is fixed or
-            redrawn as a measure needs it; other models are called as they are.
+        model: a defence, whose noise is fixed or redrawn as a measure needs it; or what ``rdc.defences.as_defence`` makes one of:
+            any callable pixels [n, C, H, W] in [0, 1] -> logits [n, K], each row depending on its own image only.
         pixels: [N, C, H, W] float32 in [0, 1], on any device.
         labels: [N] int64 true labels.
         ids: N integers >= 0, positions in the data set; they fix random points and directions, with the seed.
@@ -70,7 +71,7 @@ def analyze_model(
     """
     begun = time.monotonic()
     ids = check_images(pixels, labels, ids)
-    work = _Work(model, settings, _device(model, pixels), progress or (lambda stage, images: None))
+    work = _Work(as_defence(model, pixels[:2]), settings, progress or (lambda stage, images: None))
     work.look(pixels)
     for begin in range(0, len(pixels), settings.batch):
         part = slice(begin, begin + settings.batch)
@@ -81,13 +82,13 @@ def analyze_model(
 class _Work:
     """The measures of the chunks so far."""
 
-    def __init__(self, model: Any, settings: GradientSettings, device: torch.device, progress: Progress) -> None:
-        self.settings, self.device, self.progress = settings, device, progress
+    def __init__(self, model: Defence, settings: GradientSettings, progress: Progress) -> None:
+        self.settings, self.device, self.progress = settings, model.device, progress
         self.model = model
-        self.fixed = _with(model, noise="fixed") or model
+        self.fixed = model.with_(noise=NoisePolicy.FIXED)
         word = hashlib.sha256(f"rdc gradients {settings.seed}".encode()).digest()[:8]
         self.draw_seed = int.from_bytes(word, "little")
-        self.other_gradient = _other_gradient(model)
+        self.twin = self.fixed.with_(gradient=model.gradient.other) if model.purifies else None
         self.stochastic, self.fixed_noise = False, True
         self.note, self.method, self.classes = "", "", 0
         self.count = [0, 0]
@@ -97,9 +98,9 @@ class _Work:
         self.slices: list[MarginSlice] = []
         self.curves: dict[str, list[np.ndarray]] = {"loss": [], "gain": [], "cosine": []}
 
-    def _fresh(self) -> Any:
+    def _fresh(self) -> Defence:
         """The model whose draws start anew: every chunk meets the same ones."""
-        return _with(self.model, noise="fresh", noise_seed=self.draw_seed) or self.model
+        return self.model.with_(noise=NoisePolicy.FRESH, noise_seed=self.draw_seed)
 
     def look(self, pixels: Tensor) -> None:
         """Does the model draw? Two draws of the same images tell."""
@@ -119,7 +120,7 @@ class _Work:
         """Measure n images."""
         x, y = pixels.to(self.device), labels.to(self.device)
         scale = self._begin(x, y, ids)
-        redraw = None if self.fixed_noise else getattr(self.fixed, "redraw", None)
+        redraw = None if self.fixed_noise else self.fixed.redraw
         probe = Probe(self.fixed, y, scale, redraw, self.count)
         _, gradient, _ = probe.gradient(x)
         flat = gradient.flatten(1).cpu().numpy()
@@ -177,7 +178,7 @@ class _Work:
                     f"{_MOST_BYTES / 2**30:.0f} GiB. Lower --draws or --batch"
                 )
             fresh = self._fresh()
-            probe = Probe(fresh, y, scale, getattr(fresh, "redraw", None), self.count)
+            probe = Probe(fresh, y, scale, fresh.redraw, self.count)
             stack = np.stack([probe.gradient(x)[1].flatten(1).cpu().numpy() for _ in range(draws)])
             found = redraw_measures(stack)
             if self.fixed_noise:
@@ -234,11 +235,9 @@ class _Work:
 
     def _bpda(self, x: Tensor, y: Tensor, scale: Tensor, flat: np.ndarray) -> None:
         """Exact gradient through the purification (LM, say) against BPDA, whichever of them the model is set to."""
-        if self.other_gradient is not None:
-            mode, other = self.other_gradient
-            other = _with(other, noise="fixed") or other
-            value = Probe(other, y, scale, None, self.count).gradient(x)[1].flatten(1).cpu().numpy()
-            exact, bpda = (flat, value) if mode == "bpda" else (value, flat)
+        if self.twin is not None:
+            value = Probe(self.twin, y, scale, None, self.count).gradient(x)[1].flatten(1).cpu().numpy()
+            exact, bpda = (flat, value) if self.twin.gradient == GradientMode.BPDA else (value, flat)
             self._add("bpda", gradient_agreement(exact, bpda))
         self.progress("bpda", len(x))
 
@@ -298,44 +297,18 @@ def _measured(name: str, settings: GradientSettings, method: str) -> bool:
     return True
 
 
-def _device(model: Any, pixels: Tensor) -> torch.device:
-    device = getattr(model, "device", None)
-    return torch.device(device) if isinstance(device, (str, torch.device)) else pixels.device
-
-
-def _with(model: Any, **changes: Any) -> Any | None:
-    """The model with other settings, or None if it knows no such settings."""
-    if not hasattr(model, "with_"):
-        return None
-    try:
-        made = model.with_(**changes)
-    except (RdcError, TypeError):
-        return None
-    return made.eval() if hasattr(made, "eval") else made
-
-
-def _other_gradient(model: Any) -> tuple[str, Any] | None:
-    """For a model that purifies its input: ("bpda", its twin) if it is exact, ("exact", its twin) if it is BPDA."""
-    purifies = getattr(model, "purifies", getattr(model, "lm", None) is not None)
-    if not purifies or getattr(model, "gradient", None) not in ("exact", "bpda"):
-        return None
-    mode = "bpda" if model.gradient == "exact" else "exact"
-    twin = _with(model, gradient=mode)
-    return None if twin is None else (mode, twin)
-
-
-def _drawn(model: Any, x: Tensor, redraw: bool = True) -> Any:
-    if redraw and hasattr(model, "redraw"):
+def _drawn(model: Defence, x: Tensor, redraw: bool = True) -> Tensor:
+    if redraw:
         model.redraw()
     return model(x)
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Equal answers; what is no tensor is refused elsewhere."""
-    return not (isinstance(a, Tensor) and isinstance(b, Tensor)) or torch.equal(a.nan_to_num(), b.nan_to_num())
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal answers."""
+    return torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def _number(value: Any) -> float | None:
+def _number(value: SupportsFloat) -> float | None:
     value = float(value)
     return value if math.isfinite(value) else None
 

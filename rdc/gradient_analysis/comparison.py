@@ -12,8 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from rdc.contracts import Defence
 from rdc.data import Dataset
+from rdc.defences import as_defence
 from rdc.errors import ConfigError, InputError
 from rdc.gradient_analysis.analysis import STAGES, analyze_model
 from rdc.gradient_analysis.folder import SCHEMA, ComparisonFolder
@@ -40,7 +43,18 @@ class NamedModel:
 
     label: str
     text: str
-    model: Any
+    model: Defence | Callable[[Tensor], Tensor]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _NamedDefence(NamedModel):
+    model: Defence
+
+    @classmethod
+    def of(cls, named: NamedModel, dataset: Dataset) -> _NamedDefence:
+        example = dataset.pixels(slice(0, 2))
+        made = as_defence(named.model, example, class_names=dataset.class_names, name=named.text)
+        return cls(named.label, named.text, made)
 
 
 def compare_models(
@@ -77,28 +91,29 @@ def compare_models(
         InputError: a model's answers mean nothing, or it has no gradient.
     """
     _check_names(models)
-    images = _chosen(models, dataset, settings)
+    defences = [_NamedDefence.of(named, dataset) for named in models]
+    images = _chosen(defences, dataset, settings)
     content = images.images.numpy().tobytes() + images.labels.numpy().tobytes()
     shared = {"schema": SCHEMA, "settings": settings.to_json(), "images": hashlib.sha256(content).hexdigest()[:16]}
     with ComparisonFolder(out, shared, overwrite) as folder:
         source = commit()
-        parts = _parts(models, images, settings, folder, source, progress, on_model)
+        parts = _parts(defences, images, settings, folder, source, progress, on_model)
         report = ComparisonReport(
             schema=SCHEMA,
             command=command or "python",
             commit=source,
-            versions=versions(_device(models[0].model)),
+            versions=versions(defences[0].model.device),
             settings=settings.to_json(),
             dataset=images.name,
             class_names=tuple(images.class_names),
-            models=tuple(_entry(named, part) for named, part in zip(models, parts, strict=True)),
+            models=tuple(_entry(named, part) for named, part in zip(defences, parts, strict=True)),
         ).to_json()
         write_json(folder.path / "gradients.json", report)
         return report
 
 
 def _parts(
-    models: Sequence[NamedModel],
+    models: Sequence[_NamedDefence],
     images: Dataset,
     settings: GradientSettings,
     folder: ComparisonFolder,
@@ -134,11 +149,11 @@ def _check_names(models: Sequence[NamedModel]) -> None:
         raise ConfigError(f"models: two are called {twice!r}; name them apart with @label=...")
 
 
-def _entry(named: NamedModel, part: ModelPart) -> ComparedModel:
+def _entry(named: _NamedDefence, part: ModelPart) -> ComparedModel:
     return ComparedModel(named.label, named.text, part.identity.classifier, part.commit, part.measures)
 
 
-def _analyze(named: NamedModel, images: Dataset, settings: GradientSettings, bar: _Bar) -> JsonObject:
+def _analyze(named: _NamedDefence, images: Dataset, settings: GradientSettings, bar: _Bar) -> JsonObject:
     pixels, labels = images.pixels(slice(0, len(images))), images.labels.long()
     try:
         return analyze_model(named.model, pixels, labels, images.indices.tolist(), settings, bar.step)
@@ -146,7 +161,7 @@ def _analyze(named: NamedModel, images: Dataset, settings: GradientSettings, bar
         raise InputError(f"model {named.text}: {error}") from error
 
 
-def _chosen(models: Sequence[NamedModel], dataset: Dataset, settings: GradientSettings) -> Dataset:
+def _chosen(models: Sequence[_NamedDefence], dataset: Dataset, settings: GradientSettings) -> Dataset:
     if settings.start + settings.n > len(dataset):
         most = max(0, len(dataset) - settings.start)
         raise ConfigError(
@@ -155,14 +170,13 @@ def _chosen(models: Sequence[NamedModel], dataset: Dataset, settings: GradientSe
         )
     chosen = dataset.subset(slice(settings.start, settings.start + settings.n))
     for named in models:
-        shape = getattr(named.model, "image_shape", None)
-        if shape is not None and tuple(shape) != tuple(dataset.image_shape):
+        if tuple(named.model.image_shape) != tuple(dataset.image_shape):
             raise ConfigError(
-                f"model {named.text} takes images {list(shape)} (channels, height, width), data set {settings.dataset} "
+                f"model {named.text} takes images {list(named.model.image_shape)} (channels, height, width), data set {settings.dataset} "
                 f"has {list(dataset.image_shape)}; choose a model trained on such images"
             )
-        classes = getattr(named.model, "num_classes", None)
-        if classes is not None and int(chosen.labels.max()) >= classes:
+        classes = named.model.num_classes
+        if int(chosen.labels.max()) >= classes:
             raise ConfigError(
                 f"data set {settings.dataset} has label {int(chosen.labels.max())}, model {named.text} knows {classes} "
                 f"classes (0..{classes - 1})"
@@ -170,22 +184,17 @@ def _chosen(models: Sequence[NamedModel], dataset: Dataset, settings: GradientSe
     return chosen
 
 
-def _identity(named: NamedModel) -> ModelIdentity:
+def _identity(named: _NamedDefence) -> ModelIdentity:
     """What decides the figures of one model, apart from the shared settings."""
     model = named.model
     found = {
         "text": named.text,
-        "classifier": model.describe() if hasattr(model, "describe") else None,
-        "weights": weights_digest(model) if isinstance(model, torch.nn.Module) else None,
-        "device": _device(model).type,
+        "classifier": model.describe(),
+        "weights": weights_digest(model),
+        "device": model.device.type,
         "torch": torch.__version__,
     }
     return ModelIdentity.from_json(as_written(found), "identity")
-
-
-def _device(model: Any) -> torch.device:
-    device = getattr(model, "device", None)
-    return torch.device(device) if isinstance(device, (str, torch.device)) else torch.device("cpu")
 
 
 class _Bar:

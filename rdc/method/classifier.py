@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rdc.arguments.class_names import checked_names
-from rdc.arguments.scalars import as_integer, shown
+from rdc.arguments.scalars import shown
+from rdc.contracts import BaseDefence, Defence, GradientMode, NoisePolicy
 from rdc.errors import ConfigError
-from rdc.execution.frozen import Frozen
-from rdc.execution.memory import bytes_per_item, device_of, items_that_fit, memory_budget
+from rdc.execution.memory import bytes_per_item, items_that_fit, memory_budget
 from rdc.execution.opaque import opaque_with, transformed
 from rdc.execution.surroundings import measured, never_inference, refuse_inference_weights, undisturbed
 from rdc.images.pixels import checked_pixels
@@ -40,7 +39,7 @@ from rdc.method.posterior import log_posterior, resolve_scale
 __all__ = ["DiffusionClassifier", "gradient_bytes", "lm_bytes"]
 
 
-class DiffusionClassifier(Frozen):
+class DiffusionClassifier(BaseDefence):
     """(Robust) diffusion classifier.
 
     Args:
@@ -78,8 +77,8 @@ class DiffusionClassifier(Frozen):
         levels: NoiseLevels | str,
         *,
         lm: LikelihoodMaximization | str | None = None,
-        gradient: str = "exact",
-        noise: str = "fixed",
+        gradient: str = GradientMode.EXACT,
+        noise: str = NoisePolicy.FIXED,
         noise_seed: int = 0,
         logit_scale: str | float = "sum",
         class_prior: Sequence[float] | None = None,
@@ -87,27 +86,21 @@ class DiffusionClassifier(Frozen):
         class_names: Sequence[str] | None = None,
         precision: str = "float32",
     ) -> None:
-        super().__init__()
         if not isinstance(denoiser, Denoiser):
             raise ConfigError(
                 f"denoiser: expected a rdc.method.denoiser.Denoiser (make_denoiser gives one); got {shown(denoiser)}"
             )
-        if not isinstance(gradient, str) or gradient not in ("exact", "bpda"):
-            raise ConfigError(f'gradient: expected "exact" or "bpda"; got {shown(gradient)}')
+        shape, count = denoiser.image_shape, denoiser.num_classes
+        super().__init__(shape, count, class_names, gradient=gradient, noise=noise, noise_seed=noise_seed)
         refuse_inference_weights(denoiser)
         self.denoiser = denoiser.eval().requires_grad_(False).in_precision(precision)
         self.levels = _levels(levels)
         self.lm = resolve_lm(lm)
         self.scale = resolve_scale(logit_scale, denoiser.image_shape)
         self.logit_scale = logit_scale if isinstance(logit_scale, (str, int, float)) else self.scale
-        self.gradient, self.class_prior = gradient, class_prior
-        self.noise = NoisePlan(noise_seed, noise)
+        self.class_prior = class_prior
         self.memory_budget_mb = memory_budget(memory_budget_mb, self.device)
-        self.num_classes, self.image_shape = denoiser.num_classes, denoiser.image_shape
-        self.class_names = checked_names(class_names, self.num_classes)
-        self.network_evaluations = 0
         self._log_prior = _log_prior(class_prior, self.num_classes)
-        self._draw = 0
         self._bytes: dict[Any, int] = {}  # of one image at one level, or of one image in a step of LM
         self._cache: dict[tuple, tuple[Tensor, ...]] = {}
 
@@ -117,9 +110,7 @@ class DiffusionClassifier(Frozen):
         return {
             "levels": self.levels,
             "lm": self.lm,
-            "gradient": self.gradient,
-            "noise": self.noise.policy,
-            "noise_seed": self.noise.seed,
+            **super().settings(),
             "logit_scale": self.logit_scale,
             "class_prior": self.class_prior,
             "memory_budget_mb": self.memory_budget_mb,
@@ -127,14 +118,8 @@ class DiffusionClassifier(Frozen):
             "precision": self.denoiser.precision,
         }
 
-    def with_(self, **changes: Any) -> DiffusionClassifier:
-        """A classifier with other settings and the same weights (shared, not copied)."""
-        unknown = set(changes) - set(self.settings())
-        if unknown:
-            raise ConfigError(
-                f"settings: expected some of {', '.join(self.settings())}; got {', '.join(sorted(unknown))}"
-            )
-        made = DiffusionClassifier(self.denoiser, **{**self.settings(), **changes})
+    def _changed(self, settings: dict[str, Any]) -> DiffusionClassifier:
+        made = DiffusionClassifier(self.denoiser, **settings)
         if made.denoiser.precision == self.denoiser.precision:
             made._bytes = self._bytes
         return made
@@ -142,20 +127,23 @@ class DiffusionClassifier(Frozen):
     def describe(self) -> dict[str, Any]:
         """Settings as plain JSON values, for reports."""
         return {
+            **super().describe(),
             "levels": {"sigma": list(self.levels.sigma), "weight": list(self.levels.weight), **self.levels.describe()},
             "weighting": self.levels.weighting,
             "lm": None if self.lm is None else self.lm.describe(),
-            "noise": {"policy": self.noise.policy, "seed": self.noise.seed},
-            "head": self.denoiser.head,
-            "gradient": self.gradient,
             "logit_scale": self.logit_scale,
             "precision": self.denoiser.precision,
         }
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are; a CPU where there are none."""
-        return device_of(self.denoiser)
+    def head(self) -> str:
+        """The kind of head of the denoiser."""
+        return self.denoiser.head
+
+    @property
+    def noise(self) -> NoisePlan:
+        """The family of draws that the noise settings stand for."""
+        return NoisePlan(self.noise_seed, self.noise_policy)
 
     @property
     def evaluations_per_image(self) -> int:
@@ -186,11 +174,6 @@ class DiffusionClassifier(Frozen):
         """:meth:`maximize_likelihood`, by the name that every defence has."""
         return self.maximize_likelihood(pixels)
 
-    def redraw(self) -> None:
-        """Go to the next noise draw (policy "fresh" does so by itself in every call)."""
-        if self.noise.policy == "fresh":
-            self._draw += 1
-
     # --- what adaptive attacks ask for ----------------------------------------------------------------------------
     stochastic = True  # the noise policy changes what is computed
 
@@ -199,12 +182,7 @@ class DiffusionClassifier(Frozen):
         """Whether the input is changed first, so that the exact gradient and BPDA differ."""
         return self.lm is not None
 
-    def set_draw(self, draw: int) -> None:
-        """Use this draw in the next call (under policy "fresh" the calls after it go on from there)."""
-        number = as_integer(draw)
-        if number is None:
-            raise ConfigError(f"draw: expected an integer; got {shown(draw)}")
-        self._draw = number
+    has_levels = True  # losses_per_level
 
     @property
     def has_penalty(self) -> bool:
@@ -228,13 +206,13 @@ class DiffusionClassifier(Frozen):
 
         return self._undisturbed(objective, pixels)
 
-    def surrogates(self) -> dict[str, Callable[[Tensor], Tensor]]:
+    def surrogates(self) -> dict[str, Defence]:
         """Stand-ins for a transfer attack: "plain" (no LM), "one-step" (LM with N = 1), "fresh" (other noise)."""
-        found: dict[str, Callable[[Tensor], Tensor]] = {}
+        found: dict[str, Defence] = {}
         if self.lm is not None:
             found["plain"] = self.with_(lm=None)
             found["one-step"] = self.with_(lm=dataclasses.replace(self.lm, steps=1, name="one step"))
-        found["fresh"] = self.with_(noise="fresh", noise_seed=self.noise.seed + 1)
+        found["fresh"] = self.with_(noise=NoisePolicy.FRESH, noise_seed=self.noise_seed + 1)
         return found
 
     # --- parts ----------------------------------------------------------------------------------------------------
@@ -256,11 +234,6 @@ class DiffusionClassifier(Frozen):
         columns = [self._losses(x0, noise[t : t + 1], sigma[t : t + 1], one) for t in range(len(sigma))]
         return torch.stack(columns, dim=1)
 
-    def _next_draw(self) -> int:
-        draw = self._draw
-        self.redraw()
-        return draw
-
     def _uphill(self, x0: Tensor, draw: int) -> Tensor:
         if self.lm is None:
             return x0
@@ -271,10 +244,14 @@ class DiffusionClassifier(Frozen):
         size = items_that_fit(
             self.memory_budget_mb, self._bytes[key], x0.device, "likelihood maximisation of one image"
         )
-        start = x0.detach() if self.gradient == "bpda" else x0
-        parts = (maximize_likelihood(self.denoiser, part, self.lm, draw) for part in start.split(size))
-        moved = joined(parts, len(start))
-        return x0 + (moved - x0).detach() if self.gradient == "bpda" else moved
+
+        def uphill(start: Tensor) -> Tensor:
+            parts = (maximize_likelihood(self.denoiser, part, self.lm, draw) for part in start.split(size))
+            moved = joined(parts, len(start))
+            # under BPDA rounded as a step from the start, as every figure of docs/ was made: the last bit differs from EXACT's
+            return moved if self.gradient == GradientMode.EXACT else start + (moved - start)
+
+        return self._through(uphill, x0)
 
     def _levels_and_noise(self, draw: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         key = (draw, like.device, like.dtype)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from rdc.arguments.scalars import as_flag, as_integer, as_number, shown
+from rdc.contracts import NoisePolicy
 from rdc.errors import ConfigError
 from rdc.execution.opaque import checkpointed, kept_for_later, opaque, opaque_with, transformed, wanted
 from rdc.method.denoiser import Denoiser
@@ -240,7 +241,7 @@ def lm_draw(
     settings: LikelihoodMaximization, step: int, draw: int, image_shape: tuple[int, ...]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What step number ``step`` looks at: sigma [L] and weight [L] float64, noise [L, C, H, W] float32, on the CPU."""
-    plan = NoisePlan(settings.seed, "fresh", stream=1)
+    plan = NoisePlan(settings.seed, NoisePolicy.FRESH, stream=1)
     call = 0 if settings.noise == "same" else step
     position = draw * 4096 + call
     if settings.levels is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rdc.arguments.scalars import as_integer, shown
 from rdc.arguments.seeds import checked_seed, random
+from rdc.contracts import NoisePolicy
 from rdc.errors import ConfigError
 
 __all__ = ["NoisePlan"]
@@ -35,12 +36,11 @@ class NoisePlan:
     """
 
     seed: int = 0
-    policy: str = "fixed"
+    policy: str = NoisePolicy.FIXED
     stream: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.policy, str) or self.policy not in ("fixed", "fresh"):
-            raise ConfigError(f'noise policy: expected "fixed" or "fresh"; got {shown(self.policy)}')
+        object.__setattr__(self, "policy", NoisePolicy.of(self.policy, "noise policy"))
         object.__setattr__(self, "seed", checked_seed(self.seed, "noise_seed"))
         object.__setattr__(self, "stream", checked_seed(self.stream, "noise stream"))
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rdc.contracts import Defence
 from rdc.defences.purified import PurifiedClassifier
 from rdc.defences.purifiers import DiffusionPurifier, LikelihoodPurifier, Purifier
 from rdc.errors import ConfigError
@@ -137,6 +138,6 @@ def _joined(
             f"the diffusion model takes images {list(source.image_shape)}, the classifier {list(classifier.image_shape)}; "
             "choose two for the same images"
         )
-    head = getattr(classifier, "head", type(classifier).__name__)
+    head = classifier.head if isinstance(classifier, Defence) else type(classifier).__name__
     about = {"num_classes": classifier.num_classes, "class_names": classifier.class_names, "name": f"{name} + {head}"}
     return PurifiedClassifier(purifier, classifier, **about, **settings)

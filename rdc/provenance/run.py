@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 import rdc
+from rdc.contracts import Defence
 from rdc.ops.backends import describe
 
 __all__ = ["commit", "versions", "weights_digest"]
 
 
-def weights_digest(model: torch.nn.Module) -> str:
+def weights_digest(model: torch.nn.Module | Defence) -> str:
     """SHA-256 (16 digits) of all parameters and buffers, by name."""
     sha = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

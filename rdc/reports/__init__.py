@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from rdc.contracts import Defence
 from rdc.evaluation import Evaluation
 from rdc.reports.html import html_report
 from rdc.reports.markdown import markdown_report
@@ -16,7 +16,7 @@ from rdc.storage.json_files import write_json
 __all__ = ["Gallery", "gallery", "html_report", "markdown_report", "model_info", "write_reports"]
 
 
-def write_reports(evaluation: Evaluation, classifier: Any) -> dict[str, Path]:
+def write_reports(evaluation: Evaluation, classifier: Defence) -> dict[str, Path]:
     """Write the four files into the run's folder, each atomically.
 
     Args:
@@ -26,12 +26,14 @@ def write_reports(evaluation: Evaluation, classifier: Any) -> dict[str, Path]:
     Returns:
         File name -> path.
     """
-    evaluations_per_image = getattr(classifier, "evaluations_per_image", None)
     texts = {
         "report.html": html_report(evaluation, gallery(evaluation, classifier)),
         "report.md": markdown_report(evaluation),
     }
-    values = {"model_info.json": model_info(evaluation, evaluations_per_image), "report.json": evaluation.report}
+    values = {
+        "model_info.json": model_info(evaluation, classifier.evaluations_per_image),
+        "report.json": evaluation.report,
+    }
     for name, text in texts.items():
         with atomic_write(evaluation.out / name, "w") as file:
             file.write(text)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rdc.contracts import Defence, NoisePolicy
 from rdc.evaluation import Evaluation
 from rdc.evaluation.records import ImageRecord
 
@@ -42,7 +43,7 @@ class Gallery:
     sigma: np.ndarray
 
 
-def gallery(evaluation: Evaluation, classifier: Any) -> Gallery:
+def gallery(evaluation: Evaluation, classifier: Defence) -> Gallery:
     """Choose images and compute what is shown of them; the run's own figures are not touched.
 
     Images broken by the attack come first, then robust ones, of different classes as far as there are any.
@@ -53,23 +54,23 @@ def gallery(evaluation: Evaluation, classifier: Any) -> Gallery:
     clean = evaluation.dataset.pixels(rows).numpy()
     adversarial = evaluation.x_adv[rows]
     model = (
-        classifier.with_(noise="fixed")
+        classifier.with_(noise=NoisePolicy.FIXED)
         if settings.noise != "fresh"
-        else classifier.with_(noise="fresh", noise_seed=settings.seed)
+        else classifier.with_(noise=NoisePolicy.FRESH, noise_seed=settings.seed)
     )
     maximized = None
     if classifier.purifies:
         with torch.no_grad():
             maximized = model.purify(torch.from_numpy(adversarial).to(model.device)).float().cpu().numpy()
     losses, sigma = {}, np.zeros(0)
-    if hasattr(model, "losses_per_level"):
+    if model.has_levels:
         losses, sigma = _losses(model, rows, clean, adversarial, bool(settings.attacks))
     gain = 1 / identity.radius if settings.norm == "linf" and identity.radius else _l2_gain(adversarial - clean)
     return Gallery(rows, clean, adversarial, maximized, gain, losses, sigma)
 
 
 def _losses(
-    model: Any, rows: list[int], clean: np.ndarray, adversarial: np.ndarray, attacked: bool
+    model: Defence, rows: list[int], clean: np.ndarray, adversarial: np.ndarray, attacked: bool
 ) -> tuple[dict[int, tuple[np.ndarray, np.ndarray | None]], np.ndarray]:
     """Weighted class losses per level of three images, and the levels."""
     levels = model.describe()["levels"]

@@ -11,7 +11,7 @@ import rdc.evaluation.run
 from rdc.attacks import ATTACKS, ConfiguredAttack
 from rdc.cli import main
 from rdc.data import Dataset
-from rdc.defences import Defence
+from rdc.defences import BaseDefence
 from rdc.errors import ConfigError, DataError, RdcError
 from rdc.evaluation import EvaluationSettings, accuracy_per_class, accuracy_per_step, evaluate, parse_attacks
 from rdc.evaluation import batch as batch_module
@@ -68,7 +68,7 @@ def same(one: dict, other: dict) -> bool:
     return plain(one) == plain(other)
 
 
-class Stub(Defence):
+class Stub(BaseDefence):
     """A defence made of any function pixels -> logits."""
 
     def __init__(self, function, lm=None):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rdc.data import Dataset
-from rdc.defences import Defence, ForeignDefence, PlainClassifier
+from rdc.defences import BaseDefence, ForeignDefence, PlainClassifier
 from rdc.evaluation import EvaluationSettings, evaluate
 from rdc.evaluation.flags import FLAGS
 from tests.evaluation_models import CLASSES, NAMES, gaussian_classifier, images, labelled_by
@@ -147,7 +147,7 @@ def test_bpda_above_exact(tmp_path, defence, expected):
     assert "bpda-gradient" in raised(model, tmp_path / "bpda", gradient="bpda")
 
 
-class Keyed(Defence):
+class Keyed(BaseDefence):
     """Adds a random direction of each draw to the wrong classes: nothing on clean images, all an attacker needs who knows it."""
 
     stochastic = True

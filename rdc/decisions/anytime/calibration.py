@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rdc.contracts import NoisePolicy
 from rdc.errors import ConfigError, InputError, one_line
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.levels import MOST_LEVELS
@@ -304,7 +305,7 @@ def fingerprint(classifier: DiffusionClassifier) -> str:
 def _check_settings(classifier: DiffusionClassifier, error_rate: float, confidence: float) -> None:
     if not isinstance(classifier, DiffusionClassifier):
         raise ConfigError(f"anytime decisions: expected a DiffusionClassifier; got {type(classifier).__name__}")
-    if classifier.noise.policy != "fixed":
+    if classifier.noise_policy != NoisePolicy.FIXED:
         raise ConfigError('anytime decisions: expected noise="fixed", so that there is one full decision; got "fresh"')
     if not 0 < error_rate < 0.5 or not 0 < confidence < 1:
         raise ConfigError(

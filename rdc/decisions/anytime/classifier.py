@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rdc.arguments.seeds import checked_seed
+from rdc.contracts import BaseDefence, Defence, NoisePolicy
 from rdc.decisions.anytime.calibration import (
     AnytimeCalibration,
     _check_settings,
@@ -17,7 +17,6 @@ from rdc.decisions.anytime.calibration import (
     fingerprint,
     prior_scores,
 )
-from rdc.defences.base import Defence
 from rdc.errors import ConfigError
 from rdc.execution.surroundings import undisturbed
 from rdc.method.classifier import DiffusionClassifier
@@ -41,7 +40,7 @@ class AnytimeResult:
     passes: Tensor
 
 
-class AnytimeClassifier(Defence):
+class AnytimeClassifier(BaseDefence):
     """A diffusion classifier whose decisions stop early (clean inference only, see ``rdc.decisions.anytime``).
 
     Args:
@@ -68,7 +67,7 @@ class AnytimeClassifier(Defence):
             classifier.image_shape, classifier.num_classes, classifier.class_names, gradient=classifier.gradient
         )
         self.classifier, self.error_rate, self.calibration = classifier, error_rate, None
-        self.noise_seed = classifier.noise.seed
+        self.noise_seed = classifier.noise_seed
         self.head = f"{classifier.denoiser.head}, anytime"
         if calibration is not None:
             self.use(calibration)
@@ -209,20 +208,13 @@ class AnytimeClassifier(Defence):
         return torch.cat(found)
 
     # --- what an evaluation asks for ------------------------------------------------------------------------------
-    def with_(self, **changes: Any) -> AnytimeClassifier:
-        """``gradient`` ("exact" or "bpda") changed; ``noise`` and ``noise_seed`` are accepted and change nothing: the rule is
-        calibrated for one draw."""
-        unknown = set(changes) - {"gradient", "noise", "noise_seed"}
-        if unknown:
-            raise ConfigError(
-                f"settings: expected gradient, noise, noise_seed; got {', '.join(sorted(unknown))}. Change the classifier first, "
-                "then calibrate it again"
-            )
-        made = copy.copy(self)
-        made._modules = dict(self._modules)
-        made.gradient = changes.get("gradient", self.gradient)
-        made.network_evaluations = 0
-        made._check()
+    _no_other_setting = "Change the classifier first, then calibrate it again"
+
+    def _changed(self, settings: dict[str, Any]) -> AnytimeClassifier:
+        """``gradient`` changed; ``noise`` and ``noise_seed`` are accepted and change nothing: the rule is calibrated for one draw."""
+        NoisePolicy.of(settings["noise"], "noise")
+        checked_seed(settings["noise_seed"], "noise_seed")
+        made = super()._changed({**self.settings(), "gradient": settings["gradient"]})
         made.classifier = self.classifier.with_(gradient=made.gradient)
         return made
 
@@ -254,9 +246,9 @@ class AnytimeClassifier(Defence):
         """Whether :meth:`penalty` can be asked for."""
         return self.classifier.has_penalty
 
-    def surrogates(self) -> dict[str, Callable[[Tensor], Tensor]]:
+    def surrogates(self) -> dict[str, Defence]:
         """The classifier's own, and "full": the full decision."""
-        return {"full": self.classifier, **self.classifier.surrogates()}
+        return {"full": self.classifier.with_(), **self.classifier.surrogates()}
 
 
 def _scattered(left: list[tuple[Tensor, Tensor]], count: int) -> Tensor:

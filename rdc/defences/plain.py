@@ -1,0 +1,82 @@
+"""Any callable pixels -> logits as a defence, and how somebody's function is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from rdc.contracts import BaseDefence
+from rdc.errors import ConfigError, InputError
+from rdc.execution.frozen import at_rest
+
+__all__ = ["PlainClassifier", "call_model", "checked_logits"]
+
+
+class PlainClassifier(BaseDefence):
+    """Any callable pixels [N, C, H, W] float32 in [0, 1] -> logits [N, K].
+
+    Args:
+        model: an ``nn.Module`` or a function. What it returns is checked in every call. A module is lent: during a call it is in
+            evaluation mode and its weights ask for no gradient, afterwards it is as the caller left it; and it gets a copy of the
+            pixels, so that it may change them. The caller's autocast and inference mode reach it.
+        image_shape, num_classes, class_names, settings: as of :class:`rdc.contracts.BaseDefence`.
+        name: for reports, e.g. ``"resnet"``.
+
+    Raises:
+        InputError: in a call, if the answer is not a floating tensor [N, K], or the model raised.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        *,
+        image_shape: Sequence[int],
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        name: str = "discriminative",
+        **settings: Any,
+    ) -> None:
+        super().__init__(image_shape, num_classes, class_names, **settings)
+        self.model, self.head = model, name
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        self.network_evaluations += len(pixels)
+        with at_rest(self.model):
+            logits = call_model(self.model, pixels, self.head)
+        return checked_logits(logits, pixels, self.num_classes, self.head)
+
+
+def call_model(function: Callable[..., Any], pixels: Tensor, name: str) -> Any:
+    """Call somebody's function on a copy of the pixels; what it raises becomes an InputError that names it."""
+    try:
+        return function(pixels.clone())
+    except (InputError, ConfigError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"model {name} raised {type(error).__name__} on pixels {list(pixels.shape)} {pixels.dtype}: {error}. "
+            "RDC_DEBUG=1 shows where"
+        ) from error
+
+
+def checked_logits(logits: Any, pixels: Tensor, num_classes: int | None, name: str) -> Tensor:
+    """Refuse an answer that is no floating tensor [N, K].
+
+    Raises:
+        InputError: says what came and what to do.
+    """
+    if not isinstance(logits, Tensor):
+        hint = ": attacks need gradients through it, so let it compute with torch to the end"
+        kind = f"{type(logits).__module__}.{type(logits).__name__}"
+        raise InputError(f"model {name}: expected logits as a torch tensor [N, K]; got {kind}{hint}")
+    expected = f"[{len(pixels)}, {'K' if num_classes is None else num_classes}]"
+    right = logits.ndim == 2 and len(logits) == len(pixels) and logits.shape[1] >= 2
+    if not right or (num_classes is not None and logits.shape[1] != num_classes):
+        raise InputError(
+            f"model {name}: expected logits {expected} for pixels {list(pixels.shape)}; got shape {list(logits.shape)}"
+        )
+    if not logits.is_floating_point():
+        raise InputError(f"model {name}: expected floating logits; got {logits.dtype}. Return scores, not decisions")
+    return logits
