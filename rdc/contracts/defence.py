@@ -131,7 +131,7 @@ class Defence(Protocol):
         ...
 
     def purify(self, pixels: Tensor) -> Tensor:
-        """The image [N, C, H, W] that is classified in place of the pixels; the pixels themselves if it does not purify.
+        """The image [N, C, H, W] that is classified in place of the pixels; the pixels themselves, to rounding, if it does not purify.
 
         Takes no draw: it is the purification of the next call.
         """
