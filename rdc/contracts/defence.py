@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,7 +24,8 @@ class Defence(Protocol):
 
     A defence is in evaluation mode for good, its weights ask for no gradient during a call, and it treats each image of a batch by itself.
     ``DiffusionClassifier``, ``PlainClassifier``, ``PurifiedClassifier``, ``ForeignDefence`` and ``AnytimeClassifier`` are
-    defences; ``rdc.defences.as_defence`` makes one of anything else, and :class:`rdc.contracts.BaseDefence` is the class to derive from.
+    defences; ``rdc.defences.as_defence`` makes one of anything else, and :class:`rdc.contracts.BaseDefence` is the class to derive
+    from, never this one.
     """
 
     #: images times network passes since it was made; whoever counts sets it to 0
@@ -69,6 +71,7 @@ class Defence(Protocol):
         """Network passes for one decision about one image, at most; 1 where what happens inside is not known."""
         ...
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Settings as plain JSON values: at least ``levels``, ``weighting``, ``lm``, ``noise``, ``head`` and ``gradient``.
 
@@ -102,6 +105,7 @@ class Defence(Protocol):
         """The noise policy changes what it computes."""
         ...
 
+    @abstractmethod
     def with_(self, **changes: Any) -> Defence:
         """The same defence (weights shared) with ``gradient``, ``noise`` or ``noise_seed`` changed.
 

@@ -120,6 +120,14 @@ def test_what_is_no_defence():
         assert not isinstance(stranger, Defence)
 
 
+def test_nobody_derives_from_the_protocol():
+    class Mine(Defence):
+        pass
+
+    with pytest.raises(TypeError, match="abstract"):
+        Mine()
+
+
 def test_a_defence_is_taken_as_it_is(model):
     assert as_defence(model, pixels()) is model
 

@@ -11,7 +11,7 @@ import torch
 
 from rdc.attacks import AttackResult
 from rdc.data import Dataset
-from rdc.defences import Defence
+from rdc.defences import BaseDefence
 from rdc.errors import InputError
 from rdc.evaluation import EvaluationSettings, accuracy_per_class, evaluate
 from rdc.evaluation import batch as batch_module
@@ -21,7 +21,7 @@ SHAPE, DRAWS = (1, 2, 2), 4  # pixels: right answers in DRAWS submissions, the l
 ONE_WRONG, TWO_WRONG = 0, 8
 
 
-class Scripted(Defence):
+class Scripted(BaseDefence):
     """Right in the first so many draws of every four, then wrong: always by one class, or by two in turn."""
 
     stochastic = True
