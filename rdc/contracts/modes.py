@@ -18,7 +18,9 @@ class _Word(str, Enum):
 
     __str__ = str.__str__
     __repr__ = str.__repr__
-    __format__ = str.__format__
+
+    def __format__(self, format_spec: str) -> str:
+        return format(str(self), format_spec)
 
     @classmethod
     def of(cls: type[Kind], value: object, name: str) -> Kind:

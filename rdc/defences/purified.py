@@ -104,5 +104,11 @@ class PurifiedClassifier(BaseDefence):
     def _plain(self) -> Defence:
         if isinstance(self.classifier, BaseDefence):
             return self.classifier.with_()
-        about = {"image_shape": self.image_shape, "num_classes": self.num_classes, "class_names": self.class_names}
-        return PlainClassifier(self.classifier, name=self.head, device=self.device, **about)
+        return PlainClassifier(
+            self.classifier,
+            image_shape=self.image_shape,
+            num_classes=self.num_classes,
+            class_names=self.class_names,
+            name=self.head,
+            device=self.device,
+        )
