@@ -136,7 +136,9 @@ def _short_attacks(probe: _Probe, classifier: Defence, settings: EvaluationSetti
     path, gradient = probe.path(eps)
     found = Sanity(probe.n, (whole, twice), (short, whole), large, path, gradient)
     if classifier.purifies and settings.policies[0] == "known":
-        exact, bpda = (probe.attack(eps, steps, gradient=mode).accuracy for mode in (GradientMode.EXACT, GradientMode.BPDA))
+        exact, bpda = (
+            probe.attack(eps, steps, gradient=mode).accuracy for mode in (GradientMode.EXACT, GradientMode.BPDA)
+        )
         found = dataclasses.replace(found, bpda=GradientShares(exact, bpda))
     if classifier.stochastic and settings.noise == "known":
         found = dataclasses.replace(found, fresh=NoiseShares(whole.accuracy, probe.fresh(eps, steps)))

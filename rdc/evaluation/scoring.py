@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class Score:
     predicted: Tensor
 
 
-def submit(model: Any, pixels: Tensor, labels: Tensor, times: int) -> Score:
+def submit(model: Callable[[Tensor], Tensor], pixels: Tensor, labels: Tensor, times: int) -> Score:
     """Classify [n, C, H, W] pixels ``times`` times; an answer with NaN is no vote, and wrong."""
     with torch.no_grad():
         draws = torch.stack([model(pixels) for _ in range(times)])
