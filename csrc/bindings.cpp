@@ -1,18 +1,21 @@
-// The Python module rdc._C. Addresses come in as integers (tensor.data_ptr()); rdc/ops checks shapes, types and devices first.
+// The Python module rdc._C. Tensors come in as DLPack capsules, so that device, type, shape and layout are checked here (array.h), and no
+// header of torch is needed.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <array>
 #include <stdexcept>
 #include <string>
 
+#include "array.h"
 #include "multihead_loss.h"
 
 namespace py = pybind11;
+namespace dlpack = rdc::dlpack;
+using rdc::Arrays;
 using rdc::CpuIsa;
 
 namespace {
-
-using Stride = std::array<int64_t, 4>;
 
 CpuIsa parse_isa(const std::string& wanted) {
   for (CpuIsa isa : {CpuIsa::baseline, CpuIsa::avx2, CpuIsa::avx512, CpuIsa::avx512bf16})
@@ -28,91 +31,112 @@ void check(rdc::Status status) {
   if (status) throw std::runtime_error(std::string("multihead_loss: ") + status);
 }
 
-template <typename P>
-P at(uintptr_t address) {
-  return reinterpret_cast<P>(address);
-}
+constexpr const char* op = "multihead_loss";
 
-Stride strides(const py::tuple& t) {
-  return {t[0].cast<int64_t>(), t[1].cast<int64_t>(), t[2].cast<int64_t>(), t[3].cast<int64_t>()};
-}
-
-rdc::MultiheadLossInputs inputs(const py::tuple& shape, bool bf16, const py::tuple& h_stride, const py::tuple& pointers) {
+// The five inputs, and what their shapes and types say.
+struct Inputs : Arrays {
   rdc::MultiheadLossInputs in{};
-  auto s = [&](int i) { return shape[i].cast<int64_t>(); };
-  auto p = [&](int i) { return pointers[i].cast<uintptr_t>(); };
-  in.shape = {s(0), s(1), s(2), s(3), s(4), s(5), s(6)};
-  in.dtype = bf16 ? rdc::DType::bfloat16 : rdc::DType::float32;
-  Stride st = strides(h_stride);
-  for (int i = 0; i < 4; ++i) in.h_stride[i] = st[i];
-  in.h = at<const void*>(p(0));
-  in.weight = at<const void*>(p(1));
-  in.bias = at<const void*>(p(2));
-  in.target = at<const void*>(p(3));
-  in.level_weight = at<const float*>(p(4));
-  return in;
-}
+  dlpack::Type type{};
 
-rdc::MultiheadLossGradients gradients(const py::tuple& h_stride, const py::tuple& pointers) {
-  rdc::MultiheadLossGradients out{};
-  auto p = [&](int i) { return pointers[i].cast<uintptr_t>(); };
-  Stride st = strides(h_stride);
-  for (int i = 0; i < 4; ++i) out.h_stride[i] = st[i];
-  out.grad_loss = at<const float*>(p(0));
-  out.h = at<void*>(p(1));
-  out.weight = at<void*>(p(2));
-  out.bias = at<void*>(p(3));
-  out.target = at<void*>(p(4));
-  out.level_row = at<float*>(p(5));
-  return out;
-}
+  Inputs(dlpack::DeviceType device, py::handle h, py::handle weight, py::handle bias, py::handle target, py::handle level_weight)
+      : Arrays(op, device) {
+    const dlpack::Tensor& features = any("h", h, 4);
+    const int64_t rows = features.shape[0], c = features.shape[1], H = features.shape[2], W = features.shape[3];
+    const int64_t T = any("level_weight", level_weight, 1).shape[0], C = any("target", target, 4).shape[1];
+    const int64_t outputs = any("bias", bias, 1).shape[0];
+    if (T < 1 || rows % T) fail("level_weight", "expected a divisor of the " + std::to_string(rows) + " rows, got " + std::to_string(T) + " levels");
+    if (C < 1 || outputs % C) fail("bias", "expected a multiple of " + std::to_string(C) + " channels, got " + std::to_string(outputs));
+    type = features.type.code == dlpack::bfloat ? bfloat16 : float32;
+    in.shape = {rows / T, T, c, H, W, outputs / C, C};
+    in.dtype = type.code == dlpack::bfloat ? rdc::DType::bfloat16 : rdc::DType::float32;
+    in.h = strided("h", h, type, {rows, c, H, W}, in.h_stride);
+    in.weight = dense("weight", weight, type, {outputs, c, 3, 3});
+    in.bias = dense("bias", bias, type, {outputs});
+    in.target = dense("target", target, type, {rows, C, H, W});
+    in.level_weight = static_cast<const float*>(dense("level_weight", level_weight, float32, {T}));
+  }
+
+  float* loss(py::handle capsule) { return static_cast<float*>(dense("loss", capsule, float32, {in.shape.N, in.shape.K})); }
+
+  void* kept(py::handle capsule) {
+    return capsule.is_none() ? nullptr : dense("kept", capsule, type, {in.shape.rows(), in.shape.H * in.shape.W, rdc::kept_outputs(in.shape)});
+  }
+
+  double* row_loss(py::handle capsule) {
+    return capsule.is_none() ? nullptr : static_cast<double*>(dense("row_loss", capsule, float64, {in.shape.rows(), in.shape.K}));
+  }
+
+  float* scratch(py::handle capsule, bool backward) {
+    return static_cast<float*>(dense("scratch", capsule, float32, {rdc::multihead_loss_cuda_scratch(in.shape, backward)}));
+  }
+
+  // of (h, weight, bias, target, level_row); None: not wanted
+  rdc::MultiheadLossGradients gradients(py::handle grad_loss, const py::tuple& of) {
+    if (of.size() != 5) fail("gradients", "expected five, or None for those not wanted");
+    const auto& s = in.shape;
+    rdc::MultiheadLossGradients out{};
+    out.grad_loss = static_cast<const float*>(dense("grad_loss", grad_loss, float32, {s.N, s.K}));
+    if (!of[0].is_none()) out.h = strided("gradient of h", of[0], type, {s.rows(), s.c, s.H, s.W}, out.h_stride);
+    if (!of[1].is_none()) out.weight = dense("gradient of weight", of[1], type, {s.outputs(), s.c, 3, 3});
+    if (!of[2].is_none()) out.bias = dense("gradient of bias", of[2], type, {s.outputs()});
+    if (!of[3].is_none()) out.target = dense("gradient of target", of[3], type, {s.rows(), s.C, s.H, s.W});
+    if (!of[4].is_none()) out.level_row = static_cast<float*>(dense("level_row", of[4], float32, {s.rows()}));
+    return out;
+  }
+};
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Native kernels of rdc: raw addresses in, nothing of torch inside.";
+  m.doc() = "Native kernels of rdc: tensors in as DLPack capsules, nothing of torch inside.";
   m.def("cpu_isa", [] { return rdc::name(rdc::best_cpu_isa()); }, "The best compiled instruction set this processor runs.");
   m.def("cuda_built", &rdc::cuda_built);
   m.def("cuda_status", &rdc::cuda_status);
 
-  // shape: (N, T, c, H, W, K, C); pointers: (h, weight, bias, target, level_weight); out: (grad_loss, h, weight, bias, target, level_row)
-  // kept, row_loss: addresses of what the forward pass keeps (multihead_loss.h), or 0
-  m.def("multihead_loss_cpu_forward", [](py::tuple shape, bool bf16, py::tuple h_stride, py::tuple pointers, uintptr_t loss, uintptr_t kept,
-                                         uintptr_t row_loss, int threads, const std::string& isa) {
-    auto in = inputs(shape, bf16, h_stride, pointers);
+  // Tensors as DLPack capsules: h, weight, bias, target, level_weight, then what is written. None: not wanted, or not kept.
+  m.def("multihead_loss_cpu_forward", [](py::object h, py::object weight, py::object bias, py::object target, py::object level_weight,
+                                         py::object loss, py::object kept, py::object row_loss, int threads, const std::string& isa) {
+    Inputs given(dlpack::cpu, h, weight, bias, target, level_weight);
+    float* total = given.loss(loss);
+    void* residuals = given.kept(kept);
+    double* rows = given.row_loss(row_loss);
     CpuIsa which = parse_isa(isa);
     rdc::Status status;
     {
       py::gil_scoped_release release;
-      status = rdc::multihead_loss_cpu_forward(in, at<float*>(loss), at<void*>(kept), at<double*>(row_loss), threads, which);
+      status = rdc::multihead_loss_cpu_forward(given.in, total, residuals, rows, threads, which);
     }
     check(status);
   });
-  m.def("multihead_loss_cpu_backward", [](py::tuple shape, bool bf16, py::tuple h_stride, py::tuple pointers, py::tuple grad_h_stride,
-                                          py::tuple out_pointers, uintptr_t kept, int threads, const std::string& isa) {
-    auto in = inputs(shape, bf16, h_stride, pointers);
-    auto out = gradients(grad_h_stride, out_pointers);
+  m.def("multihead_loss_cpu_backward", [](py::object h, py::object weight, py::object bias, py::object target, py::object level_weight,
+                                          py::object grad_loss, py::tuple gradients, py::object kept, int threads, const std::string& isa) {
+    Inputs given(dlpack::cpu, h, weight, bias, target, level_weight);
+    auto out = given.gradients(grad_loss, gradients);
+    const void* residuals = given.kept(kept);
     CpuIsa which = parse_isa(isa);
     rdc::Status status;
     {
       py::gil_scoped_release release;
-      status = rdc::multihead_loss_cpu_backward(in, out, at<const void*>(kept), threads, which);
+      status = rdc::multihead_loss_cpu_backward(given.in, out, residuals, threads, which);
     }
     check(status);
   });
-  m.def("multihead_loss_cuda_scratch", [](py::tuple shape, bool backward) {
-    auto s = [&](int i) { return shape[i].cast<int64_t>(); };
-    return rdc::multihead_loss_cuda_scratch({s(0), s(1), s(2), s(3), s(4), s(5), s(6)}, backward);
+  // shape: (N, T, c, H, W, K, C); how many float32 of scratch memory the kernels want
+  m.def("multihead_loss_cuda_scratch", [](std::array<int64_t, 7> s, bool backward) {
+    return rdc::multihead_loss_cuda_scratch({s[0], s[1], s[2], s[3], s[4], s[5], s[6]}, backward);
   });
-  m.def("multihead_loss_cuda_forward", [](py::tuple shape, bool bf16, py::tuple h_stride, py::tuple pointers, uintptr_t loss,
-                                          uintptr_t scratch, int device, uintptr_t stream) {
-    auto in = inputs(shape, bf16, h_stride, pointers);
-    check(rdc::multihead_loss_cuda_forward(in, at<float*>(loss), at<float*>(scratch), device, at<void*>(stream)));
+  m.def("multihead_loss_cuda_forward", [](py::object h, py::object weight, py::object bias, py::object target, py::object level_weight,
+                                          py::object loss, py::object scratch, uintptr_t stream) {
+    Inputs given(dlpack::cuda, h, weight, bias, target, level_weight);
+    float* total = given.loss(loss);
+    float* work = given.scratch(scratch, false);
+    check(rdc::multihead_loss_cuda_forward(given.in, total, work, given.number(), reinterpret_cast<void*>(stream)));
   });
-  m.def("multihead_loss_cuda_backward", [](py::tuple shape, bool bf16, py::tuple h_stride, py::tuple pointers, py::tuple grad_h_stride,
-                                           py::tuple out_pointers, uintptr_t scratch, int device, uintptr_t stream) {
-    auto in = inputs(shape, bf16, h_stride, pointers);
-    auto out = gradients(grad_h_stride, out_pointers);
-    check(rdc::multihead_loss_cuda_backward(in, out, at<float*>(scratch), device, at<void*>(stream)));
+  m.def("multihead_loss_cuda_backward", [](py::object h, py::object weight, py::object bias, py::object target, py::object level_weight,
+                                           py::object grad_loss, py::tuple gradients, py::object scratch, uintptr_t stream) {
+    Inputs given(dlpack::cuda, h, weight, bias, target, level_weight);
+    auto out = given.gradients(grad_loss, gradients);
+    float* work = given.scratch(scratch, true);
+    check(rdc::multihead_loss_cuda_backward(given.in, out, work, given.number(), reinterpret_cast<void*>(stream)));
   });
 }

@@ -5,8 +5,12 @@ On a GPU they are right and slower than torch; see docs/kernels.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.utils.dlpack import to_dlpack
 
 from rdc.ops import _native
 from rdc.ops._outputs import empty_gradients, empty_loss
@@ -15,15 +19,17 @@ from rdc.ops.multihead_autograd import double_backward, gradients, save_backward
 __all__ = ["backward_op", "forward_op", "keeps_residuals", "keeps_row_loss"]
 
 
-def _arguments(
-    h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor
-) -> tuple[tuple, list[Tensor]]:
-    """What every kernel takes first, and the tensors that must stay alive while it runs. h is used as it lies in memory."""
-    rows, c, height, width = h.shape
-    channels, levels = target.shape[1], level_weight.shape[0]
-    alive = [h, weight.contiguous(), bias.contiguous(), target.contiguous(), level_weight.contiguous()]
-    shape = (rows // levels, levels, c, height, width, weight.shape[0] // channels, channels)
-    return (shape, h.dtype == torch.bfloat16, tuple(h.stride()), tuple(t.data_ptr() for t in alive)), alive
+Capsules = list[Any]  #: of DLPack, for the binding, which checks what is in them
+
+
+def _inputs(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor) -> Capsules:
+    """What every kernel takes first; a capsule keeps its tensor alive. h is used as it lies in memory."""
+    return [to_dlpack(h), *(to_dlpack(t.contiguous()) for t in (weight, bias, target, level_weight))]
+
+
+def _given(tensor: Tensor, wanted: bool = True) -> Any:
+    """A tensor for the binding; None if it is not wanted or has no elements."""
+    return to_dlpack(tensor) if wanted and tensor.numel() else None
 
 
 def keeps_residuals(h: Tensor, weight: Tensor, *others: Tensor) -> bool:
@@ -38,18 +44,31 @@ def keeps_row_loss(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and tensors[-1].requires_grad and tensors[0].device.type == "cpu"
 
 
-def _launch(name: str, arguments: tuple, kept: list[Tensor], device: torch.device) -> None:
-    """kept: what the CPU's forward pass keeps for the backward pass, or empty tensors."""
+def _launch(name: str, inputs: Capsules, outputs: tuple, kept: list[Tensor], sizes: Sequence[int], h: Tensor) -> None:
+    """Run a kernel.
+
+    Args:
+        name: "forward" or "backward".
+        inputs, outputs: for the binding, see csrc/bindings.cpp.
+        kept: what the CPU's forward pass keeps for the backward pass, or empty tensors.
+        sizes: N, T, c, H, W, K, C.
+        h: for its device.
+    """
     native = _native.extension()
-    if device.type == "cpu":
+    if h.device.type == "cpu":
         kernel = getattr(native, f"multihead_loss_cpu_{name}")
-        pointers = (k.data_ptr() if k.numel() else 0 for k in kept)
-        kernel(*arguments, *pointers, torch.get_num_threads(), _native.cpu_isa())
+        kernel(*inputs, *outputs, *map(_given, kept), torch.get_num_threads(), _native.cpu_isa())
         return
-    floats = native.multihead_loss_cuda_scratch(arguments[0], name == "backward")
-    scratch = torch.empty(floats, dtype=torch.float32, device=device)  # freed in stream order by torch's allocator
-    stream = torch.cuda.current_stream(device).cuda_stream
-    getattr(native, f"multihead_loss_cuda_{name}")(*arguments, scratch.data_ptr(), device.index or 0, stream)
+    floats = native.multihead_loss_cuda_scratch(sizes, name == "backward")
+    scratch = torch.empty(floats, dtype=torch.float32, device=h.device)  # freed in stream order by torch's allocator
+    stream = torch.cuda.current_stream(h.device).cuda_stream
+    getattr(native, f"multihead_loss_cuda_{name}")(*inputs, *outputs, to_dlpack(scratch), stream)
+
+
+def _sizes(h: Tensor, weight: Tensor, target: Tensor, level_weight: Tensor) -> tuple[int, ...]:
+    """N, T, c, H, W, K, C."""
+    levels, channels = level_weight.shape[0], target.shape[1]
+    return (h.shape[0] // levels, levels, *h.shape[1:], weight.shape[0] // channels, channels)
 
 
 @torch.library.custom_op("rdc::multihead_loss", mutates_args=(), device_types=("cpu", "cuda"))
@@ -60,11 +79,10 @@ def forward_op(
 
     ``keep``: residuals [N*T, H*W, K*C rounded up to a multiple of 16]; ``keep_rows``: losses of rows [N*T, K], float64.
     """
-    arguments, alive = _arguments(h, weight, bias, target, level_weight)
     loss, *kept = _empty_results(h, weight, target, level_weight, keep, keep_rows)
     if loss.numel() and h.numel():
-        _launch("forward", (*arguments, loss.data_ptr()), kept, h.device)
-    del alive
+        inputs, sizes = _inputs(h, weight, bias, target, level_weight), _sizes(h, weight, target, level_weight)
+        _launch("forward", inputs, (to_dlpack(loss),), kept, sizes, h)
     return loss, *kept
 
 
@@ -98,16 +116,13 @@ def backward_op(
     grads = empty_gradients(h, weight, bias, target, level_weight, wanted)
     if not grad_loss.numel() or not any(wanted):
         return [g.zero_() for g in grads]
-    arguments, alive = _arguments(h, weight, bias, target, level_weight)
     upstream = grad_loss.to(torch.float32).contiguous()  # may arrive with stride 0
     in_kernel = [*wanted[:4], wanted[4] and h.device.type != "cpu"]
     level_row = torch.empty(h.shape[0] if in_kernel[4] else 0, dtype=torch.float32, device=h.device)
-    outputs = [upstream, *grads[:4], level_row]
-    pointers = tuple(t.data_ptr() if want else 0 for t, want in zip(outputs, [True, *in_kernel], strict=True))
-    strides = tuple(grads[0].stride()) if wanted[0] else (0,) * 4
     if any(in_kernel):
-        _launch("backward", (*arguments, strides, pointers), [kept], h.device)
-    del alive
+        inputs, sizes = _inputs(h, weight, bias, target, level_weight), _sizes(h, weight, target, level_weight)
+        outputs = tuple(_given(t, want) for t, want in zip([*grads[:4], level_row], in_kernel, strict=True))
+        _launch("backward", inputs, (to_dlpack(upstream), outputs), [kept], sizes, h)
     if in_kernel[4]:
         grads[4] = level_row.view(-1, level_weight.shape[0]).sum(0)
     elif wanted[4]:

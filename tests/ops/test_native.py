@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.dlpack import to_dlpack
 
 from rdc.errors import ConfigError
 from rdc.ops import _native, backends
@@ -81,3 +82,71 @@ def test_other_devices_have_a_reason():
 def test_unknown_backend():
     with pytest.raises(ConfigError, match="'auto', 'native', 'triton', 'gram' or 'reference'"):
         multihead_loss(*arguments(), backend="cuda")
+
+
+# --- The binding believes nothing: whatever Python passes by mistake, no address is used before shapes, types and layouts fit ------------
+
+
+def operands():
+    """N, T, c, H, W, K, C = 2, 2, 3, 4, 5, 3, 1."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((4, 3, 4, 5), (3, 3, 3, 3), (3,), (4, 1, 4, 5), (2,))
+    return [torch.randn(shape, generator=draw) for shape in shapes]
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("place", "wrong", "message"),
+    [
+        (0, torch.zeros(4, 3, 4), "h: expected 4 dimensions, got 3"),
+        (0, torch.zeros(4, 3, 4, 5, dtype=torch.float64), r"h: expected float32, got float64"),
+        (0, torch.zeros(5, 3, 4, 5), "level_weight: expected a divisor of the 5 rows, got 2 levels"),
+        (1, torch.zeros(3, 3, 3, 2), r"weight: expected shape \[3, 3, 3, 3\], got \[3, 3, 3, 2\]"),
+        (1, torch.zeros(3, 3, 3, 3).bfloat16(), "weight: expected float32, got bfloat16"),
+        (1, torch.zeros(3, 3, 3, 6)[..., ::2], "weight: expected a dense row-major tensor"),
+        (2, torch.zeros(3, dtype=torch.int32), "bias: expected float32, got int32"),
+        (3, torch.zeros(4, 2, 4, 5), "bias: expected a multiple of 2 channels, got 3"),
+        (3, torch.zeros(1).expand(4, 1, 4, 5), "target: expected a dense row-major tensor"),
+        (4, torch.zeros(2, dtype=torch.float64), "level_weight: expected float32, got float64"),
+        (5, torch.zeros(2, 4), r"loss: expected shape \[2, 3\], got \[2, 4\]"),
+        (6, torch.zeros(4, 20, 15), r"kept: expected shape \[4, 20, 16\], got \[4, 20, 15\]"),
+        (7, torch.zeros(4, 3), "row_loss: expected float64, got float32"),
+        (0, 140737488355328, "h: expected a DLPack capsule"),
+    ],
+)
+def test_the_binding_checks_what_it_gets(place, wrong, message):
+    tensors = [*operands(), torch.zeros(2, 3), torch.zeros(4, 20, 16), torch.zeros(4, 3, dtype=torch.float64)]
+    kernel = _native.extension().multihead_loss_cpu_forward
+    kernel(*map(to_dlpack, tensors), 1, _native.cpu_isa())  # as it should be
+    torch.testing.assert_close(tensors[5], multihead_loss(*tensors[:5], backend="reference"), rtol=1e-5, atol=1e-5)
+    handed = [to_dlpack(t) for t in tensors]
+    handed[place] = to_dlpack(wrong) if isinstance(wrong, torch.Tensor) else wrong
+    with pytest.raises(ValueError, match=f"multihead_loss: {message}"):
+        kernel(*handed, 1, _native.cpu_isa())
+
+
+@needs_extension
+def test_the_binding_checks_gradients():
+    tensors = operands()
+    kernel = _native.extension().multihead_loss_cpu_backward
+    upstream, grads = torch.ones(2, 3), [torch.empty_like(t) for t in tensors[:4]]
+    handed = [*map(to_dlpack, tensors), to_dlpack(upstream)]
+    kernel(*handed, (*map(to_dlpack, grads), None), None, 1, _native.cpu_isa())
+    leaves = [t.clone().requires_grad_() for t in tensors[:4]]
+    loss = multihead_loss(*leaves, tensors[4], backend="reference")
+    for found, expected in zip(grads, torch.autograd.grad(loss.sum(), leaves), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    wrong = (to_dlpack(grads[0]), to_dlpack(grads[0]), None, None, None)
+    with pytest.raises(ValueError, match=r"gradient of weight: expected shape \[3, 3, 3, 3\], got \[4, 3, 4, 5\]"):
+        kernel(*handed, wrong, None, 1, _native.cpu_isa())
+    with pytest.raises(ValueError, match="gradients: expected five"):
+        kernel(*handed, wrong[:4], None, 1, _native.cpu_isa())
+
+
+@pytest.mark.skipif(
+    not _native.extension().cuda_built() if not _native.why_not("cpu") else True, reason="no CUDA kernels"
+)
+def test_the_cuda_binding_refuses_tensors_elsewhere():
+    kernel = _native.extension().multihead_loss_cuda_forward
+    with pytest.raises(ValueError, match="expected device type 2, got 1"):
+        kernel(*map(to_dlpack, operands()), to_dlpack(torch.zeros(2, 3)), to_dlpack(torch.zeros(1)), 0)
