@@ -88,10 +88,17 @@ def about() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "isa": found["cpu"]["isa"],
         "commit": commit(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": _command(),
         "date": time.strftime("%Y-%m-%d"),
         "versions": versions(torch.device("cpu")),
     }
+
+
+def _command() -> str:
+    """As it can be given again: ``python -m benchmarks.studies.speed ...``."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    start = sys.argv[:1] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
+    return shlex.join(["python", *start, *sys.argv[1:]])
 
 
 def _cpu_name() -> str:
