@@ -207,7 +207,8 @@ def _notes(cells: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
             )
             lines += ["", *textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)]
     if any(map(weakened, cells.values())):
-        lines += ["", "† Of **one** LM step, not five: a fault left the defence so when attacks asked for its surrogates. Not measured again yet."]
+        text = "a fault left the defence so when attacks asked for its surrogates. Not measured again yet."
+        lines += ["", f"† Of **one** LM step, not five: {text}"]
     return lines
 
 
@@ -236,7 +237,9 @@ def _number(name: str, threat: str, report: dict[str, Any]) -> str:
     if after < before:
         rate, mark = {"accuracy": after / report["n"], "ci95": wilson_interval(after, report["n"])}, "\\*"
     low, high = rate["ci95"]
-    return f"**{100 * rate['accuracy']:.1f}**{mark}{'†' if weakened(report) else ''} [{100 * low:.1f}, {100 * high:.1f}]"
+    return (
+        f"**{100 * rate['accuracy']:.1f}**{mark}{'†' if weakened(report) else ''} [{100 * low:.1f}, {100 * high:.1f}]"
+    )
 
 
 def weakened(report: dict[str, Any]) -> bool:
