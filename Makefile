@@ -1,5 +1,5 @@
 # make demo   evaluate the shipped classifier on shipped images, with an attack; writes out/demo/report.html
-# make test   everything that can be tested without a GPU
+# make test   everything that can be tested without a GPU, by two processes (WORKERS=N: by N; by hand: .venv/bin/python -m pytest)
 # make check  style (ruff), layers (import-linter), types (mypy): what .ci/run does before the tests
 # make docs   the site, from docs/, into site/; fails on any warning
 # make bench  benchmarks
@@ -7,6 +7,7 @@
 # make gpu    the tests that need a GPU (skipped, with a reason, without one)
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -40,7 +41,7 @@ demo: $(VENV)/installed
 	@echo "The full report, with pictures: out/demo/report.html"
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

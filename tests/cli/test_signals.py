@@ -43,10 +43,11 @@ print(json.dumps(answers))
 
 @pytest.fixture(autouse=True)
 def heard():
-    """SIGHUP reaches the commands, also where the tests themselves run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    """SIGHUP and SIGINT reach the commands, also where the tests themselves run under nohup or behind a shell's ``&``."""
+    before = [signal.signal(signal.SIGHUP, signal.SIG_DFL), signal.signal(signal.SIGINT, signal.default_int_handler)]
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in zip((signal.SIGHUP, signal.SIGINT), before, strict=True):
+        signal.signal(number, handler)
 
 
 def child(program, *arguments, cwd=None, **options):

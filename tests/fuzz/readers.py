@@ -360,9 +360,8 @@ def _compare_run(folder: Path) -> str:
     from rdc.evaluation.comparison import read_run
 
     run = read_run(folder / "run")
-    return _digest(
-        json.dumps(_without_times({k: v for k, v in run.items() if k != "path"}), sort_keys=True, default=str)
-    )
+    found = {key: run[key] for key in ("identity", "report", "images")}
+    return _digest(json.dumps(_without_times(found), sort_keys=True, default=str))
 
 
 def _make_training(folder: Path) -> None:
