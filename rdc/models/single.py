@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from rdc.contracts import BaseDefence
 from rdc.errors import ConfigError
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.denoiser import make_denoiser
@@ -39,7 +40,7 @@ _SETTINGS = {
 DEFAULT_LEVELS = "log:12:0.3:4:flat"
 
 
-def load_single(name: str, device: torch.device, settings: dict[str, Any]) -> Any:
+def load_single(name: str, device: torch.device, settings: dict[str, Any]) -> BaseDefence:
     """A classifier of one network with its recommended settings.
 
     Args, Returns, Raises: as :func:`rdc.models.zoo.load`; ``name`` is a key of :data:`SINGLE` or a path.

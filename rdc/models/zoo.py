@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rdc.arguments.scalars import as_integer, shown
+from rdc.contracts import BaseDefence
 from rdc.errors import ConfigError, one_line
 from rdc.execution.surroundings import never_inference
 from rdc.models.joined import JOINED, load_joined
@@ -21,7 +22,9 @@ MODELS: dict[str, str] = {**SINGLE, **{name: model.about for name, model in JOIN
 
 
 @never_inference
-def load(name: str | os.PathLike[str] | None = None, *, device: str | torch.device = "cpu", **settings: Any) -> Any:
+def load(
+    name: str | os.PathLike[str] | None = None, *, device: str | torch.device = "cpu", **settings: Any
+) -> BaseDefence:
     """Load a classifier with its recommended settings.
 
     Args:
