@@ -11,6 +11,7 @@ from scipy.optimize import linprog
 
 from rdc.attacks.hyperplanes import dual_norm, step_to_hyperplane
 from rdc.errors import ConfigError
+from tests.tolerances import FLOAT64_FORMULA, FLOAT64_ORDER, SOLVER
 
 NORMS = ("linf", "l2", "l1")
 NUMBER = st.floats(-3, 3, allow_subnormal=False).map(lambda v: round(v, 3))
@@ -74,9 +75,9 @@ def test_shortest_step(norm: str, problem) -> None:
     furthest = reach(z, w, gain)
     assume(abs(w @ furthest) > abs(gain) + 1e-6)
     s = step(z, w, gain, norm)
-    assert (z + s >= -1e-12).all() and (z + s <= 1 + 1e-12).all()
-    assert w @ s == pytest.approx(gain, abs=1e-9)
-    assert length(s, norm) == pytest.approx(least(z, w, gain, norm), abs=1e-6)
+    assert (z + s >= -FLOAT64_ORDER).all() and (z + s <= 1 + FLOAT64_ORDER).all()
+    assert w @ s == pytest.approx(gain, abs=FLOAT64_FORMULA)
+    assert length(s, norm) == pytest.approx(least(z, w, gain, norm), abs=SOLVER)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -86,7 +87,9 @@ def test_plane_beyond_the_box_gives_the_corner(norm: str, problem, beyond: float
     z, w, gain = problem
     assume(gain != 0)
     furthest = reach(z, w, gain)
-    np.testing.assert_allclose(step(z, w, beyond * (w @ furthest) + np.sign(gain) * 1e-3, norm), furthest, atol=1e-12)
+    np.testing.assert_allclose(
+        step(z, w, beyond * (w @ furthest) + np.sign(gain) * 1e-3, norm), furthest, atol=FLOAT64_ORDER
+    )
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -94,7 +97,7 @@ def test_any_scale_and_no_gradient(norm: str) -> None:
     z, w = np.array([0.5, 0.2, 0.9]), np.array([1.0, -0.3, 2.0])
     plain = step(z, w, 0.1, norm)
     for factor in (1e-200, 1e200):
-        np.testing.assert_allclose(step(z, w * factor, 0.1 * factor, norm), plain, rtol=1e-12)
+        np.testing.assert_allclose(step(z, w * factor, 0.1 * factor, norm), plain, rtol=FLOAT64_ORDER)
     assert not step(z, np.zeros(3), 1.0, norm).any() and not step(z, w, 0.0, norm).any()
     inner = np.full(3, 0.5)  # where no box binds the length is |gain| over the dual norm
     dual = float(dual_norm(torch.from_numpy(w)[None], norm)[0])

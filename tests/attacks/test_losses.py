@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rdc.attacks.losses import Objective, auto_logit_scale, dlr, log_odds, margin
 from rdc.errors import ConfigError, InputError
+from tests.tolerances import FLOAT32_DIFFERENCE, FLOAT32_ROUNDING, FLOAT64_FORMULA, RECORDED_DIGITS
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(50, 7, generator=GENERATOR, dtype=torch.float64) * 3
@@ -38,7 +39,7 @@ def test_confident_logits_keep_their_gradient() -> None:
     assert not logits.grad[0, 0].abs() > 0  # the trap: float32 cross-entropy has no gradient here
     logits.grad = None
     log_odds(logits, torch.tensor([0])).sum().backward()
-    torch.testing.assert_close(logits.grad, torch.tensor([[-1.0, 0.9933, 0.0067]]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits.grad, torch.tensor([[-1.0, 0.9933, 0.0067]]), atol=RECORDED_DIGITS, rtol=0)
 
 
 def test_margin_and_dlr_by_loops() -> None:
@@ -59,8 +60,8 @@ def test_shift_and_scale_change_nothing(factor: float, shift: float) -> None:
     torch.testing.assert_close(
         log_odds(z, LABELS, auto_logit_scale(z)),
         log_odds(LOGITS, LABELS, auto_logit_scale(LOGITS)),
-        rtol=1e-6,
-        atol=1e-9,
+        rtol=FLOAT32_ROUNDING,
+        atol=FLOAT64_FORMULA,
     )
 
 
@@ -125,7 +126,9 @@ def test_gradient_is_that_of_the_loss() -> None:
                 objective.evaluate(up, y, ONES, gradient=False).loss
                 - objective.evaluate(down, y, ONES, gradient=False).loss
             ) / 2e-3
-            torch.testing.assert_close(gradient.flatten(1)[:, pixel], slope.float(), rtol=2e-3, atol=2e-3)
+            torch.testing.assert_close(
+                gradient.flatten(1)[:, pixel], slope.float(), rtol=FLOAT32_DIFFERENCE, atol=FLOAT32_DIFFERENCE
+            )
 
 
 def test_gradient_works_inside_no_grad_and_inference_mode() -> None:

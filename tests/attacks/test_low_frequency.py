@@ -9,15 +9,16 @@ from rdc.attacks import ThreatModel, apgd
 from rdc.attacks.low_frequency import dct_matrix, low_frequency, low_pass
 from rdc.errors import ConfigError
 from rdc.norm_balls import check_budget, distance
+from tests.tolerances import FLOAT32_SUM, FLOAT32_ULP, FLOAT64_ORDER
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 8])
 def test_the_dct_is_orthonormal_and_scipys(size: int) -> None:
     matrix = dct_matrix(size)
-    assert torch.allclose(matrix @ matrix.T, torch.eye(size, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(matrix @ matrix.T, torch.eye(size, dtype=torch.float64), atol=FLOAT64_ORDER)
     fft = pytest.importorskip("scipy.fft")
     signal = torch.rand(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert torch.allclose(matrix @ signal, torch.from_numpy(fft.dct(signal.numpy(), norm="ortho")), atol=1e-12)
+    assert torch.allclose(matrix @ signal, torch.from_numpy(fft.dct(signal.numpy(), norm="ortho")), atol=FLOAT64_ORDER)
 
 
 def test_low_pass_cuts_the_coefficients_and_nothing_else() -> None:
@@ -26,9 +27,9 @@ def test_low_pass_cuts_the_coefficients_and_nothing_else() -> None:
     coefficients = dct_matrix(8) @ smooth @ dct_matrix(6).T
     original = dct_matrix(8) @ values @ dct_matrix(6).T
     original[:, :, 3:], original[:, :, :, 2:] = 0, 0  # ceil(0.3 * 8) = 3, ceil(0.3 * 6) = 2
-    assert torch.allclose(coefficients, original, atol=1e-12)
-    assert torch.allclose(low_pass(smooth, 0.3), smooth, atol=1e-12)
-    assert torch.allclose(low_pass(values, 1.0), values, atol=1e-12)
+    assert torch.allclose(coefficients, original, atol=FLOAT64_ORDER)
+    assert torch.allclose(low_pass(smooth, 0.3), smooth, atol=FLOAT64_ORDER)
+    assert torch.allclose(low_pass(values, 1.0), values, atol=FLOAT64_ORDER)
     assert torch.equal(low_pass(values[1:], 0.3), smooth[1:])
 
 
@@ -86,11 +87,13 @@ def test_l2_perturbations_stay_in_the_subspace(models, restarts: int) -> None:
         assert torch.equal(iterates[0], x)
         for point in iterates[1:]:
             moved = point.double() - x.double()
-            assert float((moved - low_pass(moved, cutoffs[restart])).abs().max()) < 1e-7
+            assert float((moved - low_pass(moved, cutoffs[restart])).abs().max()) < FLOAT32_ULP
             assert distance(point, x, "l2").min() > 0.1
         if restart:
             first = distance(iterates[1], x, "l2")  # the random start touches the ball
-            assert (first > 0.2 * (1 - 1e-5)).all() and not torch.equal(iterates[1][0] - x[0], iterates[1][1] - x[1])
+            assert (first > 0.2 * (1 - FLOAT32_SUM)).all() and not torch.equal(
+                iterates[1][0] - x[0], iterates[1][1] - x[1]
+            )
 
 
 @pytest.mark.parametrize("norm,eps", [("linf", 0.05), ("l2", 0.3)])

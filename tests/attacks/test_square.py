@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rdc.attacks import ThreatModel
 from rdc.attacks.square import _bump, _bump_pairs, _Proposals, changed_share, square
 from rdc.errors import InputError
+from tests.tolerances import BUDGET_USE, SQUARE_BUDGET_USE
 
 NORMS = pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 
@@ -115,10 +116,10 @@ def test_round_proposals_use_the_whole_budget_and_empty_the_second_window(norm: 
     def lengths(point: torch.Tensor) -> torch.Tensor:
         return ((point.double() - 0.5).abs() ** power).flatten(1).sum(1) ** (1 / power)
 
-    torch.testing.assert_close(lengths(best), torch.full((20,), 0.4).double(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(lengths(best), torch.full((20,), 0.4).double(), rtol=BUDGET_USE, atol=0)
     for query in range(1, 30):
         point = proposals.next(best, 0.1, query)
-        torch.testing.assert_close(lengths(point), torch.full((20,), 0.4).double(), rtol=1e-3, atol=0)
+        torch.testing.assert_close(lengths(point), torch.full((20,), 0.4).double(), rtol=SQUARE_BUDGET_USE, atol=0)
         assert (point != best).flatten(1).any(1).all()
         best = point
     assert float((best == 0.5).double().mean()) > 0.05  # windows were emptied

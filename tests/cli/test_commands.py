@@ -15,6 +15,7 @@ import rdc.evaluation.run
 from rdc.cli import COMMANDS, main
 from rdc.models.zoo import load
 from tests.evaluation_models import NAMES, grey, save_tiny
+from tests.tolerances import PROBABILITIES, PROBABILITIES_OF_A_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -286,8 +287,10 @@ def test_classify_agrees_with_the_classifier(tiny, tmp_path, capsys):
     assert code == 0 and error == ""
     for answer, row in zip(answers, expected, strict=True):
         assert answer["class"] == NAMES[int(row.argmax())] and answer["notices"] == []
-        assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
-        assert [answer["probabilities"][name] for name in NAMES] == pytest.approx(row.tolist(), abs=1e-4)
+        assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=PROBABILITIES)
+        assert [answer["probabilities"][name] for name in NAMES] == pytest.approx(
+            row.tolist(), abs=PROBABILITIES_OF_A_FILE
+        )
     assert main(["classify", "--model", tiny[0], *map(str, files)]) == 0
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 4 and "confidence" in table[0] and answers[0]["class"] in table[1]
@@ -320,7 +323,7 @@ def test_classify_converts_and_says_so(tiny, tmp_path, capsys):
     for answer, (notices, _) in zip(answers[1:], files.values(), strict=True):
         assert answer["notices"] == notices
     for answer in answers[2:5]:  # grey-rgb.png, opaque.png and deep.png hold the same grey levels as plain.png
-        assert answer["probabilities"] == pytest.approx(answers[0]["probabilities"], abs=1e-4)
+        assert answer["probabilities"] == pytest.approx(answers[0]["probabilities"], abs=PROBABILITIES_OF_A_FILE)
     code, answers, error = classified(
         capsys, "--model", tiny[0], "--strict", plain, tmp_path / "large.png", tmp_path / "colour.png"
     )
@@ -338,7 +341,7 @@ def test_classify_transparency_lies_on_black(tiny, tmp_path, capsys):
         capsys, "--model", tiny[0], save(tmp_path / "a.png", clear), save(tmp_path / "b.png", black)
     )
     assert answers[0]["notices"] == ["transparent parts shown on black"] and code == 0
-    assert answers[0]["probabilities"] == pytest.approx(answers[1]["probabilities"], abs=1e-5)
+    assert answers[0]["probabilities"] == pytest.approx(answers[1]["probabilities"], abs=PROBABILITIES)
 
 
 def test_classify_inverts(tiny, tmp_path, capsys):
@@ -347,7 +350,7 @@ def test_classify_inverts(tiny, tmp_path, capsys):
     _, plain, _ = classified(capsys, "--model", tiny[0], one, other)
     _, inverted, _ = classified(capsys, "--model", tiny[0], "--invert", other)
     assert plain[0]["notices"] == [] and "--invert" in plain[1]["notices"][0]
-    assert inverted[0]["probabilities"] == pytest.approx(plain[0]["probabilities"], abs=1e-4)
+    assert inverted[0]["probabilities"] == pytest.approx(plain[0]["probabilities"], abs=PROBABILITIES_OF_A_FILE)
     assert inverted[0]["notices"] == ["inverted"]
 
 

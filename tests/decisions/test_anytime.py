@@ -17,6 +17,7 @@ from rdc.evaluation import EvaluationSettings, evaluate
 from tests.evaluation_models import CLASSES, NAMES, gaussian_classifier, images
 from tests.tiny_models import pixels as tiny_pixels
 from tests.tiny_models import tiny_classifier
+from tests.tolerances import ANYTIME_DIFFERENCE, FLOAT32_NETWORK, FLOAT32_SUM, FLOAT64_FORMULA
 
 LEVELS = "log:8:0.5:4:flat"
 
@@ -103,7 +104,9 @@ def test_images_needed():
         tested = n - -(-n // 4)  # every fourth shapes the rule
         assert n >= 40 and binom.cdf(0, tested, rate) <= 0.05
     for successes, trials, chance in ((0, 50, 0.1), (7, 300, 0.03), (40, 100, 0.5)):
-        assert _binomial_cdf(successes, trials, chance) == pytest.approx(binom.cdf(successes, trials, chance), rel=1e-9)
+        assert _binomial_cdf(successes, trials, chance) == pytest.approx(
+            binom.cdf(successes, trials, chance), rel=FLOAT64_FORMULA
+        )
 
 
 def test_sorted_images_do_no_harm():
@@ -144,7 +147,7 @@ def test_without_stopping_it_is_the_full_classifier(tiny):
     x = tiny_pixels(9)
     anytime = AnytimeClassifier(classifier, 0.1, never)
     with torch.no_grad():
-        torch.testing.assert_close(anytime(x), classifier(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(anytime(x), classifier(x), rtol=FLOAT32_NETWORK, atol=FLOAT32_NETWORK)
     assert anytime.network_evaluations == 9 * classifier.evaluations_per_image
 
 
@@ -163,7 +166,7 @@ def test_batches_change_nothing(tiny):
 def test_probabilities(tiny):
     classifier, calibration = tiny
     log_p = AnytimeClassifier(classifier, 0.1, calibration)(tiny_pixels(20, seed=6))
-    torch.testing.assert_close(log_p.logsumexp(1), torch.zeros(20), atol=1e-5, rtol=0)
+    torch.testing.assert_close(log_p.logsumexp(1), torch.zeros(20), atol=FLOAT32_SUM, rtol=0)
 
 
 def test_gradients_do_not_change_the_answer(tiny):
@@ -177,7 +180,7 @@ def test_gradients_do_not_change_the_answer(tiny):
     h, direction = 1e-3, torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         slope = (anytime(x + h * direction)[:, 0] - anytime(x - h * direction)[:, 0]).sum() / (2 * h)
-    assert slope.item() == pytest.approx((gradient * direction).sum().item(), rel=0.05)
+    assert slope.item() == pytest.approx((gradient * direction).sum().item(), rel=ANYTIME_DIFFERENCE)
 
 
 def test_lm_comes_first():

@@ -7,6 +7,7 @@ from scipy.stats import mannwhitneyu
 
 from rdc.decisions import calibration as c
 from rdc.errors import InputError
+from tests.tolerances import FITTED, LINE_SEARCH, THOUSANDS
 
 
 def drawn(n=4000, k=4, scale=1.0, seed=0):
@@ -22,10 +23,10 @@ def test_logit_scale_is_found(scale):
     """Labels drawn at a scale give it back, up to sampling error; and it is the minimum of the cross-entropy."""
     losses, labels = drawn(scale=scale)
     found = c.fit_logit_scale(losses, labels)
-    assert found == pytest.approx(scale, rel=0.1)
+    assert found == pytest.approx(scale, rel=FITTED)
     entropy = lambda log_s: c.negative_log_likelihood(c.log_softmax(-math.exp(log_s) * losses), labels)  # noqa: E731
     best = minimize_scalar(entropy, bounds=(-8, 8), method="bounded", options={"xatol": 1e-9})
-    assert found == pytest.approx(math.exp(best.x), rel=1e-4)
+    assert found == pytest.approx(math.exp(best.x), rel=LINE_SEARCH)
     assert c.expected_calibration_error(np.exp(c.log_softmax(-found * losses)), labels) < 0.02
     assert c.expected_calibration_error(np.exp(c.log_softmax(-8 * found * losses)), labels) > 0.03
 
@@ -35,8 +36,8 @@ def test_logit_scale_with_a_prior():
     prior = np.log([0.7, 0.1, 0.1, 0.1])
     p = np.exp(c.log_softmax(-0.5 * losses + prior))
     labels = (p.cumsum(1) < np.random.default_rng(1).random((len(p), 1))).sum(1)
-    assert c.fit_logit_scale(losses, labels, prior) == pytest.approx(0.5, rel=0.1)
-    assert c.fit_logit_scale(losses, labels) != pytest.approx(0.5, rel=0.1)
+    assert c.fit_logit_scale(losses, labels, prior) == pytest.approx(0.5, rel=FITTED)
+    assert c.fit_logit_scale(losses, labels) != pytest.approx(0.5, rel=FITTED)
 
 
 def test_logit_scale_without_a_best():
@@ -69,7 +70,7 @@ def test_threshold_holds_its_risk():
     decided = confidence >= threshold
     assert decided.mean() == pytest.approx(share) and 0.1 < share < 0.25
     assert (~right[decided]).mean() < 0.1
-    assert threshold == pytest.approx(0.8, abs=0.05)  # the mean of 1 - u over [t, 1] is (1 - t) / 2
+    assert threshold == pytest.approx(0.8, abs=THOUSANDS)  # the mean of 1 - u over [t, 1] is (1 - t) / 2
     assert c.threshold_for_risk(confidence[:20], right[:20], 0.01) == (math.inf, 0.0)
 
 
@@ -107,7 +108,7 @@ def test_likelihood_score():
     assert odd.max() < features.max() and c.auroc(score(odd, simple), score(features, like)) > 0.99
     assert c.auroc(score(loss(simple) - 3, simple), score(features, like)) > 0.99  # the other tail
     rest = score(features, like)
-    assert np.mean(rest**2) == pytest.approx(1, rel=0.05)  # white
+    assert np.mean(rest**2) == pytest.approx(1, rel=THOUSANDS)  # white
 
 
 @pytest.mark.parametrize(

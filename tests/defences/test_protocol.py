@@ -13,6 +13,7 @@ from rdc.defences import DiffusionPurifier, LikelihoodPurifier, PurifiedClassifi
 from rdc.errors import ConfigError
 from rdc.provenance.run import weights_digest
 from tests.evaluation_models import CLASSES, NAMES, SHAPE, gaussian_classifier, images
+from tests.tolerances import FLOAT32_GRADIENT, FLOAT32_NETWORK, FLOAT32_ROUNDING, FLOAT32_STEPS
 
 WEIGHT = torch.randn(64, CLASSES, generator=torch.Generator().manual_seed(0))
 LM = "paper-v2,steps=3"
@@ -145,7 +146,7 @@ def test_shapes_and_names(model):
 
 def test_images_of_a_batch_do_not_influence_each_other(model):
     x = pixels(4)
-    assert torch.allclose(model(x)[2:3], model(x[2:3]), rtol=1e-3, atol=2e-3)
+    assert torch.allclose(model(x)[2:3], model(x[2:3]), rtol=FLOAT32_GRADIENT, atol=FLOAT32_STEPS)
 
 
 def test_gradient_reaches_the_pixels(model):
@@ -256,19 +257,19 @@ def test_purification(kind, model):
     x = pixels()
     moved = model.purify(x)
     assert moved.shape == x.shape
-    assert torch.allclose(moved, x, rtol=0, atol=1e-6) is (not model.purifies)
+    assert torch.allclose(moved, x, rtol=0, atol=FLOAT32_ROUNDING) is (not model.purifies)
     fresh = model.with_(noise="fresh", noise_seed=5)
     assert torch.equal(fresh.purify(x), fresh.purify(x))  # it takes no draw
 
 
 def test_bpda_has_the_value_of_exact_and_the_identity_for_a_jacobian(model):
     x, bpda = pixels(), model.with_(gradient=GradientMode.BPDA)
-    assert torch.allclose(model(x), bpda(x), rtol=1e-4, atol=1e-4)
+    assert torch.allclose(model(x), bpda(x), rtol=FLOAT32_NETWORK, atol=FLOAT32_NETWORK)
     leaf = x.clone().requires_grad_()
     upstream = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
     (found,) = torch.autograd.grad(bpda.purify(leaf), leaf, upstream)
     assert torch.equal(found, upstream)
-    assert torch.allclose(gradient(model, x), gradient(bpda, x), rtol=1e-3) is (not model.purifies)
+    assert torch.allclose(gradient(model, x), gradient(bpda, x), rtol=FLOAT32_GRADIENT) is (not model.purifies)
 
 
 def test_penalty_is_there_or_refused(kind, model):

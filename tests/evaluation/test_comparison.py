@@ -47,10 +47,10 @@ def test_differences(runs):
     clean, robust = found["differences"]["clean"], found["differences"]["robust"]
     assert found["n"] == 40 and clean["difference"] == 0 and clean["p_value"] == 1
     assert robust["a"] == a["report"]["robust"]["accuracy"] and robust["b"] == b["report"]["robust"]["accuracy"]
-    assert robust["difference"] == pytest.approx(robust["a"] - robust["b"], abs=2e-6) and robust["difference"] > 0
+    assert robust["difference"] == round(robust["a"] - robust["b"], 6) and robust["difference"] > 0
     assert robust["interval"][0] <= robust["difference"] <= robust["interval"][1]
     right = [np.array([run["images"][i]["robust"] for i in range(40)], float) for run in (a, b)]
-    assert robust["p_value"] == pytest.approx(paired_permutation_test(*right, draws=2000).p_value, rel=1e-3)
+    assert robust["p_value"] == float(f"{paired_permutation_test(*right, draws=2000).p_value:.4g}")
     assert robust["only_a"] - robust["only_b"] == round(40 * robust["difference"])
     assert any(note == "eps differs: 8/255 in A, 16/255 in B" for note in found["notes"])
 
@@ -86,7 +86,7 @@ def test_fresh_noise_has_averages(runs):
     d = read_run(runs["d"])
     found = compare_runs(d, d, draws=100)["differences"]
     assert "average of draws" in found
-    assert found["average of draws"]["a"] == pytest.approx(d["report"]["scores"]["average"]["accuracy"], abs=1e-6)
+    assert found["average of draws"]["a"] == d["report"]["scores"]["average"]["accuracy"]
 
 
 def test_clean_runs(runs):

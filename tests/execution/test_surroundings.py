@@ -25,6 +25,7 @@ from rdc.method.classifier import DiffusionClassifier, gradient_bytes, lm_bytes
 from rdc.method.sampling import sample_classes
 from rdc.models.joined import lm_in_front
 from tests.tiny_models import CLASSES, CONFIG, SHAPE, pixels, randomize, tiny_classifier, tiny_denoiser
+from tests.tolerances import FLOAT32_NETWORK, FLOAT64_ORDER, FLOAT64_STEPS
 
 KINDS = ["conditional", "multihead"]
 LM = "paper-v2,steps=1"
@@ -115,8 +116,8 @@ def test_second_derivatives_under_autocast(kind):
     with torch.autocast("cpu", torch.bfloat16):
         found = curvature(tiny_classifier(kind, torch.float64))
         single = curvature(tiny_classifier(kind).double())
-    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12 * float(expected.abs().max()))
-    assert torch.allclose(single, expected, rtol=1e-4)
+    assert torch.allclose(found, expected, rtol=FLOAT64_STEPS, atol=FLOAT64_ORDER * float(expected.abs().max()))
+    assert torch.allclose(single, expected, rtol=FLOAT32_NETWORK)
 
 
 @pytest.mark.parametrize("kind", KINDS)

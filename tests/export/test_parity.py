@@ -12,7 +12,7 @@ from rdc.export import export_onnx
 from rdc.networks.vp import VPNetwork, vp_sigmas
 from tests.export.files import NETWORKS, answers, assert_parity, classifier_of, exported, images_of, open_file, relative
 from tests.networks.cases import DIFFUSERS_CASES, EDM_CASES
-from tests.tolerances import ONNX_PARITY
+from tests.tolerances import FLOAT32_ULP, ONNX_PARITY
 
 LM = {
     "paper-v2": "paper-v2",
@@ -64,7 +64,7 @@ def test_number_of_steps_is_an_input(tmp_path):
         other = classifier.with_(lm=f"paper-v2,optimizer=adam,steps={steps}")
         assert_parity(answers(session, pixels, lm_steps=steps), other, pixels)
     none = answers(session, pixels, lm_steps=0)
-    assert np.abs(none.pop("purified_pixels") - pixels.numpy()).max() < 1e-7
+    assert np.abs(none.pop("purified_pixels") - pixels.numpy()).max() < FLOAT32_ULP
     assert_parity(none, classifier.with_(lm=None), pixels)
     with pytest.raises(Exception, match="Gather"):
         answers(session, pixels, lm_steps=5)

@@ -28,6 +28,20 @@ from rdc.gradient_analysis.slopes import Probe, jacobian_norms, local_lipschitz
 from rdc.norm_balls import distance
 from tests.evaluation_models import SHAPE, gaussian_classifier, labelled_by, save_tiny
 from tests.tiny_models import pixels, tiny_classifier
+from tests.tolerances import (
+    FLOAT32_GRADIENT,
+    FLOAT32_MEASURE,
+    FLOAT32_NETWORK,
+    FLOAT32_RESCALED,
+    FLOAT32_ROUNDING,
+    FLOAT32_STEPS,
+    FLOAT32_SUM,
+    FLOAT64_ORDER,
+    FLOAT64_STEPS,
+    REDRAWS_COSINE,
+    REDRAWS_SIGNS,
+    REDRAWS_VARIANCE,
+)
 
 PIXELS = SHAPE[0] * SHAPE[1] * SHAPE[2]
 SMALLEST = {"draws": 2, "samples": 1, "ascent_steps": 2, "steps": 2, "slices": 2, "grid": 3, "batch": 2}
@@ -96,13 +110,17 @@ def test_linear_model_with_two_classes_is_known_in_closed_form(norm):
     }
     for name, value in expected.items():
         measured = each(result, name)
-        np.testing.assert_allclose(measured[~np.isnan(measured)], value, rtol=2e-4, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(
+            measured[~np.isnan(measured)], value, rtol=FLOAT32_MEASURE, atol=FLOAT64_STEPS, err_msg=name
+        )
     for ball, bound in (("linf", l1), ("l2", l2)):
         sampled = each(result, f"lipschitz_{ball}.margin_sampled")
-        assert (0 < sampled).all() and (sampled < bound * (1 + 1e-4)).all()
+        assert (0 < sampled).all() and (sampled < bound * (1 + FLOAT32_NETWORK)).all()
     margins = np.array([image["margin"] for image in result["images"]])
-    np.testing.assert_allclose(margins, (middle(5) - 0.5).flatten(1).double().numpy() @ slope, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(each(result, "lipschitz_linf.reach"), 0.02 * l1 / np.abs(margins), rtol=2e-4)
+    np.testing.assert_allclose(
+        margins, (middle(5) - 0.5).flatten(1).double().numpy() @ slope, rtol=FLOAT32_SUM, atol=FLOAT32_ROUNDING
+    )
+    np.testing.assert_allclose(each(result, "lipschitz_linf.reach"), 0.02 * l1 / np.abs(margins), rtol=FLOAT32_MEASURE)
     assert result["classes"] == 2 and result["accuracy"] == (margins < 0).mean()
 
 
@@ -115,12 +133,12 @@ def test_slice_of_a_linear_model(norm):
         a = np.array(found["offsets"])
         rate = np.abs(slope).sum() if norm == "linf" else np.linalg.norm(slope)
         expected = image["margin"] + rate * a  # along the steepest direction
-        np.testing.assert_allclose(np.array(found["margin"])[:, 2], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(np.array(found["margin"])[:, 2], expected, rtol=FLOAT32_NETWORK, atol=FLOAT32_SUM)
         assert len(found["margin"]) == len(found["margin"][0]) == 5
         gradient = torch.from_numpy(slope).view(SHAPE)
         second = slice_directions(gradient, norm, seed=0, image_id=image["image"])[1].flatten().numpy()
         along_second = image["margin"] + (slope @ second) * a
-        np.testing.assert_allclose(np.array(found["margin"])[2], along_second, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(np.array(found["margin"])[2], along_second, rtol=FLOAT32_NETWORK, atol=FLOAT32_SUM)
         assert a[-1] == pytest.approx(2 * (0.02 if norm == "linf" else 0.1))
     assert len(result["slices"]) == 2 and np.isnan(each(result, "slice.plane_fit")).sum() == 3
 
@@ -138,11 +156,13 @@ def test_noisy_model_has_the_predicted_cosine_and_variance():
     assert result["stochastic"] and not result["fixed_noise"] and "cannot be fixed" in result["note"]
     slope = (model.weight[1] - model.weight[0]).double().numpy()
     signal, variance = slope @ slope, 2 * noise**2 * PIXELS
-    np.testing.assert_allclose(each(result, "redraws.cosine"), signal / (signal + variance), rtol=0.03)
-    np.testing.assert_allclose(each(result, "redraws.relative_variance"), variance / signal, rtol=0.06)
-    np.testing.assert_allclose(each(result, "redraws.norm_l2"), math.sqrt(signal + variance), rtol=0.03)
+    np.testing.assert_allclose(each(result, "redraws.cosine"), signal / (signal + variance), rtol=REDRAWS_COSINE)
+    np.testing.assert_allclose(each(result, "redraws.relative_variance"), variance / signal, rtol=REDRAWS_VARIANCE)
+    np.testing.assert_allclose(each(result, "redraws.norm_l2"), math.sqrt(signal + variance), rtol=REDRAWS_COSINE)
     same = 0.5 + 0.5 * np.array([math.erf(abs(s) / (noise * 2)) for s in slope])  # P(an entry has its mean's sign)
-    np.testing.assert_allclose(each(result, "redraws.sign_agreement"), (same**2 + (1 - same) ** 2).mean(), rtol=0.01)
+    np.testing.assert_allclose(
+        each(result, "redraws.sign_agreement"), (same**2 + (1 - same) ** 2).mean(), rtol=REDRAWS_SIGNS
+    )
 
 
 def test_quantised_model_has_only_zero_gradients():
@@ -190,7 +210,7 @@ def test_curvature_of_a_quadratic_loss():
         return torch.stack([-half, half], dim=1)  # log-odds against 0: bend |x - 1/2|^2, gradient 2 bend (x - 1/2)
 
     result = analysis(model)
-    np.testing.assert_allclose(each(result, "path.curvature"), 2 * bend, rtol=1e-4)
+    np.testing.assert_allclose(each(result, "path.curvature"), 2 * bend, rtol=FLOAT32_NETWORK)
     assert (each(result, "path.first_order_ratio") > 1.01).all()  # convex: gains exceed the tangent
     assert (each(result, "slice.plane_fit") < 0.9999).all() or np.isnan(each(result, "slice.plane_fit")).any()
 
@@ -210,9 +230,9 @@ def test_power_iteration_and_rows_agree_with_svd():
     assert (rows["method"], power["method"]) == ("rows", "power")
     for row in range(3):
         jacobian = 2 * torch.autograd.functional.jacobian(lambda one: network(one[None])[0], x[row]).flatten(1).double()
-        assert float(rows["l2"][row]) == pytest.approx(float(torch.linalg.svdvals(jacobian)[0]), rel=1e-5)
-        assert float(rows["linf"][row]) == pytest.approx(float(jacobian.abs().sum(1).max()), rel=1e-5)
-    torch.testing.assert_close(power["l2"], rows["l2"], rtol=2e-3, atol=0)
+        assert float(rows["l2"][row]) == pytest.approx(float(torch.linalg.svdvals(jacobian)[0]), rel=FLOAT32_SUM)
+        assert float(rows["linf"][row]) == pytest.approx(float(jacobian.abs().sum(1).max()), rel=FLOAT32_SUM)
+    torch.testing.assert_close(power["l2"], rows["l2"], rtol=FLOAT32_STEPS, atol=0)
     assert power["linf"].isnan().all()
 
 
@@ -223,7 +243,7 @@ def test_likelihood_maximisation_has_the_norms_of_its_rows():
     rows = jacobian_norms(probe_of(model, 2, 3), x, 3)
     found = jacobian_norms(probe_of(model, 2, 3), x, 3, max_rows=2)
     assert (rows["method"], found["method"]) == ("rows", "power") and (found["l2"] > 0).all()
-    torch.testing.assert_close(found["l2"], rows["l2"], rtol=2e-3, atol=0)
+    torch.testing.assert_close(found["l2"], rows["l2"], rtol=FLOAT32_STEPS, atol=0)
 
 
 def test_wrong_double_backward_is_noticed():
@@ -284,9 +304,9 @@ def test_slice_directions_are_orthogonal_and_reproducible():
         other = slice_directions(gradient, norm, seed=1, image_id=8)[1]
         zero = torch.zeros(1, *SHAPE)
         assert torch.equal(second, again) and not torch.equal(second, other)
-        assert abs(float((first * second).sum())) < 1e-12
+        assert abs(float((first * second).sum())) < FLOAT64_ORDER
         for direction in (first, second):
-            assert float(distance(direction[None], zero, unit)) == pytest.approx(1, abs=1e-12)
+            assert float(distance(direction[None], zero, unit)) == pytest.approx(1, abs=FLOAT64_ORDER)
 
 
 # --- measures -----------------------------------------------------------------------------------------------------
@@ -312,11 +332,11 @@ def test_tiny_gradients_have_directions():
 
 def test_image_cosines_and_agreement():
     found = image_cosines(np.array([[1.0, 0], [-1, 0], [0, 1], [0, 0]]))
-    np.testing.assert_allclose(found["cosine_abs"][:3], [0.5, 0.5, 0], atol=1e-12)
-    np.testing.assert_allclose(found["cosine"][:3], [-0.5, -0.5, 0], atol=1e-12)
+    np.testing.assert_allclose(found["cosine_abs"][:3], [0.5, 0.5, 0], atol=FLOAT64_ORDER)
+    np.testing.assert_allclose(found["cosine"][:3], [-0.5, -0.5, 0], atol=FLOAT64_ORDER)
     assert np.isnan(found["cosine_abs"][3])
     pair = gradient_agreement(np.array([[1.0, 1, 0]]), np.array([[2.0, -2, 5]]))
-    assert pair["cosine"][0] == pytest.approx(0, abs=1e-12) and pair["sign_agreement"][0] == 0.5
+    assert pair["cosine"][0] == pytest.approx(0, abs=FLOAT64_ORDER) and pair["sign_agreement"][0] == 0.5
     assert pair["norm_ratio"][0] == pytest.approx(math.sqrt(33 / 2))
 
 
@@ -352,16 +372,16 @@ def test_exact_against_bpda_is_measured_from_both_sides(robust):
     settings = GradientSettings("x", **{**SMALLEST, "samples": 0, "ascent_steps": 0, "steps": 0, "slices": 0})
     bpda = analyze_model(model.with_(gradient="bpda"), pixels(4), torch.arange(4) % 3, range(4), settings)
     for name in ("cosine", "norm_ratio", "sign_agreement"):
-        np.testing.assert_allclose(each(bpda, f"bpda.{name}"), each(exact, f"bpda.{name}"), rtol=1e-4)
+        np.testing.assert_allclose(each(bpda, f"bpda.{name}"), each(exact, f"bpda.{name}"), rtol=FLOAT32_NETWORK)
     scale = torch.tensor([record["logit_scale"] for record in exact["images"]], dtype=torch.float64)
     gradients = [
         Probe(model.with_(gradient=mode), torch.arange(4) % 3, scale).gradient(pixels(4))[1].flatten(1)
         for mode in ("exact", "bpda")
     ]
     ratio = gradients[1].norm(dim=1) / gradients[0].norm(dim=1)
-    np.testing.assert_allclose(each(exact, "bpda.norm_ratio"), ratio, rtol=1e-4)
+    np.testing.assert_allclose(each(exact, "bpda.norm_ratio"), ratio, rtol=FLOAT32_NETWORK)
     expected = torch.cosine_similarity(*gradients, dim=1)
-    np.testing.assert_allclose(each(exact, "bpda.cosine"), expected, rtol=1e-4)
+    np.testing.assert_allclose(each(exact, "bpda.cosine"), expected, rtol=FLOAT32_NETWORK)
     assert (each(exact, "bpda.cosine") < 0.9999).all()
     assert not [name for name in analysis(Linear())["summary"] if name.startswith("bpda")]
 
@@ -379,11 +399,11 @@ def test_images_do_not_influence_each_other(robust):
     settings = GradientSettings("x", **{**SMALLEST, "batch": 1, "slices": 1})
     single = analyze_model(model, pixels(4)[3:4], torch.arange(4)[3:4] % 3, [3], settings)
     margins = [np.array(found["margin"]) for found in (single["slices"][0], whole["slices"][3])]
-    np.testing.assert_allclose(*margins, rtol=1e-3, atol=1e-4 * np.abs(margins[1]).max())
+    np.testing.assert_allclose(*margins, rtol=FLOAT32_GRADIENT, atol=FLOAT32_NETWORK * np.abs(margins[1]).max())
     for name, (value,) in single["per_image"].items():
         together = whole["per_image"][name][3]
         if not name.startswith("images."):
-            assert value == pytest.approx(together, rel=2e-3, abs=1e-5), name
+            assert value == pytest.approx(together, rel=FLOAT32_STEPS, abs=FLOAT32_SUM), name
 
 
 def test_auto_scale_makes_logit_units_irrelevant():
@@ -391,7 +411,7 @@ def test_auto_scale_makes_logit_units_irrelevant():
     a = analysis(linear, logit_scale="auto")
     b = analysis(lambda x: 1000 * linear(x) + 3, logit_scale="auto")
     for name in a["per_image"]:
-        np.testing.assert_allclose(each(b, name), each(a, name), rtol=5e-3, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(each(b, name), each(a, name), rtol=FLOAT32_RESCALED, atol=FLOAT32_SUM, err_msg=name)
 
 
 def test_models_that_are_none_are_refused():

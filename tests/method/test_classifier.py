@@ -13,7 +13,17 @@ from rdc.method.levels import noise_levels
 from rdc.method.likelihood_maximization import LM_PRESETS, LikelihoodMaximization, lm_penalty
 from tests import oracles
 from tests.tiny_models import CLASSES, LEVELS, SHAPE, pixels, tiny_classifier, tiny_denoiser
-from tests.tolerances import CENTRAL_DIFFERENCE, FLOAT32_ORDER, FLOAT64_ORDER, close
+from tests.tolerances import (
+    BFLOAT16_NETWORK,
+    CENTRAL_DIFFERENCE,
+    CLASSIFIER_DIFFERENCE,
+    FLOAT32_NETWORK,
+    FLOAT32_ORDER,
+    FLOAT32_ROUNDING,
+    FLOAT32_SUM,
+    FLOAT64_NETWORK,
+    close,
+)
 
 KINDS = ["conditional", "multihead"]
 SMOOTH_LM = LikelihoodMaximization(steps=2, sign=False, step_size=0.01, normalize="mean_abs", eta=0.05)
@@ -32,10 +42,10 @@ def test_losses_follow_the_equation(kind):
     expected = oracles.class_losses(
         predict, 2 * images.numpy() - 1, noise, list(classifier.levels.sigma), list(classifier.levels.weight), CLASSES
     )
-    close(classifier.class_losses(images), torch.from_numpy(expected), 1e-10)
+    close(classifier.class_losses(images), torch.from_numpy(expected), FLOAT64_NETWORK)
     per_level = classifier.losses_per_level(images)
     weight = torch.tensor(classifier.levels.weight, dtype=torch.float64)
-    close(torch.einsum("ntk,t->nk", per_level, weight), torch.from_numpy(expected), 1e-10)
+    close(torch.einsum("ntk,t->nk", per_level, weight), torch.from_numpy(expected), FLOAT64_NETWORK)
 
 
 def test_gaussian_classes_get_their_bayes_posterior():
@@ -68,7 +78,7 @@ def test_logits_are_log_probabilities_and_do_not_depend_on_requires_grad(kind, l
     classifier, images = tiny_classifier(kind, lm=lm), pixels(3)
     plain, traced = classifier(images), classifier(images.clone().requires_grad_())
     assert torch.equal(plain, traced.detach()) and traced.requires_grad and not plain.requires_grad
-    torch.testing.assert_close(plain.logsumexp(1), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(plain.logsumexp(1), torch.zeros(3), atol=FLOAT32_SUM, rtol=0)
 
 
 @pytest.mark.parametrize("gradient", ["exact", "bpda"])
@@ -88,11 +98,11 @@ def test_chunks_and_batch_composition_change_nothing(kind, gradient):
         small = whole.with_(memory_budget_mb=per_pair * pairs * 1.01)
         assert small.pairs_that_fit(images) == pairs
         for ours, reference in zip(run(small, images), (logits, grad), strict=True):
-            close(ours, reference, FLOAT64_ORDER * 100)
+            close(ours, reference, FLOAT64_NETWORK)
     for index in range(5):
         alone = run(whole, images[index : index + 1])
-        close(alone[0], logits[index : index + 1], FLOAT64_ORDER * 100)
-        close(alone[1], grad[index : index + 1], FLOAT64_ORDER * 100)
+        close(alone[0], logits[index : index + 1], FLOAT64_NETWORK)
+        close(alone[1], grad[index : index + 1], FLOAT64_NETWORK)
 
 
 @settings(deadline=None, max_examples=8)
@@ -122,7 +132,7 @@ def test_permuting_the_classes_permutes_the_logits(kind):
             rows = torch.tensor([size * k + c for k in order for c in range(size)])
             net.head_weight[: len(rows)] = net.head_weight[rows].clone()
             net.head_bias[: len(rows)] = net.head_bias[rows].clone()
-    close(classifier(images), before[:, order], 1e-10)
+    close(classifier(images), before[:, order], FLOAT64_NETWORK)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +148,7 @@ def test_exact_gradient_equals_central_differences(kind, lm):
         h = 1e-6
         ends = [classifier(images + sign * h * way)[:, 0].sum() for sign in (1, -1)]
         numeric = (ends[0] - ends[1]) / (2 * h)
-        assert abs((grad * way).sum() - numeric) < max(CENTRAL_DIFFERENCE, 1e-5 * abs(numeric))
+        assert abs((grad * way).sum() - numeric) < max(CENTRAL_DIFFERENCE, CLASSIFIER_DIFFERENCE * abs(numeric))
 
 
 def test_bpda_is_the_gradient_of_dc_at_the_moved_point():
@@ -147,7 +157,7 @@ def test_bpda_is_the_gradient_of_dc_at_the_moved_point():
     (ours,) = torch.autograd.grad(classifier(leaf)[:, 0].sum(), leaf)
     moved = classifier.maximize_likelihood(images).detach().requires_grad_()
     (expected,) = torch.autograd.grad(classifier.with_(lm=None)(moved)[:, 0].sum(), moved)
-    close(ours, expected, 1e-4)
+    close(ours, expected, FLOAT32_NETWORK)
     exact = torch.autograd.grad(classifier.with_(gradient="exact")(leaf)[:, 0].sum(), leaf)[0]
     assert (exact - ours).abs().max() > 1e-2 * ours.abs().max()
 
@@ -189,7 +199,7 @@ def test_what_likelihood_maximisation_offers_is_offered_with_it_alone():
     with pytest.raises(ConfigError, match="penalty: expected likelihood maximisation"):
         plain.penalty(pixels(1))
     images = pixels(3)
-    close(plain.purify(images), images, 1e-6)
+    close(plain.purify(images), images, FLOAT32_ROUNDING)
     assert (moved.purify(images) - images).abs().max() > 1e-3
     expected = lm_penalty(moved.denoiser, 2 * images - 1, moved.lm, 0, 100)
     close(moved.penalty(images), expected, FLOAT32_ORDER)
@@ -266,7 +276,7 @@ def test_bfloat16_is_close_to_float32_forward_and_backward(kind, lm):
     (log_p, grad), (log_p_half, grad_half) = found
     assert not torch.equal(log_p, log_p_half)
     losses, losses_half = classifier.class_losses(images), half.class_losses(images)
-    close(losses_half, losses, 0.03)
+    close(losses_half, losses, BFLOAT16_NETWORK)
     cosine = torch.nn.functional.cosine_similarity(grad.flatten(1), grad_half.flatten(1))
     assert (cosine > (0.995 if lm is None else 0.8)).all(), cosine
 

@@ -16,6 +16,7 @@ from rdc.method.levels import (
     noise_levels,
     parse_levels,
 )
+from tests.tolerances import FLOAT64_FORMULA, FLOAT64_ORDER, QUANTILE_MEDIAN
 
 
 @settings(deadline=None, max_examples=60)
@@ -30,8 +31,12 @@ def test_levels_are_sorted_inside_the_range_and_weights_sum_to_one(scheme, weigh
     levels = noise_levels(scheme, count, low, high, weighting)
     sigma, weight = np.array(levels.sigma), np.array(levels.weight)
     assert len(levels) == count
-    assert (np.diff(sigma) > 0).all() and sigma[0] >= low * (1 - 1e-9) and sigma[-1] <= high * (1 + 1e-9)
-    assert (weight >= 0).all() and abs(weight.sum() - 1) < 1e-12
+    assert (
+        (np.diff(sigma) > 0).all()
+        and sigma[0] >= low * (1 - FLOAT64_FORMULA)
+        and sigma[-1] <= high * (1 + FLOAT64_FORMULA)
+    )
+    assert (weight >= 0).all() and abs(weight.sum() - 1) < FLOAT64_ORDER
 
 
 def test_rdc_released_grid_and_density():
@@ -39,14 +44,14 @@ def test_rdc_released_grid_and_density():
     sigma = np.linspace(1e-4, 3, 126)[:-1]
     density = np.exp(-((np.log(sigma) + 1.2) ** 2) / 2 * 1.2**2) / sigma
     np.testing.assert_allclose(levels.sigma, sigma)
-    np.testing.assert_allclose(levels.weight, density / density.sum(), rtol=1e-9)
+    np.testing.assert_allclose(levels.weight, density / density.sum(), rtol=FLOAT64_FORMULA)
 
 
 def test_edm_weights_are_the_lognormal_density_and_keep_large_sigma():
     right, released = parse_levels("edm"), parse_levels("rdc-released")
     sigma = np.array(right.sigma)
     density = np.exp(-((np.log(sigma) + 1.2) ** 2) / (2 * 1.2**2)) / sigma
-    np.testing.assert_allclose(right.weight, density / density.sum(), rtol=1e-9)
+    np.testing.assert_allclose(right.weight, density / density.sum(), rtol=FLOAT64_FORMULA)
     ratio = (released.weight[-1] / released.weight[40]) / (right.weight[-1] / right.weight[40])
     assert ratio < 0.3  # the released density starves sigma > 1 (method, section 2)
 
@@ -56,12 +61,12 @@ def test_flat_counts_levels_equally_in_x0_space_and_eps_in_noise_space():
     c_out2 = (sigma * 0.5) ** 2 / (sigma**2 + 0.25)
     flat = noise_levels("log", 7, 0.3, 4, "flat").weight / c_out2
     eps = noise_levels("log", 7, 0.3, 4, "eps").weight / c_out2 * sigma**2
-    assert np.ptp(flat) < 1e-9 and np.ptp(eps) < 1e-9
+    assert np.ptp(flat) < FLOAT64_FORMULA and np.ptp(eps) < FLOAT64_FORMULA
 
 
 def test_lognormal_quantiles_carry_equal_mass():
     levels = noise_levels("lognormal", 9, 1e-3, 100, "edm")
-    assert abs(np.log(levels.sigma[4]) + 1.2) < 1e-2  # the median of EDM's distribution
+    assert abs(np.log(levels.sigma[4]) + 1.2) < QUANTILE_MEDIAN  # the median of EDM's distribution
     assert max(levels.weight[1:-1]) / min(levels.weight[1:-1]) < 1.5
 
 

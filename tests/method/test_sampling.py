@@ -12,6 +12,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tests.tolerances import (
+    FLOAT32_NETWORK,
+    FLOAT32_SUM,
+    HEUN_80,
+    NOT_ROUNDING,
+    QUITE_DIFFERENT,
+    RECORDED_DIGITS,
+    SAMPLES_MEAN,
+    SAMPLES_SPREAD,
+)
+
 pytest.importorskip("matplotlib")
 
 from rdc.errors import ConfigError, DataError, InputError
@@ -66,7 +77,7 @@ def test_heun_reaches_the_flow_of_a_gaussian_at_second_order() -> None:
     for steps in (20, 40, 80):
         found = heun(denoise_gaussian, noise, sampling_levels(steps))
         errors.append(float((found - flow_of_gaussian(noise, 80.0)).abs().max()))
-    assert errors[0] < 0.1 and errors[2] < 5e-3
+    assert errors[0] < 0.1 and errors[2] < HEUN_80
     assert 3.2 < errors[0] / errors[1] < 6 and 3.2 < errors[1] / errors[2] < 6  # a first-order method: 2
 
 
@@ -100,11 +111,11 @@ def test_classes_are_sampled_from_their_distributions() -> None:
     images = sample_classes(denoiser, 500, steps=20, batch_size=600, progress=False)
     assert images.shape == (3, 500, 1, 2, 2) and images.min() >= 0 and images.max() <= 1
     values = (images * 2 - 1).flatten(1)
-    assert torch.allclose(values.mean(1), torch.tensor([-0.3, 0.0, 0.2]), atol=0.015)
-    assert torch.allclose(values.std(1), torch.full((3,), 0.15), atol=0.01)
+    assert torch.allclose(values.mean(1), torch.tensor([-0.3, 0.0, 0.2]), atol=SAMPLES_MEAN)
+    assert torch.allclose(values.std(1), torch.full((3,), 0.15), atol=SAMPLES_SPREAD)
     assert denoiser.rows == 1500 * 39
     # rows share their starting noise: these classes differ by a shift
-    assert torch.allclose(values[1] - values[0], torch.tensor(0.3), atol=0.01)
+    assert torch.allclose(values[1] - values[0], torch.tensor(0.3), atol=SAMPLES_SPREAD)
 
 
 @pytest.mark.parametrize("kind", ["conditional", "multihead"])
@@ -113,10 +124,10 @@ def test_networks_are_sampled_the_same_whatever_the_batch(kind: str) -> None:
     few = sample_classes(denoiser, 2, steps=3, sigma_max=2.0, sigma_min=0.1, seed=4, progress=False)
     more = sample_classes(denoiser, 3, steps=3, sigma_max=2.0, sigma_min=0.1, seed=4, batch_size=2, progress=False)
     assert few.shape == (CLASSES, 2, *SHAPE) and denoiser.training
-    torch.testing.assert_close(few, more[:, :2], rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(few[0], few[1], atol=1e-3)  # the label matters
+    torch.testing.assert_close(few, more[:, :2], rtol=FLOAT32_NETWORK, atol=FLOAT32_SUM)
+    assert not torch.allclose(few[0], few[1], atol=NOT_ROUNDING)  # the label matters
     other = sample_classes(denoiser, 2, steps=3, sigma_max=2.0, sigma_min=0.1, seed=5, progress=False)
-    assert not torch.allclose(few, other, atol=1e-2)
+    assert not torch.allclose(few, other, atol=QUITE_DIFFERENT)
     with pytest.raises(InputError, match="per_class"):
         sample_classes(denoiser, 0)
 
@@ -158,11 +169,11 @@ def test_starting_noise_is_pinned() -> None:
 
     for seed, column in ((0, 0), (3, 1), (2**32 - 1, 0)):
         generator = torch.Generator().manual_seed(1_000_003 * seed + column)
-        assert start(seed)[column] == pytest.approx(float(torch.randn(4, generator=generator)[0]), abs=1e-5)
+        assert start(seed)[column] == pytest.approx(float(torch.randn(4, generator=generator)[0]), abs=FLOAT32_SUM)
     by_default = sample_classes(Nothing([0.0], 1.0), 2, steps=2, sigma_min=0.01, sigma_max=0.1, progress=False)
     assert ((2 * by_default - 1) / 0.1)[0, :, 0, 0, 0].tolist() == start(0)
     for seed in (2**32, -1, 2**70):
-        assert start(seed) == pytest.approx(PINNED_START[seed], abs=1e-4)
+        assert start(seed) == pytest.approx(PINNED_START[seed], abs=RECORDED_DIGITS)
     assert len({tuple(start(seed)) for seed in (0, 1, 2**32, 2**32 + 1, -1)}) == 5
 
 

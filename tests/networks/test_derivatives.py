@@ -10,6 +10,7 @@ from rdc.networks.diffusers_unet import DiffusersUNet
 from rdc.networks.unet import DhariwalUNet, SongUNet
 from tests.networks.cases import DIFFUSERS_UNET
 from tests.networks.formula import fill, noise_like
+from tests.tolerances import CENTRAL_DIFFERENCE
 
 _SMALL = {"model_channels": 4, "channel_mult": [1, 1], "num_blocks": 1, "attn_resolutions": [2], "channel_mult_emb": 1}
 _NCSNPP = {"embedding_type": "fourier", "encoder_type": "residual", "resample_filter": [1, 3, 3, 1]}
@@ -54,4 +55,4 @@ def test_every_entry_of_the_hessian(kind):
         (gradient(x.flatten() + step * e) - gradient(x.flatten() - step * e)) / (2 * step)
         for e in torch.eye(16).double()
     ]
-    assert ((hessian - torch.stack(rows)).abs().max() / hessian.abs().max()).item() < 1e-6
+    assert ((hessian - torch.stack(rows)).abs().max() / hessian.abs().max()).item() < CENTRAL_DIFFERENCE

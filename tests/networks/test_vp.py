@@ -11,6 +11,7 @@ from rdc.method.denoiser import ConditionalDenoiser
 from rdc.method.preconditioning import Preconditioning
 from rdc.networks.vp import VPNetwork, vp_sigmas
 from tests.networks.formula import noise_like
+from tests.tolerances import FLOAT64_FORMULA, RECORDED_SCHEDULE
 
 SIGMAS = vp_sigmas({})
 MEANS = torch.tensor([-0.4, 0.1, 0.7], dtype=torch.float64)
@@ -53,7 +54,7 @@ def test_closed_form_denoiser(prediction):
     found = ConditionalDenoiser(network(prediction), 3, (1, 5, 5)).denoise(x_t, sigma, labels)
     s2, mean = sigma.reshape(-1, 1, 1, 1) ** 2, MEANS[labels].reshape(-1, 1, 1, 1)
     expected = (SPREAD**2 * x_t + s2 * mean) / (SPREAD**2 + s2)
-    assert (found - expected).abs().max() < 1e-9 * sigma.max() ** 2
+    assert (found - expected).abs().max() < FLOAT64_FORMULA * sigma.max() ** 2
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -71,7 +72,9 @@ def test_f_is_the_definition(prediction):
     d = {"epsilon": x_t - s * out, "sample": out, "v_prediction": abar.sqrt() * x_vp - (1 - abar).sqrt() * out}[
         prediction
     ]
-    assert torch.allclose(f, (d - precondition.c_skip(s) * x_t) / precondition.c_out(s), rtol=1e-9, atol=1e-9)
+    assert torch.allclose(
+        f, (d - precondition.c_skip(s) * x_t) / precondition.c_out(s), rtol=FLOAT64_FORMULA, atol=FLOAT64_FORMULA
+    )
 
 
 def test_nearest_step_in_log_sigma():
@@ -124,7 +127,7 @@ def test_learned_variance_is_left_out():
 def test_schedules(schedule, recorded):
     sigmas = vp_sigmas(schedule)
     found = sigmas[[0, len(sigmas) // 2, len(sigmas) - 1]]
-    assert ((found / torch.tensor(recorded, dtype=torch.float64)) - 1).abs().max() < 3e-4
+    assert ((found / torch.tensor(recorded, dtype=torch.float64)) - 1).abs().max() < RECORDED_SCHEDULE
     assert (sigmas.diff() > 0).all()
 
 

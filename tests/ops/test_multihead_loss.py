@@ -20,6 +20,16 @@ from rdc.ops import _native, multihead_native, multihead_reference
 from rdc.ops import multihead_loss as module
 from rdc.ops.multihead_loss import multihead_loss
 from rdc.ops.multihead_reference import multihead_loss_reference
+from tests.tolerances import (
+    BFLOAT16_ORDER,
+    FLOAT32_GRADIENT,
+    FLOAT32_NETWORK,
+    FLOAT32_ROUNDING,
+    FLOAT32_SUM,
+    FLOAT64_NETWORK,
+    FLOAT64_OP,
+    FLOAT64_ORDER,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("loss", "h", "weight", "bias", "target", "level_weight")
@@ -160,7 +170,7 @@ def test_reference_equals_oracle(shape):
     for name, value, best in zip(
         NAMES, evaluate(multihead_loss_reference, x, upstream), oracle(x, upstream), strict=True
     ):
-        assert error(value, best) < 1e-13, name
+        assert error(value, best) < FLOAT64_OP, name
 
 
 def test_reference_in_chunks_of_classes(monkeypatch):
@@ -168,7 +178,7 @@ def test_reference_in_chunks_of_classes(monkeypatch):
     whole = evaluate(multihead_loss_reference, x, upstream)
     monkeypatch.setattr(multihead_reference, "REFERENCE_CHUNK", 2000)
     for a, b in zip(evaluate(multihead_loss_reference, x, upstream), whole, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-10)
+        torch.testing.assert_close(a, b, rtol=FLOAT64_ORDER, atol=FLOAT64_NETWORK)
 
 
 def test_reference_derivatives_in_float64():
@@ -224,7 +234,7 @@ def test_native_equals_oracle_at_any_shape(isa, shape, channels_last, seed):
     # Sums may cancel, so their roundings are measured by the same sums of absolute values (1e-6: some 16 roundings of float32).
     absolute = [x[0].abs(), x[1].abs(), x[2].abs(), -x[3].abs(), x[4]]
     for name, value, best, size in zip(NAMES, got, oracle(x, upstream), oracle(absolute, upstream.abs()), strict=True):
-        assert (abs(value.double().numpy() - best) <= 1e-6 * abs(size)).all(), name
+        assert (abs(value.double().numpy() - best) <= FLOAT32_ROUNDING * abs(size)).all(), name
 
 
 # --- Layouts, strides, sizes --------------------------------------------------------------------------------------------------------
@@ -287,7 +297,7 @@ def test_upstream_gradients_with_stride_zero(reduce):
         return torch.autograd.grad(reduce(function(*leaves)), leaves)
 
     for a, b in zip(run(native), run(multihead_loss_reference), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(a, b, rtol=FLOAT32_NETWORK, atol=FLOAT32_NETWORK)
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_native)])
@@ -387,12 +397,12 @@ def test_losses_of_rows_are_kept_for_the_gradient_of_the_level_weights(monkeypat
     assert rows.dtype == torch.float64
     truth, flat = oracle(x, upstream), (2, 3, 20)
     again = (rows.view(flat) * x[4].double()[:, None]).sum(1)
-    np.testing.assert_allclose(again, truth[0], rtol=1e-6)
+    np.testing.assert_allclose(again, truth[0], rtol=FLOAT32_ROUNDING)
     assert torch.equal(again.float(), loss)
     upstream -= upstream.mean(1, keepdim=True)  # as a softmax gives it: what is left is small beside the losses
     x[4].requires_grad_()
     (grad,) = torch.autograd.grad(native(*x), x[4], upstream)
-    assert error(grad, oracle([v.detach() for v in x], upstream)[5]) < 1e-5
+    assert error(grad, oracle([v.detach() for v in x], upstream)[5]) < FLOAT32_SUM
     assert multihead_native.keeps_row_loss(*x) and not multihead_native.keeps_row_loss(*x[:4], x[4].detach())
     with torch.no_grad():
         assert not multihead_native.keeps_row_loss(*x)
@@ -472,7 +482,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 )
 def test_opcheck(dtype, channels_last, wanted, keep):
     x, upstream = make((2, 2, 8, 3, 5, 3, 2), dtype, channels_last)
-    tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {}
+    tolerance = {"rtol": BFLOAT16_ORDER, "atol": BFLOAT16_ORDER} if dtype == torch.bfloat16 else {}
     leaves = [v.requires_grad_() for v in x]
     torch.library.opcheck(multihead_native.forward_op, (*leaves, keep, keep), **tolerance)
     kept = [k.detach() for k in multihead_native.forward_op(*x, keep, keep)[1:]]
@@ -492,7 +502,9 @@ def test_compiles_whole_with_dynamic_batch(backend):
         for a, b in zip(
             evaluate(compiled, x, upstream), evaluate(multihead_loss_reference, x, 2 * upstream), strict=True
         ):
-            torch.testing.assert_close(a if a.shape != upstream.shape else a / 2, b, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                a if a.shape != upstream.shape else a / 2, b, rtol=FLOAT32_NETWORK, atol=FLOAT32_NETWORK
+            )
 
 
 @needs_native
@@ -503,7 +515,7 @@ def test_compiles_with_inductor():
     compiled = torch.compile(lambda *z: native(*z), fullgraph=True)
     x, upstream = make((2, 2, 8, 5, 4, 6, 1), channels_last=True)
     for a, b in zip(evaluate(compiled, x, upstream), evaluate(native, x, upstream), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(a, b, rtol=FLOAT32_ROUNDING, atol=FLOAT32_ROUNDING)
 
 
 def assert_second_derivatives_are_the_references(function):
@@ -519,7 +531,7 @@ def assert_second_derivatives_are_the_references(function):
 
     truth = second(multihead_loss_reference, [v.double() for v in x])
     for a, b in zip(second(function, x), truth, strict=True):
-        assert error(a, b.numpy()) < 1e-3  # sin() of values in the hundreds: float32 arguments carry 1e-5
+        assert error(a, b.numpy()) < FLOAT32_GRADIENT  # sin() of values in the hundreds: float32 arguments carry 1e-5
 
 
 @needs_native
@@ -541,7 +553,7 @@ def test_second_derivative_of_one_input_and_third_derivatives():
 
     truth = derivatives(multihead_loss_reference, [v.double() for v in x])
     for a, b in zip(derivatives(native, x), truth, strict=True):
-        assert error(a, b.detach().numpy()) < 1e-4
+        assert error(a, b.detach().numpy()) < FLOAT32_NETWORK
 
 
 @needs_native

@@ -21,6 +21,7 @@ from rdc.errors import ConfigError, InputError
 from rdc.ops import multihead_triton as module
 from rdc.ops.multihead_loss import _triton_wins, multihead_loss
 from rdc.ops.multihead_reference import multihead_loss_reference
+from tests.tolerances import BFLOAT16_OP, BFLOAT16_ORDER, FLOAT32_NETWORK, FLOAT32_SUM, TF32
 
 from .test_multihead_loss import (
     NAMES,
@@ -59,8 +60,6 @@ SMALL = {
     "one column": (1, 2, 17, 9, 1, 13, 2),
     "one pixel": (3, 1, 1, 1, 1, 4, 1),
 }
-#: TF32 keeps 10 bits, and may cut where it should round: both factors, in the prediction and again in the gradients
-TF32 = 4e-3
 
 
 def triton(*x):
@@ -288,7 +287,7 @@ def test_rows_in_chunks(monkeypatch):
     assert module._plan(x[0], x[1], x[3], True).rows_at_once == 4  # of six
     for name, a, b in zip(NAMES, evaluate(triton, x, upstream), whole, strict=True):
         if name == "weight":  # another order of its sum
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+            torch.testing.assert_close(a, b, rtol=FLOAT32_SUM, atol=FLOAT32_NETWORK)
         else:
             assert torch.equal(a, b), name
 
@@ -347,7 +346,7 @@ def test_upstream_gradients_with_stride_zero(reduce):
         return torch.autograd.grad(reduce(function(*leaves)), leaves)
 
     for a, b in zip(run(triton), run(multihead_loss_reference), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(a, b, rtol=FLOAT32_NETWORK, atol=FLOAT32_NETWORK)
 
 
 @interpreted
@@ -366,7 +365,7 @@ def test_half_is_promoted():
 @both_types
 def test_opcheck(dtype):
     x, upstream = make((2, 2, 8, 3, 5, 3, 2), dtype, True)
-    tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {}
+    tolerance = {"rtol": BFLOAT16_ORDER, "atol": BFLOAT16_ORDER} if dtype == torch.bfloat16 else {}
     leaves = [v.requires_grad_() for v in x]
     torch.library.opcheck(module.forward_op, tuple(leaves), **tolerance)
     wanted = [True, False, True, True, True]
@@ -382,7 +381,7 @@ def test_compiles_whole_with_dynamic_batch():
         expected = evaluate(multihead_loss_reference, x, 2 * upstream)
         expected[0] = 2 * expected[0]
         for a, b in zip(evaluate(compiled, x, upstream), expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(a, b, rtol=FLOAT32_NETWORK, atol=FLOAT32_NETWORK)
 
 
 # --- GPU ------------------------------------------------------------------------------------------------------------------------------
@@ -432,7 +431,7 @@ def test_gpu_with_other_tiles(monkeypatch, dtype, block, planes):
     with module.tile_of(module.Tile(*block, planes)):
         got = evaluate(triton, x, upstream)
     for name, a, b in zip(NAMES, got, oracle(x, upstream), strict=True):
-        assert error(a, b) < (TF32 if dtype == torch.float32 else 1e-2), name
+        assert error(a, b) < (TF32 if dtype == torch.float32 else BFLOAT16_OP), name
 
 
 @pytest.mark.gpu
@@ -450,4 +449,4 @@ def test_gpu_rows_in_chunks_and_on_the_current_stream(monkeypatch):
         got = evaluate(triton, [h, *x[1:]], upstream)
     stream.synchronize()
     for name, a, b in zip(NAMES, got, whole, strict=True):
-        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2 * float(b.abs().max()), msg=name)
+        torch.testing.assert_close(a, b, rtol=BFLOAT16_ORDER, atol=BFLOAT16_ORDER * float(b.abs().max()), msg=name)

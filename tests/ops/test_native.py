@@ -11,6 +11,7 @@ from rdc.ops import _native, backends
 from rdc.ops.multihead_loss import multihead_loss
 from rdc.ops.multihead_reference import multihead_loss_reference
 from rdc.provenance.info import format_info
+from tests.tolerances import FLOAT32_NETWORK, FLOAT32_SUM
 
 needs_extension = pytest.mark.skipif(bool(_native.why_not("cpu")), reason=f"native kernels: {_native.why_not('cpu')}")
 
@@ -118,7 +119,9 @@ def test_the_binding_checks_what_it_gets(place, wrong, message):
     tensors = [*operands(), torch.zeros(2, 3), torch.zeros(4, 20, 16), torch.zeros(4, 3, dtype=torch.float64)]
     kernel = _native.extension().multihead_loss_cpu_forward
     kernel(*map(to_dlpack, tensors), 1, _native.cpu_isa())  # as it should be
-    torch.testing.assert_close(tensors[5], multihead_loss(*tensors[:5], backend="reference"), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        tensors[5], multihead_loss(*tensors[:5], backend="reference"), rtol=FLOAT32_SUM, atol=FLOAT32_SUM
+    )
     handed = [to_dlpack(t) for t in tensors]
     handed[place] = to_dlpack(wrong) if isinstance(wrong, torch.Tensor) else wrong
     with pytest.raises(ValueError, match=f"multihead_loss: {message}"):
@@ -135,7 +138,7 @@ def test_the_binding_checks_gradients():
     leaves = [t.clone().requires_grad_() for t in tensors[:4]]
     loss = multihead_loss(*leaves, tensors[4], backend="reference")
     for found, expected in zip(grads, torch.autograd.grad(loss.sum(), leaves), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found, expected, rtol=FLOAT32_NETWORK, atol=FLOAT32_NETWORK)
     wrong = (to_dlpack(grads[0]), to_dlpack(grads[0]), None, None, None)
     with pytest.raises(ValueError, match=r"gradient of weight: expected shape \[3, 3, 3, 3\], got \[4, 3, 4, 5\]"):
         kernel(*handed, wrong, None, 1, _native.cpu_isa())

@@ -19,7 +19,7 @@ from rdc.export import export_onnx
 from rdc.runtime import OnnxClassifier
 from tests.evaluation_models import NAMES, grey
 from tests.runtime.conftest import THRESHOLD
-from tests.tolerances import ONNX_PARITY
+from tests.tolerances import ONNX_LOG_PROBABILITIES, ONNX_PARITY, ONNX_PIXELS, PROBABILITIES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,11 +44,11 @@ def test_answers_are_those_of_pytorch(model, tiny):
     found = model(pixels)
     with torch.no_grad():
         moved, log_p = tiny.purify(x), tiny(x)
-    assert np.abs(found.purified_pixels - moved.numpy()).max() < 1e-5
-    assert np.abs(found.log_probabilities - log_p.numpy()).max() < 1e-4 * np.abs(log_p.numpy()).max()
+    assert np.abs(found.purified_pixels - moved.numpy()).max() < ONNX_PIXELS
+    assert np.abs(found.log_probabilities - log_p.numpy()).max() < ONNX_LOG_PROBABILITIES * np.abs(log_p.numpy()).max()
     p = log_p.double().exp().numpy()
-    assert np.allclose(found.probabilities, p, atol=1e-5) and np.allclose(found.probabilities.sum(1), 1)
-    assert (found.labels == p.argmax(1)).all() and np.allclose(found.confidence, p.max(1), atol=1e-5)
+    assert np.allclose(found.probabilities, p, atol=PROBABILITIES) and np.allclose(found.probabilities.sum(1), 1)
+    assert (found.labels == p.argmax(1)).all() and np.allclose(found.confidence, p.max(1), atol=PROBABILITIES)
     assert found.names == [NAMES[label] for label in p.argmax(1)] and len(found) == 5
     assert (found.abstain == (p.max(1) < THRESHOLD)).all() and 0 < found.abstain.sum() < 5
     assert (found.decision == np.where(found.abstain, -1, found.labels)).all()
@@ -62,9 +62,9 @@ def test_all_kinds_of_images(model, pictures):
     kinds = [pixels.astype(np.float32) / 255, pixels / 255, list(pixels), files, [str(f) for f in files], opened]
     kinds += [[pixels[0], files[1], opened[2]], [pixels[0, 0], pixels[1, 0], pixels[2]], (image for image in pixels)]
     for images in kinds:
-        assert np.allclose(model(images).log_probabilities, expected, atol=1e-4)
+        assert np.allclose(model(images).log_probabilities, expected, atol=ONNX_LOG_PROBABILITIES)
     for image in (pixels[0], pixels[0, 0], files[0], str(files[0]), opened[0]):
-        assert np.allclose(model(image).log_probabilities, expected[:1], atol=1e-4)
+        assert np.allclose(model(image).log_probabilities, expected[:1], atol=ONNX_LOG_PROBABILITIES)
 
 
 def test_pieces_change_nothing(model, path):
@@ -93,7 +93,7 @@ def test_steps_and_threshold(model, tiny):
     with torch.no_grad():
         assert np.allclose(none.class_losses, tiny.with_(lm=None).class_losses(x).numpy(), rtol=ONNX_PARITY)
         two = tiny.with_(lm="paper-v2,steps=2").purify(x).numpy()
-    assert np.abs(model(pixels, lm_steps=2).purified_pixels - two).max() < 1e-5
+    assert np.abs(model(pixels, lm_steps=2).purified_pixels - two).max() < ONNX_PIXELS
     assert not model(pixels, threshold=0).abstain.any() and model(pixels, threshold=1).abstain.all()
     for wrong in ({"lm_steps": 3}, {"lm_steps": -1}, {"threshold": 1.5}, {"threshold": float("nan")}):
         with pytest.raises(ConfigError, match=f"{next(iter(wrong))}: expected"):
@@ -255,7 +255,7 @@ def test_command(path, model, pictures, tmp_path):
     found = model(pixels)
     for row, line in enumerate(lines):
         assert line["label"] == found.labels[row] and line["class"] == found.names[row]
-        assert line["confidence"] == pytest.approx(found.confidence[row], abs=1e-5)
+        assert line["confidence"] == pytest.approx(found.confidence[row], abs=PROBABILITIES)
         assert line["abstain"] == found.abstain[row] and line["notices"] == []
         values = list(line["probabilities"].values())
         assert values == sorted(values, reverse=True) and sum(values) == pytest.approx(1)

@@ -7,6 +7,7 @@ from rdc.cli import main
 from rdc.errors import ConfigError, DataError
 from rdc.statistics.benchmark_comparison import compare_benchmarks, read_benchmarks
 from tests.bounds import bounded
+from tests.tolerances import FITTED, SIGNIFICANT
 
 RANDOM = np.random.Generator(np.random.Philox(key=3))
 
@@ -54,7 +55,9 @@ def test_verdicts(files):
     }
     worse = by_name["worse"]
     assert (
-        worse.low <= worse.ratio <= worse.high and worse.ratio == pytest.approx(1.35, rel=0.1) and worse.p_value < 0.01
+        worse.low <= worse.ratio <= worse.high
+        and worse.ratio == pytest.approx(1.35, rel=FITTED)
+        and worse.p_value < SIGNIFICANT
     )
     assert found["only_old"] == ["gone"] and found["only_new"] == ["here"]
     assert found["changes"][0].ratio >= found["changes"][-1].ratio

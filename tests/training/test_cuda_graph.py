@@ -16,6 +16,7 @@ from rdc.training.objective import NoiseDistribution
 from rdc.training.time_box import images_per_second
 from rdc.training.trainer import TrainConfig, Trainer
 from tests.tiny_models import CONFIG, SHAPE, randomize
+from tests.tolerances import FLOAT32_ROUNDING
 
 SETTINGS = TrainConfig(images=96, batch_size=12, learning_rate=2e-3, warmup_images=24, ema_images=24, flip=True)
 
@@ -89,7 +90,7 @@ def test_a_recorded_run_is_the_run(precision, tmp_path):
             (value - begun[name]).abs().mean().item()
         )  # Adam makes whole steps of what rounding leaves of small gradients
         most = 0.01 if precision == "float32" else 0.1
-        assert (found[name] - value).abs().mean().item() <= most * moved + 1e-6, name
+        assert (found[name] - value).abs().mean().item() <= most * moved + FLOAT32_ROUNDING, name
 
 
 @gpu

@@ -9,6 +9,7 @@ from rdc.networks.presets import build_network, network_preset
 from rdc.training.distillation import DistillationObjective, student_from_teacher
 from rdc.training.objective import NoiseDistribution
 from tests.tiny_models import CLASSES, CONFIG, SHAPE, pixels, randomize, tiny_denoiser
+from tests.tolerances import FLOAT32_ROUNDING, FLOAT32_SUM, FLOAT64_SQUARE, MILLIONS
 
 NOISE = NoiseDistribution(0.0, 0.5)
 LABELS = torch.tensor([0, 2, 1, 1])
@@ -40,7 +41,7 @@ class Echo(torch.nn.Module):
 def test_a_student_that_equals_its_teacher_has_no_loss():
     teacher = tiny_denoiser(dtype=torch.float64)
     loss, values = run(DistillationObjective(teacher, NOISE, CLASSES + 1), Echo(teacher))
-    assert loss < 1e-20 and values["distilled"] < 1e-20 and values["denoising"] > 1e-3
+    assert loss < FLOAT64_SQUARE and values["distilled"] < FLOAT64_SQUARE and values["denoising"] > 1e-3
 
 
 def test_a_shared_error_counts_once_and_a_difference_counts_twice():
@@ -48,7 +49,7 @@ def test_a_shared_error_counts_once_and_a_difference_counts_twice():
     objective = DistillationObjective(teacher, NOISE, CLASSES + 1, difference_weight=3.0)
     _, shared = run(objective, Echo(teacher, torch.full((1, CLASSES + 1, 1, 1, 1), 0.5)))
     torch.testing.assert_close(shared["distilled"], torch.tensor(0.25, dtype=torch.float64))
-    assert shared["differences"] < 1e-20
+    assert shared["differences"] < FLOAT64_SQUARE
     error = torch.zeros(1, CLASSES + 1, 1, 1, 1)
     error[:, 3] = 1.0  # the null label, never the true class
     loss, apart = run(objective, Echo(teacher, error))
@@ -83,10 +84,14 @@ def test_posterior_term_is_cross_entropy_with_elbo_weights():
     d = 0.25 / (s**2 + 0.25) * x_t
     d = d[:, None] + (s * 0.5 / (s**2 + 0.25).sqrt())[:, None] * f[:, :CLASSES]
     score = -1.5 * (d - x0[:, None]).square().flatten(2).sum(2) / sigma[:, None] ** 2
-    torch.testing.assert_close(values["posterior"], F.cross_entropy(score, LABELS), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        values["posterior"], F.cross_entropy(score, LABELS), rtol=FLOAT32_SUM, atol=FLOAT32_ROUNDING
+    )
     torch.testing.assert_close(loss, values["denoising"] + values["unlabelled"] + 0.7 * values["posterior"])
     target = (x0 - 0.25 / (s**2 + 0.25) * x_t) / (s * 0.5 / (s**2 + 0.25).sqrt())
-    torch.testing.assert_close(values["unlabelled"], (f[:, CLASSES] - target).square().mean(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        values["unlabelled"], (f[:, CLASSES] - target).square().mean(), rtol=FLOAT32_SUM, atol=FLOAT32_ROUNDING
+    )
 
 
 def test_student_starts_as_its_teacher_without_label():
@@ -133,4 +138,6 @@ def test_presets_for_a_gpu_have_students_of_their_size(name, millions):
         assert teacher(x, sigma, torch.empty(2, 10)).shape == (2, 3, 32, 32)
         assert student(x, sigma).shape == (2, 11, 3, 32, 32)
     counts = [sum(p.numel() for p in net.parameters()) / 1e6 for net in (teacher, student)]
-    assert counts[0] == pytest.approx(millions, abs=0.1) and counts[0] < counts[1] < (10 if name == "medium-32" else 25)
+    assert counts[0] == pytest.approx(millions, abs=MILLIONS) and counts[0] < counts[1] < (
+        10 if name == "medium-32" else 25
+    )

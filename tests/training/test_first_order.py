@@ -10,6 +10,14 @@ from rdc.training.distillation import DistillationObjective
 from rdc.training.first_order import draw_rivals, worst_logits, worst_rise
 from rdc.training.objective import NoiseDistribution
 from tests.tiny_models import pixels, tiny_denoiser
+from tests.tolerances import (
+    FLOAT32_ORDER,
+    FLOAT32_ROUNDING,
+    FLOAT32_ROUNDINGS,
+    FLOAT32_SUM,
+    RIVALS,
+    TRAINING_DIFFERENCE,
+)
 
 LABELS = torch.tensor([0, 2, 1, 1])
 
@@ -39,7 +47,7 @@ def test_rise_is_the_maximum_over_ball_and_box(norm, eps):
             inside = torch.minimum(middle * slope, room).norm(dim=1, keepdim=True) <= eps
             low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
         expected = (slope * torch.minimum(low * slope, room)).sum(1)
-    torch.testing.assert_close(rise, expected, rtol=2e-5, atol=1e-6)
+    torch.testing.assert_close(rise, expected, rtol=FLOAT32_ORDER, atol=FLOAT32_ROUNDING)
 
 
 def test_rise_of_a_zero_gradient_is_zero():
@@ -56,7 +64,9 @@ def test_worst_logits_of_a_linear_classifier_are_reached():
     direction = (matrix[:, 1 - labels] - matrix[:, labels]).T.sign().reshape(x.shape)
     moved = (x + 0.05 * direction).clamp(0, 1).flatten(1) @ matrix
     margin = moved[rows, 1 - labels] - moved[rows, labels]
-    torch.testing.assert_close((worst[rows, 1 - labels] - worst[rows, labels]).detach(), margin, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        (worst[rows, 1 - labels] - worst[rows, labels]).detach(), margin, rtol=FLOAT32_SUM, atol=FLOAT32_ROUNDING
+    )
     torch.testing.assert_close(worst[rows, labels].detach(), (x.flatten(1) @ matrix)[rows, labels])
     assert (rise > 0).all() and worst.requires_grad and not rise.requires_grad
 
@@ -74,15 +84,15 @@ def test_every_wrong_class_is_raised_by_what_the_rival_gains():
     gain = (slope.abs() * room).sum((1, 2, 3))
     raised = gain[:, None].repeat(1, 4)
     raised[torch.arange(3), labels] = 0
-    torch.testing.assert_close((worst - logits).detach(), raised, rtol=1e-5, atol=2e-6)
-    torch.testing.assert_close(rise, gain, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close((worst - logits).detach(), raised, rtol=FLOAT32_SUM, atol=FLOAT32_ROUNDINGS)
+    torch.testing.assert_close(rise, gain, rtol=FLOAT32_SUM, atol=FLOAT32_ROUNDING)
 
 
 def test_rivals_are_wrong_classes_drawn_by_their_probability():
     logits = torch.tensor([[5.0, 1.0, 0.0, 0.0]]).repeat(4000, 1)
     rivals = draw_rivals(logits, torch.zeros(4000, dtype=torch.int64), torch.Generator().manual_seed(0))
     share = torch.bincount(rivals, minlength=4) / 4000
-    torch.testing.assert_close(share, F.softmax(torch.tensor([-torch.inf, 1.0, 0.0, 0.0]), 0), rtol=0, atol=0.025)
+    torch.testing.assert_close(share, F.softmax(torch.tensor([-torch.inf, 1.0, 0.0, 0.0]), 0), rtol=0, atol=RIVALS)
     assert share[0] == 0
 
 
@@ -119,7 +129,7 @@ def test_objective_differentiates_through_the_input_gradient(norm):
         with torch.no_grad():
             weight.sub_(direction, alpha=sign * h)
     numeric = (ends[0] - ends[1]) / (2 * h)
-    assert (slope * direction).sum().item() == pytest.approx(numeric, rel=2e-4)
+    assert (slope * direction).sum().item() == pytest.approx(numeric, rel=TRAINING_DIFFERENCE)
     plain, _ = run(objective(0.0), student)
     without = torch.autograd.grad(plain, weight)[0]
     assert abs((without * direction).sum().item() - numeric) > 1e-2 * abs(numeric)  # the rise matters here

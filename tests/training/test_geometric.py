@@ -14,6 +14,7 @@ from rdc.training.augmentation import AUGMENTATION_LABEL, Augmented, Shifted, ge
 from rdc.training.batches import BatchGenerator
 from rdc.training.distillation import DistillationObjective, Secant
 from rdc.training.objective import ConditionalObjective, NoiseDistribution
+from tests.tolerances import WARPED_CENTRE
 
 SIDE = 33
 
@@ -61,7 +62,7 @@ def test_a_spot_goes_where_the_label_says(only: int) -> None:
         expected = said(label, torch.tensor([0.3, -0.2]))
         inside = expected.abs().max() < 0.6 and label[2].abs() < 2 and label[5:7].norm() < 2
         if inside and changed == {only}:
-            torch.testing.assert_close(centre(image), expected, atol=0.03, rtol=0)
+            torch.testing.assert_close(centre(image), expected, atol=WARPED_CENTRE, rtol=0)
             checked += 1
     assert checked >= 30
 

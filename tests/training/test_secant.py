@@ -13,6 +13,16 @@ from rdc.training.distillation import DistillationObjective, Secant
 from rdc.training.first_order import draw_rivals
 from rdc.training.objective import NoiseDistribution
 from tests.tiny_models import pixels, tiny_denoiser
+from tests.tolerances import (
+    BUDGET_USE,
+    FLOAT32_DIFFERENCE,
+    FLOAT32_GRADIENT,
+    FLOAT32_NETWORK,
+    FLOAT32_ROUNDING,
+    FLOAT32_SUM,
+    FLOAT32_ULP,
+    FLOAT64_ORDER,
+)
 
 LABELS = torch.tensor([0, 2, 1, 1])
 NOISE = NoiseDistribution(0.0, 0.5)
@@ -83,9 +93,11 @@ def test_loss_and_weight_gradients_are_those_of_the_formula(norm):
     _, there = by_hand(net, (x0 + u * step).detach(), sigma, noise, made)
     far = logits + (there - logits) / u[:, :, 0, 0]
     total = denoising + 0.7 * (0.7 * F.cross_entropy(logits, LABELS) + 0.3 * F.cross_entropy(far, LABELS))
-    torch.testing.assert_close(loss, total, rtol=1e-5, atol=0)  # the budget holds in float32
+    torch.testing.assert_close(loss, total, rtol=FLOAT32_SUM, atol=0)  # the budget holds in float32
     for mine, theirs in zip(got, torch.autograd.grad(total, used), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item() + 1e-12)
+        torch.testing.assert_close(
+            mine, theirs, rtol=FLOAT32_GRADIENT, atol=FLOAT32_NETWORK * theirs.abs().max().item() + FLOAT64_ORDER
+        )
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -98,12 +110,12 @@ def test_the_network_sees_one_noise_and_images_within_the_ball(norm):
     sigma = NOISE.sample(4, generator).reshape(-1, 1, 1, 1)
     noise = torch.randn(4, *bright.shape[1:], generator=generator)
     first, second = (x / made.precondition.c_in(sigma) - sigma * noise for x in net.inputs)
-    torch.testing.assert_close(first, bright, rtol=0, atol=1e-6)
+    torch.testing.assert_close(first, bright, rtol=0, atol=FLOAT32_ROUNDING)
     moved = (second - bright) / 2
     flat = moved.flatten(1)
     size = {"linf": flat.abs().amax(1), "l2": flat.norm(dim=1), "l1": flat.abs().sum(1)}[norm]
-    assert (size <= EPS * (1 + 1e-4)).all() and (size > 0.2 * EPS).all()
-    assert second.max() <= 1 + 1e-5  # of the pixel box
+    assert (size <= EPS * (1 + BUDGET_USE)).all() and (size > 0.2 * EPS).all()
+    assert second.max() <= 1 + FLOAT32_SUM  # of the pixel box
 
 
 def test_a_small_difference_is_the_first_order_and_a_whole_one_the_perturbed_image():
@@ -113,7 +125,7 @@ def test_a_small_difference_is_the_first_order_and_a_whole_one_the_perturbed_ima
     whole = run(objective(Secant(EPS, "linf", 1.0, 1.0)), net)[1]
     margin = DistillationObjective(tiny_denoiser(dtype=torch.float64), NOISE, **TERMS, margin_eps=EPS)
     exact = run(margin, net)[1]
-    torch.testing.assert_close(small["rise"], exact["rise"].double(), rtol=2e-3, atol=0)
+    torch.testing.assert_close(small["rise"], exact["rise"].double(), rtol=FLOAT32_DIFFERENCE, atol=0)
     assert abs(whole["rise"] - exact["rise"]) > 5 * abs(small["rise"] - exact["rise"])
 
 
@@ -186,7 +198,7 @@ def test_cutmix_shares_losses_and_labels_between_two_classes():
     far = logits + (there - logits) / u[:, :, 0, 0]
     entropies = [-(shares * z.log_softmax(1)).sum(1).mean() for z in (logits, far)]
     total = denoising + 0.7 * (0.7 * entropies[0] + 0.3 * entropies[1])
-    torch.testing.assert_close(loss, total, rtol=1e-5, atol=0)
+    torch.testing.assert_close(loss, total, rtol=FLOAT32_SUM, atol=0)
     assert values["robust_first_order"] <= values["hits"]
 
 
@@ -221,6 +233,9 @@ def test_two_steps_are_the_mean_of_two_worst_perturbations():
     rows = torch.arange(4)
     (slope,) = torch.autograd.grad((logits[rows, rivals] - logits[rows, LABELS]).sum(), leaf)
     torch.testing.assert_close(
-        (first - x0).abs().amax((1, 2, 3)), torch.full((4,), 2 * EPS, dtype=torch.float64), rtol=1e-6, atol=0
+        (first - x0).abs().amax((1, 2, 3)),
+        torch.full((4,), 2 * EPS, dtype=torch.float64),
+        rtol=FLOAT32_ROUNDING,
+        atol=0,
     )
-    torch.testing.assert_close(end, x0 + ((first - x0) + 2 * EPS * slope.sign()) / 2, rtol=0, atol=1e-7)
+    torch.testing.assert_close(end, x0 + ((first - x0) + 2 * EPS * slope.sign()) / 2, rtol=0, atol=FLOAT32_ULP)

@@ -11,6 +11,7 @@ import torch
 
 from rdc.errors import CheckpointError, ConfigError
 from rdc.training.time_box import SHARE, images_per_second, plan_images
+from tests.tolerances import PLANNED_IMAGES
 from tests.training.test_trainer import CONFIG, expect_same_state, stop_after, trainer
 
 
@@ -48,7 +49,7 @@ def test_the_plan_is_speed_times_time(tmp_path: Path, monkeypatch: pytest.Monkey
     begun = clock.now - 10  # seconds that went into the start
     images = plan_images(run, 1.0, begun)
     left = 60 - 10 - 8 * 0.5 + 0.0
-    assert images == run.config.images == pytest.approx(SHARE * left * 24, abs=0.1 * 24 + 1)
+    assert images == run.config.images == pytest.approx(SHARE * left * 24, abs=PLANNED_IMAGES)
     run.run()
     assert run.step == run.config.steps and clock.now - begun < 60
     assert run.config.rate(run.step) == pytest.approx(0)  # the cosine ends where the plan does
