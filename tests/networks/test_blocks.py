@@ -19,7 +19,9 @@ def test_half_group_norm_rounds_once():
         answer = norm(x)
     assert answer.dtype == torch.bfloat16
     error = (answer.double() - truth).abs()
-    assert (error <= 2**-8 * truth.abs() + BFLOAT16_NORM).all() and error.mean() < BFLOAT16_OP  # sums in float32, one rounding
+    assert (
+        error <= 2**-8 * truth.abs() + BFLOAT16_NORM
+    ).all() and error.mean() < BFLOAT16_OP  # sums in float32, one rounding
     assert norm(x.float()).dtype == torch.float32  # other types as before
 
 
