@@ -6,8 +6,8 @@ import pytest
 
 from rdc.cli import main
 from rdc.errors import ConfigError, DataError
-from rdc.evaluation import EvaluationSettings, evaluate
-from rdc.evaluation.comparison import _after, compare_runs, read_run
+from rdc.evaluation import EvaluationSettings, comparison, evaluate
+from rdc.evaluation.comparison import Difference, _after, compare_runs, read_run
 from rdc.evaluation.records import AttackOutcome, Decision, ImageRecord
 from rdc.reports import write_reports
 from rdc.statistics import paired_permutation_test
@@ -27,7 +27,10 @@ def finished(folder, data, classifier, **changes):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A: weak attacks. B: twice the radius, other attacks after the first. C: half of the images. D: fresh noise. E: no attack."""
+    """A: weak attacks. B: twice the radius, other attacks after the first. C: half of the images. D: fresh noise. E: no attack.
+
+    F: the last image alone.
+    """
     folder, classifier = tmp_path_factory.mktemp("runs"), gaussian_classifier()
     data = labelled_by(classifier)
     return {
@@ -38,6 +41,7 @@ def runs(tmp_path_factory):
         "c": finished(folder / "c", data, classifier, n=20),
         "d": finished(folder / "d", data, classifier, noise="fresh", eot=2, resubmissions=3, attacks=("apgd-ce",)),
         "e": finished(folder / "e", data, classifier, attacks=()),
+        "f": finished(folder / "f", data, classifier, attacks=(), start=39, n=1),
     }
 
 
@@ -126,6 +130,62 @@ def test_common_wants_the_same_data(runs, tmp_path):
     label = (a["images"][0]["label"] + 1) % 4
     with pytest.raises(ConfigError, match="image 0 has label"):
         compare_runs(a, changed(runs["c"], tmp_path / "2", label=label), common=True)
+
+    with pytest.raises(ConfigError, match="same data set and split; .* blobs, test split, .* blobs, train split"):
+        compare_runs(a, changed(runs["c"], tmp_path / "3", {"split": "train"}), common=True)
+
+
+def test_runs_without_a_common_image_are_told_which_they_have(runs):
+    c, f = read_run(runs["c"]), read_run(runs["f"])
+    with pytest.raises(ConfigError, match=r"no image in common; .*20 images \(0 to 19\).*1 images \(39 to 39\)"):
+        compare_runs(c, f, common=True)
+    found = compare_runs(read_run(runs["a"]), f, common=True, draws=100)
+    assert found["n"] == 1 and list(found["differences"]) == ["clean"]
+
+
+def test_each_run_is_measured_by_its_own_measure(runs, monkeypatch):
+    """Of attacks in other orders the cascades differ, so a measure has one function for each side."""
+    a, c = read_run(runs["a"]), read_run(runs["c"])
+    measures = {"what": (lambda record: 1.0, lambda record: 0.25)}
+    monkeypatch.setattr(comparison, "_measures", lambda one, other: measures if (one, other) == (a, c) else {})
+    found = compare_runs(a, c, common=True, draws=100)["differences"]["what"]
+    assert (found["a"], found["b"], found["difference"], found["only_a"], found["only_b"]) == (1, 0.25, 0.75, 20, 0)
+    with pytest.raises(ValueError, match="interval"):
+        Difference.from_json(found | {"interval": [0.5]}, "difference")
+    with pytest.raises(ValueError, match="p_value"):
+        Difference.from_json(found | {"p_value": 1.5}, "difference")
+    assert Difference.from_json(found, "difference").to_json() == found
+
+
+def test_a_report_of_impossible_figures_is_damaged(runs, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(runs["a"], folder)
+    report = read_json(folder / "report.json")
+    for words, change in (
+        (r"attacks\[0\]\.accuracy", {"attacks": [report["attacks"][0] | {"accuracy": 1.5}]}),
+        (r"clean\.accuracy", {"clean": {"accuracy": -0.5, "ci95": [0, 1]}}),
+        (r"robust\.ci95", {"robust": {"accuracy": 0.5, "ci95": [0.5]}}),
+        ("report.json: n", {"n": 0}),
+    ):
+        write_json(folder / "report.json", {**report, **change})
+        with pytest.raises(DataError, match=words):
+            read_run(folder)
+
+
+def test_batches_that_are_missing_are_noticed(runs, tmp_path):
+    """Images without the line that closes their batch; and a report about the batches that are left."""
+    folder = tmp_path / "run"
+    shutil.copytree(runs["a"], folder)
+    lines = (folder / "results.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "results.jsonl").write_bytes(b"".join(lines[:-1]))
+    with pytest.raises(DataError, match="some batches are missing"):
+        read_run(folder)
+    closing = [number for number, line in enumerate(lines) if b"end_of_batch" in line]
+    assert len(closing) > 1
+    (folder / "results.jsonl").write_bytes(b"".join(lines[: closing[0] + 1]))
+    write_json(folder / "report.json", {**read_json(folder / "report.json"), "n": closing[0]})
+    with pytest.raises(DataError, match="some batches are missing"):
+        read_run(folder)
 
 
 def test_folders_that_are_no_finished_runs(runs, tmp_path):

@@ -24,7 +24,7 @@ from rdc.evaluation.records import (
     Sanity,
     SettingsRecord,
 )
-from rdc.evaluation.report import Report, rate
+from rdc.evaluation.report import AttackReport, RaisedFlag, Report, RobustRate, ScoreRates, rate
 from rdc.evaluation.scoring import has_majority, is_kept
 from rdc.evaluation.totals import sum_batches
 from rdc.reports import write_reports
@@ -250,3 +250,60 @@ def test_settings_by_default():
         "eps": "8/255", "steps": 50, "restarts": 1, "gradient": "exact", "noise": "known", "eot": 1, "resubmissions": 10,
         "sanity": 8, "seed": 0, "batch": 32, "levels": None, "lm": None, "precision": None,
     }  # fmt: skip
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+ONE = {"accuracy": 0.5, "ci95": [0.25, 0.75]}
+ATTACK = {
+    "name": "a", "norm": "linf", "eps": 0, "steps": 0, "restarts": 0, "gradient": "exact", "noise": "known", "eot": 1, **ONE,
+    "seconds": 0, "attacked": 0, "broken": 0, "survivors": 0, "network_evaluations": 0,
+}  # fmt: skip
+REPORT = {
+    "schema": "s", "model": "m", "dataset": "d", "n": 1, "seed": 0, "classifier": {}, "clean": ONE, "robust": ONE, "scores": {},
+    "attacks": [ATTACK], "sanity": {}, "flags": [], "network_evaluations": 0, "seconds": 0, "command": "c", "commit": None,
+    "versions": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "key"),
+    [
+        *((Report, REPORT, key) for key in ("n", "seed", "network_evaluations", "seconds")),
+        *((AttackReport, ATTACK, key) for key in ("eps", "steps", "restarts", "eot", "seconds", "attacked", "broken")),
+        *((AttackReport, ATTACK, key) for key in ("survivors", "network_evaluations")),
+        (RobustRate, {**ONE, "worst_of": 1}, "worst_of"),
+        (ScoreRates, {"submissions": 1}, "submissions"),
+    ],
+)
+def test_a_report_at_its_least(kind, value, key):
+    assert kind.from_json(value, "report").to_json() == value
+    with pytest.raises(ValueError, match=rf"report\.{key}"):
+        kind.from_json({**value, key: value[key] - 1}, "report")
+
+
+@pytest.mark.parametrize(
+    "change", [{"accuracy": 1.01}, {"accuracy": -0.01}, {"ci95": [0.5]}, {"ci95": [0, 0.5, 1]}, {"ci95": [0, 1.01]}]
+)
+@pytest.mark.parametrize("key", ["clean", "robust"])
+def test_rates_are_shares_with_two_ends(key, change):
+    with pytest.raises(ValueError, match=rf"report\.{key}\.{next(iter(change))}"):
+        Report.from_json({**REPORT, key: ONE | change}, "report")
+
+
+def test_of_robustness_nothing_may_be_known_and_of_clean_accuracy_something_must():
+    nothing = {"accuracy": None, "ci95": None}
+    assert Report.from_json({**REPORT, "robust": nothing}, "report").to_json()["robust"] == nothing
+    with pytest.raises(ValueError, match="clean.accuracy"):
+        Report.from_json({**REPORT, "clean": nothing}, "report")
+
+
+def test_rates_are_rounded_to_six_digits():
+    third = rate(1, 3)
+    assert third.accuracy == 0.333333 and all(round(end, 6) == end for end in third.ci95)
+    assert rate(0.123456789, 1).accuracy == 0.123457
+
+
+@pytest.mark.parametrize(("severity", "warns"), [("warning", True), ("note", False)])
+def test_warnings_warn(severity, warns):
+    assert RaisedFlag("n", severity, "r", "e", "w", "e").warns is warns
+    assert AttackReport.from_json(ATTACK, "a").attack == ("a", "known")
