@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   rdc train --data cifar10 --data-root ~/cifar10 --network small-32 --out runs/cifar10 --images 5000000 --flip --compile
   rdc train --init runs/teacher --posterior-weight 0.3 --images 200000 --lr 5e-4 --out runs/sharper
   rdc train --method trades --eps 8/255 --out runs/trades --images 160000 --precision bfloat16
+  rdc train --method jem --out runs/jem --images 250000 --sgld-steps 10 --precision bfloat16
   torchrun --nproc-per-node 2 -m rdc train --data fashion-mnist --out runs/two --images 360000
 
 A run that was stopped or killed is continued by the same command. The folder gets model.safetensors and model.json (the
@@ -29,7 +30,9 @@ METHODS = (
     "pgd-at",
     "trades",
     "mart",
-)  # rdc.training.adversarial has four; importing that takes a second
+    "jem",
+    "hybvit",
+)  # those of rdc.training.recipes but "distill"; importing that takes a second
 
 #: option -> setting of the recipe
 _SETTINGS = {
@@ -46,6 +49,15 @@ _SETTINGS = {
     "inner_step_size": "attack.step_size",
     "beta": "classifier.beta",
     "label_smoothing": "classifier.label_smoothing",
+    "sgld_steps": "energy.steps",
+    "sgld_step_size": "energy.step_size",
+    "sgld_noise": "energy.noise",
+    "replay_buffer": "energy.buffer",
+    "restart": "energy.restart",
+    "input_noise": "energy.input_noise",
+    "energy_weight": "energy.weight",
+    "largest_gap": "energy.largest_gap",
+    "denoising_weight": "hybrid.denoising_weight",
 }
 
 
@@ -54,7 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--method", choices=METHODS, help="what to train (default: diffusion); others: classifiers")
     model = parser.add_argument_group("model")
-    model.add_argument("--network", metavar="NAME", help="preset (small-28; for classifiers resnet-small-28)")
+    model.add_argument(
+        "--network",
+        metavar="NAME",
+        help="preset (small-28; for classifiers resnet-small-28; jem: resnet-energy-28; hybvit: vit-small-28)",
+    )
     model.add_argument("--init", metavar="MODEL", help="start from these weights: a model of the same network")
     diffusion = parser.add_argument_group("--method diffusion")
     diffusion.add_argument("--label-dropout", type=float, metavar="P", help="share of images seen unlabelled (0.1)")
@@ -71,8 +87,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     others.add_argument("--inner-step-size", metavar="E", help="length of one (2.5 eps / N: 2/255 for 8/255)")
     others.add_argument("--beta", type=float, metavar="X", help="of the divergence (trades: 6, mart: 5)")
     others.add_argument("--label-smoothing", type=float, metavar="P", help="not for mart (0)")
-    others.add_argument("--shift", type=int, metavar="N", help="move each image by up to N pixels (0)")
-    add_run_arguments(parser, learning_rate="diffusion: 1e-3, others: 5e-3")
+    others.add_argument("--shift", type=int, metavar="N", help="move each image by up to N pixels (0); hybvit too")
+    jem = parser.add_argument_group("--method jem: in units of [-1, 1]")
+    jem.add_argument("--sgld-steps", type=up_to(1_000_000), metavar="K", help="Langevin steps for every batch (20)")
+    jem.add_argument("--sgld-step-size", type=float, metavar="X", help="of the energy's gradient (1)")
+    jem.add_argument("--sgld-noise", type=float, metavar="X", help="of every step (0.01)")
+    jem.add_argument("--replay-buffer", type=int, metavar="N", help="images that chains go on from (10000)")
+    jem.add_argument("--restart", type=float, metavar="P", help="share of chains that start from noise (0.05)")
+    jem.add_argument("--input-noise", type=float, metavar="X", help="on the images whose energy is lowered (0.03)")
+    jem.add_argument("--energy-weight", type=float, metavar="X", help="of the energy beside the cross-entropy (1)")
+    jem.add_argument(
+        "--largest-gap", type=float, metavar="X", help="of the energies; beyond it the run goes back (100)"
+    )
+    hybrid = parser.add_argument_group("--method hybvit")
+    hybrid.add_argument("--denoising-weight", type=float, metavar="X", help="beside the cross-entropy (1)")
+    add_run_arguments(parser, learning_rate="diffusion, jem, hybvit: 1e-3, others: 5e-3")
 
 
 def recipe(args: argparse.Namespace) -> Recipe:

@@ -18,6 +18,7 @@ from rdc.errors import ConfigError
 from rdc.method.preconditioning import Preconditioning
 from rdc.networks.blocks import fastest_layout
 from rdc.networks.heads import MultiHeadUNet
+from rdc.networks.presets import DISCRIMINATIVE
 from rdc.ops.multihead_loss import multihead_loss
 
 __all__ = ["PRECISIONS", "ConditionalDenoiser", "Denoiser", "MultiHeadDenoiser", "make_denoiser"]
@@ -193,7 +194,7 @@ def make_denoiser(network: nn.Module, config: dict) -> Denoiser:
     Raises:
         ConfigError: the network is a classifier, no denoiser.
     """
-    if config["kind"] == "resnet":
-        raise ConfigError("expected a diffusion model; this is a discriminative classifier (kind resnet)")
+    if config["kind"] in DISCRIMINATIVE:
+        raise ConfigError(f"expected a diffusion model; this is a discriminative classifier (kind {config['kind']})")
     kind = MultiHeadDenoiser if config["kind"] == "multihead" else ConditionalDenoiser
     return kind(network, config["num_classes"], tuple(config["image_shape"]), config.get("sigma_data", 0.5))

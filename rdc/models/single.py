@@ -15,6 +15,7 @@ from rdc.method.denoiser import make_denoiser
 from rdc.method.levels import levels_from_json
 from rdc.models.checkpoints import load_model
 from rdc.networks.blocks import fastest_layout
+from rdc.networks.presets import DISCRIMINATIVE
 
 __all__ = ["ASSETS", "SINGLE", "load_single"]
 
@@ -47,7 +48,7 @@ def load_single(name: str, device: torch.device, settings: dict[str, Any]) -> Ba
     """
     path = ASSETS / name if name in SINGLE else Path(name)
     network, config, info = load_model(path)
-    if config["kind"] == "resnet":
+    if config["kind"] in DISCRIMINATIVE:
         return _discriminative(network.to(device), config, info, settings, path)
     if not config.get("num_classes"):
         raise ConfigError(f"{path}: expected a class-conditional network; this one has no classes and cannot classify")
@@ -84,10 +85,11 @@ def _discriminative(
 
     if unknown := set(settings) - {"gradient", "noise", "noise_seed"}:
         raise ConfigError(
-            f"{path}: a discriminative network ({info.get('method', 'resnet')}) has no {', '.join(sorted(unknown))}; leave "
+            f"{path}: a discriminative network ({info.get('method', config['kind'])}) has no {', '.join(sorted(unknown))}; leave "
             "it out. For likelihood maximisation in front of it see rdc.defences.PurifiedClassifier"
         )
-    name = f"resnet ({info['method']})" if "method" in info else "resnet"
+    kind = config["kind"]
+    name = f"{kind} ({info['method']})" if "method" in info else kind
     shape, count = config["image_shape"], config["num_classes"]
     return PlainClassifier(
         network.requires_grad_(False),

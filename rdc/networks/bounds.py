@@ -22,6 +22,8 @@ WHOLE: dict[str, tuple[int, int]] = {
     "patch_size": (1, 64),
     "wide_channels": (1, 65_536),
     "width": (1, 65_536),
+    "depth": (1, 64),
+    "heads": (1, 65_536),
     "unet.augment_dim": (0, 65_536),
     "unet.model_channels": (1, 65_536),
     "unet.channel_mult_emb": (1, 64),
@@ -78,7 +80,7 @@ def check_description(config: dict[str, Any]) -> None:
         _whole("image channels", shape[0])
         _whole("image side", shape[1])
         _whole("image side", shape[2])
-    for name in ("num_classes", "patch_size", "wide_channels", "width"):
+    for name in ("num_classes", "patch_size", "wide_channels", "width", "depth", "heads"):
         if name in config:
             _whole(name, config[name])
     if "blocks" in config:
@@ -94,6 +96,8 @@ def check_description(config: dict[str, Any]) -> None:
 def least_size(config: dict[str, Any]) -> tuple[int, int]:
     """The fewest tensors, and the fewest weights, that the network of a checked description can have."""
     widths = list(_blocks(config))
+    if config.get("kind") == "vit":
+        return 12 * len(widths), sum(12 * width**2 for width in widths) + _least_tokens(config)
     return 6 * len(widths), sum(9 * width**2 for width in widths) + _least_head(config)
 
 
@@ -151,6 +155,8 @@ def _blocks(config: dict[str, Any]) -> Iterator[int]:
     if "blocks" in config and "width" in config:
         for stage, count in enumerate(config["blocks"]):
             yield from [config["width"] * 2**stage] * count
+    if "depth" in config and "width" in config:
+        yield from [config["width"]] * config["depth"]
     unet = config.get("unet")
     if not isinstance(unet, dict):
         return
@@ -171,6 +177,14 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "SongUNet": {"model_channels": 128, "channel_mult": (1, 2, 2, 2), "num_blocks": 4},
     "DhariwalUNet": {"model_channels": 192, "channel_mult": (1, 2, 3, 4), "num_blocks": 3},
 }
+
+
+def _least_tokens(config: dict[str, Any]) -> int:
+    """Weights of a vision transformer's places and class head."""
+    width, shape, patch = config.get("width", 1), config.get("image_shape"), config.get("patch_size", 1)
+    if not isinstance(shape, (list, tuple)) or len(shape) != 3:
+        return 0
+    return width * ((shape[1] // patch) * (shape[2] // patch) + shape[0] * patch**2 + config.get("num_classes", 0))
 
 
 def _least_head(config: dict[str, Any]) -> int:

@@ -17,9 +17,13 @@ from rdc.networks.diffusers_unet import DiffusersUNet
 from rdc.networks.heads import MultiHeadUNet, PatchUNet
 from rdc.networks.resnet import ResNet
 from rdc.networks.unet import DhariwalUNet, SongUNet
+from rdc.networks.vision_transformer import VisionTransformer
 from rdc.networks.vp import VPNetwork, vp_sigmas
 
-__all__ = ["NETWORK_PRESETS", "build_network", "network_preset", "with_augmentation_label"]
+__all__ = ["DISCRIMINATIVE", "NETWORK_PRESETS", "build_network", "network_preset", "with_augmentation_label"]
+
+#: kinds of network that take pixels and give logits
+DISCRIMINATIVE = ("resnet", "vit")
 
 _SMALL_UNET = {
     "architecture": "SongUNet",
@@ -35,7 +39,7 @@ _SMALL_UNET = {
 _GPU_UNET = _SMALL_UNET | {"middle_attention": True, "adaptive_scale": True}
 
 #: Descriptions of networks that train well on two cores (small-*), in minutes on a GPU (medium-32, large-32), the EDM CIFAR-10
-#: architectures, and classifiers for the baselines (resnet-*).
+#: architectures, and classifiers for the baselines (resnet-*, vit-*).
 NETWORK_PRESETS: dict[str, dict[str, Any]] = {
     "small-28": {
         "kind": "conditional",
@@ -99,6 +103,23 @@ NETWORK_PRESETS: dict[str, dict[str, Any]] = {
         "width": 64,
         "blocks": [1, 1, 1],
     },
+    "resnet-energy-28": {
+        "kind": "resnet",
+        "image_shape": [1, 28, 28],
+        "patch_size": 2,
+        "width": 16,
+        "blocks": [1, 1, 1],
+        "norm": "none",
+        "activation": "leaky-relu",
+    },
+    "vit-small-28": {
+        "kind": "vit",
+        "image_shape": [1, 28, 28],
+        "patch_size": 4,
+        "width": 96,
+        "depth": 4,
+        "heads": 4,
+    },
 }
 
 
@@ -111,29 +132,32 @@ def network_preset(name: str, num_classes: int) -> dict[str, Any]:
     if name not in NETWORK_PRESETS:
         raise ConfigError(f"network preset: expected one of {', '.join(NETWORK_PRESETS)}; got {name!r}")
     config = {**copy.deepcopy(NETWORK_PRESETS[name]), "num_classes": num_classes}
-    return config if config["kind"] == "resnet" else {**config, "sigma_data": 0.5}
+    return config if config["kind"] in DISCRIMINATIVE else {**config, "sigma_data": 0.5}
 
 
 def build_network(config: dict[str, Any]) -> nn.Module:
     """Make the network that ``config`` describes, with freshly drawn weights.
 
     Args:
-        config: ``kind`` ("conditional", "multihead" or "resnet"), ``image_shape`` [C, H, W] with H = W, ``num_classes``
+        config: ``kind`` ("conditional", "multihead", "resnet" or "vit"), ``image_shape`` [C, H, W] with H = W, ``num_classes``
             K, ``patch_size`` (default 1), ``unet`` (``architecture`` and its arguments), for "multihead" also
             ``wide_channels``; for architecture "UNet2DModel" also ``vp``: ``schedule`` (see
             ``networks.vp.vp_sigmas``), ``prediction``, ``null_label``. "resnet" has no ``unet`` but ``width`` and
-            ``blocks`` (see ``networks.resnet.ResNet``).
+            ``blocks`` (see ``networks.resnet.ResNet``), "vit" ``width``, ``depth`` and ``heads`` (H and W may differ; see
+            ``networks.vision_transformer.VisionTransformer``).
 
     Returns:
         An ``nn.Module``: conditional networks map (x, noise_labels, one-hot labels) to F [B, C, H, W];
-        multi-head networks (x, noise_labels) to F [B, K + 1, C, H, W]; resnets map pixels [B, C, H, W] in [0, 1] to
-        logits [B, K].
+        multi-head networks (x, noise_labels) to F [B, K + 1, C, H, W]; resnets and vits map pixels [B, C, H, W] in
+        [0, 1] to logits [B, K].
 
     Raises:
         ConfigError: the description is incomplete or inconsistent, or asks for more than ``networks.bounds`` allows.
     """
     if isinstance(config, dict) and config.get("kind") == "resnet":
         return _build_resnet(config)
+    if isinstance(config, dict) and config.get("kind") == "vit":
+        return _build_vit(config)
     try:
         channels, height, width = config["image_shape"]
         kind, unet = config["kind"], dict(config["unet"])
@@ -171,7 +195,7 @@ def build_network(config: dict[str, Any]) -> nn.Module:
             )
         width = {"wide_channels": config["wide_channels"]} if "wide_channels" in config else {}
         return MultiHeadUNet(net, patch, channels, num_classes, **width)
-    raise ConfigError(f'kind: expected "conditional", "multihead" or "resnet"; got {shown(kind)}')
+    raise ConfigError(f'kind: expected "conditional", "multihead", "resnet" or "vit"; got {shown(kind)}')
 
 
 @contextlib.contextmanager
@@ -215,28 +239,49 @@ def with_augmentation_label(network: nn.Module, config: dict[str, Any], length: 
 
 def _build_resnet(config: dict[str, Any]) -> ResNet:
     """A classifier: pixels to logits."""
-    required = ("image_shape", "num_classes", "width", "blocks")
+    values = _counts(config, ("num_classes", "width", "patch_size"), ("image_shape", "blocks"), ("norm", "activation"))
+    return ResNet(**values)
+
+
+def _build_vit(config: dict[str, Any]) -> VisionTransformer:
+    """A classifier that denoises as well."""
+    return VisionTransformer(
+        **_counts(config, ("num_classes", "width", "depth", "heads", "patch_size"), ("image_shape",))
+    )
+
+
+def _counts(
+    config: dict[str, Any], numbers: tuple[str, ...], lists: tuple[str, ...], words: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The arguments of a classifier, checked: whole numbers >= 1 and lists of them; ``patch_size`` and words may be missing."""
+    kind, required = config["kind"], [name for name in (*lists, *numbers) if name != "patch_size"]
     missing = [name for name in required if name not in config]
-    unknown = sorted(set(config) - {"kind", "patch_size", *required})
+    unknown = sorted(set(config) - {"kind", "patch_size", *required, *words})
     if missing or unknown:
         raise ConfigError(
-            f'kind "resnet": expected kind, {", ".join(required)} and perhaps patch_size; missing '
+            f'kind "{kind}": expected kind, {", ".join(required)} and perhaps {", ".join(("patch_size", *words))}; missing '
             f"{', '.join(missing) or 'none'}, unknown {', '.join(unknown) or 'none'}"
         )
-    numbers = {name: config.get(name, 1) for name in ("num_classes", "width", "patch_size")}
-    lists = {name: config[name] for name in ("image_shape", "blocks")}
-    wrong = [name for name, value in numbers.items() if not _is_count(value)]
-    for name, value in lists.items():
+    values = {name: config.get(name, 1) for name in numbers}
+    sequences = {name: config[name] for name in lists}
+    wrong = [name for name, value in values.items() if not _is_count(value)]
+    for name, value in sequences.items():
         if not isinstance(value, (list, tuple)) or not all(map(_is_count, value)):
             wrong.append(name)
-    if wrong or len(lists["image_shape"]) != 3:
-        values = ", ".join(f"{name} {shown(config.get(name))}" for name in wrong or ["image_shape"])
+    if wrong or len(sequences["image_shape"]) != 3:
+        got = ", ".join(f"{name} {shown(config.get(name))}" for name in wrong or ["image_shape"])
         raise ConfigError(
-            f'kind "resnet": expected whole numbers >= 1 for num_classes, width and patch_size, lists of them for '
-            f"image_shape [C, H, W] and blocks; got {values}"
+            f'kind "{kind}": expected whole numbers >= 1 for {_listed(numbers)}, lists of them for '
+            f"{_listed([f'{name} [C, H, W]' if name == 'image_shape' else name for name in lists])}; got {got}"
         )
     check_description(config)
-    return ResNet(tuple(lists["image_shape"]), blocks=tuple(lists["blocks"]), **numbers)
+    chosen = {name: config[name] for name in words if name in config}
+    return {**values, **{name: tuple(value) for name, value in sequences.items()}, **chosen}
+
+
+def _listed(names: Any) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _is_count(value: Any) -> bool:

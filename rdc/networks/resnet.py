@@ -8,7 +8,7 @@ Stage k (from 0) has ``width * 2**k`` channels; every stage but the first halves
 
 with skip = x, or a 1 x 1 convolution of h where the shape changes (He et al., arXiv 1603.05027, figure 4e). Group instead of
 batch normalisation: an image's logits do not depend on its batch, training and evaluation compute the same function, and
-there are no running statistics to average.
+there are no running statistics to average. Energy-based models (JEM) go without any norm and with leaky ReLUs.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rdc.arguments.scalars import shown
 from rdc.errors import ConfigError
 from rdc.networks.blocks import GroupNorm
 
-__all__ = ["ResNet"]
+__all__ = ["ACTIVATIONS", "NORMS", "ResNet"]
 
+NORMS = ("group", "none")
+_SLOPES = {"relu": 0.0, "leaky-relu": 0.2}  # of the negative side
+ACTIVATIONS = tuple(_SLOPES)
 _GROUPS = 8
 
 
@@ -34,6 +38,8 @@ class ResNet(nn.Module):
         width: channels of the first stage, >= 1.
         blocks: residual blocks of each stage, at least one stage of at least one block.
         patch_size: side P of the pixel blocks that the first convolution sees as channels.
+        norm: "group", or "none".
+        activation: "relu", or "leaky-relu" (slope 0.2).
 
     Forward:
         pixels [B, C, H, W] in [0, 1] -> logits [B, K]. Under autocast the first convolution and the last layer stay in the
@@ -52,8 +58,13 @@ class ResNet(nn.Module):
         width: int,
         blocks: tuple[int, ...],
         patch_size: int = 1,
+        norm: str = "group",
+        activation: str = "relu",
     ) -> None:
         super().__init__()
+        for name, value, known in (("norm", norm, NORMS), ("activation", activation, ACTIVATIONS)):
+            if value not in known:
+                raise ConfigError(f"{name}: expected one of {', '.join(known)} for a resnet; got {shown(value)}")
         channels, height, side = image_shape
         if height != side or height % patch_size:
             raise ConfigError(
@@ -69,10 +80,10 @@ class ResNet(nn.Module):
         self.stem = nn.Conv2d(channels * patch_size**2, width, 3, padding=1)
         widths = [width * 2**stage for stage, count in enumerate(blocks) for _ in range(count)]
         self.blocks = nn.ModuleList(
-            _Block(before, after, 1 if after == before else 2)
+            _Block(before, after, 1 if after == before else 2, norm, _SLOPES[activation])
             for before, after in zip([width, *widths], widths, strict=False)
         )
-        self.norm = GroupNorm(widths[-1], _GROUPS)
+        self.norm, self.slope = _norm(norm, widths[-1]), _SLOPES[activation]
         self.head = nn.Linear(widths[-1], num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -85,23 +96,32 @@ class ResNet(nn.Module):
         for block in self.blocks:
             x = block(x)
         with torch.autocast(x.device.type, enabled=False):
-            features = F.relu(self.norm(x.to(self.head.weight.dtype))).mean((2, 3))
+            features = _rectified(self.norm(x.to(self.head.weight.dtype)), self.slope).mean((2, 3))
             return self.head(features)
 
 
 class _Block(nn.Module):
     """Pre-activation residual block [B, in, H, W] -> [B, out, H / stride, W / stride]."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: str, slope: float) -> None:
         super().__init__()
-        self.norm0 = GroupNorm(in_channels, _GROUPS)
+        self.slope = slope
+        self.norm0 = _norm(norm, in_channels)
         self.conv0 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
-        self.norm1 = GroupNorm(out_channels, _GROUPS)
+        self.norm1 = _norm(norm, out_channels)
         self.conv1 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
         changes = stride > 1 or in_channels != out_channels
         self.skip = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.norm0(x))
+        h = _rectified(self.norm0(x), self.slope)
         residual = x if self.skip is None else self.skip(h)
-        return residual + self.conv1(F.relu(self.norm1(self.conv0(h))))
+        return residual + self.conv1(_rectified(self.norm1(self.conv0(h)), self.slope))
+
+
+def _norm(name: str, channels: int) -> nn.Module:
+    return GroupNorm(channels, _GROUPS) if name == "group" else nn.Identity()
+
+
+def _rectified(x: Tensor, slope: float) -> Tensor:
+    return F.leaky_relu(x, slope) if slope else F.relu(x)

@@ -16,10 +16,12 @@ from rdc.errors import ConfigError
 from rdc.method.denoiser import make_denoiser
 from rdc.models.checkpoints import load_model
 from rdc.models.single import ASSETS, SINGLE
-from rdc.networks.presets import build_network, network_preset, with_augmentation_label
+from rdc.networks.presets import DISCRIMINATIVE, build_network, network_preset, with_augmentation_label
 from rdc.training.adversarial import DEFAULT_BETA, ClassifierObjective
 from rdc.training.augmentation import AUGMENTATION_LABEL, Augmented, Shifted
 from rdc.training.distillation import DistillationObjective, student_from_teacher
+from rdc.training.energy import EnergyObjective
+from rdc.training.hybrid import HybridObjective
 from rdc.training.objective import ConditionalObjective, NoiseDistribution, Objective
 from rdc.training.recipes import NoiseChoice, Recipe
 
@@ -57,7 +59,8 @@ def prepare(recipe: Recipe, data: Dataset, device: torch.device) -> Prepared:
         ConfigError: the network, the teacher or the model to start from do not fit the method or the data.
         CheckpointError: a model cannot be read.
     """
-    make = {"diffusion": _diffusion, "distill": _distillation}.get(recipe.method, _classifier)
+    families = {"diffusion": _diffusion, "distill": _distillation, "jem": _energy, "hybvit": _hybrid}
+    make = families.get(recipe.method, _classifier)
     ready = make(recipe, data, device)
     if recipe.augment:
         config = with_augmentation_label(ready.network, ready.config, AUGMENTATION_LABEL)
@@ -128,6 +131,24 @@ def _classifier(recipe: Recipe, data: Dataset, device: torch.device) -> Prepared
     return Prepared(recipe, _fresh(recipe, config), config, objective, settings)
 
 
+def _energy(recipe: Recipe, data: Dataset, device: torch.device) -> Prepared:
+    terms, classifier, config = recipe.energy, recipe.classifier, _preset(recipe, data)
+    assert terms is not None and classifier is not None
+    objective = EnergyObjective(data.image_shape, terms, recipe.schedule.seed, classifier.label_smoothing)
+    settings = {"command": "train", "method": recipe.method, "energy": dataclasses.asdict(terms)}
+    settings["label_smoothing"] = classifier.label_smoothing
+    return Prepared(recipe, _fresh(recipe, config), config, objective, settings)
+
+
+def _hybrid(recipe: Recipe, data: Dataset, device: torch.device) -> Prepared:
+    terms, classifier, config = recipe.hybrid, recipe.classifier, _preset(recipe, data)
+    assert terms is not None and classifier is not None
+    objective = HybridObjective(terms, classifier.label_smoothing, recipe.shift)
+    settings = {"command": "train", "method": recipe.method, "hybrid": dataclasses.asdict(terms)}
+    settings |= {"label_smoothing": classifier.label_smoothing, "shift": recipe.shift}
+    return Prepared(recipe, _fresh(recipe, config), config, objective, settings)
+
+
 def _distillation(recipe: Recipe, data: Dataset, device: torch.device) -> Prepared:
     terms, levels, train = recipe.distillation, recipe.noise, recipe.schedule
     assert terms is not None and levels is not None
@@ -163,9 +184,11 @@ def _with_noise(recipe: Recipe, noise: NoiseDistribution) -> Recipe:
 def _preset(recipe: Recipe, data: Dataset) -> dict[str, Any]:
     """Description of the network to train, which is of the method's kind and of the data's shape."""
     config = network_preset(recipe.network, data.num_classes)
-    diffusion = recipe.method == "diffusion"
-    if (config["kind"] == "resnet") is diffusion:
-        expected = "a diffusion network such as small-28" if diffusion else "a classifier such as resnet-small-28"
+    diffusion, hybrid = recipe.method == "diffusion", recipe.method == "hybvit"
+    if (config["kind"] in DISCRIMINATIVE) is diffusion or hybrid and config["kind"] != "vit":
+        expected = "a classifier such as resnet-small-28"
+        if diffusion or hybrid:
+            expected = "a diffusion network such as small-28" if diffusion else "a transformer such as vit-small-28"
         raise ConfigError(f"--network {recipe.network}: --method {recipe.method} trains {expected}")
     if tuple(config["image_shape"]) != data.image_shape:
         expected, got = ("x".join(map(str, shape)) for shape in (config["image_shape"], data.image_shape))

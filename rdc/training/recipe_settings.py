@@ -12,12 +12,17 @@ from rdc.errors import ConfigError, one_line
 from rdc.training.adversarial import ClassifierTerms, InnerAttack
 from rdc.training.config import TrainConfig
 from rdc.training.distillation import DistillationTerms, Secant
+from rdc.training.energy import EnergyTerms
+from rdc.training.hybrid import HybridTerms
 from rdc.training.objective import DiffusionTerms
 from rdc.training.recipes import METHODS, NoiseChoice, Recipe, methods_of
 
 __all__ = ["Source", "merged", "recipe_from", "settings_of"]
 
-_SECTIONS = (TrainConfig, NoiseChoice, DiffusionTerms, DistillationTerms, Secant, ClassifierTerms, InnerAttack)
+_SECTIONS = (
+    *(TrainConfig, NoiseChoice, DiffusionTerms, DistillationTerms, Secant),
+    *(ClassifierTerms, InnerAttack, EnergyTerms, HybridTerms),
+)
 _Section = TypeVar("_Section")
 _SECTION: dict[str, type] = {kind.__name__: kind for kind in _SECTIONS}
 _RADII = ("eps", "margin_eps", "step_size")  # read like "8/255"

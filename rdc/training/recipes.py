@@ -12,30 +12,40 @@ from rdc.training.adversarial import DEFAULT_BETA, ClassifierTerms, InnerAttack
 from rdc.training.adversarial import METHODS as CLASSIFIERS
 from rdc.training.config import TrainConfig
 from rdc.training.distillation import WIDE_CHANNELS, DistillationTerms
+from rdc.training.energy import EnergyTerms
+from rdc.training.hybrid import HybridTerms
 from rdc.training.objective import DiffusionTerms, NoiseDistribution
 
-__all__ = ["DEFAULT_DATA", "GOES_WITH", "METHODS", "NoiseChoice", "Recipe", "methods_of"]
+__all__ = ["DEFAULT_DATA", "GENERATIVE", "GOES_WITH", "METHODS", "NoiseChoice", "Recipe", "methods_of"]
 
-METHODS = ("diffusion", *CLASSIFIERS, "distill")
+GENERATIVE = ("jem", "hybvit")  #: classifiers that are generative models as well
+METHODS = ("diffusion", *CLASSIFIERS, *GENERATIVE, "distill")
 DEFAULT_DATA = "fashion-mnist"  #: what ``rdc train`` and ``rdc distill`` load where nothing is said
 
 _ATTACKED = tuple(method for method in CLASSIFIERS if method != "standard")
 #: setting or section -> the methods that it goes with; what is not here goes with all
 GOES_WITH: dict[str, tuple[str, ...]] = {
-    "network": ("diffusion", *CLASSIFIERS),
+    "network": ("diffusion", *CLASSIFIERS, *GENERATIVE),
     "teacher": ("distill",),
     "wide_channels": ("distill",),
     "augment": ("diffusion", "distill"),
-    "shift": (*CLASSIFIERS, "distill"),
+    "shift": (*CLASSIFIERS, "hybvit", "distill"),
     "noise": ("diffusion", "distill"),
     "diffusion": ("diffusion",),
     "distillation": ("distill",),
-    "classifier": CLASSIFIERS,
+    "classifier": (*CLASSIFIERS, *GENERATIVE),
     "classifier.beta": tuple(DEFAULT_BETA),
-    "classifier.label_smoothing": ("standard", "pgd-at", "trades"),
+    "classifier.label_smoothing": ("standard", "pgd-at", "trades", *GENERATIVE),
     "attack": _ATTACKED,
+    "energy": ("jem",),
+    "hybrid": ("hybvit",),
 }
-_NETWORK = {"diffusion": "small-28", **dict.fromkeys(CLASSIFIERS, "resnet-small-28")}
+_NETWORK = {
+    "diffusion": "small-28",
+    **dict.fromkeys(CLASSIFIERS, "resnet-small-28"),
+    "jem": "resnet-energy-28",
+    "hybvit": "vit-small-28",
+}
 _LEARNING_RATE = dict.fromkeys(CLASSIFIERS, 5e-3)  # others: TrainConfig's
 _EPS = {"linf": "8/255", "l2": "0.5"}
 _UNPLANNED = 10**9  # images of a run that is planned by its minutes
@@ -85,6 +95,7 @@ class Recipe:
         noise: levels to train at.
         diffusion, distillation, classifier: what is minimised; None: the defaults, for the method that it is of.
         attack: the inner maximisation; None: l_inf 8/255, for the methods that have one.
+        energy, hybrid: what JEM and HybViT minimise; None: the defaults.
 
     Raises:
         ConfigError: a setting is out of range, or belongs to another method.
@@ -106,6 +117,8 @@ class Recipe:
     distillation: DistillationTerms | None = None
     classifier: ClassifierTerms | None = None
     attack: InnerAttack | None = None
+    energy: EnergyTerms | None = None
+    hybrid: HybridTerms | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -134,6 +147,8 @@ class Recipe:
             "distillation": DistillationTerms(),
             "classifier": ClassifierTerms(),
             "attack": InnerAttack(**self.attack_defaults()),
+            "energy": EnergyTerms(),
+            "hybrid": HybridTerms(),
         }
         for name, section in sections.items():
             if getattr(self, name) is None and self.method in methods_of(name):
@@ -173,7 +188,7 @@ class Recipe:
     def title(self) -> str:
         """The command and its method: ``"rdc train --method trades"``."""
         command = "distill" if self.method == "distill" else "train"
-        return f"rdc {command}" + (f" --method {self.method}" if self.method in CLASSIFIERS else "")
+        return f"rdc {command}" + (f" --method {self.method}" if self.method in (*CLASSIFIERS, *GENERATIVE) else "")
 
     @staticmethod
     def train_defaults(method: str, minutes: float | None = None) -> dict[str, Any]:

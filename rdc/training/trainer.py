@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rdc.data import Dataset
-from rdc.errors import CheckpointError, ConfigError
+from rdc.errors import CheckpointError, ConfigError, one_line
 from rdc.networks.blocks import allow_backward_again, half_norms
 from rdc.terminal.progress import bar, on_terminal
 from rdc.training.batches import Batches
 from rdc.training.config import TrainConfig, optimizer_of
 from rdc.training.cuda_graph import GraphedStep
 from rdc.training.objective import ConditionalObjective, NoiseDistribution, Objective, noisy
+from rdc.training.recovery import Recovery, Runaway
 from rdc.training.state import RunFolder, State, StopRequest, TrainingStopped, stop_on_signals
 
 __all__ = [
@@ -108,17 +109,22 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.window: list[dict[str, float]] = []
         self.stop, self.deadline = StopRequest(), math.inf
+        self.recovery = Recovery(objective) if isinstance(objective, Runaway) else None
 
     # --- one step -------------------------------------------------------------------------------------------------
     def train_step(self) -> dict[str, float]:
         """One optimiser step; returns the values to log.
 
         Raises:
-            ConfigError: the loss or its gradient is not finite; nothing was changed.
+            ConfigError: the loss or its gradient is not finite; nothing was changed. An objective that can run away goes back
+                instead, and raises when it did so too often.
         """
         config = self.config
         x0, labels = self.batches(self.step)
         rate = config.rate(self.step)
+        if self.recovery is not None:
+            self.recovery.keep(self.step, self._weights)
+            rate *= self.recovery.factor
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         on_gpu = self.device.type == "cuda"
@@ -132,7 +138,14 @@ class Trainer:
                 self.batches.seed_for(self.step, self.graphed.generator)
                 numbers, names = self.graphed(x0, labels)
         *logged, norm_value = numbers.tolist()
-        if not (math.isfinite(norm_value) and math.isfinite(logged[0])):
+        values = {"lr": rate, "grad_norm": norm_value, **dict(zip(names, logged[1:], strict=True))}
+        if self.recovery is not None:
+            if self.recovery.objective.diverged(values):
+                self.recovery.go_back(self, values)
+                self.step += 1
+                return {**values, "returns": self.recovery.returns}
+            values["returns"] = self.recovery.returns
+        elif not (math.isfinite(norm_value) and math.isfinite(logged[0])):
             raise ConfigError(
                 f"step {self.step}: the loss ({logged[0]}) or its gradient (norm {norm_value}) is not finite. This "
                 f"step was dropped and the last checkpoint stays in {self.folder.path}, but the same settings would "
@@ -141,7 +154,7 @@ class Trainer:
         self.optimizer.step()
         self._average_weights()
         self.step += 1
-        return {"lr": rate, "grad_norm": norm_value, **dict(zip(names, logged[1:], strict=True))}
+        return values
 
     def _gradients(self, x0: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:
         """Clipped gradients into the parameters; [loss, values of the log, norm before clipping] and the values' names."""
@@ -254,14 +267,21 @@ class Trainer:
         """Write weights, averages, optimiser and position to ``out/state.safetensors``, atomically, and export."""
         if self.rank:
             return
-        tensors = {f"buffer.{name}": buffer for name, buffer in self.net.named_buffers()}
+        tensors = {f"buffer.{name}": buffer for name, buffer in self.net.named_buffers()} | self._weights()
+        if self.recovery is not None:
+            tensors |= self.recovery.state()
+        self.folder.save(State(self.step, tensors, self.seconds, self.window))
+        self._export()
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Weights, averages and the optimiser's moments: all that a step changes."""
+        tensors = {}
         for name, p in self.parameters.items():
             state = self.optimizer.state.get(p, {})
             tensors[f"net.{name}"], tensors[f"ema.{name}"] = p.detach(), self.ema[name]
             tensors[f"m.{name}"] = state.get("exp_avg", torch.zeros_like(p))
             tensors[f"v.{name}"] = state.get("exp_avg_sq", torch.zeros_like(p))
-        self.folder.save(State(self.step, tensors, self.seconds, self.window))
-        self._export()
+        return tensors
 
     def averaged_network(self) -> nn.Module:
         """A copy of the network with the averaged weights, in evaluation mode."""
@@ -297,13 +317,7 @@ class Trainer:
         self.folder.write_recipe()
 
     def _restore(self, state: State) -> None:
-        tensors, targets = state.tensors, {}
-        for name, p in self.parameters.items():
-            moments = {"exp_avg": torch.empty_like(p.detach()), "exp_avg_sq": torch.empty_like(p.detach())}
-            on_device = self.device if self.device.type == "cuda" else None
-            self.optimizer.state[p] = {"step": torch.tensor(float(state.step), device=on_device), **moments}
-            targets |= {f"net.{name}": p.detach(), f"ema.{name}": self.ema[name]}
-            targets |= {f"m.{name}": moments["exp_avg"], f"v.{name}": moments["exp_avg_sq"]}
+        tensors, targets = state.tensors, self._weights()
         buffers = {f"buffer.{name}": buffer for name, buffer in self.net.named_buffers()}
         targets |= {name: buffer for name, buffer in buffers.items() if name in tensors}
         wrong = [name for name, value in targets.items() if name not in tensors or tensors[name].shape != value.shape]
@@ -312,9 +326,33 @@ class Trainer:
                 f"{self.folder.path}: the state lacks {wrong[0]} in the network's shape ({len(wrong)} such); "
                 "it was written by another version of rdc. Start afresh in another --out"
             )
-        for name, value in targets.items():
-            value.copy_(tensors[name])
+        for name, buffer in buffers.items():
+            if name in tensors:
+                buffer.copy_(tensors[name])
+        self.set_weights(tensors, state.step)
+        if self.recovery is not None:
+            try:
+                self.recovery.load(tensors, self._weights())
+            except (KeyError, ValueError) as error:
+                raise CheckpointError(
+                    f"{self.folder.path}: the state lacks what this method keeps ({one_line(error)}). Start afresh in another --out"
+                ) from error
         self.step, self.seconds, self.window = state.step, state.seconds, state.window
+
+    def set_weights(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Put in weights, averages and moments, by the names of the training state; nothing of ``tensors`` is kept.
+
+        Args:
+            tensors: ``net.*``, ``ema.*``, ``m.*``, ``v.*`` in the network's shapes.
+            step: steps that the optimiser is to count as done.
+        """
+        on_device = self.device if self.device.type == "cuda" else None
+        for name, p in self.parameters.items():
+            moments = {"exp_avg": torch.empty_like(p.detach()), "exp_avg_sq": torch.empty_like(p.detach())}
+            self.optimizer.state[p] = {"step": torch.tensor(float(step), device=on_device), **moments}
+            targets = {"net": p.detach(), "ema": self.ema[name], "m": moments["exp_avg"], "v": moments["exp_avg_sq"]}
+            for kind, value in targets.items():
+                value.copy_(tensors[f"{kind}.{name}"])
 
 
 def start_processes(device: str = "cpu", timeout: float = 1800.0) -> torch.device:
