@@ -116,7 +116,7 @@ NETWORK_PRESETS: dict[str, dict[str, Any]] = {
         "kind": "vit",
         "image_shape": [1, 28, 28],
         "patch_size": 4,
-        "width": 96,
+        "width": 64,
         "depth": 4,
         "heads": 4,
     },

@@ -67,6 +67,28 @@ def test_the_network_is_its_formula() -> None:
     torch.testing.assert_close(net(x), expected, rtol=FLOAT64_ORDER, atol=FLOAT64_ORDER)
 
 
+def test_without_norms_and_with_leaky_relus() -> None:
+    """What an energy-based model takes: one block and the end written out."""
+    net, x = tiny(norm="none", activation="leaky-relu", blocks=[1]).double(), pixels(dtype=torch.float64)
+    state = net.state_dict()
+    assert sorted(state) == [
+        "blocks.0.conv0.weight",
+        "blocks.0.conv1.weight",
+        "head.bias",
+        "head.weight",
+        "stem.bias",
+        "stem.weight",
+    ]
+
+    def rectified(x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, 0.2 * x)
+
+    h = F.conv2d(F.pixel_unshuffle(2 * x - 1, 2), state["stem.weight"], state["stem.bias"], padding=1)
+    inner = F.conv2d(rectified(h), state["blocks.0.conv0.weight"], padding=1)
+    h = h + F.conv2d(rectified(inner), state["blocks.0.conv1.weight"], padding=1)
+    torch.testing.assert_close(net(x), rectified(h).mean((2, 3)) @ state["head.weight"].T + state["head.bias"])
+
+
 def test_gradients_reach_every_weight_and_every_pixel() -> None:
     net, x = tiny(), pixels().requires_grad_(True)
     F.cross_entropy(net(x), torch.tensor([0, 1, 2, 0, 1])).backward()
@@ -116,6 +138,8 @@ def test_presets_are_small_and_fit_their_images(name: str) -> None:
         ({"num_classes": 1}, "num_classes: expected at least 2 for a resnet; got 1"),
         ({"num_classes": True}, "got num_classes True"),
         ({"unet": {}}, "missing none, unknown unet"),
+        ({"norm": "batch"}, "norm: expected one of group, none for a resnet; got 'batch'"),
+        ({"activation": 3}, "activation: expected one of relu, leaky-relu for a resnet; got 3"),
         ({"kind": "resent"}, "expected kind, image_shape"),
     ],
 )
@@ -127,7 +151,7 @@ def test_descriptions_are_checked(change: dict, expected: str) -> None:
 def test_a_description_that_lacks_something_says_what() -> None:
     with pytest.raises(ConfigError, match="missing num_classes, blocks, unknown none"):
         build_network({"kind": "resnet", "image_shape": [1, 8, 8], "width": 8})
-    with pytest.raises(ConfigError, match='"conditional", "multihead" or "resnet"; got \'other\''):
+    with pytest.raises(ConfigError, match='"conditional", "multihead", "resnet" or "vit"; got \'other\''):
         unet = {"architecture": "SongUNet", "model_channels": 8, "channel_mult": [1], "num_blocks": 1}
         build_network({"kind": "other", "image_shape": [1, 8, 8], "num_classes": 2, "unet": unet})
 

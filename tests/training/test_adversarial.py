@@ -35,6 +35,7 @@ from rdc.training.adversarial import (
     uniform_start,
 )
 from rdc.training.batches import Batches
+from rdc.training.recipes import GENERATIVE
 from rdc.training.trainer import TrainConfig, Trainer, TrainingStopped
 from tests.tolerances import (
     BFLOAT16_TRAINING,
@@ -432,7 +433,7 @@ def test_train_makes_a_classifier(method: str, data: Path, tmp_path: Path, capsy
 
 
 def test_methods_are_those_of_the_module() -> None:
-    assert train_command.METHODS == ("diffusion", *METHODS)
+    assert train_command.METHODS == ("diffusion", *METHODS, *GENERATIVE)
 
 
 @pytest.mark.parametrize(
