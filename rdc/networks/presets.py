@@ -254,7 +254,8 @@ def _counts(
     config: dict[str, Any], numbers: tuple[str, ...], lists: tuple[str, ...], words: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """The arguments of a classifier, checked: whole numbers >= 1 and lists of them; ``patch_size`` and words may be missing."""
-    kind, required = config["kind"], [name for name in (*lists, *numbers) if name != "patch_size"]
+    kind = config["kind"]
+    required = [name for name in (lists[0], *numbers, *lists[1:]) if name != "patch_size"]
     missing = [name for name in required if name not in config]
     unknown = sorted(set(config) - {"kind", "patch_size", *required, *words})
     if missing or unknown:

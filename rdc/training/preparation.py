@@ -135,7 +135,7 @@ def _energy(recipe: Recipe, data: Dataset, device: torch.device) -> Prepared:
     terms, classifier, config = recipe.energy, recipe.classifier, _preset(recipe, data)
     assert terms is not None and classifier is not None
     objective = EnergyObjective(data.image_shape, terms, recipe.schedule.seed, classifier.label_smoothing)
-    settings = {"command": "train", "method": recipe.method, "energy": dataclasses.asdict(terms)}
+    settings: dict[str, Any] = {"command": "train", "method": recipe.method, "energy": dataclasses.asdict(terms)}
     settings["label_smoothing"] = classifier.label_smoothing
     return Prepared(recipe, _fresh(recipe, config), config, objective, settings)
 
@@ -144,7 +144,7 @@ def _hybrid(recipe: Recipe, data: Dataset, device: torch.device) -> Prepared:
     terms, classifier, config = recipe.hybrid, recipe.classifier, _preset(recipe, data)
     assert terms is not None and classifier is not None
     objective = HybridObjective(terms, classifier.label_smoothing, recipe.shift)
-    settings = {"command": "train", "method": recipe.method, "hybrid": dataclasses.asdict(terms)}
+    settings: dict[str, Any] = {"command": "train", "method": recipe.method, "hybrid": dataclasses.asdict(terms)}
     settings |= {"label_smoothing": classifier.label_smoothing, "shift": recipe.shift}
     return Prepared(recipe, _fresh(recipe, config), config, objective, settings)
 

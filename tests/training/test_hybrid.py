@@ -90,7 +90,7 @@ def test_it_learns_both_and_resumes(tmp_path: Path) -> None:
     left, right = (load_file(tmp_path / name / "state.safetensors") for name in "ab")
     assert left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
     rows = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
-    assert rows[-1]["clean"] > 0.9 and rows[-1]["denoising"] < 0.8 < rows[0]["denoising"]
+    assert rows[-1]["clean"] > 0.5 > rows[0]["clean"] and rows[-1]["denoising"] < 0.7 < rows[0]["denoising"]
 
 
 def test_the_command_makes_a_classifier(tmp_path: Path, capsys) -> None:
@@ -110,6 +110,5 @@ def test_the_command_makes_a_classifier(tmp_path: Path, capsys) -> None:
     capsys.readouterr()
     assert main([*command[:-1], "cpu", "--network", "resnet-small-28", "--out", str(tmp_path / "other")]) == 2
     assert re.search("--method hybvit trains a transformer such as vit-small-28", capsys.readouterr().err)
-    model = str(tmp_path / "run")
-    assert main(["export", "--model", model, "--out", str(tmp_path / "m.onnx")]) == 2
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "m.onnx")]) == 2
     assert "expected a diffusion classifier" in capsys.readouterr().err
