@@ -101,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     hybrid = parser.add_argument_group("--method hybvit")
     hybrid.add_argument("--denoising-weight", type=float, metavar="X", help="beside the cross-entropy (1)")
-    add_run_arguments(parser, learning_rate="diffusion, jem, hybvit: 1e-3, others: 5e-3")
+    add_run_arguments(parser, learning_rate="diffusion: 1e-3, others: 5e-3, jem and hybvit: 1e-3")
 
 
 def recipe(args: argparse.Namespace) -> Recipe:

@@ -98,7 +98,8 @@ def least_size(config: dict[str, Any]) -> tuple[int, int]:
     widths = list(_blocks(config))
     if config.get("kind") == "vit":
         return 12 * len(widths), sum(12 * width**2 for width in widths) + _least_tokens(config)
-    return 6 * len(widths), sum(9 * width**2 for width in widths) + _least_head(config)
+    tensors = 2 if config.get("norm") == "none" else 6  # a block's
+    return tensors * len(widths), sum(9 * width**2 for width in widths) + _least_head(config)
 
 
 def _argument(name: Any, value: Any) -> None:

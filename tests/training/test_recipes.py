@@ -193,13 +193,20 @@ def test_help_names_the_defaults(capsys) -> None:
         "--wide-channels": student.wide_channels, "--shift": student.shift, "--cutmix": round(terms.cutmix),
     }  # fmt: skip
     diffusion, trades, standard = Recipe(), Recipe("trades"), Recipe("standard")
+    jem, hybvit = Recipe("jem"), Recipe("hybvit")
     assert trades.attack is not None and trades.attack.eps == 8 / 255
     more = {
         "--label-dropout": diffusion.diffusion.label_dropout, "--wrong-classes": diffusion.diffusion.wrong_classes,
         "--norm": trades.attack.norm, "--inner-steps": trades.attack.steps, "--eps": "8/255; l2: 0.5",
-        "--network": f"preset ({diffusion.network}; for classifiers {standard.network}",
-        "--lr": f"diffusion: {diffusion.schedule.learning_rate}, others: {standard.schedule.learning_rate}",
+        "--network": f"preset ({diffusion.network}; for classifiers {standard.network}; jem: {jem.network}; hybvit: {hybvit.network}",
+        "--lr": f"diffusion: {diffusion.schedule.learning_rate}, others: {standard.schedule.learning_rate}, "
+        f"jem and hybvit: {jem.schedule.learning_rate}",
+        "--sgld-steps": jem.energy.steps, "--sgld-noise": jem.energy.noise, "--replay-buffer": jem.energy.buffer,
+        "--restart": jem.energy.restart, "--input-noise": jem.energy.input_noise, "--energy-weight": round(jem.energy.weight),
+        "--largest-gap": round(jem.energy.largest_gap), "--sgld-step-size": round(jem.energy.step_size),
+        "--denoising-weight": round(hybvit.hybrid.denoising_weight),
     }  # fmt: skip
+    assert hybvit.schedule.learning_rate == jem.schedule.learning_rate
     for command, expected in (("distill", options), ("train", more)):
         assert main([command, "--help"]) == 0
         text = capsys.readouterr().out.replace("1e-3", "0.001").replace("5e-3", "0.005")
