@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks import paper_procedure
 from rdc.method.classifier import DiffusionClassifier
+from rdc.method.draw import Draw
 
 __all__ = ["Contender", "conditional", "multihead", "objective", "paper", "shipped"]
 
@@ -51,16 +52,15 @@ def _scaled(classifier: DiffusionClassifier) -> Callable[[Tensor], Tensor]:
     return lambda losses: objective(losses, classifier.scale)
 
 
-def _setting(classifier: DiffusionClassifier) -> tuple[Tensor, Tensor, Tensor]:
-    sigma, weight = classifier.levels.tensors()
-    return sigma, weight, classifier.noise.normal(0, len(sigma), classifier.image_shape)
+def _draw(classifier: DiffusionClassifier) -> Draw:
+    return classifier.drawn(0, torch.zeros(()))
 
 
 def paper(classifier: DiffusionClassifier, images: int = 1) -> Contender:
     """The paper's procedure with this conditional classifier's weights, levels and noise."""
     network = copy.deepcopy(classifier.denoiser.network).to(memory_format=torch.contiguous_format).float()
     count, goal = classifier.num_classes, _scaled(classifier)
-    setting = _setting(classifier)
+    setting = _draw(classifier).tensors
     return Contender(
         "paper",
         f"the paper's procedure: conditional, {len(classifier.levels)} levels, loops over images and classes",
@@ -71,11 +71,10 @@ def paper(classifier: DiffusionClassifier, images: int = 1) -> Contender:
     )
 
 
-def _rows(classifier: DiffusionClassifier, x: Tensor, setting: tuple[Tensor, ...], part: slice) -> tuple[Tensor, ...]:
+def _rows(classifier: DiffusionClassifier, x: Tensor, draw: Draw) -> tuple[Tensor, ...]:
     """Network input, noise label and target of all images at some levels: [n * t, ...], image-major, channels_last."""
-    sigma, _, noise = (v[part] for v in setting)
-    x_t, target = classifier.denoiser.noisy(2 * x - 1, noise, sigma)
-    s = sigma.repeat(len(x))
+    x_t, target = classifier.denoiser.noisy(2 * x - 1, draw)
+    s = draw.rows(len(x))
     scaled = classifier.denoiser.precondition.c_in(s).reshape(-1, 1, 1, 1) * x_t
     return scaled.contiguous(memory_format=torch.channels_last), classifier.denoiser.precondition.c_noise(s), target
 
@@ -91,15 +90,15 @@ def conditional(
     network: Callable[..., Tensor] = classifier.denoiser.network
     if compiled:
         network = torch.compile(copy.deepcopy(classifier.denoiser.network), dynamic=False)
-    setting, count, goal = _setting(classifier), classifier.num_classes, _scaled(classifier)
+    draw, count, goal = _draw(classifier), classifier.num_classes, _scaled(classifier)
     total, eye = len(classifier.levels), torch.eye(classifier.num_classes)
     parts = [slice(begin, begin + levels_at_once) for begin in range(0, total, levels_at_once)]
 
     def of_class(x: Tensor, k: int, part: slice) -> Tensor:
-        scaled, label, target = _rows(classifier, x, setting, part)
+        scaled, label, target = _rows(classifier, x, draw[part])
         f = network(scaled, label, eye[k].expand(len(scaled), -1))
         error = (f - target).square().flatten(1).sum(1).unflatten(0, (len(x), -1))
-        return error @ setting[1][part]
+        return error @ draw.weight[part]
 
     def losses(x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -127,7 +126,7 @@ def multihead(
 ) -> Contender:
     """Plain torch with a multi-head network: the prediction of all classes exists, one backward pass gives the gradient."""
     network = classifier.denoiser.network
-    setting, goal = _setting(classifier), _scaled(classifier)
+    draw, goal = _draw(classifier), _scaled(classifier)
     rows = classifier.num_classes * network.folded_channels
 
     def of_rows(scaled: Tensor, label: Tensor, target: Tensor) -> Tensor:
@@ -139,8 +138,8 @@ def multihead(
     call: Callable[..., Tensor] = torch.compile(of_rows, dynamic=False) if compiled else of_rows
 
     def graph(x: Tensor) -> Tensor:
-        error = call(*_rows(classifier, x, setting, slice(None))).unflatten(0, (len(x), -1))
-        return torch.einsum("ntk,t->nk", error, setting[1])
+        error = call(*_rows(classifier, x, draw)).unflatten(0, (len(x), -1))
+        return torch.einsum("ntk,t->nk", error, draw.weight)
 
     def losses(x: Tensor) -> Tensor:
         with torch.no_grad():

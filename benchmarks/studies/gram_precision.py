@@ -81,15 +81,13 @@ def main() -> None:
     torch.set_num_threads(1)
     classifier = rdc.load(args.model, lm=None)
     x = 2 * rdc.load_dataset("fashion-mnist-sample").pixels(range(args.n)) - 1
-    sigma, weight = classifier.levels.tensors()
-    noise = classifier.noise.normal(0, len(sigma), classifier.image_shape)
+    draw = classifier.drawn(0, x)
     forms = {form: lambda *o, form=form: multihead_loss(*o, backend=form) for form in ("reference", "native", "gram")}
     forms["plain Gram"] = plain_gram
     worst = {name: {"loss": 0.0, "difference": 0.0} for name in forms}
     with torch.no_grad():
         for part in x.split(16):
-            x_t, target = classifier.denoiser.noisy(part, noise, sigma)
-            operands = (*classifier.denoiser.loss_operands(x_t, sigma.repeat(len(part)), target), weight)
+            operands = classifier.denoiser.loss_operands(*classifier.denoiser.noisy(part, draw), draw)
             truth = multihead_loss_reference(*(t.double() for t in operands))
             apart = truth - truth.mean(1, keepdim=True)
             spread = apart.abs().amax(1, keepdim=True)

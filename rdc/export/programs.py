@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.denoiser import Denoiser, MultiHeadDenoiser
+from rdc.method.draw import Draw
 from rdc.method.likelihood_maximization import (
     LikelihoodMaximization,
     adam_bias,
@@ -33,16 +34,13 @@ def example_images(denoiser: Denoiser, batch: int) -> Tensor:
 
 def class_losses(classifier: DiffusionClassifier) -> Callable[[Tensor], Tensor]:
     """x0 [N, C, H, W] in [-1, 1] -> weighted class losses [N, K], over the classifier's own levels and noise, without LM."""
-    denoiser, levels = classifier.denoiser, classifier.levels
-    sigma, weight = levels.tensors()
-    noise = classifier.noise.normal(0, len(levels), classifier.image_shape)
+    denoiser, draw = classifier.denoiser, classifier.drawn(0, torch.zeros(()))
 
     def losses(x0: Tensor) -> Tensor:
-        x_t, target = denoiser.noisy(x0, noise, sigma)
-        rows = sigma.repeat(len(x0))
+        x_t, target = denoiser.noisy(x0, draw)
         if isinstance(denoiser, MultiHeadDenoiser):  # the native op has no translation
-            return centred_losses(*denoiser.loss_operands(x_t, rows, target), weight)
-        return denoiser.losses_of(x_t, rows, target, weight)
+            return centred_losses(*denoiser.loss_operands(x_t, target, draw))
+        return denoiser.losses_of(x_t, target, draw)
 
     return losses
 
@@ -86,11 +84,11 @@ class StepDraws:
 def step_draws(settings: LikelihoodMaximization, image_shape: tuple[int, ...], steps: int) -> StepDraws:
     """The draws of the first ``steps`` steps."""
     draws = [lm_draw(settings, step, 0, image_shape) for step in range(1 if settings.noise == "same" else steps)]
-    sigma = torch.stack([draw[0] for draw in draws]).float()
+    sigma = torch.stack([draw.sigma for draw in draws]).float()
     sigma = sigma[:1] if (sigma == sigma[:1]).all() else sigma
     adam = settings.optimizer == "adam"
     bias = torch.tensor([adam_bias(step) for step in range(steps)] if adam else [[1.0, 1.0]], dtype=torch.float64)
-    return StepDraws(torch.stack([draw[2] for draw in draws]), sigma, draws[0][1].float(), bias.float())
+    return StepDraws(torch.stack([draw.noise for draw in draws]), sigma, draws[0].weight.float(), bias.float())
 
 
 def lm_step(
@@ -103,7 +101,7 @@ def lm_step(
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            loss = lm_objective(denoiser, leaf, settings, sigma, weight, noise).sum()
+            loss = lm_objective(denoiser, leaf, settings, Draw(sigma, weight, noise)).sum()
             (grad,) = torch.autograd.grad(loss, leaf)
         direction, (first, second) = lm_direction(grad, (first, second), settings, (bias[0], bias[1]))
         return lm_move(anchor, x, direction, settings), first, second

@@ -20,33 +20,29 @@ from torch import Tensor
 
 from rdc.execution.opaque import checkpointed, kept_for_later, opaque, opaque_with, refuse_batches, transformed, wanted
 from rdc.method.denoiser import Denoiser
+from rdc.method.draw import Draw
 
 __all__ = ["joined", "rebuilt", "streamed"]
 
 
-def streamed(
-    denoiser: Denoiser, x0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor, pairs: int, rebuild: bool = True
-) -> Tensor:
+def streamed(denoiser: Denoiser, x0: Tensor, draw: Draw, pairs: int, rebuild: bool = True) -> Tensor:
     """Weighted class losses [N, K], at most ``pairs`` pairs of image and level at a time.
 
     Args:
         denoiser: of either kind.
         x0: [N, C, H, W] in [-1, 1].
-        noise: [T, C, H, W].
-        sigma, weight: [T].
+        draw: levels, their weights and their noise.
         pairs: how many pairs of image and level, with all their classes, one piece may hold; at least 1.
         rebuild: forget what the pieces computed on the way and compute it again in the backward pass.
     """
     if rebuild and transformed():
-        operands = x0, noise, sigma, weight
-        return opaque_with(denoiser, lambda *plain: streamed(denoiser, *plain, pairs), *operands)
-    levels = len(sigma)
+        return opaque_with(denoiser, lambda x0, *plain: streamed(denoiser, x0, Draw(*plain), pairs), x0, *draw.tensors)
+    levels = len(draw)
     per_piece = min(levels, pairs)
-    rebuild = rebuild and wanted(x0, noise, sigma, weight, module=denoiser)
+    rebuild = rebuild and wanted(x0, *draw.tensors, module=denoiser)
 
     def piece(part: Tensor, begin: int) -> Tensor:
-        pick = slice(begin, begin + per_piece)
-        return denoiser.class_losses(part, noise[pick], sigma[pick], weight[pick])
+        return denoiser.class_losses(part, draw[begin : begin + per_piece])
 
     again = kept_for_later(denoiser, piece) if rebuild else piece
 
@@ -84,7 +80,7 @@ def joined(parts: Iterator[Tensor], count: int) -> Tensor:
     return whole
 
 
-def rebuilt(denoiser: Denoiser, x0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor, pairs: int) -> Tensor:
+def rebuilt(denoiser: Denoiser, x0: Tensor, draw: Draw, pairs: int) -> Tensor:
     """:func:`streamed` with a backward pass that keeps nothing of the forward pass but x0.
 
     Where another gradient than that of x0 can be asked for (of the network's weights, say), it is :func:`streamed` itself.
@@ -95,12 +91,11 @@ def rebuilt(denoiser: Denoiser, x0: Tensor, noise: Tensor, sigma: Tensor, weight
 
     Args, Returns: as of :func:`streamed`.
     """
-    levels = noise, sigma, weight
     if transformed():
-        return opaque_with(denoiser, lambda *plain: rebuilt(denoiser, *plain, pairs), x0, *levels)
-    if wanted(*levels, module=denoiser):
-        return streamed(denoiser, x0, *levels, pairs)
-    return _Rebuilt.apply(x0, (denoiser, *levels, pairs))
+        return opaque_with(denoiser, lambda x0, *plain: rebuilt(denoiser, x0, Draw(*plain), pairs), x0, *draw.tensors)
+    if wanted(*draw.tensors, module=denoiser):
+        return streamed(denoiser, x0, draw, pairs)
+    return _Rebuilt.apply(x0, (denoiser, draw, pairs))
 
 
 class _Rebuilt(torch.autograd.Function):
@@ -135,34 +130,29 @@ def _pull(run: tuple[Any, ...], x0: Tensor, upstream: Tensor) -> Tensor:
     return gradient(denoiser, x0, upstream, *rest)
 
 
-def _gradient_of_pieces(
-    denoiser: Denoiser, x0: Tensor, upstream: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor, pairs: int
-) -> Tensor:
+def _gradient_of_pieces(denoiser: Denoiser, x0: Tensor, upstream: Tensor, draw: Draw, pairs: int) -> Tensor:
     """sum_k upstream_nk dL_nk / dx0_n, the pieces of :func:`streamed` in the order in which autograd would take them."""
-    levels = len(sigma)
+    levels = len(draw)
     per_piece = min(levels, pairs)
     images = max(1, pairs // per_piece)
     whole = torch.empty_like(x0, memory_format=torch.contiguous_format)
     for part, amount, total in zip(x0.split(images), upstream.split(images), whole.split(images), strict=True):
         for begin in reversed(range(0, levels, per_piece)):
-            some = slice(begin, begin + per_piece)
             with torch.enable_grad():
                 x = part.detach().requires_grad_()
-                loss = denoiser.class_losses(x, noise[some], sigma[some], weight[some])
+                loss = denoiser.class_losses(x, draw[begin : begin + per_piece])
                 (grad,) = torch.autograd.grad(loss, x, amount.to(loss.dtype))
             total.copy_(grad) if begin + per_piece >= levels else total.add_(grad)
             del x, loss, grad
     return whole
 
 
-def _gradient(
-    denoiser: Denoiser, x0: Tensor, upstream: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor, pairs: int
-) -> Tensor:
+def _gradient(denoiser: Denoiser, x0: Tensor, upstream: Tensor, draw: Draw, pairs: int) -> Tensor:
     """sum_k upstream_nk dL_nk / dx0_n, over the (image, class) pairs that carry gradient."""
     share = upstream.abs()
     carries = ~(share <= share.amax(1, keepdim=True) * (torch.finfo(upstream.dtype).eps / 8))  # NaN carries, too
     images, classes = carries.nonzero(as_tuple=True)
-    rows, levels = pairs * denoiser.passes_per_level, len(sigma)
+    rows, levels = pairs * denoiser.passes_per_level, len(draw)
     per_piece = min(levels, rows)
     total = torch.zeros_like(x0)
     for first in range(0, len(images), max(1, rows // per_piece)):
@@ -170,10 +160,9 @@ def _gradient(
         image, label = images[pick], classes[pick]
         amount = upstream[image, label]
         for begin in range(0, levels, per_piece):
-            some = slice(begin, begin + per_piece)
             with torch.enable_grad():
                 x = x0[image].detach().requires_grad_()
-                loss = denoiser.losses_of_labels(x, noise[some], sigma[some], weight[some], label)
+                loss = denoiser.losses_of_labels(x, draw[begin : begin + per_piece], label)
                 (grad,) = torch.autograd.grad(loss, x, amount.to(loss.dtype))
             total.index_add_(0, image, grad)
             del x, loss, grad

@@ -25,6 +25,7 @@ from rdc.execution.surroundings import measured, never_inference, refuse_inferen
 from rdc.images.pixels import checked_pixels
 from rdc.method.class_gradients import joined, rebuilt, streamed
 from rdc.method.denoiser import Denoiser
+from rdc.method.draw import Draw
 from rdc.method.levels import LEVEL_PRESETS, NoiseLevels, parse_levels
 from rdc.method.likelihood_maximization import (
     LikelihoodMaximization,
@@ -102,7 +103,7 @@ class DiffusionClassifier(BaseDefence):
         self.memory_budget_mb = memory_budget(memory_budget_mb, self.device)
         self._log_prior = _log_prior(class_prior, self.num_classes)
         self._bytes: dict[Any, int] = {}  # of one image at one level, or of one image in a step of LM
-        self._cache: dict[tuple, tuple[Tensor, ...]] = {}
+        self._cache: dict[tuple, Draw] = {}
 
     # --- settings -------------------------------------------------------------------------------------------------
     def settings(self) -> dict[str, Any]:
@@ -224,15 +225,13 @@ class DiffusionClassifier(BaseDefence):
 
     def _class_losses(self, pixels: Tensor, draw: int) -> Tensor:
         x0 = self._uphill(2 * pixels - 1, draw)
-        sigma, weight, noise = self._levels_and_noise(draw, x0)
-        return self._losses(x0, noise, sigma, weight)
+        return self._losses(x0, self.drawn(draw, x0))
 
     def _losses_per_level(self, pixels: Tensor, draw: int) -> Tensor:
         x0 = self._uphill(2 * pixels - 1, draw)
-        sigma, _, noise = self._levels_and_noise(draw, x0)
-        one = torch.ones(1, device=x0.device, dtype=x0.dtype)
-        columns = [self._losses(x0, noise[t : t + 1], sigma[t : t + 1], one) for t in range(len(sigma))]
-        return torch.stack(columns, dim=1)
+        drawn = self.drawn(draw, x0)
+        unweighted = dataclasses.replace(drawn, weight=torch.ones_like(drawn.weight))
+        return torch.stack([self._losses(x0, unweighted[t : t + 1]) for t in range(len(drawn))], dim=1)
 
     def _uphill(self, x0: Tensor, draw: int) -> Tensor:
         if self.lm is None:
@@ -253,20 +252,20 @@ class DiffusionClassifier(BaseDefence):
 
         return self._through(uphill, x0)
 
-    def _levels_and_noise(self, draw: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        key = (draw, like.device, like.dtype)
+    def drawn(self, number: int, like: Tensor) -> Draw:
+        """Levels, weights and noise of draw ``number``, in the type and on the device of ``like``; the last one is kept."""
+        key = (number, like.device, like.dtype)
         if key not in self._cache:
-            sigma, weight = self.levels.tensors(like.device, like.dtype)
-            noise = self.noise.normal(draw, len(sigma), self.image_shape).to(like.device, like.dtype)
-            self._cache = {key: (sigma, weight, noise)}
+            levels = self.levels.tensors(like.device, like.dtype)
+            self._cache = {key: self.noise.draw(number, *levels, self.image_shape).to(like)}
         return self._cache[key]
 
-    def _losses(self, x0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor) -> Tensor:
+    def _losses(self, x0: Tensor, draw: Draw) -> Tensor:
         """Class losses [N, K], in pieces where they would not fit the memory budget together."""
-        self.network_evaluations += len(x0) * len(sigma) * self.denoiser.passes_per_level
+        self.network_evaluations += len(x0) * len(draw) * self.denoiser.passes_per_level
         pairs = self.pairs_that_fit(x0)
-        operands = (self.denoiser, x0, noise, sigma, weight, pairs)
-        if len(x0) * len(sigma) <= pairs:
+        operands = (self.denoiser, x0, draw, pairs)
+        if len(x0) * len(draw) <= pairs:
             return streamed(*operands, rebuild=False)
         if x0.requires_grad and torch.is_grad_enabled():
             return rebuilt(*operands)
@@ -285,18 +284,14 @@ def gradient_bytes(denoiser: Denoiser, like: Tensor) -> int:
     """Peak bytes that one more image at one level needs for its class losses and their gradient in pixels."""
 
     one = like.new_ones(1)
-    noise = like.new_zeros(1, *denoiser.image_shape)
+    draw = Draw(one, one, like.new_zeros(1, *denoiser.image_shape))
 
     def work(count: int) -> Tensor:
         x = like.new_zeros(count, *denoiser.image_shape).requires_grad_()
-        if (
-            denoiser.passes_per_level > 1
-        ):  # a class is a row of its own; all of them, three times, may be more than the budget
-            loss = denoiser.losses_of_labels(
-                x, noise, one, one, torch.zeros(count, dtype=torch.long, device=like.device)
-            )
+        if denoiser.passes_per_level > 1:  # a class is a row of its own; all, three times, may be more than the budget
+            loss = denoiser.losses_of_labels(x, draw, torch.zeros(count, dtype=torch.long, device=like.device))
         else:
-            loss = denoiser.class_losses(x, noise, one, one)
+            loss = denoiser.class_losses(x, draw)
         return torch.autograd.grad(loss.sum(), x)[0]
 
     return bytes_per_item(work) * denoiser.passes_per_level

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rdc.arguments.scalars import shown
 from rdc.errors import ConfigError
+from rdc.method.draw import Draw
 from rdc.method.preconditioning import Preconditioning
 from rdc.networks.blocks import fastest_layout
 from rdc.networks.heads import MultiHeadUNet
@@ -64,43 +65,44 @@ class Denoiser(nn.Module):
         made.precision = precision
         return made
 
-    def noisy(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def noisy(self, x0: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         """Noise every image at every level.
 
         Args:
             x0: [N, C, H, W] in [-1, 1].
-            noise: [T, C, H, W], shared by all images.
-            sigma: [T].
+            draw: T levels and their noise, shared by all images.
 
         Returns:
             x_t and target F*, each [N*T, C, H, W], image-major (row n*T + t).
         """
-        sigma = sigma.reshape(1, -1, 1, 1, 1).to(x0.dtype)
+        sigma = draw.sigma.reshape(1, -1, 1, 1, 1).to(x0.dtype)
         x0 = x0[:, None]
-        x_t = x0 + sigma * noise[None].to(x0.dtype)
+        x_t = x0 + sigma * draw.noise[None].to(x0.dtype)
         return x_t.flatten(0, 1), self.precondition.target(x0, x_t, sigma).flatten(0, 1)
 
-    def class_losses(self, x0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor) -> Tensor:
+    def class_losses(self, x0: Tensor, draw: Draw) -> Tensor:
         """Weighted losses [N, K] of x0 [N, C, H, W]: sum over levels, channels and pixels.
 
         Args:
             x0: [N, C, H, W] in [-1, 1].
-            noise: [T, C, H, W].
-            sigma, weight: [T].
+            draw: levels, their weights and their noise.
         """
-        x_t, target = self.noisy(x0, noise, sigma)
-        return self.losses_of(x_t, sigma.repeat(len(x0)).to(x0.dtype), target, weight)
+        return self.losses_of(*self.noisy(x0, draw), draw)
 
-    def losses_of(self, x_t: Tensor, sigma: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        """The same for rows that are already noisy: x_t, target [N*T, C, H, W], sigma [N*T], weight [T] -> [N, K]."""
+    def losses_of(self, x_t: Tensor, target: Tensor, draw: Draw) -> Tensor:
+        """The same for rows [N*T, C, H, W] as :meth:`noisy` gives them -> [N, K]. Each kind of denoiser writes its own."""
         raise NotImplementedError
 
-    def losses_of_labels(self, x0: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    def losses_of_labels(self, x0: Tensor, draw: Draw, labels: Tensor) -> Tensor:
         """The losses [N] of one class for every image: labels [N] int64; the rest as of :meth:`class_losses`."""
-        x_t, target = self.noisy(x0, noise, sigma)
-        rows = sigma.repeat(len(x0)).to(x0.dtype)
-        error = (self.f(x_t, rows, labels.repeat_interleave(len(sigma))) - target).square().flatten(1).sum(1)
-        return error.unflatten(0, (len(x0), len(sigma))) @ weight.to(error.dtype)
+        x_t, target = self.noisy(x0, draw)
+        f = self.f(x_t, self._rows(x_t, draw), labels.repeat_interleave(len(draw)))
+        error = (f - target).square().flatten(1).sum(1)
+        return error.unflatten(0, (len(x0), len(draw))) @ draw.weight.to(error.dtype)
+
+    def _rows(self, x_t: Tensor, draw: Draw) -> Tensor:
+        """The level of every noisy row [N*T], in the type of the rows."""
+        return draw.rows(len(x_t) // len(draw)).to(x_t.dtype)
 
     def f_null(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         """F without a label: x_t [B, C, H, W], sigma [B] -> [B, C, H, W]. Twice differentiable."""
@@ -145,14 +147,14 @@ class ConditionalDenoiser(Denoiser):
     def f_null(self, x_t: Tensor, sigma: Tensor) -> Tensor:
         return self._compute(self.network, *self._inputs(x_t, sigma), x_t.new_zeros(len(x_t), self.num_classes))
 
-    def losses_of(self, x_t: Tensor, sigma: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        scaled, c_noise = self._inputs(x_t, sigma)
+    def losses_of(self, x_t: Tensor, target: Tensor, draw: Draw) -> Tensor:
+        scaled, c_noise = self._inputs(x_t, self._rows(x_t, draw))
         classes = torch.eye(self.num_classes, dtype=x_t.dtype, device=x_t.device)
         rows, count = len(x_t), self.num_classes
         inputs = scaled.repeat_interleave(count, 0), c_noise.repeat_interleave(count), classes.repeat(rows, 1)
         f = self._compute(self.network, *inputs).unflatten(0, (rows, count))
         error = (f - target[:, None]).square().flatten(2).sum(2)  # [N*T, K]
-        return torch.einsum("ntk,t->nk", error.unflatten(0, (-1, len(weight))), weight.to(error.dtype))
+        return torch.einsum("ntk,t->nk", error.unflatten(0, (-1, len(draw))), draw.weight.to(error.dtype))
 
 
 class MultiHeadDenoiser(Denoiser):
@@ -177,15 +179,15 @@ class MultiHeadDenoiser(Denoiser):
         everything = self._compute(self.network, *self._inputs(x_t, sigma))
         return everything[torch.arange(len(x_t), device=x_t.device), labels]
 
-    def losses_of(self, x_t: Tensor, sigma: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-        return multihead_loss(*self.loss_operands(x_t, sigma, target), weight)
+    def losses_of(self, x_t: Tensor, target: Tensor, draw: Draw) -> Tensor:
+        return multihead_loss(*self.loss_operands(x_t, target, draw))
 
-    def loss_operands(self, x_t: Tensor, sigma: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What ``multihead_loss`` takes, but for the level weights: features, the classes' head and bias, folded target."""
+    def loss_operands(self, x_t: Tensor, target: Tensor, draw: Draw) -> tuple[Tensor, ...]:
+        """What ``multihead_loss`` takes: features, the classes' head and bias, folded target, level weights."""
         rows = self.num_classes * self.network.folded_channels
         head, bias = self.network.head_weight[:rows], self.network.head_bias[:rows]
         target = F.pixel_unshuffle(target, self.network.patch_size)  # the order of pixels does not change their sum
-        return self.features(x_t, sigma), head, bias, target
+        return self.features(x_t, self._rows(x_t, draw)), head, bias, target, draw.weight
 
 
 def make_denoiser(network: nn.Module, config: dict) -> Denoiser:

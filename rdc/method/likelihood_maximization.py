@@ -26,6 +26,7 @@ from rdc.contracts import NoisePolicy
 from rdc.errors import ConfigError
 from rdc.execution.opaque import checkpointed, kept_for_later, opaque, opaque_with, transformed, wanted
 from rdc.method.denoiser import Denoiser
+from rdc.method.draw import Draw
 from rdc.method.levels import MOST_LEVELS, NoiseLevels, noise_levels, parse_levels
 from rdc.method.noise import NoisePlan
 
@@ -232,18 +233,14 @@ _EXAMPLES = {
 
 def lm_loss(denoiser: Denoiser, x: Tensor, settings: LikelihoodMaximization, step: int, draw: int) -> Tensor:
     """LM objective [N] of x0 = x [N, C, H, W] in [-1, 1]: weighted error of the label-free network, mean over pixels."""
-    sigma, weight, noise = lm_draw(settings, step, draw, denoiser.image_shape)
-    on = {"device": x.device, "dtype": x.dtype}
-    return lm_objective(denoiser, x, settings, sigma.to(**on), weight.to(**on), noise.to(x.device))
+    return lm_objective(denoiser, x, settings, lm_draw(settings, step, draw, denoiser.image_shape).to(x))
 
 
-def lm_draw(
-    settings: LikelihoodMaximization, step: int, draw: int, image_shape: tuple[int, ...]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What step number ``step`` looks at: sigma [L] and weight [L] float64, noise [L, C, H, W] float32, on the CPU."""
+def lm_draw(settings: LikelihoodMaximization, step: int, number: int, image_shape: tuple[int, ...]) -> Draw:
+    """What step ``step`` of draw ``number`` looks at: L levels and weights float64, noise float32, on the CPU."""
     plan = NoisePlan(settings.seed, NoisePolicy.FRESH, stream=1)
     call = 0 if settings.noise == "same" else step
-    position = draw * 4096 + call
+    position = number * 4096 + call
     if settings.levels is not None:
         sigma, weight = settings.levels.tensors(dtype=torch.float64)
     else:
@@ -251,19 +248,17 @@ def lm_draw(
         place = plan.uniform(position, 0, settings.levels_per_step)
         sigma = low + (high - low) * place
         weight = torch.full_like(sigma, 1 / len(sigma))
-    return sigma, weight, plan.normal(position, len(sigma), image_shape)
+    return plan.draw(position, sigma, weight, image_shape)
 
 
-def lm_objective(
-    denoiser: Denoiser, x: Tensor, settings: LikelihoodMaximization, sigma: Tensor, weight: Tensor, noise: Tensor
-) -> Tensor:
-    """:func:`lm_loss` for given levels sigma, weight [L] and noise [L, C, H, W]."""
-    x_t, target = denoiser.noisy(x, noise, sigma)
-    rows = sigma.repeat(len(x))
+def lm_objective(denoiser: Denoiser, x: Tensor, settings: LikelihoodMaximization, draw: Draw) -> Tensor:
+    """:func:`lm_loss` for a given draw of L levels, in the type of x."""
+    x_t, target = denoiser.noisy(x, draw)
+    rows = draw.rows(len(x))
     error = (denoiser.f_null(x_t, rows) - target).square().mean((1, 2, 3))
     if settings.loss == "x0":
         error = error * denoiser.precondition.c_out(rows) ** 2
-    return error.unflatten(0, (len(x), len(sigma))) @ weight
+    return error.unflatten(0, (len(x), len(draw))) @ draw.weight
 
 
 def lm_penalty(denoiser: Denoiser, x0: Tensor, settings: LikelihoodMaximization, draw: int, rows: int) -> Tensor:

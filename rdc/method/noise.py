@@ -17,6 +17,7 @@ from rdc.arguments.scalars import as_integer, shown
 from rdc.arguments.seeds import checked_seed, random
 from rdc.contracts import NoisePolicy
 from rdc.errors import ConfigError
+from rdc.method.draw import Draw
 
 __all__ = ["NoisePlan"]
 
@@ -54,6 +55,16 @@ class NoisePlan:
         """Standard normal noise [count, *shape] float32 on the CPU; row t depends on (seed, stream, draw, t) only."""
         rows = [self._generator(draw, index).standard_normal(shape, dtype=np.float32) for index in range(count)]
         return torch.from_numpy(np.stack(rows))
+
+    def draw(self, number: int, sigma: Tensor, weight: Tensor, image_shape: tuple[int, ...]) -> Draw:
+        """Draw ``number`` for levels sigma [T] with their weights [T]; noise float32 on the CPU.
+
+        Args:
+            number: which draw of the family.
+            sigma, weight: [T]; kept as they are. :meth:`rdc.method.draw.Draw.to` brings all to one type.
+            image_shape: (C, H, W).
+        """
+        return Draw(sigma, weight, self.normal(number, len(sigma), image_shape))
 
     def uniform(self, draw: int, index: int, count: int) -> Tensor:
         """``count`` numbers in [0, 1), float64; they depend on (seed, stream, draw, index) only."""

@@ -49,20 +49,19 @@ def level_margins(
     plain, denoiser = classifier.with_(lm=None, noise="fixed"), classifier.denoiser
     with torch.no_grad():
         losses = plain.losses_per_level(pixels)
-    sigma, weight = plain.levels.tensors(pixels.device, pixels.dtype)
-    total = torch.einsum("ntk,t->nk", losses, weight)
+    draw = plain.drawn(0, pixels)
+    total = torch.einsum("ntk,t->nk", losses, draw.weight)
     total[torch.arange(len(labels), device=total.device), labels] = float("inf")
     wrong = total.argsort(1)[:, :rivals]
-    noise = plain.noise.normal(0, len(sigma), plain.image_shape).to(pixels.device, pixels.dtype)
-    count, levels = len(pixels), len(sigma)
-    rows = sigma.repeat(count)
+    count, levels = len(pixels), len(draw)
+    rows = draw.rows(count)
     values, slopes = [], []
     for classes in (labels, *wrong.T):
         leaf = (
             pixels.detach().repeat_interleave(levels, 0).requires_grad_()
         )  # a copy for each level: one pass, all gradients
         x0, s = 2 * leaf - 1, rows[:, None, None, None]
-        x_t = x0 + s * noise.repeat(count, 1, 1, 1)
+        x_t = x0 + s * draw.noise.repeat(count, 1, 1, 1)
         f = denoiser.f(x_t, rows, classes.repeat_interleave(levels))
         loss = (f - denoiser.precondition.target(x0, x_t, s)).square().flatten(1).sum(1)
         (slope,) = torch.autograd.grad(loss.sum(), leaf)

@@ -51,9 +51,8 @@ def test_one_image_one_class_and_at_most_64_levels_a_call(classifier):
         calls.append((len(x), label.argmax(1).unique().tolist(), x.is_contiguous(), x.dtype))
         return x * 0
 
-    sigma, weight = classifier.levels.tensors()
-    noise = classifier.noise.normal(0, len(sigma), classifier.image_shape)
-    paper_procedure.class_losses(network, pixels(2), 3, sigma, weight, noise)
+    x = pixels(2)
+    paper_procedure.class_losses(network, x, 3, *classifier.drawn(0, x).tensors)
     assert [call[:2] for call in calls] == 2 * [(n, [k]) for k in range(3) for n in (64, 6)]
     assert all(call[2:] == (True, torch.float32) for call in calls)
     assert sum(call[0] for call in calls) == 2 * classifier.evaluations_per_image

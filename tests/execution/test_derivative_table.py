@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 
 from rdc.errors import InputError, RdcError
 from rdc.method.class_gradients import rebuilt, streamed
+from rdc.method.draw import Draw
 from rdc.method.likelihood_maximization import LikelihoodMaximization, lm_penalty, maximize_likelihood
 from rdc.networks import fused
 from rdc.ops import _native
@@ -91,13 +92,16 @@ STEPS = LikelihoodMaximization(
 
 
 def pieces(function: Callable, kind: str) -> Subject:
-    """Losses of x0, noise, sigma and level weights, by pieces of one pair."""
+    """Losses of x0, sigma, level weights and noise, by pieces of one pair."""
     single, double = (tiny_denoiser(kind, dtype).requires_grad_(False) for dtype in (torch.float32, torch.float64))
     g = torch.Generator().manual_seed(2)
     x0, noise = 2 * pixels(2) - 1, torch.randn(2, *single.image_shape, generator=g)
     sigma, weight = torch.tensor([0.6, 1.3]), torch.tensor([0.7, 0.4])
     return Subject(
-        lambda *x: function(single, *x, 1), lambda *x: double.class_losses(*x), [x0, noise, sigma, weight], 1e-4
+        lambda x0, *draw: function(single, x0, Draw(*draw), 1),
+        lambda x0, *draw: double.class_losses(x0, Draw(*draw)),
+        [x0, sigma, weight, noise],
+        1e-4,
     )
 
 

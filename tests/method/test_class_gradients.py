@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rdc.method.class_gradients import rebuilt, streamed
+from rdc.method.draw import Draw
 from tests.tiny_models import CLASSES, pixels, tiny_classifier
 from tests.tolerances import (
     CLASSIFIER_DIFFERENCE,
@@ -18,9 +19,7 @@ from tests.tolerances import (
 def parts(dtype=torch.float64, count=3, kind="conditional"):
     classifier = tiny_classifier(kind, dtype)
     x0 = (2 * pixels(count, dtype=dtype) - 1).requires_grad_()
-    sigma, weight = classifier.levels.tensors(dtype=dtype)
-    noise = classifier.noise.normal(0, len(sigma), classifier.image_shape).to(dtype)
-    return classifier.denoiser, x0, noise, sigma, weight
+    return classifier.denoiser, x0, classifier.drawn(0, x0)
 
 
 def counted(denoiser, monkeypatch):
@@ -32,20 +31,20 @@ def counted(denoiser, monkeypatch):
 
 @pytest.mark.parametrize("pairs", [1, 2, 4, 7, 40])
 def test_gradient_is_that_of_the_whole_batch(pairs):
-    denoiser, x0, *levels = parts()
+    denoiser, x0, draw = parts()
     upstream = torch.tensor([[1.0, -1, 0], [0, 0, 0], [0.3, 2, -1]], dtype=torch.float64)
-    whole = denoiser.class_losses(x0, *levels)
+    whole = denoiser.class_losses(x0, draw)
     (expected,) = torch.autograd.grad(whole, x0, upstream)
-    losses = rebuilt(denoiser, x0, *levels, pairs)
+    losses = rebuilt(denoiser, x0, draw, pairs)
     close(losses.detach(), whole.detach(), FLOAT64_NETWORK)
     close(torch.autograd.grad(losses, x0, upstream)[0], expected, FLOAT64_NETWORK)
     assert (expected[1] == 0).all()
 
 
 def test_only_classes_that_carry_gradient_are_passed_again(monkeypatch):
-    denoiser, x0, *levels = parts()
-    losses = rebuilt(denoiser, x0, *levels, 2)
-    rows, count = counted(denoiser, monkeypatch), len(levels[1])
+    denoiser, x0, draw = parts()
+    losses = rebuilt(denoiser, x0, draw, 2)
+    rows, count = counted(denoiser, monkeypatch), len(draw)
     upstream = torch.zeros(3, CLASSES, dtype=torch.float64)
     upstream[0, 0], upstream[0, 2], upstream[2, 1] = 1, -1, 1e-3
     upstream[2, 0] = 1e-20  # nothing beside 1e-3 in float64
@@ -55,10 +54,10 @@ def test_only_classes_that_carry_gradient_are_passed_again(monkeypatch):
 
 
 def test_a_small_but_visible_share_is_kept():
-    denoiser, x0, *levels = parts(count=1)
+    denoiser, x0, draw = parts(count=1)
     small = torch.tensor([[1.0, 1e-12, 0]], dtype=torch.float64)
     large = torch.tensor([[1.0, 0, 0]], dtype=torch.float64)
-    losses = rebuilt(denoiser, x0, *levels, 1)
+    losses = rebuilt(denoiser, x0, draw, 1)
     (a,) = torch.autograd.grad(losses, x0, small, retain_graph=True)
     (b,) = torch.autograd.grad(losses, x0, large, retain_graph=True)
     assert (a != b).any()
@@ -90,9 +89,9 @@ def test_pieces_are_forgotten_unless_told_otherwise(monkeypatch):
 
 
 def test_what_is_not_a_number_is_not_hidden():
-    denoiser, x0, *levels = parts(count=2)
+    denoiser, x0, draw = parts(count=2)
     upstream = torch.tensor([[1.0, torch.nan, 0], [1.0, -1.0, 0]], dtype=torch.float64)
-    (grad,) = torch.autograd.grad(rebuilt(denoiser, x0, *levels, 2), x0, upstream)
+    (grad,) = torch.autograd.grad(rebuilt(denoiser, x0, draw, 2), x0, upstream)
     assert grad[0].isnan().all() and grad[1].isfinite().all() and (grad[1] != 0).any()
 
 
@@ -109,16 +108,16 @@ def test_saturated_cross_entropy_equals_float64():
 
 
 def test_second_derivatives_are_those_of_the_whole_batch():
-    denoiser, x0, *levels = parts(count=2)
+    denoiser, x0, draw = parts(count=2)
     direction = torch.linspace(-1, 1, x0.numel(), dtype=torch.float64).view_as(x0)
 
     def curvature(losses):
         (grad,) = torch.autograd.grad(losses[:, 0].square().sum(), x0, create_graph=True)
         return torch.autograd.grad((grad * direction).sum(), x0)[0]
 
-    expected = curvature(denoiser.class_losses(x0, *levels))
-    close(curvature(rebuilt(denoiser, x0, *levels, 2)), expected, FLOAT64_STEPS)
-    close(curvature(streamed(denoiser, x0, *levels, 2)), expected, FLOAT64_STEPS)
+    expected = curvature(denoiser.class_losses(x0, draw))
+    close(curvature(rebuilt(denoiser, x0, draw, 2)), expected, FLOAT64_STEPS)
+    close(curvature(streamed(denoiser, x0, draw, 2)), expected, FLOAT64_STEPS)
 
 
 def test_a_classifier_under_its_budget_takes_two_classes_for_a_margin(monkeypatch):
@@ -207,40 +206,39 @@ def test_unfrozen_weights_in_bfloat16(kind, outer):
     assert (flat[0] - flat[1]).norm() <= 0.1 * flat[1].norm()  # other batches, other roundings in 8 bits
 
 
-@pytest.mark.parametrize("place", [0, 1, 2], ids=["noise", "sigma", "level weights"])
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["sigma", "level weights", "noise"])
 @pytest.mark.parametrize("kind", ["conditional", "multihead"])
 def test_whatever_else_wants_a_gradient_gets_it(kind, place):
     classifier = tiny_classifier(kind, torch.float64)
     x0 = (2 * pixels(2, dtype=torch.float64) - 1).requires_grad_()
-    sigma, weight = classifier.levels.tensors(dtype=torch.float64)
-    operands = [classifier.noise.normal(0, len(sigma), classifier.image_shape).double(), sigma, weight]
+    operands = list(classifier.drawn(0, x0).tensors)
     operands[place] = operands[place].clone().requires_grad_()
-    asked = [x0, operands[place]]
-    expected = torch.autograd.grad(classifier.denoiser.class_losses(x0, *operands)[:, 0].sum(), asked)
+    asked, draw = [x0, operands[place]], Draw(*operands)
+    expected = torch.autograd.grad(classifier.denoiser.class_losses(x0, draw)[:, 0].sum(), asked)
     for function in (rebuilt, streamed):
-        found = torch.autograd.grad(function(classifier.denoiser, x0, *operands, 2)[:, 0].sum(), asked)
+        found = torch.autograd.grad(function(classifier.denoiser, x0, draw, 2)[:, 0].sum(), asked)
         for a, b in zip(found, expected, strict=True):
             close(a, b, FLOAT64_NETWORK)
 
 
 def test_frozen_weights_cost_no_pass_more(monkeypatch):
     """The way by classes is still taken where nothing but pixels wants a gradient, whatever is unfrozen under no_grad."""
-    denoiser, x0, *levels = parts()
+    denoiser, x0, draw = parts()
     with torch.no_grad():
         denoiser.requires_grad_()
-        assert not rebuilt(denoiser, x0, *levels, 2).requires_grad
+        assert not rebuilt(denoiser, x0, draw, 2).requires_grad
     denoiser.requires_grad_(False)
-    assert "Rebuilt" in type(rebuilt(denoiser, x0, *levels, 2).grad_fn).__name__
+    assert "Rebuilt" in type(rebuilt(denoiser, x0, draw, 2).grad_fn).__name__
 
 
 @pytest.mark.parametrize("pairs", [1, 2, 3, 5, 11])
 def test_rebuilt_pieces_give_the_bits_of_checkpointed_ones(pairs):
     """Pieces of images and of levels; the sums over levels in autograd's order."""
-    denoiser, x0, *levels = parts(torch.float32, 3, kind="multihead")
+    denoiser, x0, draw = parts(torch.float32, 3, kind="multihead")
     upstream = torch.linspace(-1, 2, 3 * CLASSES).view(3, CLASSES)
     results = []
     for function in (rebuilt, streamed):
-        losses = function(denoiser, x0, *levels, pairs)
+        losses = function(denoiser, x0, draw, pairs)
         results.append((losses.detach(), torch.autograd.grad(losses, x0, upstream)[0]))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert results[0][1].abs().max() > 0

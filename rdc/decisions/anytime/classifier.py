@@ -20,6 +20,7 @@ from rdc.decisions.anytime.calibration import (
 from rdc.errors import ConfigError
 from rdc.execution.surroundings import undisturbed
 from rdc.method.classifier import DiffusionClassifier
+from rdc.method.draw import Draw
 from rdc.method.likelihood_maximization import lm_evaluations
 
 __all__ = ["AnytimeClassifier", "AnytimeResult"]
@@ -128,13 +129,10 @@ class AnytimeClassifier(BaseDefence):
         self.network_evaluations += int(passes.sum())
         return torch.log_softmax(-self.classifier.scale * scores, 1), levels, passes
 
-    def _setting(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """sigma, weight [T] and noise [T, C, H, W] in the order of looking, and the prior's scores [K]."""
-        inner, order = self.classifier, list(self.calibration.order)
-        sigma, weight = inner.levels.tensors(like.device, like.dtype)
-        noise = inner.noise.normal(0, len(sigma), inner.image_shape).to(like.device, like.dtype)
-        prior = torch.from_numpy(prior_scores(inner)).to(like.device, like.dtype)
-        return sigma[order], weight[order], noise[order], prior
+    def _setting(self, like: Tensor) -> tuple[Draw, Tensor]:
+        """The draw, in the order of looking, and the prior's scores [K]."""
+        draw = self.classifier.drawn(0, like)[list(self.calibration.order)]
+        return draw, torch.from_numpy(prior_scores(self.classifier)).to(like.device, like.dtype)
 
     def _parts(self) -> list[tuple[slice, float]]:
         """The levels of each look, and the lead that settles a decision after them."""
@@ -143,21 +141,18 @@ class AnytimeClassifier(BaseDefence):
 
     def _stopping(self, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All classes at once: an image leaves when its lead reaches the boundary."""
-        sigma, weight, noise, prior = self._setting(x0)
+        draw, prior = self._setting(x0)
         active = torch.arange(len(x0), device=x0.device)
         running, left = prior.expand(len(x0), -1), []
         levels = torch.zeros(len(x0), dtype=torch.int64, device=x0.device)
         for part, limit in self._parts():
             size = max(1, self.classifier.pairs_that_fit(x0) // (part.stop - part.start))
-            found = [
-                self.classifier.denoiser.class_losses(images, noise[part], sigma[part], weight[part])
-                for images in x0[active].split(size)
-            ]
+            found = [self.classifier.denoiser.class_losses(images, draw[part]) for images in x0[active].split(size)]
             running = running + torch.cat(found)
             levels[active] = part.stop
             two = running.detach().topk(2, dim=1, largest=False).values
             settled = two[:, 1] - two[:, 0] >= limit
-            if part.stop == len(sigma):
+            if part.stop == len(draw):
                 settled = torch.ones_like(settled)
             if settled.any():
                 left.append((active[settled], running[settled]))
@@ -168,7 +163,7 @@ class AnytimeClassifier(BaseDefence):
 
     def _eliminating(self, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Class by class: a class is dropped when it is too far behind; an image leaves when one class is left."""
-        sigma, weight, noise, prior = self._setting(x0)
+        draw, prior = self._setting(x0)
         count, classes = len(x0), self.num_classes
         scores = prior.expand(count, -1).clone()
         behind_when_dropped = torch.zeros_like(scores)
@@ -180,11 +175,11 @@ class AnytimeClassifier(BaseDefence):
             if not active.any():
                 break
             images, labels = (alive & active[:, None]).nonzero(as_tuple=True)
-            added = self._pair_losses(x0, images, labels, noise[part], sigma[part], weight[part])
+            added = self._pair_losses(x0, images, labels, draw[part])
             scores = scores.index_put((images, labels), added, accumulate=True)
             levels[active] = part.stop
             passes += torch.where(active, alive.sum(1) * (part.stop - part.start), 0)
-            if part.stop == len(sigma):
+            if part.stop == len(draw):
                 break
             behind = scores - scores.masked_fill(~alive, torch.inf).amin(1, keepdim=True)
             drop = alive & active[:, None] & (behind.detach() >= limit) & (behind.detach() > 0)
@@ -193,19 +188,12 @@ class AnytimeClassifier(BaseDefence):
         lowest = scores.masked_fill(~alive, torch.inf).amin(1, keepdim=True)
         return torch.where(alive, scores, lowest + behind_when_dropped), levels, passes
 
-    def _pair_losses(
-        self, x0: Tensor, images: Tensor, labels: Tensor, noise: Tensor, sigma: Tensor, weight: Tensor
-    ) -> Tensor:
+    def _pair_losses(self, x0: Tensor, images: Tensor, labels: Tensor, draw: Draw) -> Tensor:
         """Weighted losses [P] of pairs (image, class) over some levels."""
-        denoiser, count = self.classifier.denoiser, len(sigma)
-        size = max(1, self.classifier.pairs_that_fit(x0) * denoiser.passes_per_level // count)
-        found = []
-        for rows, classes in zip(images.split(size), labels.split(size), strict=True):
-            x_t, target = denoiser.noisy(x0[rows], noise, sigma)
-            f = denoiser.f(x_t, sigma.repeat(len(rows)), classes.repeat_interleave(count))
-            error = (f - target).square().flatten(1).sum(1).unflatten(0, (len(rows), count))
-            found.append(error @ weight.to(error.dtype))
-        return torch.cat(found)
+        denoiser = self.classifier.denoiser
+        size = max(1, self.classifier.pairs_that_fit(x0) * denoiser.passes_per_level // len(draw))
+        parts = zip(images.split(size), labels.split(size), strict=True)
+        return torch.cat([denoiser.losses_of_labels(x0[rows], draw, classes) for rows, classes in parts])
 
     # --- what an evaluation asks for ------------------------------------------------------------------------------
     _no_other_setting = "Change the classifier first, then calibrate it again"
