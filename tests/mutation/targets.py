@@ -95,6 +95,7 @@ TARGETS: dict[str, list[str]] = {
     "rdc/method/class_gradients.py": _PIECES,
     "rdc/method/classifier.py": _CLASSIFIER,
     "rdc/method/denoiser.py": _CLASSIFIER,
+    "rdc/method/draw.py": [f"{_METHOD}draw.py"],
     "rdc/method/levels.py": [f"{_METHOD}levels.py"],
     "rdc/method/likelihood_maximization.py": [
         f"{_METHOD}likelihood_maximization.py",
