@@ -65,26 +65,26 @@ def test_a_small_but_visible_share_is_kept():
 
 @pytest.mark.parametrize(("parts_of_epsilon", "classes"), [(7.9, 2), (8.1, 1)])
 def test_an_eighth_of_epsilon_is_the_least_that_is_kept(monkeypatch, parts_of_epsilon, classes):
-    denoiser, x0, *levels = parts(count=1)
-    losses = rebuilt(denoiser, x0, *levels, 1)
+    denoiser, x0, draw = parts(count=1)
+    losses = rebuilt(denoiser, x0, draw, 1)
     rows = counted(denoiser, monkeypatch)
     small = torch.finfo(torch.float64).eps / parts_of_epsilon
     torch.autograd.grad(losses, x0, torch.tensor([[1.0, small, 0]], dtype=torch.float64))
-    assert sum(rows) == classes * len(levels[1])
+    assert sum(rows) == classes * len(draw)
 
 
 def test_pieces_are_forgotten_unless_told_otherwise(monkeypatch):
     """By default the backward pass makes every piece again; with rebuild=False it has them."""
-    denoiser, x0, *levels = parts()
+    denoiser, x0, draw = parts()
     rows = counted(denoiser, monkeypatch)
     passes = []
     for options in ({}, {"rebuild": True}, {"rebuild": False}):
-        losses = streamed(denoiser, x0, *levels, 2, **options)
+        losses = streamed(denoiser, x0, draw, 2, **options)
         once = sum(rows)
         (grad,) = torch.autograd.grad(losses.sum(), x0)
         passes.append((once, sum(rows)))
         rows.clear()
-    each = 3 * len(levels[1]) * CLASSES
+    each = 3 * len(draw) * CLASSES
     assert passes == [(each, 2 * each), (each, 2 * each), (each, each)] and (grad != 0).any()
 
 
