@@ -5,28 +5,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rdc.arguments.defaults import EvaluationDefaults
 from rdc.cli.failures import words
-from rdc.cli.options import (
-    add_image_options,
-    add_model_options,
-    join_processes,
-    leave_processes,
-    model_choice,
-    need,
-)
+from rdc.cli.options import add_image_options, add_model_options, model_choice, need
 from rdc.cli.shell import command_line
 from rdc.errors import RdcError, one_line
 
 if TYPE_CHECKING:
     from rdc.evaluation import EvaluationSettings
     from rdc.models.choice import ModelChoice
+    from rdc.reports import Presented
 
 _HERE = {"--overwrite", "--quiet"}  # options that do not belong in the recorded command
 _DEFAULT = EvaluationDefaults()
@@ -152,14 +145,25 @@ class Request:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate; returns the exit status."""
+    from rdc import reports
     from rdc.data import load_dataset
+    from rdc.evaluation import evaluate
+    from rdc.execution.processes import leave_processes
 
     request = _request(args)
     need("matplotlib", "PIL")  # for the report
     settings, quiet = request.settings, request.quiet
     dataset = load_dataset(settings.dataset, settings.split, request.data_root, progress=not quiet)
-    model, first = join_processes(request.model)
-    _evaluate(request, model.load(dataset), dataset, first)
+    model, first = request.model.joined()
+    classifier = model.load(dataset)
+    settings = request.settings_for(classifier)
+    options: dict[str, Any] = {"command": request.command, "overwrite": request.overwrite, "progress": not quiet}
+    with _what_is_kept(request) as count:
+        evaluation = evaluate(classifier, dataset, settings, request.out, on_batch=count, **options)
+        count(settings.n, settings.n)  # all processes
+        shown = reports.present(evaluation, classifier, request.form) if first else None
+    if shown is not None:
+        _print(shown, request)
     leave_processes()
     return 0
 
@@ -177,7 +181,7 @@ def _request(args: argparse.Namespace) -> Request:
         attacks,
         model_choice(args),
         args.data_root,
-        out=Path(args.out or _default_folder(settings)),
+        out=Path(args.out) if args.out else settings.default_folder,
         command=command_line(args.argv, without=_HERE),
         again=command_line(args.argv, without=["--overwrite"]),
         batch_given=args.batch is not None,
@@ -187,33 +191,22 @@ def _request(args: argparse.Namespace) -> Request:
     )
 
 
-def _evaluate(request: Request, classifier: Any, dataset: Any, first: bool) -> None:
-    """The run and, in the first process, its reports and what is printed."""
-    from rdc.evaluation import evaluate
-    from rdc.reports import write_reports
-
-    settings, done = request.settings_for(classifier), [0]
-
-    def count(finished: int, total: int) -> None:
-        done[0] = finished
-
-    options: dict[str, Any] = {
-        "command": request.command,
-        "overwrite": request.overwrite,
-        "progress": not request.quiet,
-    }
-    with _what_is_kept(request, done):
-        evaluation = evaluate(classifier, dataset, settings, request.out, on_batch=count, **options)
-        done[0] = len(evaluation.images)
-        files = write_reports(evaluation, classifier) if first else {}
-    if first:
-        _print(evaluation, request, files)
+def _print(shown: Presented, request: Request) -> None:
+    print(shown.text, end="")
+    if not request.quiet:
+        print(f"Report: {one_line(shown.page, 400)}", file=sys.stderr if request.form == "json" else sys.stdout)
 
 
 @contextlib.contextmanager
-def _what_is_kept(request: Request, done: list[int]) -> Iterator[None]:
-    """An interrupt, and an error of the system (a full disk), say what is kept and how to go on."""
-    out, again = request.out, f"  {request.again}"
+def _what_is_kept(request: Request) -> Iterator[Callable[[int, int], None]]:
+    """An interrupt, and an error of the system (a full disk), say what is kept and how to go on.
+
+    Gives a function to be called with the images finished, and all images, after each batch.
+    """
+    out, again, done = request.out, f"  {request.again}", [0]
+
+    def count(finished: int, total: int) -> None:
+        done[0] = finished
 
     def kept_any() -> bool:
         return bool(done[0]) or any(out.glob("results*.jsonl"))  # of this process, or of any
@@ -225,7 +218,7 @@ def _what_is_kept(request: Request, done: list[int]) -> Iterator[None]:
         return f"{finished} kept in {one_line(out, 400)}; {goal}, run the same command again:"
 
     try:
-        yield
+        yield count
     except KeyboardInterrupt:
         raise KeyboardInterrupt(kept("to continue"), again) from None
     except BrokenPipeError:  # nobody reads any more
@@ -234,69 +227,3 @@ def _what_is_kept(request: Request, done: list[int]) -> Iterator[None]:
         if error.errno is None or not kept_any():
             raise
         raise RdcError(f"{words(error)}. {kept('once this is mended')}", again) from error
-
-
-def _default_folder(settings: EvaluationSettings) -> str:
-    def plain(text: object) -> str:
-        kept = (character if character.isalnum() or character in ".-" else "-" for character in str(text)[:60])
-        return "".join(kept).strip("-")
-
-    parts: list[object] = [Path(settings.model).name, Path(settings.dataset).name, settings.n]
-    parts += [settings.norm, settings.eps, settings.gradient, settings.noise] if settings.attacks else ["clean"]
-    return str(Path("runs") / "-".join(plain(part) for part in parts))
-
-
-def _print(evaluation: Any, request: Request, files: dict[str, Path]) -> None:
-    from rdc.reports.markdown import markdown_report
-
-    if request.form == "json":
-        print(json.dumps(evaluation.report, indent=2))
-    elif request.form == "markdown":
-        print(markdown_report(evaluation), end="")
-    else:
-        print(_table(evaluation))
-    if not request.quiet:
-        print(
-            f"Report: {one_line(files['report.html'], 400)}", file=sys.stderr if request.form == "json" else sys.stdout
-        )
-
-
-def _table(evaluation: Any) -> str:
-    from rdc.reports.words import interval, level_words, lm_words, percent, seconds_words, threat_words
-
-    report, settings = evaluation.figures, evaluation.record.identity.settings
-    classifier = report.classifier
-    first, last = settings.start, settings.start + report.n - 1
-    lines = [
-        f"{one_line(report.model)} on {one_line(report.dataset)}, images {first} to {last} of the {settings.split} split",
-        f"{classifier['head']} network; {level_words(classifier)}; likelihood maximisation: {lm_words(classifier)}",
-    ]
-    if settings.attacks:
-        restarts = f"{settings.restarts} restart{'s' if settings.restarts > 1 else ''}"
-        lines.append(
-            f"{threat_words(settings)}; {settings.steps} steps, {restarts}; "
-            "each attack continues on what the one before left"
-        )
-    rows = [("clean", report.clean, "")]
-    rows += [(f"after {attack.name}", attack, seconds_words(attack.seconds)) for attack in report.attacks]
-    if settings.attacks:
-        rows.append(("robust to all", report.robust, ""))
-    scores = report.scores
-    if scores.average and settings.noise != "known":
-        submissions = scores.submissions
-        words = {
-            "known": "known noise",
-            "average": "average of draws",
-            "majority": f"majority of {submissions}",
-            "worst": f"worst of {submissions}",
-        }
-        rows += [(text, rate, "") for key, text in words.items() if (rate := getattr(scores, key))]
-    wide = max(18, *(len(name) + 2 for name, _, _ in rows))
-    lines += ["", f"  {'':<{wide}}{'accuracy':>10}   95 % interval"]
-    for name, value, time in rows:
-        share, ends = percent(value.accuracy), interval(value.ci95)
-        lines.append(f"  {name:<{wide}}{share:>10}   {ends:<15}{time:>12}".rstrip())
-    lines += ["", *(f"  {flag.severity}: {flag.name} ({flag.evidence})" for flag in report.flags)]
-    if not settings.attacks:
-        lines = [line for line in lines if "no-attack" not in line]
-    return "\n".join(lines).rstrip() + "\n"

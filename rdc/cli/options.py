@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,6 @@ __all__ = [
     "add_image_options",
     "add_model_options",
     "batch_size",
-    "join_processes",
-    "leave_processes",
     "load_classifier",
     "megabytes",
     "model_choice",
@@ -150,28 +147,3 @@ def model_choice(args: argparse.Namespace, name: str | None = None) -> ModelChoi
 def load_classifier(args: argparse.Namespace, data: Any = None, **settings: Any) -> Any:
     """The classifier these options name, see ``rdc.models.choice.ModelChoice.load``."""
     return model_choice(args).load(data, **settings)
-
-
-def join_processes(choice: ModelChoice) -> tuple[ModelChoice, bool]:
-    """Join the other processes under ``torchrun``; the choice on this process's device, and whether this is the first (or only) one."""
-    import os
-
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return choice, True
-    import torch.distributed as dist
-
-    from rdc.models.choice import chosen_device
-    from rdc.training.trainer import start_processes
-
-    week = 7 * 24 * 3600.0  # the others wait for the slowest share
-    device = start_processes(chosen_device(choice.device).type, timeout=week)
-    first = not dist.is_initialized() or dist.get_rank() == 0
-    return dataclasses.replace(choice, device=str(device)), first
-
-
-def leave_processes() -> None:
-    """Leave the group of processes that :func:`join_processes` joined, if any."""
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Any
 
 from rdc.arguments.defaults import EvaluationDefaults
@@ -157,6 +158,13 @@ class EvaluationSettings:
         """The attacks, parsed."""
         return tuple(parse_attack(text) for text in self.attacks)
 
+    @property
+    def default_folder(self) -> Path:
+        """Where a run goes that was given no folder: ``runs/MODEL-DATA-N-NORM-EPS-GRADIENT-NOISE``, or ``-clean``."""
+        parts: list[object] = [Path(self.model).name, Path(self.dataset).name, self.n]
+        parts += [self.norm, self.eps, self.gradient, self.noise] if self.attacks else ["clean"]
+        return Path("runs") / "-".join(_plain(part) for part in parts)
+
     def for_defence(self, defence: Defence, named: tuple[str, ...] | None = None) -> EvaluationSettings:
         """Leave out attacks of a suite that this defence does not offer; refuse those that were named themselves.
 
@@ -202,3 +210,9 @@ def _names(attacks: Any) -> tuple[str, ...]:
             f'attacks: expected names such as ("apgd-ce", "square"), or () for none; got {shown(attacks)}'
         )
     return names
+
+
+def _plain(text: object) -> str:
+    """What a folder may be called everywhere."""
+    kept = (character if character.isalnum() or character in ".-" else "-" for character in str(text)[:60])
+    return "".join(kept).strip("-")

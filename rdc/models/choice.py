@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 import torch
 
 from rdc.defences.factory import is_factory, load_factory
 from rdc.errors import ConfigError
+from rdc.execution.processes import is_first_process, start_processes
 from rdc.models import zoo
 
 __all__ = ["ModelChoice", "chosen_device"]
 
+_WEEK = 7 * 24 * 3600.0  # seconds; processes wait for the slowest share
 _OPTION = {"memory_budget_mb": "memory-mb"}  # settings whose option has another name
 
 
@@ -35,6 +38,18 @@ class ModelChoice:
     memory_budget_mb: float | None = None
     device: str | None = None
     threads: int | None = None
+
+    def joined(self) -> tuple[ModelChoice, bool]:
+        """Join the other processes under ``torchrun``.
+
+        Returns:
+            The choice on this process's device; and whether this is the first (or only) process, the one that speaks.
+        """
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return self, True
+        kind = chosen_device(self.device).type
+        mine = start_processes(kind, timeout=_WEEK)
+        return dataclasses.replace(self, device=str(mine)), is_first_process()
 
     def load(self, data: Any = None, **settings: Any) -> Any:
         """The classifier, on its device, in eval mode.

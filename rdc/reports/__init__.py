@@ -1,19 +1,71 @@
-"""Reports of an evaluation: report.json, report.html, report.md and RobustBench's model_info.json."""
+"""Reports of an evaluation: report.json, report.html, report.md and RobustBench's model_info.json; and the text to print."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from rdc.contracts import Defence
+from rdc.errors import ConfigError, one_line
 from rdc.evaluation import Evaluation
+from rdc.reports.drawings import Drawings, draw
 from rdc.reports.html import html_report
 from rdc.reports.markdown import markdown_report
 from rdc.reports.pictures import Gallery, gallery
 from rdc.reports.robustbench import model_info
+from rdc.reports.text import text_report
+from rdc.reports.words import wording
 from rdc.storage.files import atomic_write
-from rdc.storage.json_files import write_json
+from rdc.storage.json_files import json_text
 
-__all__ = ["Gallery", "gallery", "html_report", "markdown_report", "model_info", "write_reports"]
+__all__ = [
+    "FORMS",
+    "Drawings",
+    "Gallery",
+    "Presented",
+    "draw",
+    "gallery",
+    "html_report",
+    "markdown_report",
+    "model_info",
+    "present",
+    "text_report",
+    "write_reports",
+]
+
+FORMS = ("text", "json", "markdown")  #: what :func:`present` can word for printing
+
+
+@dataclasses.dataclass(frozen=True)
+class Presented:
+    """A run's reports, written, and what is to be printed.
+
+    Args:
+        text: in the form that was asked for, its last line break included.
+        page: path of report.html.
+    """
+
+    text: str
+    page: Path
+
+
+def present(evaluation: Evaluation, classifier: Defence, form: str = "text") -> Presented:
+    """Write the four files, as :func:`write_reports` does, and word what is to be printed.
+
+    Args:
+        evaluation, classifier: see :func:`write_reports`.
+        form: "text", a table; "json", report.json's content; "markdown", report.md's.
+
+    Raises:
+        ConfigError: there is no such form.
+    """
+    if form not in FORMS:
+        raise ConfigError(f"format: expected one of {', '.join(FORMS)}; got {one_line(repr(form))}")
+    contents = _contents(evaluation, classifier)
+    files = _write(evaluation.out, contents)
+    printed = {"json": contents["report.json"], "markdown": contents["report.md"]}
+    text = printed[form] if form in printed else text_report(evaluation) + "\n"
+    return Presented(text, files["report.html"])
 
 
 def write_reports(evaluation: Evaluation, classifier: Defence) -> dict[str, Path]:
@@ -26,17 +78,23 @@ def write_reports(evaluation: Evaluation, classifier: Defence) -> dict[str, Path
     Returns:
         File name -> path.
     """
-    texts = {
-        "report.html": html_report(evaluation, gallery(evaluation, classifier)),
+    return _write(evaluation.out, _contents(evaluation, classifier))
+
+
+def _contents(evaluation: Evaluation, classifier: Defence) -> dict[str, str]:
+    """File name -> its content."""
+    chosen = gallery(evaluation, classifier)
+    drawings = draw(evaluation, chosen)
+    return {
+        "report.html": html_report(evaluation, drawings, wording(evaluation)),
         "report.md": markdown_report(evaluation),
+        "model_info.json": json_text(model_info(evaluation, classifier.evaluations_per_image)),
+        "report.json": json_text(evaluation.report),
     }
-    values = {
-        "model_info.json": model_info(evaluation, classifier.evaluations_per_image),
-        "report.json": evaluation.report,
-    }
-    for name, text in texts.items():
-        with atomic_write(evaluation.out / name, "w") as file:
-            file.write(text)
-    for name, value in values.items():
-        write_json(evaluation.out / name, value)
-    return {name: evaluation.out / name for name in (*texts, *values)}
+
+
+def _write(folder: Path, contents: dict[str, str]) -> dict[str, Path]:
+    for name, content in contents.items():
+        with atomic_write(folder / name, "w") as file:
+            file.write(content)
+    return {name: folder / name for name in contents}

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from rdc.evaluation import Evaluation, accuracy_per_class, accuracy_per_step
+from rdc.evaluation import Evaluation, accuracy_per_class
 from rdc.evaluation.report import AttackReport, RaisedFlag, Rate, RobustRate, ScoreRates
-from rdc.reports.pictures import Gallery, difference_picture, picture
-from rdc.reports.plots import losses_plot, steps_plot
+from rdc.reports.drawings import Drawings
 from rdc.reports.style import CSS
-from rdc.reports.words import budget, interval, level_words, lm_words, noise_words, percent, seconds_words
+from rdc.reports.words import Wording, interval, percent
 from rdc.storage.json_records import ABSENT, JsonObject
 from rdc.terminal.plain_text import printable
 
@@ -24,25 +23,26 @@ __all__ = ["html_report"]
 Figure = Rate | RobustRate | AttackReport
 
 
-def html_report(evaluation: Evaluation, gallery: Gallery) -> str:
+def html_report(evaluation: Evaluation, drawings: Drawings, said: Wording) -> str:
     """The page.
 
     Args:
         evaluation: a finished run.
-        gallery: its chosen images.
+        drawings: its pictures and plots.
+        said: its wording.
     """
     report, settings = evaluation.figures, evaluation.record.identity.settings
     title = f"{report.model} on {report.dataset}"
     parts = [
-        _head(evaluation),
-        _cards(evaluation),
+        _head(evaluation, said),
+        _cards(evaluation, said),
         _flags(report.flags),
-        _attacks(evaluation),
-        _steps(evaluation),
-        _pictures(evaluation, gallery),
-        _losses(evaluation, gallery),
+        _attacks(evaluation, said),
+        _steps(evaluation, drawings.steps),
+        _pictures(evaluation, drawings),
+        _losses(evaluation, drawings.losses),
         _classes(evaluation),
-        _settings(evaluation),
+        _settings(evaluation, said),
     ]
     body = "\n".join(part for part in parts if part)
     note = "" if settings.attacks else " (clean accuracy only)"
@@ -79,10 +79,6 @@ def _image(png: bytes, alt: str, kind: str = "") -> str:
     return f'<img{marked} src="data:image/png;base64,{code}" alt="{_e(alt)}">'
 
 
-def _time(seconds: float) -> str:
-    return _tag("span", seconds_words(seconds), "time")
-
-
 def _scale(rate: Figure, kind: str) -> str:
     """A bar from 0 to 100 %: value, interval, a mark at the value."""
     if rate.accuracy is None or rate.ci95 is None:
@@ -96,7 +92,7 @@ def _scale(rate: Figure, kind: str) -> str:
     )
 
 
-def _head(evaluation: Evaluation) -> str:
+def _head(evaluation: Evaluation, said: Wording) -> str:
     report, settings = evaluation.figures, evaluation.record.identity.settings
     n, first = report.n, settings.start
     clean = sum(record.clean.always_right for record in evaluation.records)
@@ -107,15 +103,15 @@ def _head(evaluation: Evaluation) -> str:
         exact = "exact gradients" if settings.gradient == "exact" else "gradients that skip the purification"
         lead += (
             f"{robust} still are under every attack of this run, each free to change an image by "
-            f"{_e(budget(settings))} in [0, 1] pixel units. The attacker knows the classifier {known}, and has {exact}."
+            f"{_e(said.budget)} in [0, 1] pixel units. The attacker knows the classifier {known}, and has {exact}."
         )
     else:
         lead += "Nothing attacked them: this page says nothing about robustness."
     about = (
         f"Images {first}–{first + n - 1} of the {_e(settings.split)} split",
         f"{_e(report.classifier['head'])} network",
-        _e(level_words(report.classifier)),
-        f"likelihood maximisation: {_e(lm_words(report.classifier))}",
+        _e(said.levels),
+        f"likelihood maximisation: {_e(said.lm)}",
     )
     title = f"{_e(report.model)} on {_e(report.dataset)}"
     return (
@@ -124,10 +120,10 @@ def _head(evaluation: Evaluation) -> str:
     )
 
 
-def _cards(evaluation: Evaluation) -> str:
-    report, settings = evaluation.figures, evaluation.record.identity.settings
+def _cards(evaluation: Evaluation, said: Wording) -> str:
+    report = evaluation.figures
     robust, clean = report.robust, report.clean
-    kind = "not attacked" if robust.accuracy is None else _e(budget(settings))
+    kind = "not attacked" if robust.accuracy is None else _e(said.budget)
     extra = ""
     if robust.average:
         extra = f"; worst of {robust.worst_of} draws, average {percent(robust.average.accuracy)}"
@@ -152,7 +148,7 @@ def _cards(evaluation: Evaluation) -> str:
         ),
         card(
             "Work",
-            _tag("div", _time(report.seconds), "big small"),
+            _tag("div", _tag("span", said.time, "time"), "big small"),
             "",
             f"{report.network_evaluations:,} network evaluations<br>{per_image:,.0f} an image",
         ),
@@ -174,7 +170,7 @@ def _flags(flags: Sequence[RaisedFlag]) -> str:
     return _section("Flags", "Reasons to doubt the figures above, or to say more beside them.", "\n".join(items))
 
 
-def _attacks(evaluation: Evaluation) -> str:
+def _attacks(evaluation: Evaluation, said: Wording) -> str:
     report, settings = evaluation.figures, evaluation.record.identity.settings
     if not settings.attacks:
         return ""
@@ -190,19 +186,18 @@ def _attacks(evaluation: Evaluation) -> str:
 
     both = settings.noise == "all"
     rows = [row("no attack", "–", "–", report.clean, "clean")]
-    for place, attack in enumerate(report.attacks):
+    for place, (attack, seconds) in enumerate(zip(report.attacks, said.times, strict=True)):
         name = ("then " if place else "") + _e(attack.name) + (f" · {attack.noise} noise" if both else "")
-        rows.append(row(name, attack.attacked, attack.survivors, attack, "robust", _time(attack.seconds)))
+        rows.append(row(name, attack.attacked, attack.survivors, attack, "robust", _tag("span", seconds, "time")))
     standing = sum(bool(record.robust) for record in evaluation.records)
     rows.append(row("all attacks", "", standing, report.robust, "robust", kind="total"))
     names = [("attack", ""), ("attacked", "n"), ("survivors", "n"), ("accuracy", "n"), ("95 % interval", "")]
     if fresh:
         names.append(("average", "n"))
     head = _row(*names, ("", ""), ("time", "n"), name="th")
-    restarts = f"{settings.restarts} restart{'s' if (settings.restarts or 1) > 1 else ''}"
     about = (
-        f"{_e(budget(settings))}, {settings.steps} steps and {restarts} where the name does not say otherwise, "
-        f"{settings.gradient} gradient, {_e(noise_words(settings))}. One attack after another: each attacks only images "
+        f"{_e(said.budget)}, {settings.steps} steps and {said.restarts} where the name does not say otherwise, "
+        f"{settings.gradient} gradient, {_e(said.noise)}. One attack after another: each attacks only images "
         "that are still right, and its accuracy counts images that were right when clean and survived it and all "
         "before it."
     )
@@ -230,12 +225,10 @@ def _scores(scores: ScoreRates) -> str:
     return _tag("table", "\n".join(rows))
 
 
-def _steps(evaluation: Evaluation) -> str:
-    report, settings = evaluation.figures, evaluation.record.identity.settings
-    if not settings.attacks:
+def _steps(evaluation: Evaluation, plot: bytes | None) -> str:
+    settings = evaluation.record.identity.settings
+    if plot is None:
         return ""
-    curves = accuracy_per_step(report.attacks, evaluation.records)
-    plot = steps_plot(curves, report.clean, report.robust)
     note = (
         "Each attack has the same width, however many steps and restarts (thin lines) it has; a targeted attack's runs at "
         "its classes lie over one another. A curve that is still falling at its right end asks for more steps."
@@ -258,16 +251,16 @@ def _verdict(evaluation: Evaluation, row: int, logits: np.ndarray) -> str:
     return f"{name}<br>{_tag('span', f'{100 * shares[k] / shares.sum():.0f} %', 'muted')}"
 
 
-def _pictures(evaluation: Evaluation, gallery: Gallery) -> str:
+def _pictures(evaluation: Evaluation, drawings: Drawings) -> str:
     settings, names = evaluation.record.identity.settings, evaluation.class_names
-    records = [evaluation.records[row] for row in gallery.rows]
+    records = [evaluation.records[row] for row in drawings.rows]
 
     def line(name: str, cells: list[str], kind: str = "row") -> str:
         return _tag("tr", _tag("th", name) + "".join(_tag("td", cell) for cell in cells), kind)
 
-    def decided(pixels: np.ndarray, logits: np.ndarray, alt: str) -> list[str]:
-        shown = zip(gallery.rows, pixels, strict=True)
-        return [_image(picture(image), alt) + _verdict(evaluation, row, logits[row]) for row, image in shown]
+    def decided(pngs: Sequence[bytes], logits: np.ndarray, alt: str) -> list[str]:
+        shown = zip(drawings.rows, pngs, strict=True)
+        return [_image(png, alt) + _verdict(evaluation, row, logits[row]) for row, png in shown]
 
     titles = [
         f"<b>{_e(names[record.label])}</b><br>{_tag('span', 'image ' + str(record.image), 'muted')}"
@@ -275,43 +268,37 @@ def _pictures(evaluation: Evaluation, gallery: Gallery) -> str:
     ]
     lines = [
         line("true class", titles, "head"),
-        line("clean", decided(gallery.clean, evaluation.clean_logits, "clean")),
+        line("clean", decided(drawings.clean, evaluation.clean_logits, "clean")),
     ]
     about = ["Under each image: the decision and its probability."]
     if settings.attacks:
-        lines.append(line("adversarial", decided(gallery.adversarial, evaluation.adversarial_logits, "adversarial")))
-        differences = gallery.adversarial - gallery.clean
-        gain = _tag("span", f"× {gallery.gain:.3g}", "muted")
-        cells = [_image(difference_picture(difference, gallery.gain), "difference") for difference in differences]
-        lines.append(line(f"difference<br>{gain}", cells))
-        grey = differences.shape[1] == 1
-        colours = "white is no change, red brighter, blue darker" if grey else "mid-grey is no change"
-        about.append(f"Differences are amplified {gallery.gain:.3g} times: {colours}.")
-        about.append(f"Full colour is a change of {255 / gallery.gain:.3g}/255.")
+        lines.append(line("adversarial", decided(drawings.adversarial, evaluation.adversarial_logits, "adversarial")))
+        gain = _tag("span", f"× {drawings.gain:.3g}", "muted")
+        lines.append(line(f"difference<br>{gain}", [_image(png, "difference") for png in drawings.differences]))
+        colours = "white is no change, red brighter, blue darker" if drawings.grey else "mid-grey is no change"
+        about.append(f"Differences are amplified {drawings.gain:.3g} times: {colours}.")
+        about.append(f"Full colour is a change of {255 / drawings.gain:.3g}/255.")
         if any(record.robust is False and record.clean.ever_right for record in records):
             about.append("Images the attack broke come first; of robust ones the most damaging attempt is shown.")
-    if gallery.maximized is None:
+    if drawings.maximized is None:
         about.append("This classifier does no likelihood maximisation, so there is no such picture.")
     else:
         what = "adversarial" if settings.attacks else "clean"
-        cells = [_image(picture(image), "after likelihood maximisation") for image in gallery.maximized]
-        lines.append(line("after LM", cells))
+        lines.append(line("after LM", [_image(png, "after likelihood maximisation") for png in drawings.maximized]))
         about.append(f"After LM: the {what} image as likelihood maximisation hands it to the classifier.")
     return _section("Pictures", " ".join(about), _tag("table", "\n".join(lines), "pictures"))
 
 
-def _losses(evaluation: Evaluation, gallery: Gallery) -> str:
-    if not gallery.losses:
+def _losses(evaluation: Evaluation, plots: Mapping[int, bytes]) -> str:
+    if not plots:
         return ""
     names = evaluation.class_names
     blocks = []
-    for row, (clean, adversarial) in gallery.losses.items():
+    for row, plot in plots.items():
         record = evaluation.records[row]
-        predicted = (record.clean.predicted, record.adversarial.predicted if record.adversarial else None)
         outcome = {True: " – robust", False: " – broken", None: ""}[record.robust]
         if not record.clean.ever_right:
             outcome = " – wrong when clean"
-        plot = losses_plot(gallery.sigma, clean, adversarial, record.label, predicted, names)
         heading = _tag("h3", _e(f"Image {record.image}, {names[record.label]}{outcome}"))
         blocks.append(heading + _image(plot, "class losses over noise levels", "plot"))
     about = (
@@ -345,7 +332,7 @@ def _classes(evaluation: Evaluation) -> str:
     return _section("By class", about, _tag("table", "\n".join(rows)))
 
 
-def _settings(evaluation: Evaluation) -> str:
+def _settings(evaluation: Evaluation, said: Wording) -> str:
     report, identity = evaluation.figures, evaluation.record.identity
     settings = identity.settings
     last = settings.start + settings.n - 1
@@ -354,15 +341,15 @@ def _settings(evaluation: Evaluation) -> str:
         "model": f"{settings.model} (weights {identity.weights})",
         "images": f"{images} (content {identity.images})",
         "network": _network(report.classifier),
-        "noise levels": level_words(report.classifier),
-        "likelihood maximisation": lm_words(report.classifier),
+        "noise levels": said.levels,
+        "likelihood maximisation": said.lm,
         "classifier's noise": _plain(report.classifier["noise"]),
-        "threat": budget(settings) if settings.attacks else "none",
+        "threat": said.budget if settings.attacks else "none",
         "attacks": ", ".join(settings.attacks) or "none",
     }
     if settings.attacks:
         values["steps × restarts"] = f"{settings.steps} × {settings.restarts}"
-        values |= {"gradient": settings.gradient, "noise in the attack": noise_words(settings)}
+        values |= {"gradient": settings.gradient, "noise in the attack": said.noise}
     values |= {"seed": settings.seed, "batch": settings.batch, "commit": report.commit or "unknown"}
     values["versions"] = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     items = "".join(_tag("dt", _e(name)) + _tag("dd", _e(value)) for name, value in values.items())

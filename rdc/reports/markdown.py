@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rdc.evaluation import Evaluation
-from rdc.reports.words import budget, level_words, lm_words, noise_words, rate
+from rdc.reports.words import rate, wording
 from rdc.terminal.plain_text import printable
 
 __all__ = ["COLUMNS", "markdown_report", "markdown_row"]
@@ -13,19 +13,19 @@ COLUMNS = ("model", "images", "levels", "LM", "threat", "attacks", "gradient", "
 
 def markdown_row(evaluation: Evaluation) -> str:
     """One row under ``COLUMNS``; accuracies with 95 % Wilson intervals."""
-    report, settings = evaluation.figures, evaluation.record.identity.settings
+    report, settings, said = evaluation.figures, evaluation.record.identity.settings, wording(evaluation)
     attacks = ", ".join(settings.attacks)
     if attacks:
         attacks += f", {settings.steps} steps x {settings.restarts}"
     cells = (
         _text(report.model),
         _text(f"{report.dataset} {settings.split} {settings.start}..{settings.start + report.n - 1}"),
-        _text(level_words(report.classifier)),
-        _text(lm_words(report.classifier)),
-        budget(settings) if attacks else "–",
+        _text(said.levels),
+        _text(said.lm),
+        said.budget if attacks else "–",
         attacks or "none",
         settings.gradient or "–",
-        noise_words(settings),
+        said.noise,
         rate(report.clean),
         rate(report.robust),
         _code(report.command),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rdc.attacks.registry import suite
 from rdc.evaluation import Evaluation
-from rdc.reports.words import interval, level_words, lm_words, threat_words
+from rdc.reports.words import interval, wording
 from rdc.storage.json_records import JsonObject, given
 
 __all__ = ["KEYS", "model_info"]
@@ -27,16 +27,16 @@ def model_info(evaluation: Evaluation, evaluations_per_image: int | None = None)
         evaluation: a finished run.
         evaluations_per_image: network passes of one decision.
     """
-    report, settings = evaluation.figures, evaluation.record.identity.settings
+    report, settings, said = evaluation.figures, evaluation.record.identity.settings, wording(evaluation)
     robust = report.robust.accuracy
     footnote = f"{report.n} images of the {settings.split} split; clean {interval(report.clean.ci95)}"
     complete = set(suite("autoattack", given(settings.norm))) <= set(settings.attacks) and (settings.steps or 0) >= 100
     if settings.attacks:
         attacks = ", ".join(settings.attacks)
-        how = f"{attacks}, {settings.steps} steps, {settings.restarts} restart(s), {threat_words(settings)}"
+        how = f"{attacks}, {settings.steps} steps, {settings.restarts} restart(s), {said.threat}"
         footnote += f", robust {interval(report.robust.ci95)} (95 % Wilson). Attacks: {how}"
         footnote += "" if complete else ". Not AutoAttack"
-    footnote += f". Levels: {level_words(report.classifier)}. Likelihood maximisation: {lm_words(report.classifier)}."
+    footnote += f". Levels: {said.levels}. Likelihood maximisation: {said.lm}."
     ours = report.classifier["weighting"] is not None
     values = {
         "link": "https://arxiv.org/abs/2305.15241" if ours else None,

@@ -2,25 +2,59 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
+from rdc.evaluation import Evaluation
 from rdc.evaluation.records import SettingsRecord
 from rdc.evaluation.report import Rate, RobustRate
 from rdc.storage.json_records import JsonObject
 
-__all__ = [
-    "budget",
-    "interval",
-    "level_words",
-    "lm_words",
-    "noise_words",
-    "percent",
-    "rate",
-    "seconds_words",
-    "threat_words",
-]
+__all__ = ["Wording", "interval", "percent", "rate", "seconds_words", "wording"]
 
-NORMS = {"linf": "l∞", "l2": "l2", "l1": "l1", "flow": "flow"}
+_NORMS = {"linf": "l∞", "l2": "l2", "l1": "l1", "flow": "flow"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Wording:
+    """What every report says of a run, in the same words.
+
+    Args:
+        levels: "8 levels, sigma 0.8 to 4, log, weighting flat", as far as it is known.
+        lm: likelihood maximisation: "none", or the preset's name with steps and radius.
+        budget: what an attack may change: "l∞ 8/255".
+        noise: "known noise", or "fresh noise, EOT 20, worst of 10".
+        threat: "l∞ 8/255, exact gradient, known noise".
+        restarts: "1 restart".
+        time: of the whole run: "1 min 15 s".
+        times: of each attack, in order.
+    """
+
+    levels: str
+    lm: str
+    budget: str
+    noise: str
+    threat: str
+    restarts: str
+    time: str
+    times: tuple[str, ...]
+
+
+def wording(evaluation: Evaluation) -> Wording:
+    """The words for a finished run; of one without attacks only levels, likelihood maximisation and noise mean anything."""
+    report, settings = evaluation.figures, evaluation.record.identity.settings
+    budget = f"{_NORMS.get(str(settings.norm), settings.norm)} {settings.eps}"
+    noise = _noise_words(settings)
+    return Wording(
+        _level_words(report.classifier),
+        _lm_words(report.classifier),
+        budget,
+        noise,
+        threat=f"{budget}, {settings.gradient} gradient, {noise}",
+        restarts=f"{settings.restarts} restart{'s' if (settings.restarts or 1) > 1 else ''}",
+        time=seconds_words(report.seconds),
+        times=tuple(seconds_words(attack.seconds) for attack in report.attacks),
+    )
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -38,17 +72,7 @@ def rate(value: Rate | RobustRate) -> str:
     return "not attacked" if value.accuracy is None else f"{percent(value.accuracy)} {interval(value.ci95)}"
 
 
-def budget(settings: SettingsRecord) -> str:
-    """ "l∞ 8/255"."""
-    return f"{NORMS.get(str(settings.norm), settings.norm)} {settings.eps}"
-
-
-def threat_words(settings: SettingsRecord) -> str:
-    """ "l∞ 8/255, exact gradient, known noise"."""
-    return f"{budget(settings)}, {settings.gradient} gradient, {noise_words(settings)}"
-
-
-def noise_words(settings: SettingsRecord) -> str:
+def _noise_words(settings: SettingsRecord) -> str:
     """ "known noise", or "fresh noise, EOT 20, worst of 10"."""
     if settings.noise == "known":
         return "known noise"
@@ -58,7 +82,7 @@ def noise_words(settings: SettingsRecord) -> str:
     return f"fresh noise{eot}, worst of {settings.resubmissions}"
 
 
-def level_words(classifier: JsonObject) -> str:
+def _level_words(classifier: JsonObject) -> str:
     """ "8 levels, sigma 0.8 to 4, log, weighting flat" as far as it is known."""
     levels = classifier.get("levels")
     if levels is None:
@@ -76,7 +100,7 @@ def level_words(classifier: JsonObject) -> str:
     return ", ".join([*parts, f"weighting {classifier.get('weighting')}"])
 
 
-def lm_words(classifier: JsonObject) -> str:
+def _lm_words(classifier: JsonObject) -> str:
     """ "none", or the preset's name with steps and radius."""
     lm = classifier.get("lm")
     if not lm:

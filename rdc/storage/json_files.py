@@ -10,9 +10,18 @@ from rdc.errors import DataError, RdcError
 from rdc.storage.files import atomic_write
 from rdc.storage.reading import read_content, reading
 
-__all__ = ["JSON_BYTES", "parse_json", "read_json", "write_json"]
+__all__ = ["JSON_BYTES", "json_text", "parse_json", "read_json", "write_json"]
 
 JSON_BYTES = 8 * 2**20  #: largest JSON file that is read where nothing else is said
+
+
+def json_text(value: Any) -> str:
+    """``value`` as indented JSON that ends in a line break.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which is not JSON.
+    """
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -22,7 +31,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
         ValueError: a number is NaN or infinite.
         OSError: see :func:`rdc.storage.files.atomic_write`.
     """
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    text = json_text(value)
     with atomic_write(path, "w") as file:
         file.write(text)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rdc.errors import ConfigError
-from rdc.training.trainer import start_processes
+from rdc.execution.processes import start_processes
 
 __all__ = ["open_device"]
 

@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from rdc.data import Dataset
+from rdc.execution.processes import leave_processes
 from rdc.training.device import open_device
 from rdc.training.exporter import Exporter
 from rdc.training.preparation import Prepared, fingerprint, prepare, training_images
@@ -89,8 +88,7 @@ def run(
             plan_images(trainer, recipe.minutes, begun)
         trainer.run()
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave_processes()
     finished, first = trainer.step >= trainer.config.steps, trainer.rank == 0
     samples = recipe.method in ("diffusion", "distill") and finished and first
     if samples:

@@ -8,10 +8,7 @@ processes see the batch that one would.
 from __future__ import annotations
 
 import copy
-import datetime
-import importlib
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +38,6 @@ __all__ = [
     "Trainer",
     "TrainingStopped",
     "noisy",
-    "start_processes",
 ]
 
 #: export(network with the averaged weights, {"step", "images", "seconds", "processes"}), called after every checkpoint
@@ -353,27 +349,3 @@ class Trainer:
             targets = {"net": p.detach(), "ema": self.ema[name], "m": moments["exp_avg"], "v": moments["exp_avg_sq"]}
             for kind, value in targets.items():
                 value.copy_(tensors[f"{kind}.{name}"])
-
-
-def start_processes(device: str = "cpu", timeout: float = 1800.0) -> torch.device:
-    """Join the process group when started by ``torchrun``; do nothing otherwise.
-
-    Args:
-        device: "cpu" or "cuda"; under ``torchrun`` each process takes the GPU of its local rank.
-        timeout: seconds that processes wait for each other before they give up.
-
-    Returns:
-        The device of this process.
-    """
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several and torch.device(device).type == "cuda":
-        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
-        torch.cuda.set_device(device)
-    if several and not dist.is_initialized():
-        # Its functions have `group=group.WORLD` as a default value. Imported after init_process_group (by torch.optim, through
-        # torch._dynamo) they would keep the group alive past destroy_process_group: gloo's threads then still hold tensors
-        # while the interpreter ends, which now and then aborts the process.
-        importlib.import_module("torch.distributed.nn.functional")
-        backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
-    return torch.device(device)

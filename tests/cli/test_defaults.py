@@ -11,7 +11,7 @@ import pytest
 
 from rdc.arguments.defaults import EvaluationDefaults, GradientDefaults
 from rdc.cli import evaluate, gradients
-from rdc.cli.options import join_processes, model_choice
+from rdc.cli.options import model_choice
 from rdc.errors import RdcError
 from rdc.evaluation import EvaluationSettings
 from rdc.gradient_analysis import GradientSettings
@@ -86,7 +86,7 @@ def test_help_waits_for_nothing_heavy(command):
 def test_one_process_joins_nobody(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     choice = model_choice(parsed(evaluate, "--device", "cpu"))
-    assert join_processes(choice) == (choice, True)
+    assert choice.joined() == (choice, True)
 
 
 def test_what_a_choice_refuses():

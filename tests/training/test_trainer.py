@@ -26,11 +26,12 @@ from torch import Tensor, nn
 
 from rdc.data import Dataset
 from rdc.errors import CheckpointError, ConfigError
+from rdc.execution.processes import start_processes
 from rdc.networks.presets import build_network
 from rdc.training.batches import Batches, BatchGenerator, integers, normal, uniform
 from rdc.training.objective import ConditionalObjective, NoiseDistribution
 from rdc.training.state import RunFolder, State
-from rdc.training.trainer import TrainConfig, Trainer, TrainingStopped, start_processes
+from rdc.training.trainer import TrainConfig, Trainer, TrainingStopped
 from tests.tolerances import (
     BFLOAT16_TRAINING,
     DROPPED,

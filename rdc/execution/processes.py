@@ -1,0 +1,47 @@
+"""Several processes that share one piece of work, started by ``torchrun``."""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import os
+
+import torch
+import torch.distributed as dist
+
+__all__ = ["is_first_process", "leave_processes", "start_processes"]
+
+
+def start_processes(device: str = "cpu", timeout: float = 1800.0) -> torch.device:
+    """Join the process group when started by ``torchrun``; do nothing otherwise.
+
+    Args:
+        device: "cpu" or "cuda"; under ``torchrun`` each process takes the GPU of its local rank.
+        timeout: seconds that processes wait for each other before they give up.
+
+    Returns:
+        The device of this process.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and torch.device(device).type == "cuda":
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0'))}"
+        torch.cuda.set_device(device)
+    if several and not dist.is_initialized():
+        # Its functions have `group=group.WORLD` as a default value. Imported after init_process_group (by torch.optim, through
+        # torch._dynamo) they would keep the group alive past destroy_process_group: gloo's threads then still hold tensors
+        # while the interpreter ends, which now and then aborts the process.
+        importlib.import_module("torch.distributed.nn.functional")
+        backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+    return torch.device(device)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the first of those that share the work, or the only one."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def leave_processes() -> None:
+    """Leave the process group that :func:`start_processes` joined, if any."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
