@@ -8,6 +8,7 @@
 #include <string>
 
 #include "array.h"
+#include "empirical_denoiser.h"
 #include "multihead_loss.h"
 
 namespace py = pybind11;
@@ -27,11 +28,12 @@ CpuIsa parse_isa(const std::string& wanted) {
   throw std::invalid_argument("the instruction set must be baseline, avx2, avx512 or avx512bf16, but it is '" + wanted + "'");
 }
 
-void check(rdc::Status status) {
-  if (status) throw std::runtime_error(std::string("multihead_loss: ") + status);
-}
-
 constexpr const char* op = "multihead_loss";
+constexpr const char* empirical = "empirical_denoiser";
+
+void check(rdc::Status status, const char* name = op) {
+  if (status) throw std::runtime_error(std::string(name) + ": " + status);
+}
 
 // The five inputs, and what their shapes and types say.
 struct Inputs : Arrays {
@@ -82,6 +84,31 @@ struct Inputs : Arrays {
     if (!of[3].is_none()) out.target = dense("gradient of target", of[3], type, {s.rows(), s.C, s.H, s.W});
     if (!of[4].is_none()) out.level_row = static_cast<float*>(dense("level_row", of[4], float32, {s.rows()}));
     return out;
+  }
+};
+
+// The five inputs of the empirical denoiser.
+struct EmpiricalInputs : Arrays {
+  rdc::EmpiricalDenoiserInputs in{};
+
+  EmpiricalInputs(py::handle inner, py::handle noise_inner, py::handle images, py::handle half_square, py::handle beta, float cut)
+      : Arrays(empirical, dlpack::cpu) {
+    in.N = any("inner", inner, 2).shape[0];
+    in.T = any("noise_inner", noise_inner, 2).shape[0];
+    in.count = any("images", images, 2).shape[0];
+    in.D = any("images", images, 2).shape[1];
+    in.inner = floats("inner", inner, {in.N, in.count});
+    in.noise_inner = floats("noise_inner", noise_inner, {in.T, in.count});
+    in.images = floats("images", images, {in.count, in.D});
+    in.half_square = floats("half_square", half_square, {in.count});
+    in.beta = floats("beta", beta, {in.N * in.T});
+    in.cut = cut;
+    if (in.count > INT32_MAX) fail("images", "expected at most 2147483647");
+    if (!(cut > 0 && cut <= 80)) fail("cut", "expected a number in (0, 80]");
+  }
+
+  float* floats(const char* name, py::handle capsule, const std::vector<int64_t>& shape) {
+    return static_cast<float*>(dense(name, capsule, float32, shape));
   }
 };
 
@@ -138,5 +165,39 @@ PYBIND11_MODULE(_C, m) {
     auto out = given.gradients(grad_loss, gradients);
     float* work = given.scratch(scratch, true);
     check(rdc::multihead_loss_cuda_backward(given.in, out, work, given.number(), reinterpret_cast<void*>(stream)));
+  });
+
+  // Tensors as DLPack capsules: inner, noise_inner, images, half_square, beta, then mean and kept, which are written.
+  m.def("empirical_denoiser_cpu_forward", [](py::object inner, py::object noise_inner, py::object images, py::object half_square,
+                                             py::object beta, py::object mean, py::object kept, float cut, int threads, const std::string& isa) {
+    EmpiricalInputs given(inner, noise_inner, images, half_square, beta, cut);
+    const int64_t rows = given.in.N * given.in.T;
+    float* out = given.floats("mean", mean, {rows, given.in.D});
+    float* sums = given.floats("kept", kept, {rows, 2});
+    CpuIsa which = parse_isa(isa);
+    rdc::Status status;
+    {
+      py::gil_scoped_release release;
+      status = rdc::empirical_denoiser_cpu_forward(given.in, out, sums, threads, which);
+    }
+    check(status, empirical);
+  });
+  // The same inputs, then upstream, mean and kept, then the gradient of inner, which is added to.
+  m.def("empirical_denoiser_cpu_backward", [](py::object inner, py::object noise_inner, py::object images, py::object half_square,
+                                              py::object beta, py::object upstream, py::object mean, py::object kept, py::object gradient,
+                                              float cut, int threads, const std::string& isa) {
+    EmpiricalInputs given(inner, noise_inner, images, half_square, beta, cut);
+    const int64_t rows = given.in.N * given.in.T;
+    const float* up = given.floats("upstream", upstream, {rows, given.in.D});
+    const float* means = given.floats("mean", mean, {rows, given.in.D});
+    const float* sums = given.floats("kept", kept, {rows, 2});
+    float* out = given.floats("gradient", gradient, {given.in.N, given.in.count});
+    CpuIsa which = parse_isa(isa);
+    rdc::Status status;
+    {
+      py::gil_scoped_release release;
+      status = rdc::empirical_denoiser_cpu_backward(given.in, up, means, sums, out, threads, which);
+    }
+    check(status, empirical);
   });
 }

@@ -12,6 +12,7 @@ from rdc.defences.factory import is_factory, load_factory
 from rdc.errors import ConfigError
 from rdc.execution.processes import is_first_process, start_processes
 from rdc.models import zoo
+from rdc.models.derived import is_derived
 
 __all__ = ["ModelChoice", "chosen_device"]
 
@@ -66,7 +67,7 @@ class ModelChoice:
         device = chosen_device(self.device)
         own = {name: getattr(self, name) for name in ("levels", "lm", "precision", "memory_budget_mb")}
         chosen = {name: value for name, value in own.items() if value is not None}
-        if not is_factory(self.name):
+        if is_derived(self.name) or not is_factory(self.name):
             return zoo.load(self.name, device=device, **chosen, **settings)
         if chosen or settings:
             named = " and ".join(f"--{_OPTION.get(name, name)}" for name in [*chosen, *settings])

@@ -12,6 +12,7 @@ from rdc.arguments.scalars import as_integer, shown
 from rdc.contracts import BaseDefence
 from rdc.errors import ConfigError, one_line
 from rdc.execution.surroundings import never_inference
+from rdc.models.derived import is_derived, load_derived
 from rdc.models.joined import JOINED, load_joined
 from rdc.models.single import SINGLE, load_single
 
@@ -28,7 +29,8 @@ def load(
     """Load a classifier with its recommended settings.
 
     Args:
-        name: a key of :data:`MODELS`, or the path of a checkpoint written by ``rdc train``, ``distill`` or ``convert``.
+        name: a key of :data:`MODELS`, or the path of a checkpoint written by ``rdc train``, ``distill`` or ``convert``, or a name with a
+            prefix (:mod:`rdc.models.derived`), such as ``"optimal:fashion-mnist"``.
         device: where to put the weights: "cpu", "cuda", "cuda:1", "mps", ..., or a ``torch.device``.
         settings: override any setting of :class:`DiffusionClassifier`, e.g. ``levels="edm"``, ``levels="accurate"`` (a name of
             the checkpoint's own: the shipped models have "fast" and "accurate"), ``lm="released"``,
@@ -49,6 +51,8 @@ def load(
     name, device = str(os.fspath(name)), _device(device)
     if name in JOINED:
         return load_joined(name, device, settings)
+    if is_derived(name):
+        return load_derived(name, device, settings)
     if name not in SINGLE and not _exists(Path(name)):
         raise ConfigError(
             f"model: expected {', '.join(MODELS)} or the path of a checkpoint; got {shown(name, 400)}, and no such file exists"

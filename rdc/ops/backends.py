@@ -14,8 +14,10 @@ from rdc.ops import _native, multihead_triton
 __all__ = ["describe"]
 
 
-def _backend(device_type: str) -> str:
+def _backend(op: str, device_type: str) -> str:
     reason = _native.why_not(device_type)
+    if not reason and op not in _native.OPS[device_type]:
+        reason = f"there are no kernels of it for {device_type!r} devices"
     if reason:
         return f"reference (torch): {reason}"
     if device_type in _native.SLOWER_THAN_TORCH:
@@ -58,6 +60,6 @@ def describe() -> dict[str, Any]:
             "best_isa": extension.cpu_isa() if extension else None,
             "threads": torch.get_num_threads(),
         },
-        "ops": {op: {device: _backend(device) for device in ("cpu", "cuda")} for op in _native.OPS},
+        "ops": {op: {device: _backend(op, device) for device in _native.OPS} for op in _native.OPS["cpu"]},
         "gpus": gpus,
     }

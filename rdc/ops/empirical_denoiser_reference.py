@@ -1,0 +1,33 @@
+"""The empirical denoiser in torch: the truth that its kernels are held to, differentiable any number of times."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["BLOCK", "empirical_denoiser_reference"]
+
+BLOCK = 2048  #: images of the distribution that are looked at together
+
+
+def empirical_denoiser_reference(
+    inner: Tensor, noise_inner: Tensor, images: Tensor, half_square: Tensor, beta: Tensor
+) -> Tensor:
+    """The posterior mean, one block of the distribution after the other: no matrix [N*T, n] exists (without autograd).
+
+    Args, Returns: as of :func:`rdc.ops.empirical_denoiser.empirical_denoiser`.
+    """
+    levels, rows = noise_inner.shape[0], beta.shape[0]
+    largest = inner.new_full((rows,), -torch.inf)
+    total = inner.new_zeros(rows)
+    mean = inner.new_zeros(rows, images.shape[1])
+    for begin in range(0, images.shape[0], BLOCK):
+        pick = slice(begin, begin + BLOCK)
+        score = (inner[:, None, pick] + (noise_inner[:, pick] - half_square[pick])).flatten(0, 1) * beta[:, None]
+        larger = torch.maximum(largest, score.detach().amax(1))
+        shrink, weight = (largest - larger).exp(), (score - larger[:, None]).exp()
+        total = total * shrink + weight.sum(1)
+        mean = torch.addmm(mean * shrink[:, None], weight, images[pick])
+        largest = larger
+    assert rows == inner.shape[0] * levels
+    return mean / total[:, None]
