@@ -25,7 +25,7 @@ struct EmpiricalDenoiserInputs {
   float cut;
 };
 
-// kept [N*T, 2]: largest score, sum of weights; what backward needs beside the inputs and the mean [N*T, D].
+// kept [N*T, 2]: largest score before it is multiplied by beta, sum of weights; what backward needs beside the inputs and the mean [N*T, D].
 struct EmpiricalDenoiserCpu {
   Status (*forward)(const EmpiricalDenoiserInputs&, float* mean, float* kept, int threads);
   // grad_inner [N, count], zeros on entry: sum over t of beta w_i (images_i - mean) . upstream

@@ -86,17 +86,18 @@ struct Block {
   float beta(int row) const { return in.beta[first + row]; }
   int groups() const { return (rows + GROUP - 1) / GROUP; }
 
-  float score(int row, i64 i) const { return (a(row)[i] + (b(row)[i] - in.half_square[i])) * beta(row); }
-  vf scores_at(int row, i64 i) const { return (load(a(row) + i) + (load(b(row) + i) - load(in.half_square + i))) * beta(row); }
+  // Scores before they are multiplied by beta: differences of these are exact where it matters, those of scores of 1e10 are not.
+  float sum_at(int row, i64 i) const { return a(row)[i] + (b(row)[i] - in.half_square[i]); }
+  vf sums_at(int row, i64 i) const { return load(a(row) + i) + (load(b(row) + i) - load(in.half_square + i)); }
 
   void find_largest() {
     for (int r = 0; r < rows; ++r) {
       vf most = all(LOWEST);
       i64 i = 0;
-      for (; i + VL <= in.count; i += VL) most = larger(scores_at(r, i), most);
+      for (; i + VL <= in.count; i += VL) most = larger(sums_at(r, i), most);
       float best = LOWEST;
       for (int l = 0; l < VL; ++l) best = most[l] > best ? most[l] : best;
-      for (; i < in.count; ++i) { const float s = score(r, i); best = s > best ? s : best; }
+      for (; i < in.count; ++i) { const float s = sum_at(r, i); best = s > best ? s : best; }
       largest[r] = best;
       total[r] = 0;
     }
@@ -115,8 +116,8 @@ struct Block {
           const int r = g * GROUP + k;
           vf s = all(LOWEST);
           if (r < rows) {
-            if (whole) s = scores_at(r, i) - largest[r];
-            else for (i64 l = 0; i + l < end; ++l) s[l] = score(r, i + l) - largest[r];
+            if (whole) s = (sums_at(r, i) - largest[r]) * beta(r);
+            else for (i64 l = 0; i + l < end; ++l) s[l] = (sum_at(r, i + l) - largest[r]) * beta(r);
           }
           needed |= above(s, -in.cut);
           store(scores + k * VL, s);

@@ -27,7 +27,7 @@ def _capsules(*tensors: Tensor) -> list[Any]:
 def forward_op(
     inner: Tensor, noise_inner: Tensor, images: Tensor, half_square: Tensor, beta: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """M [N*T, D], and for the backward pass [N*T, 2]: the largest score of every row and the sum of its weights."""
+    """M [N*T, D], and for the backward pass [N*T, 2]: of every row the largest score, not multiplied by beta, and the sum of weights."""
     mean, kept = _empty(inner, noise_inner, images, half_square, beta)
     if mean.numel():
         given = _capsules(inner, noise_inner, images, half_square, beta)

@@ -23,9 +23,10 @@ def empirical_denoiser_reference(
     mean = inner.new_zeros(rows, images.shape[1])
     for begin in range(0, images.shape[0], BLOCK):
         pick = slice(begin, begin + BLOCK)
-        score = (inner[:, None, pick] + (noise_inner[:, pick] - half_square[pick])).flatten(0, 1) * beta[:, None]
+        score = (inner[:, None, pick] + (noise_inner[:, pick] - half_square[pick])).flatten(0, 1)
         larger = torch.maximum(largest, score.detach().amax(1))
-        shrink, weight = (largest - larger).exp(), (score - larger[:, None]).exp()
+        # Differences first: at s = 1e-4 scores times beta are 1e10, and float32 could not tell them apart.
+        shrink, weight = ((largest - larger) * beta).exp(), ((score - larger[:, None]) * beta[:, None]).exp()
         total = total * shrink + weight.sum(1)
         mean = torch.addmm(mean * shrink[:, None], weight, images[pick])
         largest = larger
