@@ -60,6 +60,16 @@ def gaussian_denoised(x_t: np.ndarray, s: float, mean: np.ndarray, variance: flo
     return (variance * x_t + s**2 * mean) / (variance + s**2)
 
 
+def empirical_mean(rows: np.ndarray, sigma: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """E[x0 | x_t] [R, D] for images [n, D] of equal weight, x_t rows [R, D] at levels sigma [R], by loops."""
+    out = np.zeros_like(rows)
+    for r, (x, s) in enumerate(zip(rows, sigma, strict=True)):
+        exponent = np.array([-((x - image) ** 2).sum() / (2 * s**2) for image in images])
+        weight = np.exp(exponent - exponent.max())
+        out[r] = sum(w * image for w, image in zip(weight, images, strict=True)) / weight.sum()
+    return out
+
+
 def lm_objective(
     denoised, x0: np.ndarray, noise: np.ndarray, sigma: list[float], weight: list[float], loss: str, sd: float = 0.5
 ) -> np.ndarray:

@@ -26,10 +26,12 @@ def test_describe_names_every_op_and_version():
     facts = backends.describe()
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["versions"]["rdc"] == "0.1.0"
-    assert set(facts["ops"]) == {"multihead_loss"}
-    assert set(facts["ops"]["multihead_loss"]) == {"cpu", "cuda"}
-    for backend in facts["ops"]["multihead_loss"].values():
-        assert backend.startswith(("native (", "reference (torch): "))
+    assert set(facts["ops"]) == {"multihead_loss", "empirical_denoiser"}
+    for backends_of_op in facts["ops"].values():
+        assert set(backends_of_op) == {"cpu", "cuda"}
+        for backend in backends_of_op.values():
+            assert backend.startswith(("native (", "reference (torch): "))
+    assert facts["ops"]["empirical_denoiser"]["cuda"].startswith("reference (torch): ")
     assert (facts["extension"] is None) == bool(facts["extension_missing"])
 
 
