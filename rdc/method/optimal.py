@@ -8,7 +8,8 @@ minimises the denoising loss over all functions, so the classifier built on it, 
 other, shows what the method itself does, without a network's errors. Nothing is trained. It is attention over the data set:
 :mod:`rdc.ops.empirical_denoiser` streams it.
 
-Source: Chen et al., arXiv 2305.15241, section 3.3. The authors' program divides by 2 s in place of 2 s^2; ``exponent="released"`` does the same.
+Source: Chen et al., arXiv 2305.15241, section 3.3. The authors' program divides by 2 s in place of 2 s^2;
+``exponent="released"`` does the same.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class EmpiricalDistribution(nn.Module):
     images: Tensor
     half_square: Tensor
     centre: Tensor
+    backend = "auto"  # of the op; what is recorded for export takes "reference"
 
     def __init__(self, images: Tensor, labels: Tensor, num_classes: int) -> None:
         super().__init__()
@@ -51,7 +53,9 @@ class EmpiricalDistribution(nn.Module):
         order = labels.argsort(stable=True)
         flat = images.flatten(1)[order]
         centre = flat.double().mean(0)
-        flat = (flat.double() - centre).to(images.dtype)  # about the mean products are smaller, and so are their roundings
+        flat = (flat.double() - centre).to(
+            images.dtype
+        )  # about the mean products are smaller, and so are their roundings
         self.register_buffer("images", flat)
         self.register_buffer("half_square", flat.double().square().sum(1).div(2).to(images.dtype))
         self.register_buffer("centre", centre.to(images.dtype))
@@ -74,13 +78,15 @@ class EmpiricalDistribution(nn.Module):
             [N*T, D], row n*T + t.
         """
         place = self.places[label]
-        images, half, centre = (tensor.to(x.dtype) for tensor in (self.images[place], self.half_square[place], self.centre))
+        images, half, centre = (
+            tensor.to(x.dtype) for tensor in (self.images[place], self.half_square[place], self.centre)
+        )
         inner = (x - centre) @ images.T
         if noise is None:
             noise_inner = inner.new_zeros(1, len(images))
         else:
             noise_inner = (sigma[:, None] * noise) @ images.T
-        return empirical_denoiser(inner, noise_inner, images, half, beta) + centre
+        return empirical_denoiser(inner, noise_inner, images, half, beta, backend=self.backend) + centre
 
     def forward(self, *_: Any) -> Tensor:
         raise NotImplementedError("an empirical distribution is no network; see OptimalDenoiser")

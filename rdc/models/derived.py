@@ -47,12 +47,16 @@ def load_derived(name: str, device: torch.device, settings: dict[str, Any]) -> B
 def _load_optimal(text: str, device: torch.device, settings: dict[str, Any]) -> BaseDefence:
     data_name, fields = _fields(text, "optimal", {"images": None, "split": "train", "exponent": "gaussian"})
     if fields["exponent"] not in EXPONENTS:
-        raise ConfigError(f"model optimal: exponent: expected {' or '.join(EXPONENTS)}; got {shown(fields['exponent'])}")
+        raise ConfigError(
+            f"model optimal: exponent: expected {' or '.join(EXPONENTS)}; got {shown(fields['exponent'])}"
+        )
     data = load_dataset(data_name, fields["split"])
     if fields["images"] is not None:
         data = first_balanced(data, _count(fields["images"], data.num_classes, len(data)))
     if unknown := set(settings) - _SETTINGS:
-        raise ConfigError(f"settings: expected some of {', '.join(sorted(_SETTINGS))}; got {', '.join(sorted(unknown))}")
+        raise ConfigError(
+            f"settings: expected some of {', '.join(sorted(_SETTINGS))}; got {', '.join(sorted(unknown))}"
+        )
     images = (data.pixels() * 2 - 1).to(device)
     denoiser = OptimalDenoiser(images, data.labels.to(device), data.num_classes, exponent=fields["exponent"])
     return DiffusionClassifier(denoiser, **{"levels": OPTIMAL_LEVELS, "class_names": data.class_names, **settings})

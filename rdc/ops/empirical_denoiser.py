@@ -6,9 +6,9 @@ With images :math:`z_i` (n of them, D pixels each), clean inputs :math:`x_n` and
     M_{nt} = \sum_i \operatorname{softmax}_i\bigl(\beta_{nt} (a_{ni} + b_{ti} - h_i)\bigr)\, z_i \qquad
     a_{ni} = x_n \cdot z_i \quad b_{ti} = s_t e_t \cdot z_i \quad h_i = \tfrac12 |z_i|^2
 
-which is :math:`\sum_i \operatorname{softmax}_i(-|x_n + s_t e_t - z_i|^2 / (2 s_t^2))\, z_i` for :math:`\beta = 1 / s^2`: what all scores of a
-row share does not change a softmax. The products with the inputs are taken once for all T levels. The gradient, with
-:math:`g = dL/dM`, is
+which is :math:`\sum_i \operatorname{softmax}_i(-|x_n + s_t e_t - z_i|^2 / (2 s_t^2))\, z_i` for :math:`\beta = 1 / s^2`: what all
+scores of a row share does not change a softmax. The products with the inputs are taken once for all T levels. The gradient,
+with :math:`g = dL/dM`, is
 
 .. math::
     da_{ni} = \sum_t \beta_{nt} w_{nti} \bigl(z_i - M_{nt}\bigr) \cdot g_{nt}

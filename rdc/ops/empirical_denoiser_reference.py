@@ -18,7 +18,9 @@ def empirical_denoiser_reference(
     Args, Returns: as of :func:`rdc.ops.empirical_denoiser.empirical_denoiser`.
     """
     levels, rows = noise_inner.shape[0], beta.shape[0]
-    largest = inner.new_full((rows,), -torch.inf)
+    largest = inner.new_full(
+        (rows,), torch.finfo(inner.dtype).min
+    )  # finite: infinity times 0 in a gradient is not a number
     total = inner.new_zeros(rows)
     mean = inner.new_zeros(rows, images.shape[1])
     for begin in range(0, images.shape[0], BLOCK):
