@@ -129,7 +129,8 @@ def _on_cpu(classifier: Any) -> Any:
     """A copy in float32 on the CPU; the weights are shared where they are there already."""
     import torch
 
-    denoiser = classifier.denoiser
-    if any(p.device.type != "cpu" or p.dtype != torch.float32 for p in denoiser.parameters()):
+    denoiser = classifier.denoiser.recordable()
+    tensors = *denoiser.parameters(), *denoiser.buffers()
+    if any(t.device.type != "cpu" or (t.is_floating_point() and t.dtype != torch.float32) for t in tensors):
         denoiser = copy.deepcopy(denoiser).to("cpu", torch.float32)
     return type(classifier)(denoiser, **{**classifier.settings(), "precision": "float32"})

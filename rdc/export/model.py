@@ -47,7 +47,8 @@ def build_model(
 
     constants = Constants(half=precision != "float32")
     graph = Graph(constants, half=precision == "float16")
-    weights = {p.data_ptr(): name for name, p in classifier.denoiser.network.named_parameters()}
+    network = classifier.denoiser.network
+    weights = {t.data_ptr(): name for name, t in (*network.named_parameters(), *network.named_buffers())}
     op, channels = graph.op, list(classifier.image_shape)
     graph.batch = op("Shape", "pixels", start=0, end=1)
     pixels = op("Div", op("Cast", "pixels", to=TensorProto.FLOAT), 255.0) if pixel_type == "uint8" else "pixels"

@@ -37,10 +37,9 @@ def class_losses(classifier: DiffusionClassifier) -> Callable[[Tensor], Tensor]:
     denoiser, draw = classifier.denoiser, classifier.drawn(0, torch.zeros(()))
 
     def losses(x0: Tensor) -> Tensor:
-        x_t, target = denoiser.noisy(x0, draw)
         if isinstance(denoiser, MultiHeadDenoiser):  # the native op has no translation
-            return centred_losses(*denoiser.loss_operands(x_t, target, draw))
-        return denoiser.losses_of(x_t, target, draw)
+            return centred_losses(*denoiser.loss_operands(*denoiser.noisy(x0, draw), draw))
+        return denoiser.class_losses(x0, draw)
 
     return losses
 

@@ -134,6 +134,7 @@ class DiffusionClassifier(BaseDefence):
             "lm": None if self.lm is None else self.lm.describe(),
             "logit_scale": self.logit_scale,
             "precision": self.denoiser.precision,
+            **self.denoiser.describe(),
         }
 
     @property

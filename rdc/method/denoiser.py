@@ -65,6 +65,14 @@ class Denoiser(nn.Module):
         made.precision = precision
         return made
 
+    def describe(self) -> dict[str, Any]:
+        """For reports: what else there is to know of this kind of denoiser, as plain JSON values."""
+        return {}
+
+    def recordable(self) -> Denoiser:
+        """This denoiser, weights shared, of calls that :mod:`rdc.export` can translate."""
+        return self
+
     def noisy(self, x0: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         """Noise every image at every level.
 

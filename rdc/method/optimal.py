@@ -14,6 +14,7 @@ Source: Chen et al., arXiv 2305.15241, section 3.3. The authors' program divides
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class EmpiricalDistribution(nn.Module):
     images: Tensor
     half_square: Tensor
     centre: Tensor
-    backend = "auto"  # of the op; what is recorded for export takes "reference"
+    backend = "auto"  # of the op; what is recorded for export takes "matrix"
 
     def __init__(self, images: Tensor, labels: Tensor, num_classes: int) -> None:
         super().__init__()
@@ -124,7 +125,17 @@ class OptimalDenoiser(Denoiser):
         distribution = EmpiricalDistribution(images, labels, num_classes)
         channels, height, width = images.shape[1:]
         super().__init__(distribution, num_classes, (channels, height, width), sigma_data)
-        self.distribution, self.exponent, self.passes_per_level = distribution, exponent, num_classes
+        self.exponent, self.passes_per_level = exponent, num_classes
+
+    @property
+    def distribution(self) -> EmpiricalDistribution:
+        """The images of all classes."""
+        network = self.network
+        assert isinstance(network, EmpiricalDistribution)
+        return network
+
+    def describe(self) -> dict[str, Any]:
+        return {"denoiser": {"kind": "optimal", "images": len(self.distribution.images), "exponent": self.exponent}}
 
     def in_precision(self, precision: str) -> Denoiser:
         """Itself, for float32; images and losses have no other precision.
@@ -135,6 +146,13 @@ class OptimalDenoiser(Denoiser):
         if precision != "float32":
             raise ConfigError(f"precision: the optimal denoiser computes in float32; got {shown(precision)}")
         return self
+
+    def recordable(self) -> OptimalDenoiser:
+        """The same, images shared, of calls that :mod:`rdc.export` can translate."""
+        made, distribution = copy.copy(self), copy.copy(self.distribution)
+        distribution.backend = "matrix"
+        made._modules = {**self._modules, "network": distribution}
+        return made
 
     def class_losses(self, x0: Tensor, draw: Draw) -> Tensor:
         return torch.stack([self._losses(x0, draw, label) for label in range(self.num_classes)], 1)

@@ -28,11 +28,11 @@ from rdc.arguments.scalars import shown
 from rdc.errors import ConfigError, InputError
 from rdc.execution.opaque import transformed
 from rdc.ops import _native, empirical_denoiser_native
-from rdc.ops.empirical_denoiser_reference import empirical_denoiser_reference
+from rdc.ops.empirical_denoiser_reference import empirical_denoiser_matrix, empirical_denoiser_reference
 
 __all__ = ["empirical_denoiser", "empirical_denoiser_reference"]
 
-BACKENDS = ("auto", "native", "reference")
+BACKENDS = ("auto", "native", "reference", "matrix")
 
 
 def empirical_denoiser(
@@ -46,7 +46,8 @@ def empirical_denoiser(
         images: z [n, D].
         half_square: h [n].
         beta: [N*T], row n*T + t; 1 / s^2 for Gaussian noise.
-        backend: "native" (CPU, float32), "reference" (torch), or "auto": native where it can run. Differentiable in ``inner`` (natively;
+        backend: "native" (CPU, float32), "reference" (torch), "matrix" (torch, all weights at once: for export), or
+            "auto": native where it can run. Differentiable in ``inner`` (natively;
             the second time through the reference) and, by the reference, in everything.
 
     Returns:
@@ -60,6 +61,8 @@ def empirical_denoiser(
     _check(*operands)
     if backend not in BACKENDS:
         raise ConfigError(f"backend: expected {', '.join(BACKENDS)}; got {shown(backend)}")
+    if backend == "matrix":
+        return empirical_denoiser_matrix(*operands)
     if backend == "reference":
         return empirical_denoiser_reference(*operands)
     reason = _why_not_native(*operands)

@@ -11,7 +11,14 @@ from rdc.method.classifier import DiffusionClassifier
 from rdc.method.draw import Draw
 from rdc.method.optimal import OptimalDenoiser
 from tests.oracles import class_losses, empirical_mean
-from tests.tolerances import CLASSIFIER_DIFFERENCE, FLOAT32_NETWORK, FLOAT64_NETWORK, LM_DIFFERENCE, close
+from tests.tolerances import (
+    CLASSIFIER_DIFFERENCE,
+    FLOAT32_NETWORK,
+    FLOAT64_NETWORK,
+    LM_DIFFERENCE,
+    ONNX_PARITY,
+    close,
+)
 
 SHAPE, CLASSES = (2, 3, 4), 3
 LABELS = torch.tensor([0, 2, 1, 1, 0, 2, 0, 0, 1, 2, 2, 0])
@@ -112,6 +119,7 @@ def test_it_is_a_classifier_like_any_other():
     assert answer.shape == (6, CLASSES)
     assert made.network_evaluations == 6 * 4 * CLASSES
     assert made.describe()["head"] == "optimal"
+    assert made.describe()["denoiser"] == {"kind": "optimal", "images": len(LABELS), "exponent": "gaussian"}
     leaf = x.clone().requires_grad_()
     assert torch.equal(made(leaf).detach(), answer)
     known = (pictures(len(LABELS), dtype=torch.float32) + 1) / 2
@@ -141,3 +149,16 @@ def test_wrong_settings():
         optimal(exponent="2s")
     with pytest.raises(ConfigError, match="the optimal denoiser computes in float32"):
         DiffusionClassifier(optimal(), "log:3:0.4:2:flat", precision="bfloat16")
+
+
+def test_export_gives_the_same_answers(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")  # noqa: F841
+    from rdc.export import export_onnx
+    from rdc.runtime import OnnxClassifier
+
+    made = DiffusionClassifier(optimal(torch.float32), "log:3:0.3:2:flat")
+    export_onnx(made, tmp_path / "optimal.onnx")
+    x = (pictures(5, seed=3, dtype=torch.float32) + 1) / 2
+    answer = torch.from_numpy(OnnxClassifier(tmp_path / "optimal.onnx")(x.numpy()).class_losses)
+    close(answer, made.class_losses(x), ONNX_PARITY)
+    assert made.denoiser.distribution.backend == "auto"

@@ -12,6 +12,7 @@ from rdc.cli import main
 from rdc.data import Dataset, first_balanced, save_npz
 from rdc.errors import ConfigError, DataError
 from rdc.method.optimal import OptimalDenoiser
+from tests.tolerances import FLOAT32_ROUNDING
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_fields_of_the_name(data):
     again = few.denoiser.distribution
     first = first_balanced(made, 6).pixels().flatten(1) * 2 - 1
     found = again.images + again.centre
-    assert torch.allclose(found.sort(0).values, first.sort(0).values, rtol=0, atol=2**-22)
+    assert torch.allclose(found.sort(0).values, first.sort(0).values, rtol=0, atol=FLOAT32_ROUNDING)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,9 @@ def isas():
 @pytest.mark.parametrize("case", CASES)
 def test_reference_is_the_posterior_mean(case):
     given, rows, sigma = operands(*case)
-    close(empirical_denoiser(*given), torch.from_numpy(empirical_mean(rows, sigma, given[2].numpy())), FLOAT64_ORDER)
+    truth = torch.from_numpy(empirical_mean(rows, sigma, given[2].numpy()))
+    close(empirical_denoiser(*given), truth, FLOAT64_ORDER)
+    close(empirical_denoiser(*given, backend="matrix"), truth, FLOAT64_ORDER)
 
 
 @needs_extension
@@ -178,7 +180,7 @@ def test_wrong_operands(place, wrong, message):
 
 def test_backends():
     given = operands(2, 2, 10, 4, 1.0)[0]
-    with pytest.raises(ConfigError, match="expected auto, native, reference; got 'cuda'"):
+    with pytest.raises(ConfigError, match="expected auto, native, reference, matrix; got 'cuda'"):
         empirical_denoiser(*given, backend="cuda")
     with pytest.raises(ConfigError, match="native kernels cannot run here"):
         empirical_denoiser(*given, backend="native")  # float64
