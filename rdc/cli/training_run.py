@@ -86,19 +86,16 @@ def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: str) -> No
         choices=("channels_last", "contiguous"),
         help="of the weights on a GPU (channels_last)",
     )
-    speed.add_argument(
-        "--cuda-graph",
-        action=argparse.BooleanOptionalAction,
-        help="record a step once and replay it: no waiting for Python (GPU)",
-    )
+    _add_switch(speed, "--cuda-graph", "record a step once and replay it: no waiting for Python (GPU)")
     speed.add_argument("--checkpoint-seconds", type=float, metavar="S", help="time between checkpoints (default: 60)")
     add_device_arguments(speed)
     speed.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def _add_switch(group: Any, option: str, text: str) -> None:
-    """An option without value; None where it was not given."""
-    group.add_argument(option, action="store_true", default=None, help=text)
+    """An option and its ``--no-`` form, without value; None where neither was given: then the recipe decides."""
+    about = f"{text} (off); the second form: off, whatever the recipe says"
+    group.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=about)
 
 
 def add_device_arguments(group: Any) -> None:

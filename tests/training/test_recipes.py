@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shlex
@@ -30,6 +31,7 @@ ON_A_GPU = {
     "cifar10-first": ("cifar10.json", "robust"),
     "cifar10": ("cifar10-second.json", "robust"),
 }
+SWITCHES = [field.name for field in dataclasses.fields(TrainConfig) if field.type == "bool"]
 STUDENT = {"method": "distill", "teacher": "runs/teacher"}
 
 
@@ -149,6 +151,34 @@ def test_options_override_the_file(tmp_path: Path) -> None:
         "trades", data="mine.npz", attack=InnerAttack(1 / 255, steps=3),
         train=TrainConfig(images=640, flip=True, learning_rate=1e-4),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["train", "distill"])
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_switch_of_the_file_can_be_turned_on_and_off(tmp_path: Path, command: str, switch: str) -> None:
+    path, option = tmp_path / "recipe.toml", f"--{switch.replace('_', '-')}"
+    words = [command, "--out", "x", "--config", str(path), *(["--teacher", "t"] if command == "distill" else [])]
+    for said, options, expected in (
+        (True, [], True),
+        (True, [option.replace("--", "--no-")], False),
+        (False, [option], True),
+        (True, [option, option.replace("--", "--no-")], False),  # the last counts
+        (None, [], False),
+    ):
+        path.write_text("" if said is None else f"[train]\n{switch} = {str(said).lower()}\n")
+        assert getattr(recipe_of_words([*words, *options])[0].schedule, switch) is expected, (said, options)
+
+
+@pytest.mark.parametrize("command", ["train", "distill"])
+def test_every_switch_of_a_recipe_has_its_opposite_in_the_help(command: str, capsys: pytest.CaptureFixture) -> None:
+    assert set(SWITCHES) >= {"flip", "compile", "cuda_graph"}
+    with pytest.raises(SystemExit):
+        recipe_of_words([command, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for switch in SWITCHES:
+        option = switch.replace("_", "-")
+        _, sign, about = shown.partition(f"--{option}, --no-{option} ")
+        assert sign and "off, whatever the recipe says" in about.partition(" --")[0]
 
 
 @pytest.mark.parametrize(
