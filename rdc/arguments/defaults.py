@@ -1,4 +1,4 @@
-"""What the settings of an evaluation and of a gradient analysis are unless told otherwise.
+"""What the settings of an evaluation, a gradient analysis and of likelihoods are unless told otherwise.
 
 Plain values in a room without torch: the settings themselves (``rdc.evaluation.EvaluationSettings``,
 ``rdc.gradient_analysis.GradientSettings``) take their defaults from here, and so do the options of the command line and their help,
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-__all__ = ["EvaluationDefaults", "GradientDefaults"]
+__all__ = ["EvaluationDefaults", "GradientDefaults", "LikelihoodDefaults"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,3 +53,20 @@ class GradientDefaults:
     logit_scale: str = "auto"
     seed: int = 0
     batch: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodDefaults:
+    """Of ``rdc.method.likelihood.LikelihoodSettings`` and ``rdc.evaluation.likelihoods.likelihoods``, which say what each is."""
+
+    n: int = 16
+    split: str = "test"
+    start: int = 0
+    steps: int = 12
+    probes: int | str = 1
+    sigma_min: float = 0.01
+    sigma_max: float = 80.0
+    rho: float = 3.0
+    elbo_levels: int = 16
+    seed: int = 0
+    batch: int = 4

@@ -34,6 +34,7 @@ COMMANDS: dict[str, str] = {
     "compare": "two runs of evaluate on the same images: differences with intervals and p values",
     "bench": "compare two benchmark files: what got slower beyond noise",
     "gradients": "are input gradients usable: redraws, Lipschitz constants, slices, attack paths; compares models",
+    "likelihood": "log p(x|y) by the probability-flow ODE, the ELBO, and the gap between them; resumable",
     "train": "train a class-conditional diffusion model, or a classifier to stand beside it (--method)",
     "distill": "distil a class-conditional teacher into a multi-head student",
     "sample": "draw sample images from a model",

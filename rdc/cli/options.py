@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rdc.errors import one_line
 
 if TYPE_CHECKING:
-    from rdc.arguments.defaults import EvaluationDefaults, GradientDefaults
+    from rdc.arguments.defaults import EvaluationDefaults, GradientDefaults, LikelihoodDefaults
     from rdc.models.choice import ModelChoice
 
 __all__ = [
@@ -72,7 +72,9 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
     group.add_argument("--threads", type=thread_count, metavar="N", help="CPU threads (default: as PyTorch chooses)")
 
 
-def add_image_options(parser: argparse.ArgumentParser, default: EvaluationDefaults | GradientDefaults) -> None:
+def add_image_options(
+    parser: argparse.ArgumentParser, default: EvaluationDefaults | GradientDefaults | LikelihoodDefaults
+) -> None:
     """--data, --n, --start, --split, --data-root; the defaults are those of the command's settings."""
     data = parser.add_argument_group("images")
     data.add_argument(

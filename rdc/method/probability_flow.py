@@ -1,0 +1,203 @@
+"""The probability-flow ODE from an image to noise, and the change of log-density along it.
+
+With x(s) at noise level s (EDM units, Karras et al. 2022, arXiv 2206.00364, equation 1 with sigma(t) = t)
+
+    dx/ds = (x - D(x; s, y)) / s        d log p_s(x(s)) / ds = - div_x of that     (instantaneous change of variables)
+
+In preconditioned variables z = c_in(s) x and theta = arctan(s / sigma_data) the linear part of D drops out, and both become
+
+    dz/dtheta = - F(z; s, y)            d log p(z) / dtheta = + div_z F
+
+so that what preconditioning says of D costs no step: for data N(0, sigma_data^2 I) F is 0 and any step is exact. No 1/s is left.
+
+Heun's method on a fixed grid, written here and not taken from torchdiffeq: what it costs is known beforehand, images of a batch do not
+choose each other's steps, and a step is something that can be rebuilt in a backward pass.
+
+Source: Song et al. 2021, arXiv 2011.13456, appendix D; Grathwohl et al. 2019, arXiv 1810.01367 (Hutchinson's estimate of the divergence).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rdc.arguments.scalars import as_integer, as_number, shown
+from rdc.errors import ConfigError
+from rdc.execution.opaque import checkpointed
+from rdc.method.denoiser import Denoiser
+from rdc.method.levels import SIGMA_RANGE
+from rdc.method.noise import NoisePlan
+from rdc.method.sampling import sampling_levels
+
+__all__ = ["EXACT", "FlowSettings", "flow_step", "follow", "rademacher"]
+
+EXACT = "exact"
+MOST_STEPS, MOST_PROBES = 10_000, 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowSettings:
+    """How the ODE is solved.
+
+    Args:
+        steps: Heun steps, 1 to 10,000; two network passes each, each with a vector-Jacobian product for every probe.
+        probes: random signs for Hutchinson's estimate of the divergence, 1 to 100,000; or "exact": one product for each pixel.
+        sigma_min: noise level of the density that is computed; the image is taken as a sample at this level.
+        sigma_max: where the prior takes over; in :data:`rdc.method.levels.SIGMA_RANGE`, as sigma_min.
+        rho: curvature of the grid: even steps of sigma^(1/rho) or theta^(1/rho); larger puts more steps at low levels.
+        grid: "angle": theta^(1/rho); or "sigma": equation 5 of arXiv 2206.00364, sampling's grid, which spends half of its steps
+            above sigma 3, where theta hardly moves (docs/likelihood.md compares them).
+
+    Raises:
+        ConfigError: not as stated.
+    """
+
+    steps: int = 20
+    probes: int | str = 1
+    sigma_min: float = 0.01
+    sigma_max: float = 80.0
+    rho: float = 3.0
+    grid: str = "angle"
+
+    def __post_init__(self) -> None:
+        steps, low, high, rho = (as_number(value) for value in (self.steps, self.sigma_min, self.sigma_max, self.rho))
+        count = as_integer(self.steps)
+        if count is None or not 1 <= count <= MOST_STEPS:
+            raise ConfigError(f"steps: expected an integer of 1 to {MOST_STEPS:,}; got {shown(self.steps)}")
+        probes = as_integer(self.probes)
+        if self.probes != EXACT and (probes is None or not 1 <= probes <= MOST_PROBES):
+            raise ConfigError(
+                f"probes: expected an integer of 1 to {MOST_PROBES:,}, or exact (a product for every pixel); got {shown(self.probes)}"
+            )
+        least, most = SIGMA_RANGE
+        if low is None or high is None or not least <= low < high <= most:
+            raise ConfigError(
+                f"sigma: expected {least:g} <= sigma_min < sigma_max <= {most:g}; got {shown(self.sigma_min)} and "
+                f"{shown(self.sigma_max)}"
+            )
+        if rho is None or not 0 < rho < math.inf:
+            raise ConfigError(f"rho: expected a number > 0; got {shown(self.rho)}")
+        if self.grid not in ("angle", "sigma"):
+            raise ConfigError(f"grid: expected angle or sigma; got {shown(self.grid)}")
+        found = {
+            "steps": count,
+            "probes": EXACT if probes is None else probes,
+            "sigma_min": low,
+            "sigma_max": high,
+            "rho": rho,
+        }
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
+
+    def sigma(self, sigma_data: float) -> list[float]:
+        """The grid, ``steps + 1`` noise levels from sigma_min up to sigma_max."""
+        if self.grid == "sigma":
+            found = sampling_levels(self.steps + 1, self.sigma_min, self.sigma_max, self.rho)[:-1].flip(0).tolist()
+        else:
+            low, high = (math.atan2(s, sigma_data) ** (1 / self.rho) for s in (self.sigma_min, self.sigma_max))
+            ramp = [low + (high - low) * k / self.steps for k in range(self.steps + 1)]
+            found = [sigma_data * math.tan(place**self.rho) for place in ramp]
+        return [self.sigma_min, *found[1:-1], self.sigma_max]  # the ends as they were asked for
+
+    @property
+    def evaluations(self) -> int:
+        """Network passes for one class of one image."""
+        return 2 * self.steps
+
+    def describe(self) -> dict[str, Any]:
+        """Settings as plain JSON values."""
+        return {"solver": "heun", **dataclasses.asdict(self)}
+
+
+def rademacher(plan: NoisePlan, draw: int, count: int, shape: tuple[int, ...]) -> Tensor:
+    """Random signs [count, *shape], float32 on the CPU: those of the plan's normal draws, so they are counter-based as well."""
+    return torch.where(plan.normal(draw, count, shape) < 0, -1.0, 1.0)
+
+
+def follow(
+    denoiser: Denoiser, z: Tensor, labels: Tensor, settings: FlowSettings, probes: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """From sigma_min to sigma_max.
+
+    Args:
+        denoiser: of any kind; F for given labels is what is asked of it.
+        z: [B, C, H, W], preconditioned images c_in(sigma_min) x.
+        labels: [B] int64, K for the null label.
+        settings: grid and probes.
+        probes: signs [P, C, H, W], shared by all rows, or [B, P, C, H, W]; None with exact divergence.
+
+    Returns:
+        z at sigma_max, and the integral of div_z F over theta [B]: log p(z_min) = log p(z_max) - integral. Where autograd is on and z wants a
+        gradient both have one; each step is rebuilt in the backward pass.
+    """
+    sigma = settings.sigma(denoiser.precondition.sigma_data)
+    total = z.new_zeros(len(z))
+    graph = z.requires_grad and torch.is_grad_enabled()
+    for here, there in zip(sigma[:-1], sigma[1:], strict=True):
+        if graph:
+            z, change = checkpointed(flow_step, denoiser, z, labels, here, there, probes, True)
+        else:
+            z, change = flow_step(denoiser, z, labels, here, there, probes, False)
+        total = total + change
+    return z, total
+
+
+def flow_step(
+    denoiser: Denoiser, z: Tensor, labels: Tensor, here: float, there: float, probes: Tensor | None, graph: bool
+) -> tuple[Tensor, Tensor]:
+    """One step of Heun's method between two noise levels, in either direction.
+
+    Args:
+        denoiser, z, labels, probes: as of :func:`follow`.
+        here, there: noise levels.
+        graph: whether the result is to be differentiated in z.
+
+    Returns:
+        z [B, C, H, W] at ``there``, and the integral of div_z F over the step [B].
+    """
+    data = denoiser.precondition.sigma_data
+    step = math.atan2(there, data) - math.atan2(here, data)
+    first, first_divergence = _slope(denoiser, z, labels, here, probes, graph)
+    second, second_divergence = _slope(denoiser, z - step * first, labels, there, probes, graph)
+    return z - step / 2 * (first + second), step / 2 * (first_divergence + second_divergence)
+
+
+def _slope(
+    denoiser: Denoiser, z: Tensor, labels: Tensor, sigma: float, probes: Tensor | None, graph: bool
+) -> tuple[Tensor, Tensor]:
+    """F [B, C, H, W] and div_z F [B] at one noise level."""
+    scale = math.hypot(sigma, denoiser.precondition.sigma_data)
+    with torch.enable_grad():
+        z = z if graph else z.detach().requires_grad_()
+        f = denoiser.f(scale * z, z.new_full((len(z),), sigma), labels)
+        divergence = _exact(f, z, graph) if probes is None else _estimated(f, z, probes, graph)
+    return (f, divergence) if graph else (f.detach(), divergence.detach())
+
+
+def _exact(f: Tensor, z: Tensor, graph: bool) -> Tensor:
+    """The trace of the Jacobian, one vector-Jacobian product for each pixel."""
+    size = z[0].numel()
+    total = f.new_zeros(len(f))
+    for pixel in range(size):
+        unit = f.new_zeros(len(f), size)
+        unit[:, pixel] = 1
+        (found,) = torch.autograd.grad(
+            f, z, unit.view_as(f), retain_graph=graph or pixel + 1 < size, create_graph=graph
+        )
+        total = total + found.flatten(1)[:, pixel]
+    return total
+
+
+def _estimated(f: Tensor, z: Tensor, probes: Tensor, graph: bool) -> Tensor:
+    """Hutchinson's estimate: the mean of v . (J^T v) over the probes v."""
+    count = probes.shape[-4]
+    total = f.new_zeros(len(f))
+    for number in range(count):
+        v = probes.select(-4, number).to(f).expand_as(f)
+        (found,) = torch.autograd.grad(f, z, v, retain_graph=graph or number + 1 < count, create_graph=graph)
+        total = total + (found * v).flatten(1).sum(1)
+    return total / count
