@@ -62,11 +62,12 @@ class LikelihoodDefaults:
     n: int = 16
     split: str = "test"
     start: int = 0
-    steps: int = 12
+    steps: int = 6
+    solver: str = "rk4"
     probes: int | str = 1
     sigma_min: float = 0.01
     sigma_max: float = 80.0
     rho: float = 3.0
-    elbo_levels: int = 16
+    elbo_levels: int = 12
     seed: int = 0
     batch: int = 4

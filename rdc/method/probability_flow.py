@@ -10,8 +10,9 @@ In preconditioned variables z = c_in(s) x and theta = arctan(s / sigma_data) the
 
 so that what preconditioning says of D costs no step: for data N(0, sigma_data^2 I) F is 0 and any step is exact. No 1/s is left.
 
-Heun's method on a fixed grid, written here and not taken from torchdiffeq: what it costs is known beforehand, images of a batch do not
-choose each other's steps, and a step is something that can be rebuilt in a backward pass.
+Runge-Kutta methods of order 2 (Heun) and 4 on a fixed grid, written here and not taken from torchdiffeq: what they cost is known
+beforehand, images of a batch do not choose each other's steps, and a step is something that can be rebuilt in a backward pass. Steps are
+even in theta^(1/rho); sampling's grid, even in sigma^(1/rho), spends half of its steps above sigma 3, where theta hardly moves.
 
 Source: Song et al. 2021, arXiv 2011.13456, appendix D; Grathwohl et al. 2019, arXiv 1810.01367 (Hutchinson's estimate of the divergence).
 """
@@ -31,12 +32,27 @@ from rdc.execution.opaque import checkpointed
 from rdc.method.denoiser import Denoiser
 from rdc.method.levels import SIGMA_RANGE
 from rdc.method.noise import NoisePlan
-from rdc.method.sampling import sampling_levels
 
-__all__ = ["EXACT", "FlowSettings", "flow_step", "follow", "rademacher"]
+__all__ = ["EXACT", "SOLVERS", "FlowSettings", "flow_slope", "flow_step", "follow", "rademacher"]
 
 EXACT = "exact"
 MOST_STEPS, MOST_PROBES = 10_000, 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class _Solver:
+    """An explicit Runge-Kutta method: slope i is taken at nodes[i] of a step, after a move along earlier ones by inner[i]."""
+
+    nodes: tuple[float, ...]
+    inner: tuple[tuple[float, ...], ...]
+    outer: tuple[float, ...]
+
+
+#: name -> method; two and four network passes a step, of order two and four
+SOLVERS = {
+    "heun": _Solver((0.0, 1.0), ((), (1.0,)), (0.5, 0.5)),
+    "rk4": _Solver((0.0, 0.5, 0.5, 1.0), ((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,24 +60,23 @@ class FlowSettings:
     """How the ODE is solved.
 
     Args:
-        steps: Heun steps, 1 to 10,000; two network passes each, each with a vector-Jacobian product for every probe.
+        steps: 1 to 10,000, two or four network passes each, each with a vector-Jacobian product for every probe.
+        solver: "heun" or "rk4", a key of :data:`SOLVERS`.
         probes: random signs for Hutchinson's estimate of the divergence, 1 to 100,000; or "exact": one product for each pixel.
         sigma_min: noise level of the density that is computed; the image is taken as a sample at this level.
         sigma_max: where the prior takes over; in :data:`rdc.method.levels.SIGMA_RANGE`, as sigma_min.
-        rho: curvature of the grid: even steps of sigma^(1/rho) or theta^(1/rho); larger puts more steps at low levels.
-        grid: "angle": theta^(1/rho); or "sigma": equation 5 of arXiv 2206.00364, sampling's grid, which spends half of its steps
-            above sigma 3, where theta hardly moves (docs/likelihood.md compares them).
+        rho: curvature of the grid: steps are even in theta^(1/rho), so that larger puts more of them at low levels.
 
     Raises:
         ConfigError: not as stated.
     """
 
-    steps: int = 20
+    steps: int = 8
     probes: int | str = 1
     sigma_min: float = 0.01
     sigma_max: float = 80.0
     rho: float = 3.0
-    grid: str = "angle"
+    solver: str = "rk4"
 
     def __post_init__(self) -> None:
         steps, low, high, rho = (as_number(value) for value in (self.steps, self.sigma_min, self.sigma_max, self.rho))
@@ -81,8 +96,8 @@ class FlowSettings:
             )
         if rho is None or not 0 < rho < math.inf:
             raise ConfigError(f"rho: expected a number > 0; got {shown(self.rho)}")
-        if self.grid not in ("angle", "sigma"):
-            raise ConfigError(f"grid: expected angle or sigma; got {shown(self.grid)}")
+        if not isinstance(self.solver, str) or self.solver not in SOLVERS:
+            raise ConfigError(f"solver: expected {' or '.join(SOLVERS)}; got {shown(self.solver)}")
         found = {
             "steps": count,
             "probes": EXACT if probes is None else probes,
@@ -93,24 +108,19 @@ class FlowSettings:
         for name, value in found.items():
             object.__setattr__(self, name, value)
 
-    def sigma(self, sigma_data: float) -> list[float]:
-        """The grid, ``steps + 1`` noise levels from sigma_min up to sigma_max."""
-        if self.grid == "sigma":
-            found = sampling_levels(self.steps + 1, self.sigma_min, self.sigma_max, self.rho)[:-1].flip(0).tolist()
-        else:
-            low, high = (math.atan2(s, sigma_data) ** (1 / self.rho) for s in (self.sigma_min, self.sigma_max))
-            ramp = [low + (high - low) * k / self.steps for k in range(self.steps + 1)]
-            found = [sigma_data * math.tan(place**self.rho) for place in ramp]
-        return [self.sigma_min, *found[1:-1], self.sigma_max]  # the ends as they were asked for
+    def places(self, sigma_data: float) -> list[float]:
+        """The grid: ``steps + 1`` values of theta^(1/rho), from sigma_min up to sigma_max."""
+        low, high = (math.atan2(sigma, sigma_data) ** (1 / self.rho) for sigma in (self.sigma_min, self.sigma_max))
+        return [low + (high - low) * k / self.steps for k in range(self.steps + 1)]
 
     @property
     def evaluations(self) -> int:
         """Network passes for one class of one image."""
-        return 2 * self.steps
+        return len(SOLVERS[self.solver].nodes) * self.steps
 
     def describe(self) -> dict[str, Any]:
         """Settings as plain JSON values."""
-        return {"solver": "heun", **dataclasses.asdict(self)}
+        return dataclasses.asdict(self)
 
 
 def rademacher(plan: NoisePlan, draw: int, count: int, shape: tuple[int, ...]) -> Tensor:
@@ -131,46 +141,66 @@ def follow(
         probes: signs [P, C, H, W], shared by all rows, or [B, P, C, H, W]; None with exact divergence.
 
     Returns:
-        z at sigma_max, and the integral of div_z F over theta [B]: log p(z_min) = log p(z_max) - integral. Where autograd is on and z wants a
-        gradient both have one; each step is rebuilt in the backward pass.
+        z at sigma_max, and the integral of div_z F over theta [B]: log p(z_min) = log p(z_max) - integral. Where autograd is on
+        and z wants a gradient both have one; each step is rebuilt in the backward pass.
     """
-    sigma = settings.sigma(denoiser.precondition.sigma_data)
+    places = settings.places(denoiser.precondition.sigma_data)
     total = z.new_zeros(len(z))
     graph = z.requires_grad and torch.is_grad_enabled()
-    for here, there in zip(sigma[:-1], sigma[1:], strict=True):
-        if graph:
-            z, change = checkpointed(flow_step, denoiser, z, labels, here, there, probes, True)
-        else:
-            z, change = flow_step(denoiser, z, labels, here, there, probes, False)
+    for here, there in zip(places[:-1], places[1:], strict=True):
+        operands = denoiser, z, labels, settings, here, there, probes, graph
+        z, change = checkpointed(flow_step, *operands) if graph else flow_step(*operands)
         total = total + change
     return z, total
 
 
 def flow_step(
-    denoiser: Denoiser, z: Tensor, labels: Tensor, here: float, there: float, probes: Tensor | None, graph: bool
+    denoiser: Denoiser,
+    z: Tensor,
+    labels: Tensor,
+    settings: FlowSettings,
+    here: float,
+    there: float,
+    probes: Tensor | None,
+    graph: bool,
 ) -> tuple[Tensor, Tensor]:
-    """One step of Heun's method between two noise levels, in either direction.
+    """One step, in either direction.
 
     Args:
-        denoiser, z, labels, probes: as of :func:`follow`.
-        here, there: noise levels.
+        denoiser, z, labels, settings, probes: as of :func:`follow`.
+        here, there: values of theta^(1/rho).
         graph: whether the result is to be differentiated in z.
 
     Returns:
-        z [B, C, H, W] at ``there``, and the integral of div_z F over the step [B].
+        z [B, C, H, W] at ``there``, and the integral of div_z F dtheta over the step [B].
     """
-    data = denoiser.precondition.sigma_data
-    step = math.atan2(there, data) - math.atan2(here, data)
-    first, first_divergence = _slope(denoiser, z, labels, here, probes, graph)
-    second, second_divergence = _slope(denoiser, z - step * first, labels, there, probes, graph)
-    return z - step / 2 * (first + second), step / 2 * (first_divergence + second_divergence)
+    solver, step, rho = SOLVERS[settings.solver], there - here, settings.rho
+    slopes: list[Tensor] = []
+    change: Tensor | None = None
+    for node, inner, outer in zip(solver.nodes, solver.inner, solver.outer, strict=True):
+        place = here + node * step
+        f, divergence = flow_slope(denoiser, _moved(z, step, inner, slopes), labels, place**rho, probes, graph)
+        speed = rho * place ** (rho - 1)  # dtheta for one unit of theta^(1/rho)
+        slopes.append(-speed * f)
+        part = step * outer * speed * divergence
+        change = part if change is None else change + part
+    assert change is not None
+    return _moved(z, step, solver.outer, slopes), change
 
 
-def _slope(
-    denoiser: Denoiser, z: Tensor, labels: Tensor, sigma: float, probes: Tensor | None, graph: bool
+def _moved(z: Tensor, step: float, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    for weight, slope in zip(weights, slopes, strict=True):
+        if weight:
+            z = z + step * weight * slope
+    return z
+
+
+def flow_slope(
+    denoiser: Denoiser, z: Tensor, labels: Tensor, theta: float, probes: Tensor | None, graph: bool
 ) -> tuple[Tensor, Tensor]:
-    """F [B, C, H, W] and div_z F [B] at one noise level."""
-    scale = math.hypot(sigma, denoiser.precondition.sigma_data)
+    """F [B, C, H, W] and div_z F [B] at one noise level, sigma_data tan(theta); arguments as of :func:`flow_step`."""
+    data = denoiser.precondition.sigma_data
+    sigma, scale = data * math.tan(theta), data / math.cos(theta)
     with torch.enable_grad():
         z = z if graph else z.detach().requires_grad_()
         f = denoiser.f(scale * z, z.new_full((len(z),), sigma), labels)
