@@ -17,9 +17,9 @@ ELBO  Noise is added from level a on: x_s = x + r e with r^2 = s^2 - a^2, e stan
 
       SNR is 1 / s^2, so s^-3 ds = -dSNR / 2: the first term is the loss of diffusion models, weighted as a likelihood is. The second
       belongs to a > 0: it takes the place of a decoder. With s = a cosh u and r = a sinh u the measure is ds = r du, and no
-      denominator vanishes. The integral over u is a Gauss-Legendre sum (mid-points err at u = 0, where the integrand is odd), the mean over e one over
-      pairs e, -e of squared length d: a normal vector's length is what makes estimates vary most, and fixing it changes the mean of a
-      square not at all, and what is beyond squares by O(1 / d).
+      denominator vanishes. The integral over u is a Gauss-Legendre sum (mid-points err at u = 0, where the integrand is odd), the mean
+      over e one over pairs e, -e of squared length d: a normal vector's length is what makes estimates vary most; to fix it changes
+      the mean of a square not at all, and what is beyond squares by O(1 / d).
 
 The bound is of the reverse *diffusion*, the other of the *ODE*: for a score that is the gradient of one density at all levels they agree;
 for a trained network each is what it is, and the gap may be negative.
@@ -40,6 +40,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rdc.arguments.defaults import LikelihoodDefaults
 from rdc.arguments.scalars import as_integer, shown
 from rdc.arguments.seeds import checked_seed
 from rdc.errors import ConfigError
@@ -62,6 +63,7 @@ __all__ = [
 
 PROBE_STREAM, NOISE_STREAM, DEQUANTISATION_STREAM = 3, 4, 5  #: of one seed, see rdc.method.noise.NoisePlan
 MOST_LEVELS = 1000
+_DEFAULT = LikelihoodDefaults()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +80,8 @@ class LikelihoodSettings:
     """
 
     flow: FlowSettings = dataclasses.field(default_factory=FlowSettings)
-    levels: int = 16
-    seed: int = 0
+    levels: int = _DEFAULT.elbo_levels
+    seed: int = _DEFAULT.seed
 
     def __post_init__(self) -> None:
         count = as_integer(self.levels)

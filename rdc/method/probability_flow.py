@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rdc.arguments.defaults import LikelihoodDefaults
 from rdc.arguments.scalars import as_integer, as_number, shown
 from rdc.errors import ConfigError
 from rdc.execution.opaque import checkpointed
@@ -35,7 +36,8 @@ from rdc.method.noise import NoisePlan
 
 __all__ = ["EXACT", "SOLVERS", "FlowSettings", "flow_slope", "flow_step", "follow", "rademacher"]
 
-EXACT = "exact"
+_DEFAULT = LikelihoodDefaults()
+EXACT = "exact"  #: in place of a number of probes
 MOST_STEPS, MOST_PROBES = 10_000, 100_000
 
 
@@ -71,12 +73,12 @@ class FlowSettings:
         ConfigError: not as stated.
     """
 
-    steps: int = 8
-    probes: int | str = 1
-    sigma_min: float = 0.01
-    sigma_max: float = 80.0
-    rho: float = 3.0
-    solver: str = "rk4"
+    steps: int = _DEFAULT.steps
+    probes: int | str = _DEFAULT.probes
+    sigma_min: float = _DEFAULT.sigma_min
+    sigma_max: float = _DEFAULT.sigma_max
+    rho: float = _DEFAULT.rho
+    solver: str = _DEFAULT.solver
 
     def __post_init__(self) -> None:
         steps, low, high, rho = (as_number(value) for value in (self.steps, self.sigma_min, self.sigma_max, self.rho))

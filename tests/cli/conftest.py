@@ -63,6 +63,8 @@ def commands(folder, runs="run"):
         "1",
     ]
     gradients += ["--ascent-steps", "1", "--steps", "2", "--slices", "0", "--device", "cpu"]
+    likelihood = ["likelihood", "--model", model, "--data", data, "--n", "2", "--steps", "1", "--elbo-levels", "1"]
+    likelihood += ["--device", "cpu"]
     images = [str(folder / name) for name in ("image.png", "broken.png", "absent.png")]
     return {
         "info": ["info"],
@@ -71,6 +73,7 @@ def commands(folder, runs="run"):
         "markdown": [*evaluate, "--format", "markdown"],
         "compare": ["compare", str(folder / runs), str(folder / runs), "--draws", "100"],
         "gradients": [*gradients, "--out", str(folder / f"{runs}-gradients")],
+        "likelihood": [*likelihood, "--out", str(folder / f"{runs}-likelihood")],
         "classify": ["classify", "--model", model, *images],
         "export": ["export", model, str(folder / "tiny.onnx"), "--no-check"],
         "predict": ["predict", "--onnx", str(folder / "tiny.onnx"), *images],

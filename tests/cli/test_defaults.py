@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from rdc.arguments.defaults import EvaluationDefaults, GradientDefaults
-from rdc.cli import evaluate, gradients
+from rdc.arguments.defaults import EvaluationDefaults, GradientDefaults, LikelihoodDefaults
+from rdc.cli import evaluate, gradients, likelihood
 from rdc.cli.options import model_choice
 from rdc.errors import RdcError
 from rdc.evaluation import EvaluationSettings
 from rdc.gradient_analysis import GradientSettings
+from rdc.method.likelihood import LikelihoodSettings
+from rdc.method.probability_flow import FlowSettings
 from rdc.models.choice import ModelChoice, chosen_device
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +41,14 @@ def test_the_options_of_gradients_make_the_settings_of_python():
     for field in dataclasses.fields(GradientSettings):
         if field.name != "dataset":
             assert getattr(args, field.name) == field.default == getattr(GradientDefaults(), field.name), field.name
+
+
+def test_the_options_of_likelihood_make_the_settings_of_python():
+    args = parsed(likelihood)
+    for field in dataclasses.fields(LikelihoodDefaults):
+        assert getattr(args, field.name) == field.default, field.name
+    flow = {field.name: field.default for field in dataclasses.fields(FlowSettings)}
+    assert flow.items() <= vars(args).items() and LikelihoodSettings().levels == args.elbo_levels
 
 
 def test_every_option_arrives_in_the_request():
