@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numbers
 import operator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from rdc.errors import one_line
 
 __all__ = ["as_flag", "as_integer", "as_number", "shown"]
+
+Number = TypeVar("Number", int, float)
 
 
 def as_integer(value: Any) -> int | None:
@@ -38,7 +41,7 @@ def shown(value: Any, limit: int = 120) -> str:
         return f"a {type(value).__name__}"
 
 
-def _taken(convert: Any, value: Any) -> Any:
+def _taken(convert: Callable[[Any], Number], value: Any) -> Number | None:
     """``convert(value)``, or None for what is no single real number."""
     kind = _type_of(value)
     if kind is None and not isinstance(value, numbers.Real):

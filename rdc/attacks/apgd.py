@@ -150,8 +150,7 @@ class _ApgdRule:
         self.halved_then = torch.zeros(count, dtype=torch.bool, device=device)
 
     def next(self, x: Tensor, evaluation: Evaluation) -> Tensor:
-        assert evaluation.gradient is not None
-        gradient = evaluation.gradient
+        gradient = evaluation.slope
         self._observe(x, evaluation.loss, gradient)
         if self.step in self.checkpoints:
             halve = self._checkpoint()
@@ -216,6 +215,10 @@ class _ApgdRule:
 class _SparseRule:
     """l_1: state of n images, one row each; ``step`` counts the iterates seen."""
 
+    best: Tensor
+    best_gradient: Tensor
+    best_loss: Tensor
+
     def __init__(self, clean: Tensor, threat: ThreatModel, steps: int) -> None:
         self.clean, self.threat, self.step = clean, threat, 0
         early = int(0.3 * steps)
@@ -229,8 +232,7 @@ class _SparseRule:
         return distance(x, self.clean, "l1") <= self.threat.eps
 
     def next(self, x: Tensor, evaluation: Evaluation) -> Tensor:
-        assert evaluation.gradient is not None
-        gradient = evaluation.gradient
+        gradient = evaluation.slope
         better = evaluation.loss > self.best_loss
         where = better.view(-1, 1, 1, 1)
         self.best, self.best_gradient = (

@@ -65,6 +65,7 @@ class AutoAttackResult(AttackResult):
         """Fraction of images still right after each component, by its name."""
         found, total = {}, len(self.correct)
         for place, part in enumerate(self.components):
+            assert self.broken_by is not None
             gone = ~self.clean_correct | ((self.broken_by >= 0) & (self.broken_by <= place))
             found[part.component.name] = (total - int(gone.sum())) / total
         return found
@@ -86,7 +87,7 @@ class AutoAttackOptions(SteppedOptions):
     """
 
     restarts: int = dataclasses.field(default=1, init=False)
-    eot: int | None = integer(None, least=None)
+    eot: int | None = integer(None, least=None)  # type: ignore[assignment]  # None: each component its own
     version: str = "standard"
     queries: int | None = integer(None, least=None)
     logit_scale: float | str = number("auto")

@@ -154,8 +154,8 @@ class _Search:
         points = []
         for row in rows.tolist():
             radius = min(float(self.nearest[row]), self.threat.eps) / 2
-            about = {"seed": options.seed, "image_ids": [ids[row]], "restart": run}
-            points.append(random_start(self.x[row : row + 1], radius, self.threat.norm, **about))
+            image, of = self.x[row : row + 1], [ids[row]]
+            points.append(random_start(image, radius, self.threat.norm, seed=options.seed, image_ids=of, restart=run))
         return torch.cat(points)
 
     def _run(self, rows: Tensor, point: Tensor, steps: int, restart: int) -> Iterator[tuple[int, int]]:
@@ -182,19 +182,21 @@ class _Search:
         y, about = self.y[rows], self.about[rows]
         if not self.untargeted:
             return self.planes.evaluate(point, y, about, gradient=True)
-        chosen, least = None, torch.full((len(rows),), math.inf, dtype=torch.float64, device=point.device)
+        chosen: Evaluation | None = None
+        least = torch.full((len(rows),), math.inf, dtype=torch.float64, device=point.device)
         for rank in range(self.planes.runs):
             self.planes.run = rank
             plane = self.planes.evaluate(point, y, about, gradient=True)
-            size = dual_norm(plane.gradient.flatten(1), self.threat.norm)
+            size = dual_norm(plane.slope.flatten(1), self.threat.norm)
             far = torch.where(size > 0, plane.loss.abs() / torch.where(size > 0, size, 1.0), math.inf)
             chosen = plane if chosen is None else _choose(far < least, plane, chosen)
             least = torch.minimum(least, far)
+        assert chosen is not None
         return chosen
 
     def _next(self, point: Tensor, centre: Tensor, plane: Evaluation) -> Tensor:
         """x_(i+1) of the module docstring, [n, C, H, W] float32."""
-        here, origin, w = point.double().flatten(1), centre.double().flatten(1), plane.gradient.flatten(1)
+        here, origin, w = point.double().flatten(1), centre.double().flatten(1), plane.slope.flatten(1)
         loss = plane.loss.nan_to_num(neginf=0.0, posinf=0.0)  # NaN logits: stay
         gain = torch.cat([-loss, -loss - row_sum(w * (origin - here))])
         norm = self.threat.norm
@@ -248,7 +250,7 @@ class _Search:
             return
         point, origin = self.nearest_point[rows], self.x[rows].double().flatten(1)
         plane = self._linearise(rows, point)
-        w, loss = plane.gradient.flatten(1), plane.loss.nan_to_num(neginf=0.0, posinf=0.0)
+        w, loss = plane.slope.flatten(1), plane.loss.nan_to_num(neginf=0.0, posinf=0.0)
         value = loss + row_sum(w * (origin - point.double().flatten(1)))
         step = step_to_hyperplane(origin, w, -(1.0 + BEYOND) * value, self.threat.norm)
         found = (origin + step).clamp(0.0, 1.0).float().view_as(point)
@@ -260,7 +262,7 @@ def _choose(where: Tensor, one: Evaluation, other: Evaluation) -> Evaluation:
     return Evaluation(
         torch.where(where, one.loss, other.loss),
         one.correct & other.correct,
-        torch.where(where.view(-1, 1, 1, 1), one.gradient, other.gradient),
+        torch.where(where.view(-1, 1, 1, 1), one.slope, other.slope),
         one.unusable & other.unusable,
         one.non_finite | other.non_finite,
     )

@@ -27,6 +27,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -328,7 +329,7 @@ def _check_factors(multipliers: Sequence[float] | None) -> list[float] | None:
     if multipliers is None:
         return None
     listed = not isinstance(multipliers, str) and isinstance(multipliers, Iterable)
-    factors = list(multipliers) if listed else [multipliers]
+    factors: list[Any] = list(multipliers) if listed else [multipliers]
     for factor in factors:
         number = as_number(factor)
         if not listed or number is None or not math.isfinite(number):

@@ -134,6 +134,12 @@ class Evaluation:
     unusable: Tensor
     non_finite: Tensor
 
+    @property
+    def slope(self) -> Tensor:
+        """``gradient``, where it was asked for."""
+        assert self.gradient is not None
+        return self.gradient
+
     def rows(self, rows: Tensor) -> Evaluation:
         """The same for rows [m] int64 only."""
         gradient = None if self.gradient is None else self.gradient[rows]
@@ -171,8 +177,10 @@ class Objective:
             raise ConfigError(f"unknown loss {loss!r}; expected one of {', '.join(LOSSES)}")
         if isinstance(eot, bool) or not isinstance(eot, int) or eot < 1:
             raise InputError(f"eot must be an integer >= 1, got {eot!r}")
-        number = isinstance(logit_scale, (int, float)) and not isinstance(logit_scale, bool)
-        if logit_scale != "auto" and not (number and math.isfinite(logit_scale) and logit_scale > 0):  # type: ignore[arg-type]
+        number = (
+            logit_scale if isinstance(logit_scale, (int, float)) and not isinstance(logit_scale, bool) else math.nan
+        )
+        if logit_scale != "auto" and not (math.isfinite(number) and number > 0):
             raise ConfigError(f"logit_scale must be 'auto' or a finite number > 0, got {logit_scale!r}")
         self.model, self.loss, self.eot, self.redraw, self.logit_scale = model, loss, eot, redraw, logit_scale
         self.is_random = redraw is not None or eot > 1
@@ -225,8 +233,8 @@ class Objective:
         losses, logits, gradients = [], [], []
         for _ in range(self.eot):
             if gradient:
-                drawn, loss, slope = self._with_gradient(x, y, scale)
-                gradients.append(slope.double())
+                drawn, loss, steepest = self._with_gradient(x, y, scale)
+                gradients.append(steepest.double())
             else:
                 drawn = self._draw(x, grad=False)
                 loss = self._value(drawn, y, scale)
@@ -235,7 +243,8 @@ class Objective:
         mean_logits = torch.stack(logits).mean(dim=0)
         loss = torch.stack(losses).mean(dim=0).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
         correct, non_finite = _correctness(mean_logits, y)
-        slope, unusable = None, torch.zeros_like(correct)
+        slope: Tensor | None = None
+        unusable = torch.zeros_like(correct)
         if gradient:
             slope = torch.stack(gradients).mean(dim=0)
             finite = slope.isfinite()
@@ -247,7 +256,7 @@ class Objective:
         """What later calls need of the clean logits [N, K], one row for each image: the scale."""
         if self.loss == "dlr" and logits.shape[1] < 3:
             self.loss = "margin"
-        if self.logit_scale == "auto":
+        if isinstance(self.logit_scale, str):
             return auto_logit_scale(logits)
         return torch.full_like(logits[:, 0], self.logit_scale)
 

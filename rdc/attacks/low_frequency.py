@@ -97,8 +97,9 @@ class LowFrequencyOptions(AscentOptions):
     def cutoffs(self) -> list[float]:
         """The shares, as a list."""
         given = self.cutoff
-        single = not isinstance(given, Sequence) or isinstance(given, str)
-        return [given] if single else [value if as_number(value) is None else as_number(value) for value in given]
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            return [given]
+        return [value if (read := as_number(value)) is None else read for value in given]
 
 
 @attack(LowFrequencyOptions)

@@ -73,7 +73,8 @@ class AscentRule:
         if hasattr(rule, "counts"):
             self.counts = rule.counts
 
-    def next(self, x: Tensor, evaluation: LocatedEvaluation) -> Tensor:
+    def next(self, x: Tensor, evaluation: Evaluation) -> Tensor:
+        assert isinstance(evaluation, LocatedEvaluation)
         return self.rule.next(x, dataclasses.replace(evaluation, loss=evaluation.ascent))
 
     def keep(self, rows: Tensor) -> None:
@@ -91,7 +92,8 @@ class JumpRule:
     def __init__(self, rule: Rule, jump: Callable[[Tensor], Tensor]) -> None:
         self.rule, self.jump, self.jumped = rule, jump, False
 
-    def next(self, x: Tensor, evaluation: LocatedEvaluation) -> Tensor:
+    def next(self, x: Tensor, evaluation: Evaluation) -> Tensor:
+        assert isinstance(evaluation, LocatedEvaluation)
         if self.jumped:
             return self.rule.next(x, evaluation)
         self.jumped = True

@@ -200,7 +200,8 @@ def _record(
     restart: int,
 ) -> Tensor:
     """Take in what of an iterate lies within the budget; returns where nothing within it was misclassified, [n] bool."""
-    loss, correct, counts = evaluation.loss, evaluation.correct, getattr(rule, "counts", None)
+    loss, correct = evaluation.loss, evaluation.correct
+    counts: Callable[[Tensor], Tensor] | None = getattr(rule, "counts", None)
     if counts is None:
         record.add(rows, x, loss, correct, step=step, restart=restart, target=aim)
         return correct
@@ -215,7 +216,7 @@ class _PgdRule:
         self.clean, self.threat, self.step_size = clean, threat, step_size
 
     def next(self, x: Tensor, evaluation: Evaluation) -> Tensor:
-        direction = steepest_direction(evaluation.gradient, self.threat.norm, max(1, x[0].numel() // 20))
+        direction = steepest_direction(evaluation.slope, self.threat.norm, max(1, x[0].numel() // 20))
         return project(x.double() + self.step_size * direction, self.clean, self.threat.eps, self.threat.norm)
 
     def keep(self, rows: Tensor) -> None:

@@ -59,7 +59,8 @@ class AttackKind:
     def attack(self) -> Attack[Any, Any]:
         """The attack, with what the name stands for set."""
         module, _, name = self.home.partition(":")
-        return getattr(importlib.import_module(module), name).fixing(**self.fixed)
+        found: Attack[Any, Any] = getattr(importlib.import_module(module), name)
+        return found.fixing(**self.fixed)
 
     @property
     def takes(self) -> dict[str, Mapping[str, Any]]:
@@ -217,7 +218,7 @@ def expand_attacks(names: list[str] | tuple[str, ...], norm: str | None = None) 
     return tuple(found)
 
 
-def applies(spec: AttackSpec, defence: Defence, norm: str, noise: str) -> str | None:
+def applies(spec: AttackSpec, defence: Defence, norm: str | None, noise: str) -> str | None:
     """None where the attack can be run, else the reason why not.
 
     Args:

@@ -235,8 +235,8 @@ class _Selection(PerImageObjective):
             if rows.numel() == 0:
                 continue
             if self.fixed:
-                found = self.plain(x[rows], y[rows], scale[rows], gradient=True).gradient
+                found = self.plain(x[rows], y[rows], scale[rows], gradient=True).slope
             else:
-                found = each[place].gradient[rows]  # type: ignore[index]
+                found = each[place].slope[rows]
             slope[rows] += weight[place, rows].view(-1, 1, 1, 1) * found
         return slope

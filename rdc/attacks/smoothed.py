@@ -90,8 +90,8 @@ class _Smoothed(PerImageObjective):
         total, counted = here.gradient.clone(), torch.ones_like(here.loss)
         numbers = [int(ids[row]) for row in here.ids.tolist()]
         for draw in range(1, samples):
-            options = {"seed": (seed ^ _NEARBY) % 2**64, "image_ids": numbers, "restart": self.looks * samples + draw}
-            point = random_start(x, near.eps, near.norm, **options)
+            word, restart = (seed ^ _NEARBY) % 2**64, self.looks * samples + draw
+            point = random_start(x, near.eps, near.norm, seed=word, image_ids=numbers, restart=restart)
             slope = self._with_gradient(point, y, scale[:, 0])[2].double()
             good = slope.isfinite().flatten(1).all(1)
             total += torch.where(good[:, None, None, None], slope, 0.0)

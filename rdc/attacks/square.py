@@ -153,7 +153,7 @@ def changed_share(query: int, queries: int, p_init: float) -> float:
         p_init / 2^j, j the number of 10, 50, 200, .. below query * 10,000 / N.
     """
     at = query * 10_000 // queries
-    return p_init / 2 ** sum(at > after for after in _HALVED_AFTER)
+    return p_init / 2.0 ** sum(at > after for after in _HALVED_AFTER)
 
 
 class _Proposals:

@@ -182,6 +182,7 @@ class StAdvOptions(AscentOptions):
         tau: weight of TV, >= 0, against a loss whose logits are rescaled to a clean spread of 10.
     """
 
+    start: Tensor | None = None
     bound: float = number(0.05)
     tau: float = number(0.05, most=1e6)
 
@@ -263,7 +264,7 @@ class _FlowObjective(PerImageObjective):
         found = dataclasses.replace(found, ascent=found.loss - weight * penalty.detach())
         if slope is None:
             return found
-        return dataclasses.replace(found, gradient=found.gradient - weight.view(-1, 1, 1, 1) * slope)
+        return dataclasses.replace(found, gradient=found.slope - weight.view(-1, 1, 1, 1) * slope)
 
 
 def _flow(u: Tensor, bound: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -45,8 +45,21 @@ class Dataset:
     class_names: tuple[str, ...]
     name: str
     split: str
-    indices: Tensor | None = None
+    indices: Tensor = dataclasses.field(default=cast(Any, None))
     source: str = ""
+
+    if TYPE_CHECKING:  # may be made without indices, and has them then
+
+        def __init__(
+            self,
+            images: Tensor,
+            labels: Tensor,
+            class_names: Sequence[str],
+            name: str,
+            split: str,
+            indices: Tensor | None = None,
+            source: str = "",
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         where = f"data set {self.name!r}, {self.split} split{f' from {self.source}' if self.source else ''}"
@@ -118,7 +131,8 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        return tuple(self.images.shape[1:])
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
 
     def pixels(self, index: Index | None = None) -> Tensor:
         """Pixels in [0, 1] as float32, ``value / 255``.

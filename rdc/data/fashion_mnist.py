@@ -172,9 +172,10 @@ def download_fashion_mnist(folder: str | os.PathLike[str], *, progress: bool = T
 def _find(places: list[Path], split: str) -> tuple[Path, ...] | None:
     for place in places:
         for folder in (place, place / "fashion-mnist", place / "FashionMNIST" / "raw"):
-            paths = tuple(_path_of(folder, file) for file in FILES[split])
-            if all(paths):
-                return paths
+            paths = [_path_of(folder, file) for file in FILES[split]]
+            there = tuple(path for path in paths if path is not None)
+            if len(there) == len(paths):
+                return there
     return None
 
 

@@ -10,6 +10,7 @@ import math
 import re
 import zipfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -113,7 +114,7 @@ def _take(budget: Budget, size: int, what: str) -> None:
         raise DataError(f"{error}. If it is neither: store it uncompressed (numpy.savez)") from error
 
 
-def _header(file: zipfile.ZipExtFile) -> tuple[np.dtype, bool, tuple[int, ...], int]:
+def _header(file: IO[bytes]) -> tuple[np.dtype, bool, tuple[int, ...], int]:
     """dtype, whether in Fortran's order, shape, and the header's own bytes."""
     start = file.read(8)
     if start[:6] != _MAGIC or start[6:7] not in (b"\1", b"\2", b"\3"):

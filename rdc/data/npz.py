@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,8 +93,9 @@ def save_npz(dataset: Dataset, path: str | os.PathLike[str]) -> None:
         )
 
 
-def _joined(parts: list[dict], key: str) -> np.ndarray:
-    return np.concatenate([part[key] for part in parts]) if len(parts) > 1 else parts[0][key]
+def _joined(parts: list[dict[str, Any]], key: str) -> np.ndarray:
+    arrays: list[np.ndarray] = [part[key] for part in parts]
+    return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
 
 
 def _files(path: Path, split: str) -> list[Path]:
@@ -110,12 +112,12 @@ def _files(path: Path, split: str) -> list[Path]:
     return chosen
 
 
-def _read(path: Path, budget: Budget) -> dict:
+def _read(path: Path, budget: Budget) -> dict[str, Any]:
     """Arrays of one file in the forms a Dataset wants: images [N, C, H, W], labels and indices int64 [N] or None."""
     with reading(path, DataError, "a readable .npz file", _ADVICE):
         arrays = read_arrays(path, _ARRAYS, ("images", "labels"), budget)
     images = _channels_first(arrays["images"], arrays.get("layout"), path, budget)
-    found = {"path": path, "images": images, "class_names": None, "indices": None}
+    found: dict[str, Any] = {"path": path, "images": images, "class_names": None, "indices": None}
     for key in ("labels", "indices"):
         if key in arrays:
             budget.take(8 * len(images), f"{key} as int64")

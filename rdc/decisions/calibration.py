@@ -49,7 +49,8 @@ def log_softmax(scores: np.ndarray) -> np.ndarray:
     """Log-probabilities [N, K] of scores [N, K], float64."""
     scores = np.asarray(scores, np.float64)
     shifted = scores - scores.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    log_probabilities: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return log_probabilities
 
 
 def negative_log_likelihood(log_probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -246,11 +247,13 @@ class LikelihoodScore:
             pixels: [N, C, H, W].
         """
         rest = _features(features) - self.expected(coded_length(pixels))
-        return np.sqrt(np.square(rest @ np.array(self.whitening)).sum(axis=1))
+        distances: np.ndarray = np.sqrt(np.square(rest @ np.array(self.whitening)).sum(axis=1))
+        return distances
 
     def expected(self, length: np.ndarray) -> np.ndarray:
         """Features [N, F] expected of training data with these coded lengths [N]."""
-        return _powers(length) @ np.array(self.coefficients)
+        values: np.ndarray = _powers(length) @ np.array(self.coefficients)
+        return values
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

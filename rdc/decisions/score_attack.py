@@ -39,7 +39,8 @@ def differentiable_score(classifier: DiffusionClassifier, score: LikelihoodScore
         features = classifier.losses_per_level(pixels).double().amin(2)
         expected = score.expected(coded_length(pixels.detach().cpu().numpy()))
         rest = features - torch.from_numpy(expected).to(features.device)
-        return (rest @ torch.tensor(score.whitening, dtype=torch.float64, device=rest.device)).norm(dim=1)
+        far: Tensor = (rest @ torch.tensor(score.whitening, dtype=torch.float64, device=rest.device)).norm(dim=1)
+        return far
 
     return scores
 

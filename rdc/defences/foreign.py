@@ -61,8 +61,10 @@ class ForeignDefence(BaseDefence):
         return moved
 
     def _rebuilt(self, pixels: Tensor) -> Tensor:
-        return checkpoint(self._purify_at_rest, pixels, use_reentrant=False)
+        moved: Tensor = checkpoint(self._purify_at_rest, pixels, use_reentrant=False)
+        return moved
 
     def _purify_at_rest(self, pixels: Tensor) -> Tensor:
         with at_rest(self.defence):  # here, since the backward pass comes back to this function alone
-            return self.defence.purify(pixels)
+            moved: Tensor = self.defence.purify(pixels)
+            return moved

@@ -171,7 +171,7 @@ class DiffusionPurifier(Purifier):
     ) -> None:
         super().__init__(denoiser, memory_budget_mb)
         low, high, count = as_number(sigma_min), as_number(sigma), as_integer(steps)
-        if None in (low, high) or not 0 < low < high < math.inf:
+        if low is None or high is None or not 0 < low < high < math.inf:
             raise ConfigError(
                 f"sigma: expected 0 < sigma_min < sigma; got sigma_min {shown(sigma_min)}, sigma {shown(sigma)}"
             )
@@ -183,7 +183,7 @@ class DiffusionPurifier(Purifier):
         self.sigma, self.steps, self.sigma_min, self.sampler = sigma, steps, sigma_min, sampler
         self.seed = checked_seed(seed)
         between = [sigma * (sigma_min / sigma) ** (i / max(1, steps - 1)) for i in range(steps)]
-        self.schedule = (*between, 0.0)
+        self.schedule: tuple[float, ...] = (*between, 0.0)
 
     @property
     def evaluations(self) -> int:
@@ -214,7 +214,9 @@ class DiffusionPurifier(Purifier):
         def step(x: Tensor, i: int) -> Tensor:
             now, after = self.schedule[i], self.schedule[i + 1]
             rows = x.new_full((len(x),), now)
-            clean = self.denoiser.precondition.denoised(self.denoiser.f_null(x, rows), x, rows.reshape(-1, 1, 1, 1))
+            clean: Tensor = self.denoiser.precondition.denoised(
+                self.denoiser.f_null(x, rows), x, rows.reshape(-1, 1, 1, 1)
+            )
             ratio = after / now
             if self.sampler == "ode":
                 return clean + ratio * (x - clean)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rdc.attacks import AttackResult
+from rdc.attacks import AttackResult, ConfiguredAttack
 from rdc.attacks.registry import AttackSpec
 from rdc.contracts import Defence, GradientMode, NoisePolicy
 from rdc.evaluation.settings import EvaluationSettings
@@ -95,7 +95,9 @@ def run_attack(
     common = {"seed": settings.seed, "image_ids": ids, "progress": _named(progress, spec.text)}
     if kind.needs == "endpoints" and endpoints:
         arguments |= {"start": endpoints, "restarts": len(endpoints)}
-    return kind.attack.configured(settings.threat, **common, **arguments)(model, pixels, labels)
+    ready: ConfiguredAttack[Any, Any] = kind.attack.configured(settings.threat, **common, **arguments)
+    result: AttackResult = ready(model, pixels, labels)
+    return result
 
 
 def _needs(

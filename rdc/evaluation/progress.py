@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rdc.terminal.progress import bar, on_terminal
@@ -22,11 +22,11 @@ class ProgressBars:
     enabled: False draws nothing.
     """
 
-    def __init__(self, total: int, done: int, standing: int, attacks: tuple[str, ...], *, enabled: bool = True) -> None:
+    def __init__(self, total: int, done: int, standing: int, attacks: Sequence[str], *, enabled: bool = True) -> None:
         interval = 0.2 if on_terminal() else 15.0
         self._what = "robust" if attacks else "clean"
         self._attacks, self._done, self._standing, self._batch = attacks, done, standing, 0
-        common = {"enabled": enabled, "mininterval": interval, "dynamic_ncols": True}
+        common: dict[str, Any] = {"enabled": enabled, "mininterval": interval, "dynamic_ncols": True}
         self.images = bar(
             total=total, initial=done, unit="image", position=0, smoothing=0.1,
             bar_format=_FORMAT,

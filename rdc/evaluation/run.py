@@ -83,7 +83,8 @@ class Evaluation:
     @property
     def settings(self) -> JsonObject:
         """EvaluationSettings as JSON values."""
-        return self.run["identity"]["settings"]
+        settings: JsonObject = self.run["identity"]["settings"]
+        return settings
 
 
 def evaluate(
@@ -154,8 +155,18 @@ def _finished(folder: RunFolder, classifier: Defence, images: Dataset, settings:
     refuse_meaningless(torch.from_numpy(joined["clean_logits"]), settings.model)
     records = tuple(record for batch in folder.batches for record in batch.images)
     report = summarize(folder.run, folder.batches, folder.sanity or Sanity())
-    names = {"class_names": names_of_classes(classifier, images), "other_names": names_that_differ(classifier, images)}
-    return Evaluation(report, folder.run, records, **joined, dataset=images, out=folder.path, **names)
+    return Evaluation(
+        report,
+        folder.run,
+        records,
+        x_adv=joined["x_adv"],
+        clean_logits=joined["clean_logits"],
+        adversarial_logits=joined["adversarial_logits"],
+        dataset=images,
+        out=folder.path,
+        class_names=names_of_classes(classifier, images),
+        other_names=names_that_differ(classifier, images),
+    )
 
 
 def _processes() -> tuple[int, int]:

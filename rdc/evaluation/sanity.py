@@ -132,7 +132,7 @@ def _short_attacks(probe: _Probe, classifier: Defence, settings: EvaluationSetti
     eps = settings.radius
     whole, twice = (probe.attack(eps * factor, steps) for factor in (1.0, 2.0))
     short = probe.attack(eps, max(1, steps // 4))
-    large = probe.attack(_large(settings.norm, probe.pixels), steps)
+    large = probe.attack(_large(probe.norm, probe.pixels), steps)
     path, gradient = probe.path(eps)
     found = Sanity(probe.n, (whole, twice), (short, whole), large, path, gradient)
     if classifier.purifies and settings.policies[0] == "known":
@@ -163,6 +163,8 @@ class _Probe:
         progress: Progress | None,
     ) -> None:
         self.bench, self.settings, self.progress, self.extra = bench, settings, progress, 0
+        assert settings.norm is not None
+        self.norm: str = settings.norm
         self.fresh_policy = bench.policy == "fresh"
         with torch.no_grad():
             logits = bench.model()(pixels)
@@ -176,7 +178,7 @@ class _Probe:
     def attack(self, eps: float, steps: int, gradient: str | None = None) -> ShortAttack:
         """APGD on the margin: radius, steps, accuracy, mean loss of the image kept."""
         model = self.bench.model(gradient)
-        threat = ThreatModel(self.settings.norm, eps)
+        threat = ThreatModel(self.norm, eps)
         result = apgd(model, self.pixels, self.labels, threat, steps=steps, loss="margin", **self._arguments(model))
         loss = result.best_loss.clamp(min=-1e30, max=1e30).mean()
         return ShortAttack(eps, steps, result.accuracy, _finite(loss))
@@ -184,7 +186,7 @@ class _Probe:
     def fresh(self, eps: float, steps: int) -> float:
         """Accuracy, average of draws, where the defence draws fresh noise and the attacker averages a few."""
         model = self.bench.classifier.with_(noise=NoisePolicy.FRESH, noise_seed=1 + self.settings.seed)
-        threat = ThreatModel(self.settings.norm, eps)
+        threat = ThreatModel(self.norm, eps)
         common = {"seed": self.settings.seed, "image_ids": self.ids, "progress": self.progress}
         draws = min(4, DEFAULT_EOT)
         result = apgd(
@@ -205,7 +207,7 @@ class _Probe:
 
     def path(self, eps: float) -> tuple[GradientPath, GradientShape]:
         """Steps of eps/8 along the gradient from the clean image, no restart, no step-size rule: what a smooth loss allows."""
-        settings, model = self.settings, self.bench.model()
+        model, norm = self.bench.model(), self.norm
         random = self._arguments(model)
         objective = Objective(model, "margin", eot=random.get("eot", 1), redraw=random.get("redraw"))
         x, losses, gradients = self.pixels, [], []
@@ -213,9 +215,9 @@ class _Probe:
         for _ in range(_PATH_STEPS):
             evaluation = objective.evaluate(x, self.labels, scale, gradient=True)
             losses.append(evaluation.loss)
-            gradients.append(evaluation.gradient)
-            move = eps / _STRIDE * steepest_direction(evaluation.gradient, settings.norm)
-            x = project(x.double() + move, self.pixels, eps, settings.norm)
+            gradients.append(evaluation.slope)
+            move = eps / _STRIDE * steepest_direction(evaluation.slope, norm)
+            x = project(x.double() + move, self.pixels, eps, norm)
         losses.append(objective.evaluate(x, self.labels, scale, gradient=False).loss)
         loss = torch.stack(losses)  # [S + 1, m]
         falls = (loss[1:] < loss[:-1] - 1e-9 * loss.abs().amax().clamp_min(1e-12)).double().mean()
@@ -223,7 +225,7 @@ class _Probe:
         path = GradientPath(
             falls=_finite(falls),
             gain=_finite((loss[-1] - loss[0]).clamp(-1e30, 1e30).mean()),
-            used=_finite((distance(x, self.pixels, settings.norm) / eps).mean()) if eps else 1.0,
+            used=_finite((distance(x, self.pixels, norm) / eps).mean()) if eps else 1.0,
             steps=_PATH_STEPS,
         )
         return path, GradientShape(_finite((first == 0).double().mean()), _finite(_constant(gradients)))

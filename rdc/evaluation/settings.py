@@ -137,7 +137,8 @@ class EvaluationSettings:
     @property
     def radius(self) -> float:
         """eps as a number."""
-        return parse_eps(self.eps, name="eps")
+        eps: Any = self.eps  # None, where nothing attacks, is refused there
+        return parse_eps(eps, name="eps")
 
     @property
     def threat(self) -> Any:
@@ -146,7 +147,8 @@ class EvaluationSettings:
             from rdc.attacks.stadv import FlowThreat
 
             return FlowThreat(self.radius)
-        return ThreatModel(self.norm, self.radius)
+        norm: Any = self.norm  # None, where nothing attacks, is refused there
+        return ThreatModel(norm, self.radius)
 
     @property
     def policies(self) -> tuple[str, ...]:

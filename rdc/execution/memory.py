@@ -68,7 +68,7 @@ class _LiveBytes(TorchDispatchMode):
     """Counts storages from the operator that made them to their release; those that were there before do not count."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: dict[int, Any] = {}  # address of a storage -> what tells that it is gone, or the storage itself
 
@@ -102,7 +102,8 @@ def peak_bytes(work: Callable[[], object]) -> int:
     with _LiveBytes() as meter:
         kept = work()
     del kept
-    return meter.peak
+    peak: int = meter.peak
+    return peak
 
 
 def bytes_per_item(work: Callable[[int], object]) -> int:

@@ -77,7 +77,8 @@ def opaque(function: Function, *tensors: Tensor) -> Any:
         single.append(isinstance(out, Tensor))
         return (out,) if single[-1] else tuple(out)
 
-    found = Opaque.apply(_uncompiled(whole) if transformed() else whole, *tensors)
+    run = _uncompiled(whole) if transformed() else whole
+    found = Opaque.apply(run, *tensors)  # type: ignore[no-untyped-call]
     return found[0] if single[-1] else found
 
 
@@ -188,7 +189,10 @@ class Opaque(torch.autograd.Function):
         tensors, needs = ctx.saved_tensors, ctx.needs_input_grad[1:]
         pull = _Pull(ctx.function, len(tensors), needs, [grad is not None for grad in upstream])
         operands = (*tensors, *(grad for grad in upstream if grad is not None))
-        found = iter(Opaque.apply(_uncompiled(pull), *operands) if transformed() else pull(*operands))
+        if transformed():
+            found = iter(Opaque.apply(_uncompiled(pull), *operands))  # type: ignore[no-untyped-call]
+        else:
+            found = iter(pull(*operands))
         return None, *(next(found) if need else None for need in needs)
 
     @staticmethod
@@ -198,7 +202,9 @@ class Opaque(torch.autograd.Function):
             given = [None if tangent is None else _primal(tangent) for tangent in tangents]
             moved = [tangent is not None for tangent in given]
             push = _Push(ctx.function, len(tensors), moved)
-            return Opaque.apply(_uncompiled(push), *tensors, *(tangent for tangent in given if tangent is not None))
+            there = (tangent for tangent in given if tangent is not None)
+            out: tuple[Tensor, ...] = Opaque.apply(_uncompiled(push), *tensors, *there)  # type: ignore[no-untyped-call]
+            return out
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], function: Function, *tensors: Tensor) -> tuple[Any, Any]:
@@ -207,7 +213,7 @@ class Opaque(torch.autograd.Function):
         rows = []
         for i in range(info.batch_size):
             one = [t if dim is None else t.select(dim, i) for t, dim in zip(tensors, in_dims[1:], strict=True)]
-            rows.append(Opaque.apply(function, *one))
+            rows.append(Opaque.apply(function, *one))  # type: ignore[no-untyped-call]
         out = tuple(torch.stack(column) for column in zip(*rows, strict=True))
         return out, (0,) * len(out)
 
@@ -234,12 +240,14 @@ def _uncompiled(function: Function) -> Function:
     def plain(*tensors: Tensor) -> Any:
         return function(*tensors)
 
-    return torch.compiler.disable(plain)
+    disabled: Function = torch.compiler.disable(plain)
+    return disabled
 
 
 def _primal(tensor: Tensor) -> Tensor:
     """Without its tangent at this level, if it has one."""
-    return forward_ad.unpack_dual(tensor).primal
+    primal: Tensor = forward_ad.unpack_dual(tensor).primal
+    return primal
 
 
 class _Derivative:

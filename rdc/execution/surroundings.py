@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -48,7 +48,9 @@ def undisturbed(function: Callable[[Tensor], Tensor], x: Tensor, module: nn.Modu
         x = ordinary_tensor(x)
         frozen = module is None or not any(weight.requires_grad for weight in module.parameters())
         if casting and frozen and x.requires_grad and torch.is_grad_enabled() and not transformed():
-            return _Shielded.apply(function if module is None else kept_for_later(module, function), x)
+            held = function if module is None else kept_for_later(module, function)
+            out: Tensor = _Shielded.apply(held, x)  # type: ignore[no-untyped-call]
+            return out
         return function(x)
 
 
@@ -124,7 +126,8 @@ class _Shielded(torch.autograd.Function):
             pairs = zip(inputs, ctx.needs_input_grad[1:], strict=True)
             ctx.leaves = [value.detach().requires_grad_(needed) for value, needed in pairs]
             ctx.out = function(*ctx.leaves)
-        return ctx.out.detach()
+        out: Tensor = ctx.out.detach()
+        return out
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -132,7 +135,9 @@ class _Shielded(torch.autograd.Function):
         grads: list[Tensor | None] = [None] * len(ctx.leaves)
         with _full_precision(upstream.device.type):
             if torch.is_grad_enabled():  # somebody will differentiate this gradient
-                found = [_again(ctx.function, ctx.saved_tensors, place, upstream) for place in needed]
+                found: Sequence[Tensor | None] = [
+                    _again(ctx.function, ctx.saved_tensors, place, upstream) for place in needed
+                ]
             else:
                 wanted = [ctx.leaves[place] for place in needed]
                 found = torch.autograd.grad(ctx.out, wanted, upstream, retain_graph=True, allow_unused=True)
@@ -149,4 +154,5 @@ def _again(function: Callable[..., Tensor], inputs: tuple[Tensor, ...], place: i
         values[place] = values[place] if values[place].requires_grad else values[place].detach().requires_grad_()
         return torch.autograd.grad(function(*values), values[place], weight, create_graph=True)[0]
 
-    return _Shielded.apply(gradient, *inputs, upstream)
+    out: Tensor = _Shielded.apply(gradient, *inputs, upstream)  # type: ignore[no-untyped-call]
+    return out

@@ -159,7 +159,8 @@ def _flat(x: Tensor) -> np.ndarray:
 
 
 def _sum(columns: np.ndarray) -> np.ndarray:
-    return np.where(np.isnan(columns), 0, columns).sum(1)
+    total: np.ndarray = np.where(np.isnan(columns), 0, columns).sum(1)
+    return total
 
 
 def _mean(columns: np.ndarray) -> np.ndarray:

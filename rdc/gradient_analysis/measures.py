@@ -22,7 +22,8 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosine similarity of vectors along the last axis, [..., D] and [..., D] -> [...] float64; NaN where one is zero."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (_unit(a) * _unit(b)).sum(-1)
+        cosine: np.ndarray = (_unit(a) * _unit(b)).sum(-1)
+        return cosine
 
 
 def size_measures(gradients: np.ndarray) -> dict[str, np.ndarray]:
@@ -160,7 +161,8 @@ def _unit(g: np.ndarray) -> np.ndarray:
     largest = np.abs(g).max(-1, keepdims=True)  # first, so that squares neither underflow nor overflow
     with np.errstate(invalid="ignore", divide="ignore"):
         g = g / largest
-        return g / np.sqrt(np.square(g).sum(-1, keepdims=True))
+        unit: np.ndarray = g / np.sqrt(np.square(g).sum(-1, keepdims=True))
+        return unit
 
 
 def _sign_agreement(g: np.ndarray) -> np.ndarray:

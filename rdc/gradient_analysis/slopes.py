@@ -147,7 +147,8 @@ def _largest_singular_value(jacobian: Tensor) -> Tensor:
     gram = jacobian @ jacobian.T
     if not bool(gram.isfinite().all()):
         return gram.new_tensor(math.nan)
-    return torch.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt()
+    largest: Tensor = torch.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt()
+    return largest
 
 
 def _by_power(probe: Probe, x: Tensor) -> Tensor | None:
@@ -169,7 +170,7 @@ def _by_power(probe: Probe, x: Tensor) -> Tensor | None:
                 length = v.double().flatten(1).square().sum(1)
                 if step == 0 and not torch.allclose(square, length, rtol=_ADJOINT_TOLERANCE, atol=1e-30):
                     return None
-                top = pushed.norm(dim=1)
+                top: Tensor = pushed.norm(dim=1)
                 if before is not None and bool((top - before <= POWER_TOLERANCE * top).all()):
                     break
                 before, u = top, _normalized(pushed)

@@ -75,10 +75,11 @@ def read_image(
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             _check_size(opened, content)
             said = []
-            if getattr(opened, "n_frames", 1) > 1:
+            frames: int = getattr(opened, "n_frames", 1)
+            if frames > 1:
                 if opened.format != "MPO":
-                    raise InputError(f"has {opened.n_frames} frames; expected a single picture")
-                said.append(f"first of {opened.n_frames} pictures in the file (MPO)")
+                    raise InputError(f"has {frames} frames; expected a single picture")
+                said.append(f"first of {frames} pictures in the file (MPO)")
             opened.load()
             image, turned = _upright(opened)
     except InputError:

@@ -61,7 +61,7 @@ def read_description(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, not JSON, of another kind or version, incomplete, or not what its digest says.
     """
-    described = read_json(path, CheckpointError, kind=dict)
+    described: dict[str, Any] = read_json(path, CheckpointError, kind=dict)
     if described.get("format") != _FORMAT:
         raise CheckpointError(f'{path}: expected an rdc checkpoint description ("format": "{_FORMAT}")')
     if type(described.get("version")) is not int or described["version"] != _VERSION:

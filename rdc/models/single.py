@@ -52,7 +52,8 @@ def load_single(name: str, device: torch.device, settings: dict[str, Any]) -> Ba
         return _discriminative(network.to(device), config, info, settings, path)
     if not config.get("num_classes"):
         raise ConfigError(f"{path}: expected a class-conditional network; this one has no classes and cannot classify")
-    denoiser = make_denoiser(network.to(device, memory_format=fastest_layout(device)), config)
+    network = network.to(device, memory_format=fastest_layout(device))  # type: ignore[call-overload]
+    denoiser = make_denoiser(network, config)
     if unknown := set(settings) - _SETTINGS:
         raise ConfigError(
             f"settings: expected some of device, {', '.join(sorted(_SETTINGS))}; got {', '.join(sorted(unknown))}"
@@ -79,7 +80,7 @@ def _levels(levels: Any, info: dict[str, Any], path: Path) -> Any:
 
 def _discriminative(
     network: Any, config: dict[str, Any], info: dict[str, Any], settings: dict[str, Any], path: Path
-) -> Any:
+) -> BaseDefence:
     """A discriminative network with the interface of a defence."""
     from rdc.defences import PlainClassifier
 

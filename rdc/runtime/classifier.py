@@ -84,7 +84,9 @@ class OnnxClassifier:
                 pixels = np.rint(pixels * np.float32(255)).astype(np.uint8)
             parts.append(self._run({"pixels": pixels, **more}))
         joined = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
-        return Predictions(*joined[:4], self.class_names, joined[4] if self.max_lm_steps else None)
+        log_probabilities, losses, likelihood, decision = joined[:4]
+        purified = joined[4] if self.max_lm_steps else None
+        return Predictions(log_probabilities, losses, likelihood, decision, self.class_names, purified)
 
     def _run(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
         """Outputs of one piece, of the shapes that they should have."""
@@ -93,7 +95,7 @@ class OnnxClassifier:
         if self.max_lm_steps:
             shapes["purified_pixels"] = (count, *self.image_shape)
         try:
-            found = self._session.run(list(shapes), feed)
+            found: list[np.ndarray] = self._session.run(list(shapes), feed)
         except Exception as error:  # onnxruntime's own exceptions share no base class
             raise CheckpointError(
                 f"{self._path}: onnxruntime cannot run it on {count} images ({one_line(error, 300)}). Set a smaller memory budget, "

@@ -38,6 +38,7 @@ class _Message:
             self.left[0] -= 1
             if self.left[0] < 0:
                 raise ValueError(f"more than {_MOST_FIELDS:,} parts")
+            value: int | memoryview
             key, at = _varint(content, at)
             number, kind = key >> 3, key & 7
             if kind == 0:

@@ -40,12 +40,14 @@ class Predictions:
     def probabilities(self) -> np.ndarray:
         """p(y|x) [N, K] float64, rows sum to one."""
         p = np.exp(self.log_probabilities.astype(np.float64))
-        return p / p.sum(axis=1, keepdims=True)
+        shares: np.ndarray = p / p.sum(axis=1, keepdims=True)
+        return shares
 
     @property
     def labels(self) -> np.ndarray:
         """Most probable class [N] int64, abstained from or not."""
-        return self.log_probabilities.argmax(axis=1)
+        labels: np.ndarray = self.log_probabilities.argmax(axis=1)
+        return labels
 
     @property
     def names(self) -> list[str]:
@@ -55,7 +57,8 @@ class Predictions:
     @property
     def confidence(self) -> np.ndarray:
         """Probability of the most probable class [N]."""
-        return self.probabilities.max(axis=1)
+        largest: np.ndarray = self.probabilities.max(axis=1)
+        return largest
 
     @property
     def abstain(self) -> np.ndarray:

@@ -186,24 +186,26 @@ def _signs_numpy(fixed: np.ndarray, draws: int, word: int) -> np.ndarray:
 
 
 @functools.cache
-def _compiled(name: str) -> Callable[..., Any]:
+def _compiled(name: str) -> Callable[..., np.ndarray]:
     """A numba loop, compiled at its first use and cached on disk where numba can write."""
     import numba
 
     function = _numba_sources(numba)[name]
+    compiled: Callable[..., np.ndarray]
     try:
-        return numba.njit(cache=True, nogil=True)(function)
+        compiled = numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # no folder that numba can write its cache to
-        return numba.njit(nogil=True)(function)
+        compiled = numba.njit(nogil=True)(function)
+    return compiled
 
 
-def _numba_sources(numba: Any) -> dict[str, Callable[..., Any]]:
+def _numba_sources(numba: Any) -> dict[str, Callable[..., np.ndarray]]:
     """The loops as numba compiles them; plain Python as well."""
     u64 = np.uint64
     gamma, mix1, mix2 = u64(_GAMMA), u64(_MIX1), u64(_MIX2)
     one, b27, b30, b31, b32, b63 = u64(1), u64(27), u64(30), u64(31), u64(32), u64(63)
 
-    @numba.njit(inline="always")
+    @numba.njit(inline="always")  # type: ignore[untyped-decorator]
     def mixed(word: Any) -> Any:
         word = (word ^ (word >> b30)) * mix1
         word = (word ^ (word >> b27)) * mix2

@@ -17,7 +17,7 @@ from typing import IO, Any
 try:
     import fcntl
 except ImportError:  # not POSIX
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["atomic_write", "open_in_place", "sweep_temporaries"]
 
@@ -52,8 +52,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     handle, temporary = _temporary(path)
     guard = None
     try:
-        text = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace"}
-        with os.fdopen(handle, mode, **text) as file:
+        encoding, errors = (None, None) if "b" in mode else ("utf-8", "backslashreplace")
+        with os.fdopen(handle, mode, encoding=encoding, errors=errors) as file:
             if fcntl is not None:
                 guard = os.dup(handle)  # keeps the lock until the file has its name
             yield file

@@ -67,7 +67,7 @@ def parse_json(
             content = content.decode("utf-8-sig" if encoding == "utf-8" else encoding)  # strictly: no lone surrogates
         value = json.loads(content, parse_constant=_refuse, parse_float=_finite)
     if kind is not None and not isinstance(value, kind):
-        words = {dict: "an object", list: "a list"}
+        words: dict[type, str] = {dict: "an object", list: "a list"}
         raise error(f"{os.fspath(name)}: expected {words[kind]} in this JSON; got a {type(value).__name__}")
     return value
 

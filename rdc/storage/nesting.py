@@ -20,7 +20,7 @@ class Stub:
 
     __slots__ = ("args", "class_name", "state")
 
-    def __init__(self, class_name: str, args: tuple = (), state: Any = None) -> None:
+    def __init__(self, class_name: str, args: tuple[Any, ...] = (), state: Any = None) -> None:
         self.class_name, self.args, self.state = class_name, args, state
 
 
@@ -32,13 +32,13 @@ def check_nesting(found: Any) -> None:
     """
     known: dict[int, tuple[int, int]] = {}  # container -> (levels below it, parts)
     open_containers = {id(found)}
-    walk = [[id(found), iter(_parts(found) or ()), 0, 1]]
+    walk = [_Open(found, _parts(found) or ())]
     while walk:
         here = walk[-1]
-        for part in here[1]:
+        for part in here.left:
             parts = _parts(part)
             if parts is None:
-                here[3] += 1
+                here.count += 1
                 continue
             if id(part) not in known:
                 if id(part) in open_containers:
@@ -46,25 +46,41 @@ def check_nesting(found: Any) -> None:
                 if len(walk) >= DEPTH:
                     raise ValueError(f"nested more than {DEPTH} levels deep")
                 open_containers.add(id(part))
-                walk.append([id(part), iter(parts), 0, 1])
+                walk.append(_Open(part, parts))
                 break
             levels, count = known[id(part)]
-            here[2], here[3] = max(here[2], levels + 1), here[3] + count
+            here.add(levels, count)
         else:
             walk.pop()
-            if here[3] > PARTS or len(walk) + here[2] > DEPTH:
+            if here.count > PARTS or len(walk) + here.levels > DEPTH:
                 raise ValueError(f"more than {PARTS:,} parts or {DEPTH} levels")
-            known[here[0]] = here[2], here[3]
-            open_containers.discard(here[0])
+            known[here.place] = here.levels, here.count
+            open_containers.discard(here.place)
             if walk:
-                walk[-1][2], walk[-1][3] = max(walk[-1][2], here[2] + 1), walk[-1][3] + here[3]
+                walk[-1].add(here.levels, here.count)
+
+
+class _Open:
+    """A container that is being walked through: parts left to see, levels below it and parts in full so far."""
+
+    __slots__ = ("count", "left", "levels", "place")
+
+    def __init__(self, container: Any, parts: Iterable[Any]) -> None:
+        self.place, self.left, self.levels, self.count = id(container), iter(parts), 0, 1
+
+    def add(self, levels: int, count: int) -> None:
+        """Take in a container inside."""
+        self.levels, self.count = max(self.levels, levels + 1), self.count + count
 
 
 def _parts(value: Any) -> Iterable[Any] | None:
     """What a container contains; None for anything else."""
     kind = type(value)
+    parts: Iterable[Any] | None = None
     if kind in (list, tuple, set, frozenset):
-        return value
-    if kind is dict:
-        return value.values()
-    return (value.args, value.state) if kind is Stub else None
+        parts = value
+    elif kind is dict:
+        parts = value.values()
+    elif kind is Stub:
+        parts = (value.args, value.state)
+    return parts

@@ -262,8 +262,8 @@ class Machine:
     def _put(self, items: list[Any]) -> None:
         self.put(self._stack[-1], items)
 
-    def _dict(self, items: list[Any]) -> dict:
-        made: dict = {}
+    def _dict(self, items: list[Any]) -> dict[Any, Any]:
+        made: dict[Any, Any] = {}
         self.put(made, items)
         return made
 

@@ -12,7 +12,7 @@ import math
 import pickle
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from rdc.storage.reading import Budget, reading
 __all__ = ["NumpyMachine", "PickledArray", "PickledDtype", "load_plain_dict", "reading_pickle"]
 
 _DTYPE = re.compile(r"b1|[iu][1248]|f[248]")
+_ORDERS: Final[tuple[Literal["<", ">", "=", "|"], ...]] = ("<", ">", "=", "|")
 _AXES, _LONGEST_AXIS = 32, 2**48
 
 
@@ -76,15 +77,17 @@ class PickledDtype:
             raise pickle.UnpicklingError(f"dtype {text[:40]!r}; only plain numbers are read")
         self.dtype = np.dtype(text)
 
-    def set_state(self, state: tuple) -> None:
+    def set_state(self, state: tuple[Any, ...]) -> None:
         """Take byte order from NumPy's state (version, order, subarray, names, fields, ...)."""
         _version, order, subarray, names, fields, *_sizes = state
         if subarray is not None or names is not None or fields is not None:
             raise pickle.UnpicklingError("structured dtype; only plain numbers are read")
-        order = _text(order)
-        if order not in ("<", ">", "=", "|"):
-            raise pickle.UnpicklingError(f"byte order {order[:40]!r}")
-        self.dtype = self.dtype.newbyteorder(order)
+        told = _text(order)
+        for known in _ORDERS:
+            if told == known:
+                self.dtype = self.dtype.newbyteorder(known)
+                return
+        raise pickle.UnpicklingError(f"byte order {told[:40]!r}")
 
 
 class PickledArray:
@@ -95,7 +98,7 @@ class PickledArray:
     def __init__(self) -> None:
         self.array = np.zeros(0, dtype=np.uint8)
 
-    def set_state(self, state: tuple) -> None:
+    def set_state(self, state: tuple[Any, ...]) -> None:
         """Take what NumPy's state holds: version, shape, dtype, column-major, bytes."""
         _version, shape, dtype, column_major, data = state
         self.array = _view(data, dtype, shape, "F" if column_major else "C")
@@ -149,7 +152,8 @@ def _view(data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
         raise pickle.UnpicklingError("array order that is neither C nor F")
     if math.prod(shape) * dtype.dtype.itemsize != len(data):
         raise pickle.UnpicklingError(f"array of shape {shape} with {len(data):,} bytes")
-    return np.frombuffer(data, dtype=dtype.dtype).reshape(shape, order=_text(order))
+    values: np.ndarray = np.frombuffer(data, dtype=dtype.dtype)
+    return values.reshape(shape, order="F" if _text(order) == "F" else "C")
 
 
 def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> PickledArray:

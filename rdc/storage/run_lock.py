@@ -13,7 +13,7 @@ from rdc.errors import ConfigError
 try:
     import fcntl
 except ImportError:  # not POSIX
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["IGNORED", "RunLock", "holds_nothing"]
 

@@ -9,11 +9,12 @@ Source: POSIX.1-2001, ``pax``; GNU tar's manual, "Basic Tar Format".
 from __future__ import annotations
 
 import bz2
+import functools
 import gzip
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from rdc.storage.reading import EXPANSION, FLOOR_BYTES
 
@@ -45,16 +46,24 @@ def tar_members(path: Path, most: int) -> Iterator[Member]:
     with open(path, "rb") as file:
         start = file.read(3)
         file.seek(0)
-        packed = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}.get(start[:2])
+        opens: dict[bytes, Callable[[IO[bytes]], gzip.GzipFile | bz2.BZ2File]] = {
+            b"\x1f\x8b": gzip.open,
+            b"BZ": bz2.open,
+        }
+        packed = opens.get(start[:2])
         size = path.stat().st_size
         with packed(file) if packed else file as unpacked:
             yield from _members(_Stream(unpacked, min(most, max(FLOOR_BYTES, EXPANSION * size))))
 
 
+class _Readable(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
 class _Stream:
     """What comes out of the decompressor, counted."""
 
-    def __init__(self, file: IO[bytes], most: int) -> None:
+    def __init__(self, file: _Readable, most: int) -> None:
         self._file, self._most, self.at = file, most, 0
 
     def read(self, count: int) -> bytes:
@@ -92,7 +101,7 @@ def _members(stream: _Stream) -> Iterator[Member]:
             long_name = content.rstrip(b"\0") if kind == b"L" else records.get(b"path", long_name)
         elif kind in (b"0", b"\0", b"7"):
             name = (long_name or _name(header)).decode("utf-8", "replace")
-            yield name, size, lambda size=size: stream.read(size)
+            yield name, size, functools.partial(stream.read, size)
             long_name = None
         elif kind != b"g":
             long_name = None

@@ -7,6 +7,7 @@ import io
 import os
 import zipfile
 from collections.abc import Iterator
+from typing import cast
 
 from rdc.errors import RdcError, one_line
 from rdc.storage.reading import Budget, regular_file
@@ -70,7 +71,8 @@ class ZipArchive:
 
     def read_into(self, name: str, target: memoryview) -> None:
         """Fill ``target``, of the member's size, with its content; its checksum is compared."""
-        with self._zip.open(name) as file:
+        with self._zip.open(name) as opened:
+            file = cast(zipfile.ZipExtFile, opened)  # which the stubs call IO[bytes]
             filled = 0
             while filled < len(target) and (count := file.readinto(target[filled : filled + _PIECE])):
                 filled += count

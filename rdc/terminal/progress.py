@@ -44,7 +44,8 @@ class _Forgiving:
 
     def write(self, text: str) -> int:
         try:
-            return self._stream.write(text)
+            written: int = self._stream.write(text)
+            return written
         except (OSError, ValueError):
             return 0
 

@@ -106,7 +106,8 @@ class AnytimeCalibration:
             raise ConfigError(f"anytime calibration: expected an object with {', '.join(names)}; got {one_line(got)}")
         with reading("anytime calibration", ConfigError, "what to_json gave"):
             _PARTS(content, "anytime calibration")
-        made = cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in content.items()})
+        parts: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
+        made = cls(**parts)
         made._check()
         return made
 
@@ -283,7 +284,8 @@ def prior_scores(classifier: DiffusionClassifier) -> np.ndarray:
     if classifier.class_prior is None:
         return np.zeros(classifier.num_classes)
     prior = np.asarray(classifier.class_prior, dtype=np.float64)
-    return -np.log(prior / prior.sum()) / classifier.scale
+    scores: np.ndarray = -np.log(prior / prior.sum()) / classifier.scale
+    return scores
 
 
 def fingerprint(classifier: DiffusionClassifier) -> str:
@@ -345,7 +347,8 @@ def _looks(count: int) -> list[int]:
 
 def _scores(weighted: np.ndarray, order: np.ndarray, looks: Sequence[int], prior: np.ndarray) -> np.ndarray:
     """Cumulated scores [n, looks, K]."""
-    return np.cumsum(weighted[:, order], axis=1)[:, [look - 1 for look in looks]] + prior
+    scores: np.ndarray = np.cumsum(weighted[:, order], axis=1)[:, [look - 1 for look in looks]] + prior
+    return scores
 
 
 def _spread(scores: np.ndarray) -> np.ndarray:

@@ -67,7 +67,8 @@ class AnytimeClassifier(BaseDefence):
         super().__init__(
             classifier.image_shape, classifier.num_classes, classifier.class_names, gradient=classifier.gradient
         )
-        self.classifier, self.error_rate, self.calibration = classifier, error_rate, None
+        self.classifier, self.error_rate = classifier, error_rate
+        self.calibration: AnytimeCalibration | None = None
         self.noise_seed = classifier.noise_seed
         self.head = f"{classifier.denoiser.head}, anytime"
         if calibration is not None:
@@ -131,11 +132,13 @@ class AnytimeClassifier(BaseDefence):
 
     def _setting(self, like: Tensor) -> tuple[Draw, Tensor]:
         """The draw, in the order of looking, and the prior's scores [K]."""
+        assert self.calibration is not None
         draw = self.classifier.drawn(0, like)[list(self.calibration.order)]
         return draw, torch.from_numpy(prior_scores(self.classifier)).to(like.device, like.dtype)
 
     def _parts(self) -> list[tuple[slice, float]]:
         """The levels of each look, and the lead that settles a decision after them."""
+        assert self.calibration is not None
         looks, limits = self.calibration.looks, (*self.calibration.boundary, 0.0)
         return [(slice(a, b), c) for a, b, c in zip((0, *looks[:-1]), looks, limits, strict=True)]
 

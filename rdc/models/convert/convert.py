@@ -151,7 +151,8 @@ def _read(
         return read_edm_pickle(source)
     if kind == "diffusers":
         config, state, notes = read_diffusers_folder(source, null_label)
-        return config, {**state, "log_sigmas": _built(config, source).log_sigmas.cpu()}, notes
+        log_sigmas = _built(config, source).get_buffer("log_sigmas")
+        return config, {**state, "log_sigmas": log_sigmas.cpu()}, notes
     state, notes = (read_safetensors(source), []) if kind == "safetensors" else read_torch_file(source)
     if network is None:
         state, more = strip_prefix(state, None, source)

@@ -185,4 +185,5 @@ def _json_file(path: Path) -> dict[str, Any]:
             f"{path}: missing; expected a diffusers folder (unet/config.json and its weights) "
             "or the UNet2DModel's own folder"
         )
-    return read_json(path, CheckpointError, kind=dict)
+    content: dict[str, Any] = read_json(path, CheckpointError, kind=dict)
+    return content

@@ -65,7 +65,7 @@ def read_torch_file(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     return found, notes
 
 
-def _is_state(found: dict) -> bool:
+def _is_state(found: dict[Any, Any]) -> bool:
     return bool(found) and all(isinstance(key, str) and isinstance(value, Tensor) for key, value in found.items())
 
 
@@ -129,7 +129,9 @@ def strip_prefix(state: dict[str, Tensor], names: set[str] | None, path: Path) -
     state = unwrapped(state, path)
     prefixes: Counter[str] = Counter({"": len(state)})
     for name in state:
-        parts = _PREFIX.match(name).group().split(".")[:-1][:_WRAPPED]
+        leading = _PREFIX.match(name)
+        assert leading is not None  # it matches the empty text as well
+        parts = leading.group().split(".")[:-1][:_WRAPPED]
         prefixes.update("".join(f"{part}." for part in parts[:count]) for count in range(1, len(parts) + 1))
     candidates = sorted(prefix for prefix, _ in prefixes.most_common(_CANDIDATES))
     if names is not None:

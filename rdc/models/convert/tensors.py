@@ -60,6 +60,9 @@ class Storage:
     """
 
     __slots__ = ("_content", "_whole", "count", "dtype", "start")
+    _whole: Storage | None
+    count: int
+    dtype: torch.dtype
 
     def __init__(self, dtype: torch.dtype, count: Any, whole: Storage | None = None, start: Any = 0) -> None:
         if type(count) is not int or type(start) is not int or min(count, start) < 0:
@@ -90,7 +93,7 @@ class Held:
 
     __slots__ = ("_flags", "_place", "dtype", "storage")
 
-    def __init__(self, storage: Storage, dtype: torch.dtype, place: tuple, flags: tuple[bool, bool]) -> None:
+    def __init__(self, storage: Storage, dtype: torch.dtype, place: tuple[Any, ...], flags: tuple[bool, bool]) -> None:
         self.storage, self.dtype, self._place, self._flags = storage, dtype, place, flags
 
     def tensor(self) -> Tensor:

@@ -97,7 +97,7 @@ def _zip(archive: ZipArchive) -> Any:
             raise ValueError(f"no storage {one_line(key, 40)}")
         archive.budget.take(archive.sizes[member], "a storage")
         content = torch.empty(archive.sizes[member], dtype=torch.uint8)
-        archive.read_into(member, memoryview(content.numpy()))
+        archive.read_into(member, content.numpy().data)
         storage.fill(_swapped(content, storage.dtype) if order == b"big" else content)
     archive.check_rest()
     return _tensors(found)

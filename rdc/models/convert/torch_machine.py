@@ -84,7 +84,7 @@ class TorchMachine(Machine):
         self._known: dict[tuple[str, str], Callable[..., Any]] = {}
         self._only_storages = only_storages
         if not only_storages:
-            rebuilt = {
+            rebuilt: dict[str, Callable[..., Any]] = {
                 "_rebuild_tensor": tensors.version_2,
                 "_rebuild_tensor_v2": tensors.version_2,
                 "_rebuild_tensor_v3": tensors.version_3,
@@ -174,7 +174,7 @@ class TorchMachine(Machine):
             return Stub("dict")
         pairs = args[0] if args else ()
         self.budget.take(100 * len(pairs), "a copy")
-        made: dict = {}
+        made: dict[Any, Any] = {}
         for pair in pairs.items() if type(pairs) is dict else pairs:
             if type(pair) not in (list, tuple) or len(pair) != 2:
                 raise pickle.UnpicklingError("a dict made of something else than pairs")
