@@ -89,7 +89,9 @@ def _run(arguments: list[str], stop: Stop) -> int:
         except SystemExit as end:  # argparse: --help, --version, wrong use
             return end.code if isinstance(end.code, int) else BAD
         args.argv = arguments
-        return module.run(args)
+        assert module is not None  # without a command the parser ends
+        status: int = module.run(args)
+        return status
     except KeyboardInterrupt as interrupt:
         return _say(_interrupted(interrupt, stop, arguments), stop.status)
     except BrokenPipeError:
@@ -133,7 +135,7 @@ def _parser(name: str | None, module: ModuleType | None) -> argparse.ArgumentPar
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
     for command, text in COMMANDS.items():
         sub = commands.add_parser(command, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
-        if command == name:
+        if command == name and module is not None:
             module.add_arguments(sub)
     return parser
 

@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
     for begin in range(0, len(waiting), args.batch):
         part = waiting[begin : begin + args.batch]
         found = _logits(classifier, [pixels for _, pixels in part])
-        for (answer, _), *said in zip(part, *found, strict=True):
-            _answer(answer, *said, classifier.class_names)
+        for (answer, _), logits, probabilities, levels in zip(part, *found, strict=True):
+            _answer(answer, logits, probabilities, levels, classifier.class_names)
     print(json.dumps(answers, indent=2, allow_nan=False) if args.json else _table(answers, args.top))
     good = [answer for answer in answers if "class" in answer]
     if args.anytime is not None and not args.json and good:
@@ -168,9 +168,9 @@ def _table(answers: list[dict[str, Any]], top: int) -> str:
         rows.append((one_line(answer["file"], 400), one_line(answer["class"]), _percent(answer["confidence"]), others))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = []
-    for row, answer in zip(rows, (None, *good), strict=True):
+    for row, about in zip(rows, (None, *good), strict=True):
         lines.append(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip())
-        lines += [f"  ({notice})" for notice in (answer or {}).get("notices", ())]
+        lines += [f"  ({notice})" for notice in (about or {}).get("notices", ())]
     return "\n".join(lines)
 
 

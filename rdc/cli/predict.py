@@ -74,7 +74,8 @@ def _answers(classifier: Any, args: argparse.Namespace, paths: list[str]) -> lis
     from rdc.errors import InputError
     from rdc.images.files import read_image
 
-    answers, pixels, waiting = [], [], []
+    answers: list[dict[str, Any]] = []
+    pixels, waiting = [], []
     for path in paths:
         answers.append({"file": path})
         try:

@@ -35,7 +35,8 @@ def standard_streams() -> Iterator[None]:
     encoding, and the bytes of file names that are no text, are written as a plain sign or as an escape. Afterwards all is as before.
     """
     _occupy_descriptors()
-    before, undo = (sys.stdout, sys.stderr), []
+    before = sys.stdout, sys.stderr
+    undo: list[Callable[[], None]] = []
     try:
         sys.stdout, sys.stderr = (_prepared(stream, undo) for stream in before)
         yield
@@ -67,10 +68,12 @@ class _Escaping:
         self._stream = stream
 
     def write(self, text: str) -> int:
+        written: int
         try:
-            return self._stream.write(text)
+            written = self._stream.write(text)
         except UnicodeEncodeError as error:
-            return self._stream.write(text.encode(error.encoding, _REPLACE).decode(error.encoding))
+            written = self._stream.write(text.encode(error.encoding, _REPLACE).decode(error.encoding))
+        return written
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ __all__ = [
 
 #: of tensors, to a tensor or a tuple of tensors; differentiable where autograd is on, and in what requires a gradient
 Function = Callable[..., Any]
+Result = TypeVar("Result")
 
 
 def transformed() -> bool:
@@ -57,7 +58,7 @@ def plain_values(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def opaque(function: Function, *tensors: Tensor) -> Any:
+def opaque(function: Callable[..., Result], *tensors: Tensor) -> Result:
     """``function(*tensors)``, computed on plain tensors; the result has derivatives of any order and kind in all of them.
 
     Args:
@@ -73,22 +74,24 @@ def opaque(function: Function, *tensors: Tensor) -> Any:
     single: list[bool] = []
 
     def whole(*given: Tensor) -> tuple[Tensor, ...]:
-        out = function(*given)
+        out: Any = function(*given)
         single.append(isinstance(out, Tensor))
         return (out,) if single[-1] else tuple(out)
 
     run = _uncompiled(whole) if transformed() else whole
     found = Opaque.apply(run, *tensors)  # type: ignore[no-untyped-call]
-    return found[0] if single[-1] else found
+    out: Result = found[0] if single[-1] else found
+    return out
 
 
-def opaque_with(module: nn.Module, function: Function, *tensors: Tensor) -> Any:
+def opaque_with(module: nn.Module, function: Callable[..., Result], *tensors: Tensor) -> Result:
     """:func:`opaque` for a function that also computes with the parameters and buffers of ``module``: derivatives in these, too."""
     names, held = _held(module)
     holder, count = _Holder(module, function), len(tensors)
 
-    def with_these(*given: Tensor) -> Any:
-        return torch.func.functional_call(holder, dict(zip(names, given[count:], strict=True)), given[:count])
+    def with_these(*given: Tensor) -> Result:
+        out: Result = torch.func.functional_call(holder, dict(zip(names, given[count:], strict=True)), given[:count])
+        return out
 
     return opaque(with_these, *tensors, *held)
 
@@ -124,7 +127,7 @@ def wanted(*tensors: Tensor, module: nn.Module | None = None) -> bool:
     )
 
 
-def checkpointed(function: Function, *args: Any) -> Any:
+def checkpointed(function: Callable[..., Result], *args: Any) -> Result:
     """``function(*args)``, whose graph is built in the backward pass; for where nothing is :func:`transformed`.
 
     A tangent can still come with the upstream gradient: what is computed again is computed as it was, without.
@@ -134,7 +137,8 @@ def checkpointed(function: Function, *args: Any) -> Any:
         with forward_ad._set_fwd_grad_enabled(False):
             return function(*args)
 
-    return checkpoint(plain, *args, use_reentrant=False, preserve_rng_state=False)
+    out: Result = checkpoint(plain, *args, use_reentrant=False, preserve_rng_state=False)
+    return out
 
 
 def new_names(tensors: Sequence[Tensor]) -> list[Tensor]:

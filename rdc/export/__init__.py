@@ -73,7 +73,12 @@ def export_onnx(
     from rdc.storage.files import atomic_write
 
     frozen = _on_cpu(classifier)
-    settings = {"max_steps": steps, "threshold": confidence_threshold, "precision": precision, "pixel_type": pixel_type}
+    settings: dict[str, Any] = {
+        "max_steps": steps,
+        "threshold": confidence_threshold,
+        "precision": precision,
+        "pixel_type": pixel_type,
+    }
     say("recording the network and its gradients" if classifier.lm is not None else "recording the network")
     model, bytes_per_image = build_model(frozen, **settings)
     properties = describe_model(frozen, info or {}, bytes_per_image=bytes_per_image, **settings)

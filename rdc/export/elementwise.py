@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rdc.errors import ConfigError
 
+if TYPE_CHECKING:
+    from rdc.export.translate import Translator
+
 __all__ = ["ELEMENTWISE"]
 
 
-def _unary(kind: str) -> Callable[[Any, Any], str]:
+def _unary(kind: str) -> Callable[[Translator, Any], str]:
     return lambda t, node: t.graph.op(kind, t.args(node, 1)[0])
 
 
-def _binary(kind: str, reverse: bool = False) -> Callable[[Any, Any], str]:
-    def translate(t: Any, node: Any) -> str:
+def _binary(kind: str, reverse: bool = False) -> Callable[[Translator, Any], str]:
+    def translate(t: Translator, node: Any) -> str:
         a, b = t.args(node, 2)
         if node.kwargs.get("alpha", 1) != 1:
             b = t.graph.op("Mul", b, node.kwargs["alpha"])
@@ -28,29 +31,29 @@ def _binary(kind: str, reverse: bool = False) -> Callable[[Any, Any], str]:
     return translate
 
 
-def power(t: Any, node: Any) -> str:
+def power(t: Translator, node: Any) -> str:
     base, exponent = t.args(node, 2)
     if exponent == 2:
         return t.graph.op("Mul", base, base)
     return t.graph.op("Pow", base, exponent)
 
 
-def clamp(t: Any, node: Any) -> str:
+def clamp(t: Translator, node: Any) -> str:
     x, low, high = t.args(node, 3)
     return t.graph.op("Clip", x, "" if low is None else low, *(() if high is None else (high,)))
 
 
-def clamp_min(t: Any, node: Any) -> str:
+def clamp_min(t: Translator, node: Any) -> str:
     x, low = t.args(node, 2)
     return t.graph.op("Max", x, low)
 
 
-def where(t: Any, node: Any) -> str:
+def where(t: Translator, node: Any) -> str:
     condition, a, b = t.args(node, 3)
     return t.graph.op("Where", condition, t.number(a, node), t.number(b, node))
 
 
-def addcmul(t: Any, node: Any) -> str:
+def addcmul(t: Translator, node: Any) -> str:
     x, a, b = t.args(node, 3)
     product = t.graph.op("Mul", a, b)
     if node.kwargs.get("value", 1) != 1:
@@ -58,7 +61,7 @@ def addcmul(t: Any, node: Any) -> str:
     return t.graph.op("Add", x, product)
 
 
-def gelu(t: Any, node: Any) -> str:
+def gelu(t: Translator, node: Any) -> str:
     (x,) = t.args(node, 1)
     if node.kwargs.get("approximate", "none") != "none":
         raise ConfigError("export: gelu with an approximation is not translated")
@@ -66,8 +69,8 @@ def gelu(t: Any, node: Any) -> str:
     return op("Mul", op("Mul", x, 0.5), op("Add", op("Erf", op("Mul", x, 0.5**0.5)), 1.0))
 
 
-def _reduce(kind: str) -> Callable[[Any, Any], str]:
-    def translate(t: Any, node: Any) -> str:
+def _reduce(kind: str) -> Callable[[Translator, Any], str]:
+    def translate(t: Translator, node: Any) -> str:
         x, dims, keep = t.args(node, 3)
         dims = [dims] if isinstance(dims, int) else dims
         axes = () if not dims else (t.graph.ints(*dims),)
@@ -76,36 +79,37 @@ def _reduce(kind: str) -> Callable[[Any, Any], str]:
     return translate
 
 
-def sum_all(t: Any, node: Any) -> str:
+def sum_all(t: Translator, node: Any) -> str:
     return t.graph.op("ReduceSum", t.args(node, 1)[0], keepdims=0)
 
 
-def reshape(t: Any, node: Any) -> str:
+def reshape(t: Translator, node: Any) -> str:
     return t.graph.reshape(t.args(node, 1)[0], t.dims(node))
 
 
-def same(t: Any, node: Any) -> str:
-    return t.args(node, 1)[0]
+def same(t: Translator, node: Any) -> str:
+    x: str = t.args(node, 1)[0]
+    return x
 
 
-def permute(t: Any, node: Any) -> str:
+def permute(t: Translator, node: Any) -> str:
     x, order = t.args(node, 2)
     rank = len(t.dims(node))
     return t.graph.op("Transpose", x, perm=[d % rank for d in order])
 
 
-def transpose(t: Any, node: Any) -> str:
+def transpose(t: Translator, node: Any) -> str:
     x, a, b = t.args(node, 3)
     order = list(range(len(t.dims(node))))
     order[a], order[b] = order[b], order[a]
     return t.graph.op("Transpose", x, perm=order)
 
 
-def matrix_transpose(t: Any, node: Any) -> str:
+def matrix_transpose(t: Translator, node: Any) -> str:
     return t.graph.op("Transpose", t.args(node, 1)[0], perm=[1, 0])
 
 
-def expand(t: Any, node: Any) -> str:
+def expand(t: Translator, node: Any) -> str:
     x, before, after = t.args(node, 1)[0], t.dims(node.args[0]), t.dims(node)
     before = [(1, False)] * (len(after) - len(before)) + before
     return t.graph.op(
@@ -113,7 +117,7 @@ def expand(t: Any, node: Any) -> str:
     )
 
 
-def repeat(t: Any, node: Any) -> str:
+def repeat(t: Translator, node: Any) -> str:
     x, before = t.args(node, 1)[0], t.dims(node.args[0])
     times = t.sizes(node, 1)
     if len(times) > len(before):
@@ -121,26 +125,26 @@ def repeat(t: Any, node: Any) -> str:
     return t.graph.op("Tile", x, t.graph.shape(times))
 
 
-def _filled(value: float) -> Callable[[Any, Any], str]:
-    def translate(t: Any, node: Any) -> str:
+def _filled(value: float) -> Callable[[Translator, Any], str]:
+    def translate(t: Translator, node: Any) -> str:
         start = t.graph.value(np.full((1,) * max(1, len(t.dims(node))), value, t.dtype(node)))
         return t.graph.op("Expand", start, t.graph.shape(t.dims(node)))
 
     return translate
 
 
-def cat(t: Any, node: Any) -> str:
+def cat(t: Translator, node: Any) -> str:
     parts, axis = t.args(node, 2, default=0)
     return t.graph.op("Concat", *parts, axis=axis)
 
 
-def stack(t: Any, node: Any) -> str:
+def stack(t: Translator, node: Any) -> str:
     parts, axis = t.args(node, 2, default=0)
     axis %= len(t.dims(node))
     return t.graph.op("Concat", *(t.graph.op("Unsqueeze", part, t.graph.ints(axis)) for part in parts), axis=axis)
 
 
-def unbind(t: Any, node: Any) -> tuple[str, ...]:
+def unbind(t: Translator, node: Any) -> tuple[str, ...]:
     x, axis = t.args(node, 2, default=0)
     axis %= len(t.dims(node.args[0]))
     count, dynamic = t.dims(node.args[0])[axis]
@@ -149,27 +153,26 @@ def unbind(t: Any, node: Any) -> tuple[str, ...]:
     return tuple(t.graph.op("Gather", x, np.array(i, np.int64), axis=axis) for i in range(count))
 
 
-def split(t: Any, node: Any) -> tuple[str, ...]:
+def split(t: Translator, node: Any) -> tuple[str, ...]:
     x, size, axis = t.args(node, 3, default=0)
     whole, dynamic = t.dims(node.args[0])[axis]
     if dynamic:
         raise ConfigError("export: split over images is not translated")
     sizes = size if isinstance(size, (list, tuple)) else [min(size, whole - at) for at in range(0, whole, size)]
-    out = t.graph.op("Split", x, t.graph.ints(*sizes), outputs=len(sizes), axis=axis)
-    return out if isinstance(out, tuple) else (out,)
+    return t.graph.ops("Split", x, t.graph.ints(*sizes), outputs=len(sizes), axis=axis)
 
 
-def slice_(t: Any, node: Any) -> str:
+def slice_(t: Translator, node: Any) -> str:
     x, axis, start, end, step = t.args(node, 5, default=None)
     axis, step = axis or 0, step or 1
     end = np.iinfo(np.int64).max if end is None else end
     if step == 1 and not start and t.dims(node) == t.dims(node.args[0]):
-        return x
+        return str(x)
     ints = t.graph.ints
     return t.graph.op("Slice", x, ints(start or 0), ints(end), ints(axis), ints(step))
 
 
-def slice_backward(t: Any, node: Any) -> str:
+def slice_backward(t: Translator, node: Any) -> str:
     """Zeros around the gradient."""
     grad, _, axis, start, _, step = t.args(node, 6)
     if step != 1:
@@ -177,19 +180,19 @@ def slice_backward(t: Any, node: Any) -> str:
     dims, (size, _) = t.dims(node), t.dims(node.args[0])[axis]
     whole, dynamic = dims[axis]
     if dims == t.dims(node.args[0]):
-        return grad
+        return str(grad)
     if dynamic:
         raise ConfigError("export: slices of images are not translated")
     start = start + whole if start < 0 else start
     return _pad(t, grad, len(dims), axis, start, whole - start - size)
 
 
-def select(t: Any, node: Any) -> str:
+def select(t: Translator, node: Any) -> str:
     x, axis, index = t.args(node, 3)
     return t.graph.op("Gather", x, np.array(index, np.int64), axis=axis)
 
 
-def select_backward(t: Any, node: Any) -> str:
+def select_backward(t: Translator, node: Any) -> str:
     """The gradient of ``select``: its upstream in the picked place, zeros elsewhere."""
     grad, _, axis, index = t.args(node, 4)
     dims = t.dims(node)
@@ -202,32 +205,32 @@ def select_backward(t: Any, node: Any) -> str:
     return _pad(t, grad, len(dims), axis, index, whole - index - 1)
 
 
-def _pad(t: Any, x: str, rank: int, axis: int, before: int, after: int) -> str:
+def _pad(t: Translator, x: str, rank: int, axis: int, before: int, after: int) -> str:
     pads = [0] * (2 * rank)
     pads[axis], pads[rank + axis] = before, after
     return t.graph.op("Pad", x, t.graph.ints(*pads))
 
 
-def flip(t: Any, node: Any) -> str:
+def flip(t: Translator, node: Any) -> str:
     x, axes = t.args(node, 2)
     ints, count, far = t.graph.ints, len(axes), np.iinfo(np.int64).min
     return t.graph.op("Slice", x, ints(*[-1] * count), ints(*[far] * count), ints(*axes), ints(*[-1] * count))
 
 
-def cast(t: Any, node: Any) -> str:
+def cast(t: Translator, node: Any) -> str:
     from onnx import helper
 
     return t.graph.op("Cast", t.args(node, 1)[0], to=helper.np_dtype_to_tensor_dtype(np.dtype(t.dtype(node))))
 
 
-def index(t: Any, node: Any) -> str:
+def index(t: Translator, node: Any) -> str:
     x, picks = t.args(node, 2)
     if len(picks) != 1:
         raise ConfigError("export: indexing by more than one tensor is not translated")
     return t.graph.op("Gather", x, picks[0], axis=0)
 
 
-def constant_pad(t: Any, node: Any) -> str:
+def constant_pad(t: Translator, node: Any) -> str:
     """Pads come as (before, after) of the last dimension, then of the one before it, ...; negative ones cut."""
     x, given = t.args(node, 2)
     if t.args(node, 3, default=0)[2] != 0:
@@ -238,12 +241,12 @@ def constant_pad(t: Any, node: Any) -> str:
     return t.graph.op("Pad", x, t.graph.ints(*pads))
 
 
-def embedding(t: Any, node: Any) -> str:
+def embedding(t: Translator, node: Any) -> str:
     table, rows = t.args(node, 2)
     return t.graph.op("Gather", table, rows, axis=0)
 
 
-def bucketize(t: Any, node: Any) -> str:
+def bucketize(t: Translator, node: Any) -> str:
     """How many of the borders [M] lie below x [B]."""
     x, borders = t.args(node, 2)
     if node.kwargs.get("right", False):
@@ -254,7 +257,7 @@ def bucketize(t: Any, node: Any) -> str:
 
 
 #: aten overload -> function
-ELEMENTWISE: dict[str, Callable[[Any, Any], Any]] = {
+ELEMENTWISE: dict[str, Callable[[Translator, Any], Any]] = {
     **{
         f"aten.{name}.default": _unary(kind)
         for name, kind in {

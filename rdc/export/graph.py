@@ -13,6 +13,8 @@ import numpy as np
 
 __all__ = ["OPSET", "Constants", "Graph"]
 
+Input = str | float | int | np.ndarray | np.floating[Any]
+
 #: ONNX operator set that is written (December 2022), and the file format version that goes with it
 OPSET, IR_VERSION = 18, 8
 
@@ -30,8 +32,8 @@ class Constants:
         self.nodes: list[Any] = []
         self.names: set[str] = set()
         self.stored: dict[str, str] = {}  # float32 name -> float16 name
-        self._seen: dict[tuple, str] = {}
-        self._made: dict[tuple, tuple[str, ...]] = {}
+        self._seen: dict[tuple[Any, ...], str] = {}
+        self._made: dict[tuple[Any, ...], tuple[str, ...]] = {}
         self._count = 0
 
     def fresh(self, stem: str) -> str:
@@ -101,24 +103,26 @@ class Graph:
     def __init__(self, constants: Constants, half: bool = False) -> None:
         self.constants, self.half = constants, half
         self.nodes: list[Any] = []
-        self.made: dict[tuple, tuple[str, ...]] = {}
+        self.made: dict[tuple[Any, ...], tuple[str, ...]] = {}
         self.batch = ""
         self.notes: dict[str, Any] = {}  # what a layer's gradient takes over from its forward pass
 
-    def op(self, kind: str, *inputs: str | float | int | np.ndarray, outputs: int = 1, **attributes: Any) -> Any:
-        """Add a node; returns the name of its output, or a tuple of names.
+    def op(self, kind: str, *inputs: Input, **attributes: Any) -> str:
+        """Add a node of one output; returns its name.
 
         Args:
             kind: ONNX operator.
             inputs: names ("" for an input left out), or values: numbers become float32, arrays stay what they are.
-            outputs: how many.
             attributes: of the operator.
         """
-        names = tuple(self.value(i) for i in inputs)
-        outs = self.constants.node(self, kind, names, outputs, attributes, None)
-        return outs[0] if outputs == 1 else outs
+        return self.ops(kind, *inputs, outputs=1, **attributes)[0]
 
-    def value(self, value: str | float | int | np.ndarray) -> str:
+    def ops(self, kind: str, *inputs: Input, outputs: int, **attributes: Any) -> tuple[str, ...]:
+        """The same for a node of so many outputs; returns their names."""
+        names = tuple(self.value(i) for i in inputs)
+        return self.constants.node(self, kind, names, outputs, attributes, None)
+
+    def value(self, value: Input) -> str:
         """Name of a value."""
         if isinstance(value, str):
             return value

@@ -5,16 +5,20 @@ Each function takes the :class:`~rdc.export.translate.Translator` and the FX nod
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rdc.errors import ConfigError
 
+if TYPE_CHECKING:
+    from rdc.export.translate import Translator
+
 __all__ = ["LAYERS"]
 
 
-def convolution(t: Any, node: Any) -> str:
+def convolution(t: Translator, node: Any) -> str:
     x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = t.args(node, 9)
     attributes = {"strides": list(stride), "dilations": list(dilation), "group": groups, "pads": list(padding) * 2}
     if transposed:
@@ -22,7 +26,7 @@ def convolution(t: Any, node: Any) -> str:
     return t.graph.in_half("ConvTranspose" if transposed else "Conv", x, weight, bias, **attributes)
 
 
-def convolution_backward(t: Any, node: Any) -> tuple[str | None, ...]:
+def convolution_backward(t: Translator, node: Any) -> tuple[str | None, ...]:
     """Gradient of the input. Of a convolution with stride 1 it is a convolution with the kernel turned round and its channels exchanged,
     for which runtimes have faster code than for a transposed convolution."""
     grad, x, weight, _, stride, padding, dilation, transposed, _, groups, wanted = t.args(node, 11)
@@ -49,25 +53,25 @@ def convolution_backward(t: Any, node: Any) -> tuple[str | None, ...]:
     return t.graph.op("ConvTranspose", grad, weight, output_padding=extra, **common), None, None
 
 
-def addmm(t: Any, node: Any) -> str:
+def addmm(t: Translator, node: Any) -> str:
     bias, x, weight = t.args(node, 3)
     if node.kwargs:
         raise ConfigError(f"export: addmm with {dict(node.kwargs)} is not translated")
     return t.graph.op("Gemm", x, weight, bias)
 
 
-def matmul(t: Any, node: Any) -> str:
+def matmul(t: Translator, node: Any) -> str:
     return t.graph.op("MatMul", *t.args(node, 2))
 
 
-def group_norm(t: Any, node: Any) -> tuple[str, str, str]:
+def group_norm(t: Translator, node: Any) -> tuple[str, str, str]:
     """(x - mean) / deviation over each group, then scale and shift of each channel; float32. By LayerNormalization, whose scale is one."""
     x, weight, bias, _, channels, _, groups, eps = t.args(node, 8)
     dims = t.dims(node.args[0])
     inner = int(np.prod([size for size, _ in dims[1:]])) // groups
     folded = t.graph.reshape(x, [dims[0], (groups, False), (inner, False)])
     one = t.graph.value(np.ones(inner, np.float32))
-    normed, mean, rstd = t.graph.op("LayerNormalization", folded, one, outputs=3, axis=-1, epsilon=eps)
+    normed, mean, rstd = t.graph.ops("LayerNormalization", folded, one, outputs=3, axis=-1, epsilon=eps)
     t.graph.notes[mean] = normed
     out = t.graph.reshape(normed, dims)
     column = [(channels, False)] + [(1, False)] * (len(dims) - 2)
@@ -78,7 +82,7 @@ def group_norm(t: Any, node: Any) -> tuple[str, str, str]:
     return out, mean, rstd
 
 
-def group_norm_backward(t: Any, node: Any) -> tuple[str | None, ...]:
+def group_norm_backward(t: Translator, node: Any) -> tuple[str | None, ...]:
     """With z the normalised input and g the gradient that reaches it: (g - mean(g) - z mean(g z)) / deviation."""
     grad, _, mean, rstd, weight, _, channels, _, groups, wanted = t.args(node, 10)
     if not wanted[0] or any(wanted[1:]):
@@ -95,12 +99,12 @@ def group_norm_backward(t: Any, node: Any) -> tuple[str | None, ...]:
     return t.graph.reshape(op("Mul", centred, rstd), dims), None, None
 
 
-def silu(t: Any, node: Any) -> str:
+def silu(t: Translator, node: Any) -> str:
     (x,) = t.args(node, 1)
     return t.graph.op("Mul", x, t.graph.op("Sigmoid", x))
 
 
-def silu_backward(t: Any, node: Any) -> str:
+def silu_backward(t: Translator, node: Any) -> str:
     grad, x = t.args(node, 2)
     op = t.graph.op
     s = op("Sigmoid", x)
@@ -108,13 +112,13 @@ def silu_backward(t: Any, node: Any) -> str:
     return op("Mul", grad, slope)
 
 
-def mish(t: Any, node: Any) -> str:
+def mish(t: Translator, node: Any) -> str:
     """x tanh(softplus(x))."""
     (x,) = t.args(node, 1)
     return t.graph.op("Mul", x, t.graph.op("Tanh", t.graph.op("Softplus", x)))
 
 
-def mish_backward(t: Any, node: Any) -> str:
+def mish_backward(t: Translator, node: Any) -> str:
     """With h = tanh(softplus(x)): h + x (1 - h^2) sigmoid(x)."""
     grad, x = t.args(node, 2)
     op = t.graph.op
@@ -123,30 +127,30 @@ def mish_backward(t: Any, node: Any) -> str:
     return op("Mul", grad, slope)
 
 
-def softmax(t: Any, node: Any) -> str:
+def softmax(t: Translator, node: Any) -> str:
     x, dim, _ = t.args(node, 3)
     return t.graph.op("Softmax", x, axis=dim)
 
 
-def softmax_backward(t: Any, node: Any) -> str:
+def softmax_backward(t: Translator, node: Any) -> str:
     grad, out, dim, _ = t.args(node, 4)
     op = t.graph.op
     product = op("Mul", grad, out)
     return op("Sub", product, op("Mul", out, op("ReduceSum", product, t.graph.ints(dim), keepdims=1)))
 
 
-def _two_by_two(t: Any, node: Any, first: int) -> None:
+def _two_by_two(t: Translator, node: Any, first: int) -> None:
     kernel, stride, padding = t.args(node, first + 3)[first:]
     if list(kernel) != [2, 2] or list(stride or kernel) != [2, 2] or any(padding or []):
         raise ConfigError(f"export: expected 2 x 2 average pooling without padding; got {node.args[first:]}")
 
 
-def avg_pool(t: Any, node: Any) -> str:
+def avg_pool(t: Translator, node: Any) -> str:
     _two_by_two(t, node, 1)
     return t.graph.op("AveragePool", t.args(node, 1)[0], kernel_shape=[2, 2], strides=[2, 2])
 
 
-def avg_pool_backward(t: Any, node: Any) -> str:
+def avg_pool_backward(t: Translator, node: Any) -> str:
     """A quarter of the gradient to each of four pixels; nearest-neighbour growth written as expand and reshape."""
     _two_by_two(t, node, 2)
     batch, channels, height, width = t.dims(node.args[0])
@@ -156,19 +160,19 @@ def avg_pool_backward(t: Any, node: Any) -> str:
     return t.graph.op("Mul", t.graph.reshape(spread, t.dims(node)), 0.25)
 
 
-def pixel_unshuffle(t: Any, node: Any) -> str:
+def pixel_unshuffle(t: Translator, node: Any) -> str:
     x, r = t.args(node, 2)
     *before, (channels, _), (height, _), (width, _) = t.dims(node.args[0])
     return _regroup(t, node, x, before, (channels, height // r, r, width // r, r), (0, 2, 4, 1, 3))
 
 
-def pixel_shuffle(t: Any, node: Any) -> str:
+def pixel_shuffle(t: Translator, node: Any) -> str:
     x, r = t.args(node, 2)
     *before, (channels, _), (height, _), (width, _) = t.dims(node.args[0])
     return _regroup(t, node, x, before, (channels // r**2, r, r, height, width), (0, 3, 1, 4, 2))
 
 
-def _regroup(t: Any, node: Any, x: str, before: list[Any], cut: tuple[int, ...], order: tuple[int, ...]) -> str:
+def _regroup(t: Translator, node: Any, x: str, before: list[Any], cut: tuple[int, ...], order: tuple[int, ...]) -> str:
     """Cut the last three dimensions into five, exchange these, and join them to the node's shape."""
     x = t.graph.reshape(x, before + [(size, False) for size in cut])
     perm = [*range(len(before)), *(len(before) + place for place in order)]
@@ -176,7 +180,7 @@ def _regroup(t: Any, node: Any, x: str, before: list[Any], cut: tuple[int, ...],
 
 
 #: aten overload -> function
-LAYERS = {
+LAYERS: dict[str, Callable[[Translator, Any], Any]] = {
     "aten.convolution.default": convolution,
     "aten.convolution_backward.default": convolution_backward,
     "aten.addmm.default": addmm,

@@ -54,7 +54,8 @@ def build_model(
     pixels = op("Div", op("Cast", "pixels", to=TensorProto.FLOAT), 255.0) if pixel_type == "uint8" else "pixels"
     anchor = x0 = op("Sub", op("Mul", pixels, 2.0), 1.0)
     inputs = [helper.make_tensor_value_info("pixels", _type(pixel_type), ["N", *channels])]
-    step_bytes, defaults = 0, {"confidence_threshold": np.float32(threshold)}
+    step_bytes = 0
+    defaults: dict[str, np.generic] = {"confidence_threshold": np.float32(threshold)}
     if classifier.lm is not None:
         defaults = {"lm_steps": np.int64(classifier.lm.steps), **defaults}
         x0, step_bytes = _loop(classifier, graph, constants, anchor, weights, max_steps)
@@ -88,6 +89,7 @@ def _loop(
     from onnx import TensorProto, helper
 
     settings, denoiser = classifier.lm, classifier.denoiser
+    assert settings is not None
     one = example_images(denoiser, 1)
     with torch.no_grad():
         denoiser.f_null(one, torch.ones(1))  # refuses networks that have no null label
@@ -158,7 +160,7 @@ def _decide(classifier: DiffusionClassifier, graph: Graph, loss: str) -> None:
 def _outputs(classifier: DiffusionClassifier) -> list[Any]:
     from onnx import TensorProto, helper
 
-    shapes = {
+    shapes: dict[str, tuple[int, list[str | int | None]]] = {
         "log_probabilities": (TensorProto.FLOAT, ["N", classifier.num_classes]),
         "class_losses": (TensorProto.FLOAT, ["N", classifier.num_classes]),
         "log_likelihood": (TensorProto.FLOAT, ["N"]),

@@ -159,7 +159,7 @@ class Translator:
         raise AssertionError("a graph without output")
 
     def _attribute(self, node: Any) -> None:
-        value = self.traced
+        value: Any = self.traced
         for part in node.target.split("."):
             value = getattr(value, part)
         node.meta["dims"] = [(size, False) for size in value.shape]
@@ -220,7 +220,8 @@ class Translator:
 
     def dims(self, node: Any) -> list[tuple[int, bool]]:
         """Shape of a value: (size, False), or (c, True) for c * N."""
-        return node.meta["dims"]
+        dims: list[tuple[int, bool]] = node.meta["dims"]
+        return dims
 
     def sizes(self, node: Any, position: int) -> list[tuple[int, bool]]:
         """The same for a list of sizes, argument number ``position``."""

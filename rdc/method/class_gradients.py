@@ -48,13 +48,14 @@ def streamed(denoiser: Denoiser, x0: Tensor, draw: Draw, pairs: int, rebuild: bo
 
     def losses() -> Iterator[Tensor]:
         for part in x0.split(max(1, pairs // per_piece)):
-            total = None
+            total: Tensor | None = None
             for begin in range(0, levels, per_piece):
                 if rebuild:
                     loss = checkpointed(again, part, begin)
                 else:
                     loss = piece(part, begin)
                 total = loss if total is None else total + loss
+            assert total is not None
             yield total
 
     return joined(losses(), len(x0))

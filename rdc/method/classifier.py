@@ -138,7 +138,7 @@ class DiffusionClassifier(BaseDefence):
         }
 
     @property
-    def head(self) -> str:
+    def head(self) -> str:  # type: ignore[override]  # of a defence it can only be read, as here
         """The kind of head of the denoiser."""
         return self.denoiser.head
 
@@ -199,12 +199,12 @@ class DiffusionClassifier(BaseDefence):
         """
         if self.lm is None:
             raise ConfigError('penalty: expected likelihood maximisation, e.g. lm="paper-v2"; this classifier has none')
-        pixels, draw = checked_pixels(pixels, self.image_shape), self._draw
+        pixels, draw, lm = checked_pixels(pixels, self.image_shape), self._draw, self.lm
 
         def objective(pixels: Tensor) -> Tensor:
             x0 = 2 * pixels - 1
-            self.network_evaluations += len(x0) * lm_evaluations(self.lm)
-            return lm_penalty(self.denoiser, x0, self.lm, draw, self.pairs_that_fit(x0))
+            self.network_evaluations += len(x0) * lm_evaluations(lm)
+            return lm_penalty(self.denoiser, x0, lm, draw, self.pairs_that_fit(x0))
 
         return self._undisturbed(objective, pixels)
 
@@ -235,18 +235,19 @@ class DiffusionClassifier(BaseDefence):
         return torch.stack([self._losses(x0, unweighted[t : t + 1]) for t in range(len(drawn))], dim=1)
 
     def _uphill(self, x0: Tensor, draw: int) -> Tensor:
-        if self.lm is None:
+        lm = self.lm
+        if lm is None:
             return x0
-        self.network_evaluations += len(x0) * lm_evaluations(self.lm)
-        key = (self.lm, x0.dtype, x0.device)
+        self.network_evaluations += len(x0) * lm_evaluations(lm)
+        key = (lm, x0.dtype, x0.device)
         if key not in self._bytes:
-            self._bytes[key] = lm_bytes(self.denoiser, self.lm, x0)
+            self._bytes[key] = lm_bytes(self.denoiser, lm, x0)
         size = items_that_fit(
             self.memory_budget_mb, self._bytes[key], x0.device, "likelihood maximisation of one image"
         )
 
         def uphill(start: Tensor) -> Tensor:
-            parts = (maximize_likelihood(self.denoiser, part, self.lm, draw) for part in start.split(size))
+            parts = (maximize_likelihood(self.denoiser, part, lm, draw) for part in start.split(size))
             moved = joined(parts, len(start))
             # under BPDA rounded as a step from the start, as every figure of docs/ was made: the last bit differs from EXACT's
             return moved if self.gradient == GradientMode.EXACT else start + (moved - start)

@@ -7,7 +7,8 @@ conditional network needs K passes a level, the multi-head network one.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,8 @@ class Denoiser(nn.Module):
             errors and their sums keep the type of the images in either case.
     """
 
+    network: nn.Module
+    image_shape: tuple[int, int, int]
     passes_per_level: int
     head: str
     precision = "float32"
@@ -48,7 +51,8 @@ class Denoiser(nn.Module):
         self, network: nn.Module, num_classes: int, image_shape: tuple[int, int, int], sigma_data: float
     ) -> None:
         super().__init__()
-        self.network, self.num_classes, self.image_shape = network, num_classes, tuple(image_shape)
+        self.network, self.num_classes = network, num_classes
+        self.image_shape = cast("tuple[int, int, int]", tuple(image_shape))
         self.precondition = Preconditioning(sigma_data)
 
     def in_precision(self, precision: str) -> Denoiser:
@@ -124,7 +128,7 @@ class Denoiser(nn.Module):
         """D(x_t; sigma, label) [B, C, H, W], the estimate of x0."""
         return self.precondition.denoised(self.f(x_t, sigma, labels), x_t, sigma.reshape(-1, 1, 1, 1))
 
-    def _compute(self, function: Any, x_t: Tensor, *operands: Tensor) -> Tensor:
+    def _compute(self, function: Callable[..., Tensor], x_t: Tensor, *operands: Tensor) -> Tensor:
         """``function(x_t, *operands)`` in this denoiser's precision; the result in the type of x_t."""
         if self.precision == "float32":
             return function(x_t, *operands)
@@ -168,6 +172,7 @@ class ConditionalDenoiser(Denoiser):
 class MultiHeadDenoiser(Denoiser):
     """A :class:`MultiHeadUNet`: one pass for all classes, the head and the loss in one fused op."""
 
+    network: MultiHeadUNet
     head = "multi-head"
     passes_per_level = 1
 
@@ -198,7 +203,7 @@ class MultiHeadDenoiser(Denoiser):
         return self.features(x_t, self._rows(x_t, draw)), head, bias, target, draw.weight
 
 
-def make_denoiser(network: nn.Module, config: dict) -> Denoiser:
+def make_denoiser(network: nn.Module, config: dict[str, Any]) -> Denoiser:
     """Wrap a network made from ``config`` (see ``networks.presets.build_network``).
 
     Raises:

@@ -92,7 +92,8 @@ class NoiseLevels:
 
     def tensors(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """(sigma [T], weight [T])."""
-        return tuple(torch.tensor(v, dtype=torch.float64).to(device, dtype) for v in (self.sigma, self.weight))
+        sigma, weight = (torch.tensor(v, dtype=torch.float64).to(device, dtype) for v in (self.sigma, self.weight))
+        return sigma, weight
 
     def to_json(self) -> dict[str, object]:
         """Everything, as plain values: what ``parse_levels("file.json")`` and a checkpoint's recommendation hold."""
@@ -152,7 +153,8 @@ def _log(count: int, low: float, high: float, seed: int) -> np.ndarray:
 def _lognormal(count: int, low: float, high: float, seed: int) -> np.ndarray:
     normal = torch.special.ndtr((torch.tensor([low, high], dtype=torch.float64).log() - P_MEAN) / P_STD)
     quantile = normal[0] + (normal[1] - normal[0]) * (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    return (P_MEAN + P_STD * torch.special.ndtri(quantile)).exp().numpy()
+    sigma: np.ndarray = (P_MEAN + P_STD * torch.special.ndtri(quantile)).exp().numpy()
+    return sigma
 
 
 #: name -> placement of ``count`` levels in [low, high]
@@ -208,7 +210,12 @@ def noise_levels(
             raise ConfigError(f"noise-level {what}: expected one of {', '.join(table)}; got {shown(name)}")
     low, high = SIGMA_RANGE
     number, begin, end = as_integer(count), as_number(sigma_min), as_number(sigma_max)
-    if None in (number, begin, end) or not (1 <= number <= MOST_LEVELS and low <= begin < end <= high):
+    if (
+        number is None
+        or begin is None
+        or end is None
+        or not (1 <= number <= MOST_LEVELS and low <= begin < end <= high)
+    ):
         got = ", ".join(shown(value, 40) for value in (count, sigma_min, sigma_max))
         raise ConfigError(
             f"noise levels: expected a count of 1 to {MOST_LEVELS:,} and {low:g} <= sigma_min < sigma_max <= {high:g}; got {got}"

@@ -101,7 +101,7 @@ class LikelihoodMaximization:
     name: str = "custom"
 
     def __post_init__(self) -> None:
-        kept = {
+        kept: dict[str, tuple[Any, str]] = {
             "steps": (_integer(self.steps, 0, MOST_STEPS), f"an integer >= 0, at most {MOST_STEPS:,}"),
             "optimizer": (_word(self.optimizer, OPTIMIZERS), f"one of {', '.join(OPTIMIZERS)}"),
             "step_size": (_positive(self.step_size), "a number > 0"),
@@ -364,7 +364,7 @@ def maximize_likelihood(denoiser: Denoiser, x0: Tensor, settings: LikelihoodMaxi
     """
     if transformed():
         return opaque_with(denoiser, lambda plain: maximize_likelihood(denoiser, plain, settings, draw), x0)
-    x, state = x0, (torch.zeros_like(x0), torch.zeros_like(x0))
+    x, state = x0, [torch.zeros_like(x0), torch.zeros_like(x0)]
     asked, of_weights = wanted(x0, module=denoiser), wanted(module=denoiser)
 
     def move(step: int, anchor: Tensor, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:

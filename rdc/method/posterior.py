@@ -19,7 +19,7 @@ from rdc.errors import ConfigError
 __all__ = ["log_posterior", "resolve_scale"]
 
 
-def resolve_scale(scale: str | float, image_shape: tuple[int, int, int]) -> float:
+def resolve_scale(scale: str | float, image_shape: tuple[int, ...]) -> float:
     """Turn a logit scale into a number: ``"sum"`` -> 1, ``"mean"`` -> 1 / (C*H*W), or a positive number.
 
     Raises:

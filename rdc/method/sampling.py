@@ -5,6 +5,7 @@ Source: Karras et al. 2022, arXiv 2206.00364, algorithms 1 and 2 (without churn)
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -37,12 +38,12 @@ def sampling_levels(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.
     if count is None or not 1 <= count <= MOST_STEPS:
         raise ConfigError(f"steps: expected an integer of 1 to {MOST_STEPS:,}; got {shown(steps)}")
     low, high, curve = as_number(sigma_min), as_number(sigma_max), as_number(rho)
-    if None in (low, high, curve) or not (0 < low < high < math.inf and 0 < curve < math.inf):
+    if low is None or high is None or curve is None or not (0 < low < high < math.inf and 0 < curve < math.inf):
         got = ", ".join(shown(value) for value in (sigma_min, sigma_max, rho))
         raise ConfigError(f"sampling levels: expected 0 < sigma_min < sigma_max and rho > 0; got {got}")
     ramp = torch.linspace(0, 1, count, dtype=torch.float64)
-    high, low, rho = high ** (1 / curve), low ** (1 / curve), curve
-    return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
+    high, low = high ** (1 / curve), low ** (1 / curve)
+    return torch.cat([(high + ramp * (low - high)) ** curve, torch.zeros(1, dtype=torch.float64)])
 
 
 def heun(denoise: Callable[[Tensor, float], Tensor], noise: Tensor, levels: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ def heun(denoise: Callable[[Tensor, float], Tensor], noise: Tensor, levels: Tens
     Returns:
         [B, C, H, W]; 2 * steps - 1 calls of ``denoise`` when the last level is 0.
     """
-    sigma = levels.tolist()
+    sigma: list[float] = levels.tolist()
     x = noise * sigma[0]
     for here, there in zip(sigma[:-1], sigma[1:], strict=True):
         slope = (x - denoise(x, here)) / here
@@ -93,12 +94,12 @@ def sample_classes(
     Returns:
         Pixels [K, per_class, C, H, W] in [0, 1], on the CPU.
     """
-    counts = as_integer(per_class), as_integer(batch_size)
-    if None in counts or min(counts) < 1:
+    columns, rows_at_once = as_integer(per_class), as_integer(batch_size)
+    if columns is None or rows_at_once is None or min(columns, rows_at_once) < 1:
         raise InputError(
             f"sampling: expected per_class and batch_size of 1 or more; got {shown(per_class)} and {shown(batch_size)}"
         )
-    (per_class, batch_size), seed = counts, checked_seed(seed)
+    per_class, batch_size, seed = columns, rows_at_once, checked_seed(seed)
     size = denoiser.num_classes * math.prod(denoiser.image_shape)
     if per_class * size > MOST_NUMBERS:
         raise InputError(
@@ -123,9 +124,10 @@ def sample_classes(
                 return denoiser.denoise(x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device), classes)
 
             start = noise[rows].to(weight.device, weight.dtype)
-            x = undisturbed(lambda start, denoise=denoise: heun(denoise, start, levels), start)
+            x = undisturbed(functools.partial(heun, denoise, levels=levels), start)
             done.append(((x.float() + 1) / 2).clamp(0, 1).cpu())
-    return torch.cat(done).unflatten(0, (denoiser.num_classes, per_class))
+    images: Tensor = torch.cat(done).unflatten(0, (denoiser.num_classes, per_class))
+    return images
 
 
 def _starting_noise(seed: int, column: int, shape: tuple[int, ...]) -> Tensor:

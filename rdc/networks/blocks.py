@@ -102,6 +102,10 @@ class Conv2d(nn.Module):
             this); the two orders differ at the border only.
     """
 
+    resample_filter: Tensor  # there where it is needed, for ``up`` and ``down``; else None
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
     def __init__(
         self,
         in_channels: int,
@@ -205,7 +209,7 @@ class GroupNorm(nn.Module):
         """SiLU of the normalised x [B, C, H, W], which is first multiplied by ``scale`` + 1 and shifted ([B, C, 1, 1] each)."""
         if self.takes(x):
             flat = [None if condition is None else condition.flatten(1) for condition in (scale, shift)]
-            return fused.norm_act(x, self.weight, self.bias, self.num_groups, self.eps, None, *flat)
+            return fused.norm_act(x, self.weight, self.bias, self.num_groups, self.eps, None, flat[0], flat[1])
         y = self(x)
         return F.silu(y if scale is None or shift is None else torch.addcmul(shift, y, scale + 1))
 
@@ -238,6 +242,8 @@ class PositionalEmbedding(nn.Module):
 
 class FourierEmbedding(nn.Module):
     """Random Fourier features [B] -> [B, channels] with fixed frequencies (NCSN++)."""
+
+    freqs: Tensor
 
     def __init__(self, channels: int, scale: float = 16.0) -> None:
         super().__init__()
@@ -325,13 +331,16 @@ class UNetBlock(nn.Module):
         x = self.conv1(F.dropout(x, self.dropout, self.training), biased=False)
         skip_bias = None if self.skip is None else self.skip.bias
         residual = residual if self.skip is None else self.skip(residual, biased=False)
-        bias = self.conv1.bias if skip_bias is None else self.conv1.bias + skip_bias
+        bias: Tensor | None = self.conv1.bias
+        if skip_bias is not None and bias is not None:
+            bias = bias + skip_bias
         x = self._sum(x, residual, bias)
         if self.num_heads:
             x = self._sum(self.proj(self._attend(self.norm2(x)), biased=False), x, self.proj.bias)
         return x
 
-    def _sum(self, x: Tensor, residual: Tensor, bias: Tensor) -> Tensor:
+    def _sum(self, x: Tensor, residual: Tensor, bias: Tensor | None) -> Tensor:
+        assert bias is not None  # of a convolution that has one
         if x.dtype == residual.dtype and fused.usable(x) and fused.usable(residual):
             return fused.residual_sum(x, residual, bias, self.skip_scale)
         return (x + residual + bias.to(x.dtype)[:, None, None]) * self.skip_scale

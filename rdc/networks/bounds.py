@@ -125,8 +125,8 @@ def _argument(name: Any, value: Any) -> None:
             _refuse(full, f"a list of at most {most} names", value)
     elif name == "resample_filter":
         known = isinstance(value, (list, tuple)) and 1 <= len(value) <= _TAPS
-        taps = [as_number(tap) for tap in value] if known else [None]
-        if any(tap is None or not abs(tap) <= 1e6 for tap in taps) or not sum(taps):
+        taps = [tap for given in (value if known else ()) if (tap := as_number(given)) is not None]
+        if not known or len(taps) < len(value) or any(not abs(tap) <= 1e6 for tap in taps) or not sum(taps):
             _refuse(full, f"a list of 1 to {_TAPS} numbers whose sum is not zero", value)
 
 
@@ -190,14 +190,16 @@ def _least_tokens(config: dict[str, Any]) -> int:
 
 def _least_head(config: dict[str, Any]) -> int:
     """Weights of the layers whose size grows with the number of classes."""
-    classes, unet = config.get("num_classes", 0), config.get("unet")
+    classes: int = config.get("num_classes", 0)
+    unet = config.get("unet")
     if config.get("kind") != "multihead" or not isinstance(unet, dict):
         return classes
     shape = config.get("image_shape")
     if not isinstance(shape, (list, tuple)) or len(shape) != 3:
         return classes
-    folded = shape[0] * config.get("patch_size", 1) ** 2
-    return 9 * (classes + 1) * folded * (config.get("wide_channels", 1) + folded)
+    folded: int = shape[0] * config.get("patch_size", 1) ** 2
+    wide: int = config.get("wide_channels", 1)
+    return 9 * (classes + 1) * folded * (wide + folded)
 
 
 def _whole(name: str, value: Any) -> None:

@@ -8,7 +8,8 @@ differentiable: attention is written out.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 __all__ = ["DiffusersUNet"]
 
-_ACTIVATIONS = {"silu": F.silu, "swish": F.silu, "mish": F.mish, "gelu": F.gelu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "swish": F.silu, "mish": F.mish, "gelu": F.gelu}
 _DOWN, _UP = ("DownBlock2D", "AttnDownBlock2D"), ("UpBlock2D", "AttnUpBlock2D")
 
 
@@ -88,7 +89,7 @@ class DiffusersUNet(nn.Module):
         self.center_input_sample = center_input_sample
         self.freq_shift, self.flip_sin_to_cos = freq_shift, flip_sin_to_cos
         emb = time_embedding_dim or widths[0] * 4
-        block = {
+        block: dict[str, Any] = {
             "emb": emb,
             "dropout": dropout,
             "act": act_fn,
@@ -97,7 +98,8 @@ class DiffusersUNet(nn.Module):
             "scale_shift": resnet_time_scale_shift == "scale_shift",
         }
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
-        self.time_proj = nn.Embedding(num_train_timesteps, widths[0]) if time_embedding_type == "learned" else None
+        steps: Any = num_train_timesteps  # nn.Embedding refuses None
+        self.time_proj = nn.Embedding(steps, widths[0]) if time_embedding_type == "learned" else None
         self.time_channels = widths[0]
         self.time_embedding = nn.ModuleDict({"linear_1": nn.Linear(widths[0], emb), "linear_2": nn.Linear(emb, emb)})
         self.class_embedding = nn.Embedding(num_class_embeds, emb)
@@ -143,7 +145,8 @@ class DiffusersUNet(nn.Module):
         else:
             emb = self._sinusoids(timesteps).to(dtype)
         emb = self.time_embedding["linear_2"](F.silu(self.time_embedding["linear_1"](emb)))
-        return emb + class_weights.to(dtype) @ self.class_embedding.weight
+        embedding: Tensor = emb + class_weights.to(dtype) @ self.class_embedding.weight
+        return embedding
 
     def _sinusoids(self, timesteps: Tensor) -> Tensor:
         half = self.time_channels // 2
@@ -157,6 +160,7 @@ class DiffusersUNet(nn.Module):
         x = self.conv_in(2 * x - 1 if self.center_input_sample else x)
         skips = [x]
         for block in self.down_blocks:
+            assert isinstance(block, _Level)
             for layer in range(len(block.resnets)):
                 x = block(x, emb, layer)
                 skips.append(x)
@@ -166,17 +170,23 @@ class DiffusersUNet(nn.Module):
         if self.mid_block is not None:
             x = self.mid_block(x, emb)
         for block in self.up_blocks:
+            assert isinstance(block, _Level)
             for layer in range(len(block.resnets)):
                 x = block(torch.cat([x, skips.pop()], dim=1), emb, layer)
             for up in block.upsamplers:
                 x = up(x, emb)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        out: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return out
 
 
 class _Resnet(nn.Module):
     """Residual block, optionally halving (``resample="down"``) or doubling (``"up"``) the resolution first."""
 
-    def __init__(self, channels: int, width: int, block: dict, resample: str = "", output_scale: float = 1.0) -> None:
+    act: Callable[[Tensor], Tensor]
+
+    def __init__(
+        self, channels: int, width: int, block: dict[str, Any], resample: str = "", output_scale: float = 1.0
+    ) -> None:
         super().__init__()
         self.act, self.dropout = _ACTIVATIONS[block["act"]], block["dropout"]
         self.scale_shift, self.resample, self.output_scale = block["scale_shift"], resample, output_scale
@@ -200,7 +210,8 @@ class _Resnet(nn.Module):
         else:
             h = self.norm2(h + condition)
         h = self.conv2(F.dropout(self.act(h), self.dropout, self.training))
-        return ((x if self.conv_shortcut is None else self.conv_shortcut(x)) + h) / self.output_scale
+        out: Tensor = ((x if self.conv_shortcut is None else self.conv_shortcut(x)) + h) / self.output_scale
+        return out
 
 
 class _Attention(nn.Module):
@@ -224,13 +235,14 @@ class _Attention(nn.Module):
         )
         weights = (query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])).softmax(dim=3)
         h = self.to_out[0]((weights @ value).transpose(1, 2).flatten(2))
-        return (h.transpose(1, 2).reshape(batch, channels, height, width) + x) / self.output_scale
+        out: Tensor = (h.transpose(1, 2).reshape(batch, channels, height, width) + x) / self.output_scale
+        return out
 
 
 class _Level(nn.Module):
     """The residual blocks of one resolution, each followed by attention where ``head_dim`` is set."""
 
-    def __init__(self, in_channels: list[int], width: int, head_dim: int, block: dict) -> None:
+    def __init__(self, in_channels: list[int], width: int, head_dim: int, block: dict[str, Any]) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(_Resnet(channels, width, block) for channels in in_channels)
         make = (lambda: _Attention(width, head_dim, block["groups"], block["eps"])) if head_dim else nn.Identity
@@ -238,20 +250,24 @@ class _Level(nn.Module):
         self.downsamplers, self.upsamplers = nn.ModuleList(), nn.ModuleList()
 
     def forward(self, x: Tensor, emb: Tensor, layer: int) -> Tensor:
-        return self.attentions[layer](self.resnets[layer](x, emb))
+        out: Tensor = self.attentions[layer](self.resnets[layer](x, emb))
+        return out
 
 
 class _Middle(nn.Module):
     """Residual block, attention, residual block at the lowest resolution."""
 
-    def __init__(self, channels: int, head_dim: int, groups: int | None, output_scale: float, block: dict) -> None:
+    def __init__(
+        self, channels: int, head_dim: int, groups: int | None, output_scale: float, block: dict[str, Any]
+    ) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(_Resnet(channels, channels, block, output_scale=output_scale) for _ in range(2))
         attention = _Attention(channels, head_dim, groups, block["eps"], output_scale) if head_dim else nn.Identity()
         self.attentions = nn.ModuleList([attention])
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        return self.resnets[1](self.attentions[0](self.resnets[0](x, emb)), emb)
+        out: Tensor = self.resnets[1](self.attentions[0](self.resnets[0](x, emb)), emb)
+        return out
 
 
 class _ConvDown(nn.Module):
@@ -262,7 +278,8 @@ class _ConvDown(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        return self.conv(x if self.conv.padding[0] else F.pad(x, (0, 1, 0, 1)))
+        out: Tensor = self.conv(x if self.conv.padding[0] else F.pad(x, (0, 1, 0, 1)))
+        return out
 
 
 class _ConvUp(nn.Module):
@@ -273,7 +290,8 @@ class _ConvUp(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        return self.conv(_double(x))
+        out: Tensor = self.conv(_double(x))
+        return out
 
 
 def _double(x: Tensor) -> Tensor:
@@ -289,12 +307,12 @@ def _halve(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 2)
 
 
-def _downsampler(by: str, width: int, padding: int, block: dict) -> nn.Module:
+def _downsampler(by: str, width: int, padding: int, block: dict[str, Any]) -> nn.Module:
     _one_of("downsample_type", by, ("conv", "resnet"))
     return _ConvDown(width, padding) if by == "conv" else _Resnet(width, width, block, "down")
 
 
-def _upsampler(by: str, width: int, block: dict) -> nn.Module:
+def _upsampler(by: str, width: int, block: dict[str, Any]) -> nn.Module:
     _one_of("upsample_type", by, ("conv", "resnet"))
     return _ConvUp(width) if by == "conv" else _Resnet(width, width, block, "up")
 

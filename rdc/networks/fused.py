@@ -16,7 +16,7 @@ import contextlib
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -63,7 +63,9 @@ def _kernels() -> ModuleType:
 
 def usable(x: Tensor) -> bool:
     """Whether the kernels take x [B, C, H, W]: on a GPU, in channels_last, of a floating type they know, outside tracing."""
-    if x.device.type != "cuda" or x.dtype not in _TYPES or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if x.device.type != "cuda" or x.dtype not in _TYPES or torch.compiler.is_compiling():
+        return False
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False
     return x.is_contiguous(memory_format=torch.channels_last) and x.numel() > 0 and not why_not()
 
@@ -124,7 +126,8 @@ def norm_act(
     if transformed():
         return _opaque(norm_act, x, weight, bias, groups, eps, pre, scale, shift, silu)
     with torch.autocast(x.device.type, enabled=False):
-        return _NormAct.apply(x, weight, bias, pre, scale, shift, groups, eps, silu)[0]
+        out: Tensor = _NormAct.apply(x, weight, bias, pre, scale, shift, groups, eps, silu)[0]  # type: ignore[no-untyped-call]
+        return out
 
 
 def residual_sum_reference(x: Tensor, skip: Tensor, bias: Tensor | None, factor: float) -> Tensor:
@@ -140,7 +143,8 @@ def residual_sum(x: Tensor, skip: Tensor, bias: Tensor | None, factor: float) ->
     """factor * (x + skip + bias) for x and skip [B, C, H, W] of one type in channels_last, bias [C] or None."""
     if transformed():
         return _opaque(residual_sum, x, skip, bias, factor)
-    return _ResidualSum.apply(x, skip, bias, factor)
+    total: Tensor = _ResidualSum.apply(x, skip, bias, factor)  # type: ignore[no-untyped-call]
+    return total
 
 
 def _opaque(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
@@ -194,7 +198,17 @@ def _row_stride(conditions: Tensor | None) -> int:
 
 class _NormAct(torch.autograd.Function):
     @staticmethod
-    def forward(x, weight, bias, pre, scale, shift, groups, eps, silu):  # type: ignore[no-untyped-def]
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        pre: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        groups: int,
+        eps: float,
+        silu: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         pre, scale, shift = _conditions(pre, scale, shift)
         y = torch.empty_like(x)
         mean, rstd = torch.empty(2, *x.shape[:2], dtype=torch.float32, device=x.device)
@@ -209,7 +223,7 @@ class _NormAct(torch.autograd.Function):
         return y, mean, rstd
 
     @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *tensors, groups, eps, silu = inputs
         _, mean, rstd = output
         ctx.mark_non_differentiable(mean, rstd)  # the caller never sees them
@@ -217,15 +231,15 @@ class _NormAct(torch.autograd.Function):
         ctx.settings = groups, eps, silu
 
     @staticmethod
-    def backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_batches(grad)
         tensors, needs = ctx.saved_tensors, ctx.needs_input_grad[:6]
         if not transformed():
             return (*_norm_gradients(needs, ctx.settings, grad, *tensors), None, None, None)
         there = [i for i, tensor in enumerate(tensors) if tensor is not None]
 
-        def plain(grad, *some):  # type: ignore[no-untyped-def]
-            given = [None] * len(tensors)
+        def plain(grad: Tensor, *some: Tensor) -> list[Tensor | None]:
+            given: list[Tensor | None] = [None] * len(tensors)
             for i, tensor in zip(there, some, strict=True):
                 given[i] = tensor
             found = _norm_gradients(needs, ctx.settings, grad, *given)
@@ -235,7 +249,9 @@ class _NormAct(torch.autograd.Function):
         return (*(next(found) if need else None for need in needs), None, None, None)
 
 
-def _norm_gradients(needs, settings, grad, *tensors):  # type: ignore[no-untyped-def]
+def _norm_gradients(
+    needs: Sequence[bool], settings: tuple[int, float, bool], grad: Tensor, *tensors: Any
+) -> list[Tensor | None]:
     """Of x, weight, bias, pre, scale and shift, where needed."""
     *inputs, mean, rstd = tensors
     if torch.is_grad_enabled():
@@ -275,33 +291,38 @@ def _norm_gradients(needs, settings, grad, *tensors):  # type: ignore[no-untyped
     return grads
 
 
-def _differentiable(needs, settings, grad, inputs):  # type: ignore[no-untyped-def]
+def _differentiable(
+    needs: Sequence[bool], settings: tuple[int, float, bool], grad: Tensor, inputs: Sequence[Any]
+) -> list[Tensor | None]:
     """The gradients as functions that can be differentiated again: those of the reference."""
     groups, eps, silu = settings
     there = [i for i, tensor in enumerate(inputs) if tensor is not None]
-    named: list[Tensor | None] = [None] * len(inputs)
+    named: list[Any] = [None] * len(inputs)
     for i, tensor in zip(there, new_names([inputs[i] for i in there]), strict=True):
         named[i] = tensor if tensor.requires_grad or not needs[i] else tensor.detach().requires_grad_()
-    y = norm_act_reference(*named[:3], groups, eps, *named[3:], silu)
+    x, weight, bias, pre, scale, shift = named
+    y = norm_act_reference(x, weight, bias, groups, eps, pre, scale, shift, silu)
     asked = [i for i in there if needs[i]]
     found = torch.autograd.grad(y, [named[i] for i in asked], grad, create_graph=True)
-    grads = [None] * len(inputs)
+    grads: list[Tensor | None] = [None] * len(inputs)
     for i, value in zip(asked, found, strict=True):
         grads[i] = value
     return grads
 
 
-def _conditions(pre, scale, shift):  # type: ignore[no-untyped-def]
+def _conditions(
+    pre: Tensor | None, scale: Tensor | None, shift: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """In strides that the kernels take."""
     pre, scale, shift = _rows(pre), _rows(scale), _rows(shift)
-    if scale is not None and scale.stride(0) != shift.stride(0):
+    if scale is not None and shift is not None and scale.stride(0) != shift.stride(0):
         scale, shift = scale.contiguous(), shift.contiguous()
     return pre, scale, shift
 
 
 class _ResidualSum(torch.autograd.Function):
     @staticmethod
-    def forward(x, skip, bias, factor):  # type: ignore[no-untyped-def]
+    def forward(x: Tensor, skip: Tensor, bias: Tensor | None, factor: float) -> Tensor:
         y, block = torch.empty_like(x), 2048
         given = x if bias is None else bias.contiguous()
         with _device(x):
@@ -311,12 +332,12 @@ class _ResidualSum(torch.autograd.Function):
         return y
 
     @staticmethod
-    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, _, bias, ctx.factor = inputs
         ctx.bias_dtype = None if bias is None else bias.dtype
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """In operators of PyTorch: every derivative and transform has its rule."""
         grad = grad * ctx.factor
         wanted = ctx.bias_dtype is not None and ctx.needs_input_grad[2]

@@ -300,7 +300,7 @@ def _build_vp(config: dict[str, Any], unet: dict[str, Any]) -> VPNetwork:
     if config["kind"] != "conditional" or config.get("patch_size", 1) != 1:
         raise ConfigError('unet.architecture "UNet2DModel": expected kind "conditional" and patch_size 1')
     named = null_label is None or null_label == "mean"
-    if not (named or (trained_null and 0 <= null_label <= num_classes)):
+    if not (named or (isinstance(null_label, int) and trained_null and 0 <= null_label <= num_classes)):
         raise ConfigError(f'vp.null_label: expected null, "mean" or an index 0..{num_classes}; got {shown(null_label)}')
     if num_classes < 1 or embeddings != num_classes + trained_null:
         raise ConfigError(

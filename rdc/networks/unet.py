@@ -164,7 +164,8 @@ class SongUNet(nn.Module):
         Returns:
             Features [B, last_channels, R, R] in front of the last normalisation, and the output [B, out_channels, R, R].
         """
-        skips, aux = [], x
+        skips: list[Tensor] = []
+        aux = x
         for name, block in self.enc.items():
             if "aux_down" in name:
                 aux = block(aux)
@@ -176,11 +177,13 @@ class SongUNet(nn.Module):
                 x = block(x, emb) if isinstance(block, UNetBlock) else block(x)
                 skips.append(x)
 
-        output, normed = None, None
+        output: Tensor | None = None
+        normed: Tensor | None = None
         for name, block in self.dec.items():
             if "aux_up" in name:
                 output = block(output)
             elif "aux_norm" in name:
+                assert isinstance(block, GroupNorm)
                 normed = block.silu(x)
             elif "aux_conv" in name:
                 y = block(normed)
@@ -189,6 +192,7 @@ class SongUNet(nn.Module):
                 if x.shape[1] != block.in_channels:
                     x = torch.cat([x, skips.pop()], dim=1)
                 x = block(x, emb)
+        assert output is not None  # the last level has one
         return x, output
 
 
@@ -293,7 +297,8 @@ class DhariwalUNet(nn.Module):
             if x.shape[1] != block.in_channels:
                 x = torch.cat([x, skips.pop()], dim=1)
             x = block(x, emb)
-        return self.out_conv(self.out_norm.silu(x))
+        out: Tensor = self.out_conv(self.out_norm.silu(x))
+        return out
 
 
 def _expect(what: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -42,7 +42,7 @@ def vp_sigmas(schedule: dict[str, Any]) -> Tensor:
     Raises:
         ValueError: the schedule is unknown, its betas are not in (0, 1), or its noise levels are zero or beyond 1e9.
     """
-    double = {"dtype": torch.float64, "device": "cpu"}
+    double: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
     steps = schedule.get("num_train_timesteps", 1000)
     if type(steps) is not int or not 2 <= steps <= _STEPS:
         raise ValueError(f"num_train_timesteps: expected 2..{_STEPS}; got {shown(steps)}")
@@ -91,8 +91,8 @@ def _beta(schedule: dict[str, Any], name: str, default: float) -> float:
 
 def _trained(betas: Any) -> list[float]:
     known = isinstance(betas, (list, tuple)) and 2 <= len(betas) <= _STEPS
-    numbers = [as_number(beta) for beta in betas] if known else [None]
-    if any(number is None for number in numbers):
+    numbers = [number for beta in (betas if known else ()) if (number := as_number(beta)) is not None]
+    if not known or len(numbers) < len(betas):
         raise ValueError(f"trained_betas: expected a list of 2..{_STEPS} numbers; got {shown(betas)}")
     return numbers
 
@@ -120,6 +120,8 @@ class VPNetwork(nn.Module):
     Raises:
         InputError: no label was given and ``null_label`` is None.
     """
+
+    log_sigmas: Tensor
 
     def __init__(
         self,
@@ -173,4 +175,5 @@ class VPNetwork(nn.Module):
             f = (s * (1 - sd**2) / q**2 * x - r / q * out) / sd
         else:
             f = (r * out - sd**2 * x) / (s * sd)
-        return f.to(x.dtype)
+        answer: Tensor = f.to(x.dtype)
+        return answer

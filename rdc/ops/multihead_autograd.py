@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,7 +14,7 @@ from rdc.ops.multihead_reference import multihead_loss_reference
 __all__ = ["double_backward", "gradients", "save_backward_inputs"]
 
 
-def gradients(op, needs: tuple[bool, ...], *tensors: Tensor) -> list[Tensor | None]:
+def gradients(op: Callable[..., list[Tensor]], needs: tuple[bool, ...], *tensors: Tensor) -> list[Tensor | None]:
     """What ``op(*tensors, wanted)`` gives, None where nothing is wanted."""
     refuse_batches(tensors[0])
     wanted = list(needs)
@@ -21,13 +24,13 @@ def gradients(op, needs: tuple[bool, ...], *tensors: Tensor) -> list[Tensor | No
     return [g if want else None for g, want in zip(op(*tensors, wanted), wanted, strict=True)]
 
 
-def save_backward_inputs(ctx, inputs, output) -> None:
+def save_backward_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     *tensors, ctx.wanted = inputs
     ctx.save_for_backward(*tensors[:6])  # what the forward pass kept is a function of the others
     ctx.rest = len(tensors) - 5
 
 
-def double_backward(ctx, grad_grads: list[Tensor]):
+def double_backward(ctx: Any, grad_grads: list[Tensor]) -> tuple[Tensor | None, ...]:
     """Derivative of the gradients: the reference's gradients, differentiated by torch."""
     again = torch.is_grad_enabled()  # create_graph=True
     needs = ctx.needs_input_grad[:6]
@@ -43,12 +46,12 @@ def double_backward(ctx, grad_grads: list[Tensor]):
         upstream = [g for g, want in zip(grad_grads, ctx.wanted, strict=True) if want]
         pairs = [(f, g) for f, g in zip(first, upstream, strict=True) if g is not None and f.requires_grad]
         asked = [t for t, need in zip(tensors, needs, strict=True) if need]
-        second = (
+        second: Sequence[Tensor | None] = (
             torch.autograd.grad(
                 [f for f, _ in pairs], asked, [g for _, g in pairs], create_graph=again, allow_unused=True
             )
             if pairs
             else [None] * len(asked)
         )
-    second = iter(second)
-    return *(next(second) if need else None for need in needs), *(None,) * ctx.rest
+    some = iter(second)
+    return *(next(some) if need else None for need in needs), *(None,) * ctx.rest

@@ -64,7 +64,8 @@ def multihead_loss_gram(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor,
         )
     if transformed():
         return opaque(multihead_loss_gram, h, weight, bias, target, level_weight)
-    return _Gram.apply(h, weight, bias, target, level_weight)
+    loss: Tensor = _Gram.apply(h, weight, bias, target, level_weight)  # type: ignore[no-untyped-call]
+    return loss
 
 
 class _Gram(torch.autograd.Function):
@@ -145,12 +146,13 @@ class _Parts:
         for part in self.difference.split(self._at_once(len(gram))):
             reach = part @ gram + 2 * products.repeat(len(part) // self.channels, 1)
             found.append((reach * part).sum(1))
-        return common + torch.cat(found).unflatten(0, (self.k, self.channels)).sum(1)
+        rest: Tensor = torch.cat(found).unflatten(0, (self.k, self.channels)).sum(1)
+        return common + rest
 
     def _at_once(self, size: int) -> int:
         return max(1, _VALUES // size // self.channels) * self.channels
 
-    def gradients(self, upstream: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
+    def gradients(self, upstream: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
         """Of h, weight, bias and target (None for the level weights: they would need G of every level)."""
         slopes = upstream.to(self.h.dtype).repeat_interleave(self.channels, 1)  # [N, K*C]
         h_grad = torch.zeros_like(self.h) if needs[0] else None
@@ -173,8 +175,9 @@ class _Parts:
                 gram, products = self.moments(n)
                 total[some] += 2 * slope * (difference @ gram + products[channel])
         c = self.h.shape[1]
-        weight_grad = _unflat(total[:, :-1], c) if needs[1] else None
-        return [h_grad, weight_grad, total[:, -1].clone() if needs[2] else None, target_grad, None]
+        weight_grad = _unflat(total[:, :-1], c) if total is not None and needs[1] else None
+        bias_grad = total[:, -1].clone() if total is not None and needs[2] else None
+        return [h_grad, weight_grad, bias_grad, target_grad, None]
 
     def _of_features(self, n: int, weight: Tensor, difference: Tensor, slope: Tensor, channel: Tensor) -> Tensor:
         """sum_o g_o V_o^T (e_j + D_o x), scattered back: [T, c, H, W]."""

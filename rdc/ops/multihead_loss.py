@@ -82,10 +82,12 @@ def multihead_loss(
     operands = (h.to(dtype), weight.to(dtype), bias.to(dtype), target.to(dtype), level_weight.to(accumulate))
     if backend == "triton" or (backend == "auto" and _triton_wins(*operands[:2])):
         _check_triton(h.device.type, dtype)
-        return multihead_triton.forward_op(*operands)
+        loss: Tensor = multihead_triton.forward_op(*operands)
+        return loss
     if _use_native(h.device.type, dtype, backend):
         kept = multihead_native.keeps_residuals(*operands), multihead_native.keeps_row_loss(*operands)
-        return multihead_native.forward_op(*operands, *kept)[0]
+        loss = multihead_native.forward_op(*operands, *kept)[0]
+        return loss
     return multihead_loss_reference(*operands)
 
 
@@ -94,7 +96,8 @@ def _under_transforms(
 ) -> Tensor:
     """torch.func and forward mode: the same kernels on plain tensors. Compiled, they become operators of torch as the reference is."""
     if not torch.compiler.is_compiling():
-        return opaque(functools.partial(multihead_loss, backend=backend), h, weight, bias, target, level_weight)
+        whole = functools.partial(multihead_loss, backend=backend)
+        return opaque(whole, h, weight, bias, target, level_weight)
     for t in (weight, bias, target):
         h = h.to(torch.promote_types(h.dtype, t.dtype))
     return multihead_loss_reference(h, weight, bias, target, level_weight)
@@ -139,11 +142,11 @@ def _gram_wins(h: Tensor, weight: Tensor, level_weight: Tensor) -> bool:
     return costs_less(h, weight, level_weight) and not (torch.is_grad_enabled() and level_weight.requires_grad)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _why_not(device_type: str) -> str:
     return _native.why_not(device_type)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _why_not_triton(device_type: str) -> str:
     return multihead_triton.why_not(device_type)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import to_dlpack
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # torch does not list it, its pages do
 
 from rdc.ops import _native
 from rdc.ops._outputs import empty_gradients, empty_loss
@@ -44,7 +44,9 @@ def keeps_row_loss(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and tensors[-1].requires_grad and tensors[0].device.type == "cpu"
 
 
-def _launch(name: str, inputs: Capsules, outputs: tuple, kept: list[Tensor], sizes: Sequence[int], h: Tensor) -> None:
+def _launch(
+    name: str, inputs: Capsules, outputs: tuple[Any, ...], kept: list[Tensor], sizes: Sequence[int], h: Tensor
+) -> None:
     """Run a kernel.
 
     Args:
@@ -79,11 +81,11 @@ def forward_op(
 
     ``keep``: residuals [N*T, H*W, K*C rounded up to a multiple of 16]; ``keep_rows``: losses of rows [N*T, K], float64.
     """
-    loss, *kept = _empty_results(h, weight, target, level_weight, keep, keep_rows)
+    loss, residuals, row_loss = _empty_results(h, weight, target, level_weight, keep, keep_rows)
     if loss.numel() and h.numel():
         inputs, sizes = _inputs(h, weight, bias, target, level_weight), _sizes(h, weight, target, level_weight)
-        _launch("forward", inputs, (to_dlpack(loss),), kept, sizes, h)
-    return loss, *kept
+        _launch("forward", inputs, (to_dlpack(loss),), [residuals, row_loss], sizes, h)
+    return loss, residuals, row_loss
 
 
 def _empty_results(
@@ -96,7 +98,9 @@ def _empty_results(
 
 
 @forward_op.register_fake
-def _(h, weight, bias, target, level_weight, keep, keep_rows):
+def _(
+    h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor, keep: bool, keep_rows: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     return _empty_results(h, weight, target, level_weight, keep, keep_rows)
 
 
@@ -140,17 +144,27 @@ def _level_gradient(upstream: Tensor, row_loss: Tensor) -> Tensor:
 
 
 @backward_op.register_fake
-def _(grad_loss, h, weight, bias, target, level_weight, kept, row_loss, wanted):
+def _(
+    grad_loss: Tensor,
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    target: Tensor,
+    level_weight: Tensor,
+    kept: Tensor,
+    row_loss: Tensor,
+    wanted: list[bool],
+) -> list[Tensor]:
     return empty_gradients(h, weight, bias, target, level_weight, wanted)
 
 
-def _save_inputs(ctx, inputs, output) -> None:
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, kept, row_loss = output
     ctx.mark_non_differentiable(kept, row_loss)
     ctx.save_for_backward(*inputs[:5], kept, row_loss)
 
 
-def _backward(ctx, grad_loss: Tensor, *grad_kept: Tensor | None):
+def _backward(ctx: Any, grad_loss: Tensor, *grad_kept: Tensor | None) -> tuple[Tensor | None, ...]:
     return *gradients(backward_op, ctx.needs_input_grad[:5], grad_loss, *ctx.saved_tensors), None, None
 
 

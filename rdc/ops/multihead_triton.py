@@ -18,7 +18,7 @@ import importlib
 import os
 from collections.abc import Iterator
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -247,7 +247,7 @@ def _taps(weight: Tensor) -> Tensor:
     return weight.permute(2, 3, 0, 1).reshape(9, weight.shape[0], weight.shape[1]).contiguous()
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager:
+def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
@@ -276,7 +276,7 @@ def forward_op(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_we
 
 
 @forward_op.register_fake
-def _(h, weight, bias, target, level_weight):
+def _(h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor) -> Tensor:
     return empty_loss(h, weight, target, level_weight)
 
 
@@ -303,11 +303,12 @@ def backward_op(
         for part in _chunks(rows, plan.rows_at_once):
             totals.add(part, taps, bias, coefficient[part])
     if wanted[1]:
+        assert totals.weight is not None
         grads[1].copy_(_restored(totals.weight, plan, channels, weight.shape[0]))
-    if wanted[2]:
+    if totals.sums is not None:
         summed = totals.sums.sum(1, dtype=torch.float64).view(rows, -1, channels)
         grads[2].copy_((summed * coefficient[:, :, None]).sum(0).flatten())
-    if wanted[4]:
+    if totals.squares is not None:
         row_loss = totals.squares.view(rows, plan.tiles, -1, channels).sum((1, 3), dtype=torch.float64)
         grads[4].copy_((row_loss.view(-1, levels, upstream.shape[1]) * upstream[:, None]).sum((0, 2)))
     return grads
@@ -320,7 +321,7 @@ class _Totals:
         self, plan: _Plan, h: Tensor, weight: Tensor, target: Tensor, grads: list[Tensor], wanted: list[bool]
     ) -> None:
         self.plan, self.h, self.target, self.grads, self.wanted = plan, h, target, grads, wanted
-        empty = {"dtype": torch.float32, "device": h.device}
+        empty: dict[str, Any] = {"dtype": torch.float32, "device": h.device}
         shape = (h.shape[0], plan.tiles, weight.shape[0])
         self.sums = torch.empty(shape, **empty) if wanted[2] else None
         self.squares = torch.empty(shape, **empty) if wanted[4] else None
@@ -372,20 +373,23 @@ def _arranged(weight: Tensor, plan: _Plan, channels: int) -> Tensor:
 def _restored(weight: Tensor, plan: _Plan, channels: int, outputs: int) -> Tensor:
     """The other way round."""
     if plan.tile.planes:
-        return weight.unflatten(0, (channels, -1))[:, : outputs // channels].transpose(0, 1).flatten(0, 1)
+        weight = weight.unflatten(0, (channels, -1))[:, : outputs // channels].transpose(0, 1).flatten(0, 1)
+        return weight
     return weight[:outputs]
 
 
 @backward_op.register_fake
-def _(grad_loss, h, weight, bias, target, level_weight, wanted):
+def _(
+    grad_loss: Tensor, h: Tensor, weight: Tensor, bias: Tensor, target: Tensor, level_weight: Tensor, wanted: list[bool]
+) -> list[Tensor]:
     return empty_gradients(h, weight, bias, target, level_weight, wanted)
 
 
-def _save_inputs(ctx, inputs, output) -> None:
+def _save_inputs(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx, grad_loss: Tensor):
+def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
     return tuple(gradients(backward_op, ctx.needs_input_grad, grad_loss, *ctx.saved_tensors))
 
 

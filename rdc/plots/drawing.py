@@ -91,7 +91,8 @@ def _without_settings() -> Iterator[None]:
         _provide_settings_folder()
         with contextlib.suppress(OSError):  # a working folder that is gone has no settings either
             here = os.getcwd()
-            os.chdir(Path(found.origin).parent / "mpl-data")
+            if found is not None and found.origin is not None:
+                os.chdir(Path(found.origin).parent / "mpl-data")
         yield
     finally:
         if here is not None:

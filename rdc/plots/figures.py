@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -210,7 +210,7 @@ def plot_samples(images: Tensor, class_names: Sequence[str], out: str | os.PathL
     _write(figure, out)
 
 
-def _figure(width: float, height: float, layout: str | None = "constrained") -> Any:
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Any:
     """An empty figure of this size in inches; no global state of matplotlib is touched."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg

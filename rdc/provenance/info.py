@@ -34,8 +34,8 @@ def format_info() -> str:
     if cpu["best_isa"] and cpu["isa"] != cpu["best_isa"]:
         isa += f" (best here: {cpu['best_isa']})"
     lines.append(f"cpu        {platform.machine()}, instruction set {isa}, {cpu['threads']} threads")
-    for op, backends in facts["ops"].items():
-        for device, backend in backends.items():
+    for op, chosen in facts["ops"].items():
+        for device, backend in chosen.items():
             lines.append(f"{op:<14} {device:<5} {backend}")
     lines.append(
         f"{'norms':<14} cuda  {'kernels of rdc (Triton)' if not fused.why_not() else 'torch: ' + fused.why_not()}"

@@ -48,7 +48,8 @@ def score_plot(like: np.ndarray, unlike: Mapping[str, np.ndarray]) -> bytes:
     """Histograms of scores: images like the training data against others, by name."""
     figure, axes = _figure(max(4.6, 2.8 * len(unlike)), 2.6, len(unlike))
     everything = np.log10(np.concatenate([like, *unlike.values()]) + 1e-9)
-    edges = np.linspace(*np.quantile(everything, [0.001, 0.999]), 50)
+    low, high = np.quantile(everything, [0.001, 0.999])
+    edges = np.linspace(low, high, 50)
     for axis, (name, scores) in zip(axes, unlike.items(), strict=True):
         for values, colour, label in ((like, GREEN, "test images"), (scores, RED, shown(name))):
             axis.hist(np.log10(values + 1e-9), edges, density=True, color=colour, alpha=0.45, label=label)

@@ -61,7 +61,8 @@ def gallery(evaluation: Evaluation, classifier: Defence) -> Gallery:
     if classifier.purifies:
         with torch.no_grad():
             maximized = model.purify(torch.from_numpy(adversarial).to(model.device)).float().cpu().numpy()
-    losses, sigma = {}, np.zeros(0)
+    losses: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+    sigma = np.zeros(0)
     if model.has_levels:
         losses, sigma = _losses(model, rows, clean, adversarial, bool(settings.attacks))
     gain = 1 / identity.radius if settings.norm == "linf" and identity.radius else _l2_gain(adversarial - clean)

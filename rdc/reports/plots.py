@@ -48,6 +48,7 @@ def steps_plot(curves: Sequence[Curve], clean: Rate, robust: RobustRate) -> byte
     style["va"] = "bottom" if above else "top"
     last = len(curves)
     axes.annotate(f"clean {100 * clean.accuracy:.1f} %", (last, 100 * clean.accuracy), color=GREEN, fontsize=9, **style)
+    assert robust.ci95 is not None and robust.accuracy is not None  # something attacked
     low, high = (100 * end for end in robust.ci95)
     value, end = 100 * robust.accuracy, last * 1.02
     spread = [[max(0.0, value - low)], [max(0.0, high - value)]]
@@ -61,7 +62,7 @@ def steps_plot(curves: Sequence[Curve], clean: Rate, robust: RobustRate) -> byte
 
 
 def _attack_label(curve: Any, attacks: int) -> str:
-    name = (
+    name: str = (
         curve.name.replace(":", "\n", 1)
         if attacks <= 4
         else curve.name.replace("gradient=", "").replace("surrogate=", "")
@@ -92,7 +93,7 @@ def losses_plot(
         predicted: decision on the clean and on the adversarial image.
         names: K class names.
     """
-    panels = [(clean, predicted[0], "clean image")]
+    panels: list[tuple[np.ndarray, int | None, str]] = [(clean, predicted[0], "clean image")]
     if adversarial is not None:
         panels.append((adversarial, predicted[1], "adversarial image"))
     figure, all_axes = _figure(9.2, 3.0, len(panels), sharey=True)
@@ -122,6 +123,7 @@ def losses_plot(
         axes.axhline(0, color=GREEN, linewidth=1.6, label=f"{shown(names[label], 40)} (true)", zorder=2.5)
         if len(rivals) > 1:
             axes.plot([], [], color="#c3c9d4", linewidth=0.9, label=f"{len(rivals) - 1} other classes")
+        assert decision is not None  # of a panel that is drawn
         verdict = "right" if decision == label else f"taken for {shown(names[decision], 40)}"
         axes.set_title(f"{title}: {verdict}", fontsize=10, color=INK if decision == label else RED, loc="left")
         axes.set_xlabel("noise level sigma")

@@ -110,6 +110,7 @@ class InnerAttack:
         return x_adv
 
     def _stepped(self, x_adv: Tensor, gradient: Tensor, x: Tensor, bounds: tuple[Tensor, Tensor] | None) -> Tensor:
+        assert self.step_size is not None
         if bounds is not None:
             return torch.clamp(x_adv + self.step_size * gradient.sign(), *bounds)
         return project(x_adv + self.step_size * steepest_direction(gradient, self.norm), x, self.eps, self.norm)
@@ -273,6 +274,7 @@ class ClassifierObjective:
 
     def _worst(self, net: nn.Module, x: Tensor, labels: Tensor, clean: Tensor, generator: torch.Generator) -> Tensor:
         """x' of the method."""
+        assert self.attack is not None
         if self.method == "trades":
             start = gaussian_start(x, self.attack, generator)
             return self.attack(net, x, start, lambda logits: _divergence(clean, logits).sum())

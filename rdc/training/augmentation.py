@@ -131,9 +131,10 @@ class Augmented:
         x0, label = geometric(x0, self.probability, generator)
 
         def told(x: Tensor, *conditions: Any) -> Tensor:
-            return net(x, *conditions, augment_labels=label.repeat_interleave(len(x) // len(label), 0))
+            f: Tensor = net(x, *conditions, augment_labels=label.repeat_interleave(len(x) // len(label), 0))
+            return f
 
-        return self.objective(told, x0, labels, generator)
+        return self.objective(told, x0, labels, generator)  # type: ignore[arg-type]  # it is only called
 
 
 def geometric(x: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -203,7 +204,8 @@ def _per_image(values: Tensor) -> Tensor:
 def _rotation(angle: Tensor) -> Tensor:
     """[B] -> [B, 2, 2]; turns (column, row) coordinates by the angle, the image therefore by its opposite."""
     cos, sin = angle.cos(), angle.sin()
-    return torch.stack([cos, -sin, sin, cos], 1).unflatten(1, (2, 2))
+    matrix: Tensor = torch.stack([cos, -sin, sin, cos], 1).unflatten(1, (2, 2))
+    return matrix
 
 
 def _stretch(by: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class BatchGenerator(torch.Generator):
     """
 
     def __new__(cls, device: torch.device | str, share: int, rank: int = 0, world: int = 1) -> BatchGenerator:
-        return super().__new__(cls, device=device)
+        return super().__new__(cls, device=device)  # type: ignore[call-arg]  # the stub has object's
 
     def __init__(self, device: torch.device | str, share: int, rank: int = 0, world: int = 1) -> None:
         self.share, self.rank, self.world = share, rank, world

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,10 @@ from rdc.errors import ConfigError
 __all__ = ["TrainConfig", "optimizer_of"]
 
 _MOST_BATCH, _MOST_IMAGES = 2**20, 10**15
+_READ: dict[Any, tuple[Callable[[Any], int | float | None] | None, str]] = {
+    "int": (as_integer, "an integer"),
+    "float": (as_number, "a number"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +59,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            read, kind = {"int": (as_integer, "an integer"), "float": (as_number, "a number")}.get(
-                field.type, (None, "")
-            )
+            read, kind = _READ.get(field.type, (None, ""))
             given = getattr(self, field.name)
             value = given if read is None else read(given)
             if value is None:

@@ -366,6 +366,7 @@ def student_from_teacher(
         "wide_channels": wide_channels,
     }
     student = build_network(made)
+    assert isinstance(student, MultiHeadUNet)
     unet = teacher.unet if isinstance(teacher, PatchUNet) else teacher
     student.unet.load_state_dict(unet.state_dict())
     return student, made

@@ -42,7 +42,7 @@ class NoiseDistribution:
         strata = torch.arange(total, device=device) + torch.rand(total, generator=generator, device=device)
         order = torch.randperm(total, generator=generator, device=device)
         strata = (strata / total)[order].clamp(1e-6, 1 - 1e-6)
-        sigma = (self.mean + self.std * torch.special.ndtri(strata)).exp()
+        sigma: Tensor = (self.mean + self.std * torch.special.ndtri(strata)).exp()
         return sigma.clamp(self.low, self.high)[rows]
 
 

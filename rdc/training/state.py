@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import NoneType
+from types import FrameType, NoneType
 from typing import Any
 
 from rdc.errors import CheckpointError, ConfigError, one_line
@@ -245,9 +245,9 @@ def stop_on_signals(alone: bool = True) -> Iterator[StopRequest]:
     """
     request = StopRequest()
 
-    def handle(number: int, frame: object) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if request.number and alone:
-            handler = before[number]
+            handler = before[signal.Signals(number)]
             if callable(handler):  # the command line's, which remembers the signal
                 handler(number, frame)
             raise KeyboardInterrupt

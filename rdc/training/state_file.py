@@ -106,5 +106,5 @@ def _digest(tensors: Mapping[str, Tensor], texts: Mapping[str, str]) -> str:
         sha.update(json.dumps([name, text]).encode())
     for name, tensor in sorted(tensors.items()):
         sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        sha.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        sha.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return sha.hexdigest()

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -85,7 +85,7 @@ class Trainer:
         self.device = next(net.parameters()).device
         on_gpu = self.device.type == "cuda"
         if on_gpu and config.memory_format == "channels_last":
-            net.to(memory_format=torch.channels_last)
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if on_gpu and config.precision == "bfloat16" and not getattr(objective, "differentiates_twice", False):
             half_norms(net)
         if config.cuda_graph and not (on_gpu and self.world == 1):
@@ -98,7 +98,7 @@ class Trainer:
         self.batches = Batches(data, config.batch_size, config.seed, self.device, config.flip, self.rank, self.world)
         if config.compile:
             allow_backward_again()
-        self.forward = torch.compile(net) if config.compile else net
+        self.forward = cast(nn.Module, torch.compile(net)) if config.compile else net
         self.graphed = None
         if config.cuda_graph:
             self.graphed = GraphedStep(self._gradients, net.parameters(), torch.Generator(self.device))
