@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-def attack_named(name: str) -> Attack[Any, AttackResult]:
+def attack_named(name: str) -> Attack[..., AttackResult]:
     """The attack of a name, with its loss set: ``attack_named("apgd-dlr")(model, x, y, threat, seed=0, image_ids=..)``.
 
     Args:

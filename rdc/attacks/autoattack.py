@@ -142,7 +142,7 @@ def autoattack(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, options:
     return _merge(options.version, threat, parts)
 
 
-def _component(component: Component, options: AutoAttackOptions) -> Attack[Any, AttackResult]:
+def _component(component: Component, options: AutoAttackOptions) -> Attack[..., AttackResult]:
     """A component's attack with its own options set, as far as it has them."""
     kind = ATTACKS[component.name].attack
     given = {

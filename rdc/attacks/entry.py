@@ -8,12 +8,13 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from rdc.arguments.scalars import shown
+from rdc.attacks.losses import Model
 from rdc.attacks.options import AttackOptions
 from rdc.attacks.threat_model import AttackResult
 from rdc.errors import InputError
@@ -24,9 +25,10 @@ __all__ = ["Attack", "ConfiguredAttack", "attack"]
 
 Result = TypeVar("Result", bound=AttackResult)
 Options = TypeVar("Options", bound=AttackOptions)
+Fields = ParamSpec("Fields")  # of the options
 
 
-class Attack(Generic[Options, Result]):
+class Attack(Generic[Fields, Result]):
     """An attack: a rule, and the options it has. Called as ``(model, x, y, threat, **options)``, or configured first.
 
     NumPy's scalars and 0-d tensors become Python's numbers; pixels outside [0, 1] by rounding (``rdc.images.pixels.SLACK``) become 0 or
@@ -39,19 +41,29 @@ class Attack(Generic[Options, Result]):
     """
 
     def __init__(
-        self, rule: Callable[..., Result], options: type[Options], fixed: Mapping[str, Any] | None = None
+        self,
+        rule: Callable[..., Result],
+        options: Callable[Fields, AttackOptions],
+        fixed: Mapping[str, Any] | None = None,
     ) -> None:
         functools.update_wrapper(self, rule)
-        self.rule, self.options, self.fixed = rule, options, dict(fixed or {})
+        self.rule, self._declared, self.fixed = rule, options, dict(fixed or {})
         own = inspect.signature(rule).parameters
         self._needs_threat = own["threat"].default is inspect.Parameter.empty
         keywords = inspect.signature(options).parameters.values()
         before = [parameter for name, parameter in own.items() if name != "options"]
         self.__signature__ = inspect.Signature([*before, *keywords])
 
-    def __call__(self, model: Any, x: Any, y: Any, threat: Any = None, **options: Any) -> Result:
+    def __call__(
+        self, model: Model, x: Tensor, y: Tensor, threat: Any = None, *args: Fields.args, **options: Fields.kwargs
+    ) -> Result:
         """Attack images x [N, C, H, W] of classes y [N] within a threat model."""
-        return self.configured(threat, **options)(model, x, y)
+        return self.configured(threat, *args, **options)(model, x, y)
+
+    @property
+    def options(self) -> type[AttackOptions]:
+        """Class of its options."""
+        return cast("type[AttackOptions]", self._declared)
 
     def __repr__(self) -> str:
         return f"<attack {self.rule.__name__}{''.join(f', {name}={value!r}' for name, value in self.fixed.items())}>"
@@ -59,11 +71,13 @@ class Attack(Generic[Options, Result]):
     def __reduce__(self) -> tuple[Any, ...]:
         return _found, (self.__module__, self.rule.__name__, self.fixed)
 
-    def fixing(self, **options: Any) -> Attack[Options, Result]:
+    def fixing(self, **options: Any) -> Attack[Fields, Result]:
         """The same attack with options set; a call may still set them otherwise."""
-        return Attack(self.rule, self.options, {**self.fixed, **options})
+        return Attack(self.rule, self._declared, {**self.fixed, **options})
 
-    def configured(self, threat: Any = None, **options: Any) -> ConfiguredAttack[Options, Result]:
+    def configured(
+        self, threat: Any = None, *args: Fields.args, **options: Fields.kwargs
+    ) -> ConfiguredAttack[AttackOptions, Result]:
         """The attack with all it needs but a model and images.
 
         Args:
@@ -82,7 +96,7 @@ class Attack(Generic[Options, Result]):
                 f'threat: expected a threat model such as ThreatModel("linf", 8 / 255); got {shown(threat)}'
             )
         try:
-            chosen = self.options(**{**self.fixed, **options})
+            chosen = self.options(*args, **{**self.fixed, **options})
         except TypeError as error:
             raise TypeError(re.sub(r"^\S*__init__\(\)", f"{name}()", str(error))) from error
         return ConfiguredAttack(self, threat, chosen)
@@ -98,7 +112,7 @@ class ConfiguredAttack(Generic[Options, Result]):
         options: everything else.
     """
 
-    attack: Attack[Options, Result]
+    attack: Attack[..., Result]
     threat: Any
     options: Options
 
@@ -120,17 +134,18 @@ class ConfiguredAttack(Generic[Options, Result]):
             if hasattr(options, "start"):
                 options = dataclasses.replace(options, start=_starts(options.start))
             images = _boxed(ordinary_tensor(x))
-            return self.attack.rule(model, images, ordinary_tensor(y), self.threat, options=options)
+            found: Result = self.attack.rule(model, images, ordinary_tensor(y), self.threat, options=options)
+            return found
 
 
-def attack(options: type[Options]) -> Callable[[Callable[..., Result]], Attack[Options, Result]]:
+def attack(options: Callable[Fields, AttackOptions]) -> Callable[[Callable[..., Result]], Attack[Fields, Result]]:
     """Decorator: a rule ``(model, x, y, threat, options)`` as an Attack that has these options."""
     return lambda rule: Attack(rule, options)
 
 
-def _found(module: str, name: str, fixed: dict[str, Any]) -> Attack[Any, Any]:
+def _found(module: str, name: str, fixed: dict[str, Any]) -> Attack[..., Any]:
     """An attack by where it stands, for pickles."""
-    there: Attack[Any, Any] = getattr(importlib.import_module(module), name)
+    there: Attack[..., Any] = getattr(importlib.import_module(module), name)
     return there.fixing(**fixed)
 
 

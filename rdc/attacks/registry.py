@@ -56,10 +56,10 @@ class AttackKind:
     white_box: bool = True
 
     @property
-    def attack(self) -> Attack[Any, Any]:
+    def attack(self) -> Attack[..., Any]:
         """The attack, with what the name stands for set."""
         module, _, name = self.home.partition(":")
-        found: Attack[Any, Any] = getattr(importlib.import_module(module), name)
+        found: Attack[..., Any] = getattr(importlib.import_module(module), name)
         return found.fixing(**self.fixed)
 
     @property

@@ -187,7 +187,6 @@ class _Probe:
         """Accuracy, average of draws, where the defence draws fresh noise and the attacker averages a few."""
         model = self.bench.classifier.with_(noise=NoisePolicy.FRESH, noise_seed=1 + self.settings.seed)
         threat = ThreatModel(self.norm, eps)
-        common = {"seed": self.settings.seed, "image_ids": self.ids, "progress": self.progress}
         draws = min(4, DEFAULT_EOT)
         result = apgd(
             model,
@@ -198,7 +197,9 @@ class _Probe:
             loss="margin",
             eot=draws,
             redraw=model.redraw,
-            **common,
+            seed=self.settings.seed,
+            image_ids=self.ids,
+            progress=self.progress,
         )
         with torch.no_grad():
             right = torch.stack([model(result.x_adv).argmax(1) == self.labels for _ in range(draws)]).double()

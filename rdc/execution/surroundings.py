@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ __all__ = [
     "undisturbed",
 ]
 
+Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
@@ -76,11 +77,11 @@ def measured() -> Iterator[None]:
         yield
 
 
-def never_inference(function: Callable[..., Result]) -> Callable[..., Result]:
+def never_inference(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """A function that makes what is kept (weights, say): inside inference mode it works as outside."""
 
     @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Result:
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         with outside_inference_mode():
             return function(*args, **kwargs)
 

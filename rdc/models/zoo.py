@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,7 +14,11 @@ from rdc.errors import ConfigError, one_line
 from rdc.execution.surroundings import never_inference
 from rdc.models.derived import is_derived, load_derived
 from rdc.models.joined import JOINED, load_joined
+from rdc.models.settings import Settings
 from rdc.models.single import SINGLE, load_single
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["MODELS", "load"]
 
@@ -24,7 +28,7 @@ MODELS: dict[str, str] = {**SINGLE, **{name: model.about for name, model in JOIN
 
 @never_inference
 def load(
-    name: str | os.PathLike[str] | None = None, *, device: str | torch.device = "cpu", **settings: Any
+    name: str | os.PathLike[str] | None = None, *, device: str | torch.device = "cpu", **settings: Unpack[Settings]
 ) -> BaseDefence:
     """Load a classifier with its recommended settings.
 
@@ -49,15 +53,16 @@ def load(
     if not isinstance(name, (str, os.PathLike)):
         raise ConfigError(f"model: expected {', '.join(MODELS)} or the path of a checkpoint; got {shown(name)}")
     name, device = str(os.fspath(name)), _device(device)
+    chosen: dict[str, Any] = {**settings}
     if name in JOINED:
-        return load_joined(name, device, settings)
+        return load_joined(name, device, chosen)
     if is_derived(name):
-        return load_derived(name, device, settings)
+        return load_derived(name, device, chosen)
     if name not in SINGLE and not _exists(Path(name)):
         raise ConfigError(
             f"model: expected {', '.join(MODELS)} or the path of a checkpoint; got {shown(name, 400)}, and no such file exists"
         )
-    return load_single(name, device, settings)
+    return load_single(name, device, chosen)
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -1,0 +1,29 @@
+"""What ``rdc.load`` may be told beside model and device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from rdc.method.levels import NoiseLevels
+from rdc.method.likelihood_maximization import LikelihoodMaximization
+
+__all__ = ["Settings"]
+
+
+class Settings(TypedDict, total=False):
+    """The settings of :class:`rdc.method.classifier.DiffusionClassifier`, which says what they are; all may be left out.
+
+    A model of another kind has some of them: ``gradient``, ``noise`` and ``noise_seed`` have all, and what a model lacks it refuses.
+    """
+
+    levels: NoiseLevels | str
+    lm: LikelihoodMaximization | str | None
+    gradient: str
+    noise: str
+    noise_seed: int
+    logit_scale: str | float
+    class_prior: Sequence[float] | None
+    memory_budget_mb: float | None
+    class_names: Sequence[str] | None
+    precision: str
