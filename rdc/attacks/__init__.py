@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rdc.attacks.apgd import apgd
 from rdc.attacks.entry import Attack, ConfiguredAttack
 from rdc.attacks.options import AttackOptions

@@ -96,7 +96,8 @@ def rebuilt(denoiser: Denoiser, x0: Tensor, draw: Draw, pairs: int) -> Tensor:
         return opaque_with(denoiser, lambda x0, *plain: rebuilt(denoiser, x0, Draw(*plain), pairs), x0, *draw.tensors)
     if wanted(*draw.tensors, module=denoiser):
         return streamed(denoiser, x0, draw, pairs)
-    return _Rebuilt.apply(x0, (denoiser, draw, pairs))
+    losses: Tensor = _Rebuilt.apply(x0, (denoiser, draw, pairs))  # type: ignore[no-untyped-call]
+    return losses
 
 
 class _Rebuilt(torch.autograd.Function):

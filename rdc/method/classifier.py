@@ -103,7 +103,7 @@ class DiffusionClassifier(BaseDefence):
         self.memory_budget_mb = memory_budget(memory_budget_mb, self.device)
         self._log_prior = _log_prior(class_prior, self.num_classes)
         self._bytes: dict[Any, int] = {}  # of one image at one level, or of one image in a step of LM
-        self._cache: dict[tuple, Draw] = {}
+        self._cache: dict[tuple[Any, ...], Draw] = {}
 
     # --- settings -------------------------------------------------------------------------------------------------
     def settings(self) -> dict[str, Any]:

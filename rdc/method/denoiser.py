@@ -110,7 +110,8 @@ class Denoiser(nn.Module):
         x_t, target = self.noisy(x0, draw)
         f = self.f(x_t, self._rows(x_t, draw), labels.repeat_interleave(len(draw)))
         error = (f - target).square().flatten(1).sum(1)
-        return error.unflatten(0, (len(x0), len(draw))) @ draw.weight.to(error.dtype)
+        losses: Tensor = error.unflatten(0, (len(x0), len(draw))) @ draw.weight.to(error.dtype)
+        return losses
 
     def _rows(self, x_t: Tensor, draw: Draw) -> Tensor:
         """The level of every noisy row [N*T], in the type of the rows."""
@@ -211,5 +212,5 @@ def make_denoiser(network: nn.Module, config: dict[str, Any]) -> Denoiser:
     """
     if config["kind"] in DISCRIMINATIVE:
         raise ConfigError(f"expected a diffusion model; this is a discriminative classifier (kind {config['kind']})")
-    kind = MultiHeadDenoiser if config["kind"] == "multihead" else ConditionalDenoiser
+    kind: Callable[..., Denoiser] = MultiHeadDenoiser if config["kind"] == "multihead" else ConditionalDenoiser
     return kind(network, config["num_classes"], tuple(config["image_shape"]), config.get("sigma_data", 0.5))

@@ -258,7 +258,7 @@ def lm_objective(denoiser: Denoiser, x: Tensor, settings: LikelihoodMaximization
     error = (denoiser.f_null(x_t, rows) - target).square().mean((1, 2, 3))
     if settings.loss == "x0":
         error = error * denoiser.precondition.c_out(rows) ** 2
-    return error.unflatten(0, (len(x), len(draw))) @ draw.weight
+    return error.reshape(len(x), len(draw)) @ draw.weight
 
 
 def lm_penalty(denoiser: Denoiser, x0: Tensor, settings: LikelihoodMaximization, draw: int, rows: int) -> Tensor:

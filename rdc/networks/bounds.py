@@ -182,10 +182,12 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 def _least_tokens(config: dict[str, Any]) -> int:
     """Weights of a vision transformer's places and class head."""
-    width, shape, patch = config.get("width", 1), config.get("image_shape"), config.get("patch_size", 1)
+    width: int = config.get("width", 1)
+    shape, patch = config.get("image_shape"), config.get("patch_size", 1)
     if not isinstance(shape, (list, tuple)) or len(shape) != 3:
         return 0
-    return width * ((shape[1] // patch) * (shape[2] // patch) + shape[0] * patch**2 + config.get("num_classes", 0))
+    rows: int = (shape[1] // patch) * (shape[2] // patch) + shape[0] * patch**2 + config.get("num_classes", 0)
+    return width * rows
 
 
 def _least_head(config: dict[str, Any]) -> int:

@@ -97,7 +97,8 @@ class ResNet(nn.Module):
             x = block(x)
         with torch.autocast(x.device.type, enabled=False):
             features = _rectified(self.norm(x.to(self.head.weight.dtype)), self.slope).mean((2, 3))
-            return self.head(features)
+            logits: Tensor = self.head(features)
+            return logits
 
 
 class _Block(nn.Module):
@@ -116,7 +117,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = _rectified(self.norm0(x), self.slope)
         residual = x if self.skip is None else self.skip(h)
-        return residual + self.conv1(_rectified(self.norm1(self.conv0(h)), self.slope))
+        out: Tensor = residual + self.conv1(_rectified(self.norm1(self.conv0(h)), self.slope))
+        return out
 
 
 def _norm(name: str, channels: int) -> nn.Module:

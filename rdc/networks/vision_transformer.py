@@ -100,7 +100,8 @@ class VisionTransformer(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             tokens = self.norm(tokens.to(self.norm.weight.dtype))
             if times is None:
-                return self.class_head(tokens[:, 0])
+                logits: Tensor = self.class_head(tokens[:, 0])
+                return logits
             noise = self.noise_head(tokens[:, 1:]).transpose(1, 2).unflatten(2, self.grid)
             return F.pixel_shuffle(noise, self.patch_size)
 
@@ -117,9 +118,11 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self._attention(self.norm0(x))
-        return x + self.narrow(F.gelu(self.widen(self.norm1(x)), approximate="tanh"))
+        out: Tensor = x + self.narrow(F.gelu(self.widen(self.norm1(x)), approximate="tanh"))
+        return out
 
     def _attention(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, L, D / heads] each
         weights = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1)
-        return self.project((weights @ v).transpose(1, 2).flatten(2))
+        out: Tensor = self.project((weights @ v).transpose(1, 2).flatten(2))
+        return out

@@ -91,4 +91,5 @@ class HybridObjective:
         noise = normal(x0.shape, generator).to(device, x0.dtype)
         x_t = signal * x0 + spread * noise
         times = ((step + 1) / count).to(device, x0.dtype)
-        return (net((x_t + 1) / 2, times).float() - noise).square().mean()
+        error: Tensor = net((x_t + 1) / 2, times).float() - noise
+        return error.square().mean()
