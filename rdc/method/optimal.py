@@ -182,7 +182,8 @@ class OptimalDenoiser(Denoiser):
         beta = self._beta(draw.sigma).repeat(len(x0))
         mean = self.distribution.mean(flat, draw.noise.flatten(1), draw.sigma, beta, label)
         error = (mean.unflatten(0, (len(x0), len(draw))) - flat[:, None]).square().sum(2)
-        return error @ (draw.weight / self.precondition.c_out(draw.sigma).square())
+        losses: Tensor = error @ (draw.weight / self.precondition.c_out(draw.sigma).square())
+        return losses
 
     def _f(self, x_t: Tensor, sigma: Tensor, label: int) -> Tensor:
         mean = self.distribution.mean(x_t.flatten(1), None, sigma, self._beta(sigma), label)
