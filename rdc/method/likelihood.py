@@ -203,7 +203,8 @@ def _of_every_class(denoiser: Denoiser, x: Tensor, function: Any, memory_budget_
         fit = items_that_fit(memory_budget_mb, row_bytes(denoiser, x), x.device, "one class of one image")
         rows = torch.arange(len(x) * count, device=x.device)
         found = [function(x[part // count], part % count, part // count) for part in rows.split(fit)]
-        return torch.cat(found).unflatten(0, (len(x), count))
+        values: Tensor = torch.cat(found).unflatten(0, (len(x), count))
+    return values
 
     with torch.no_grad():
         return undisturbed(work, x, denoiser)
