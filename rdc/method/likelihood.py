@@ -204,7 +204,7 @@ def _of_every_class(denoiser: Denoiser, x: Tensor, function: Any, memory_budget_
         rows = torch.arange(len(x) * count, device=x.device)
         found = [function(x[part // count], part % count, part // count) for part in rows.split(fit)]
         values: Tensor = torch.cat(found).unflatten(0, (len(x), count))
-    return values
+        return values
 
     with torch.no_grad():
         return undisturbed(work, x, denoiser)
