@@ -27,14 +27,10 @@ FLOAT64_HIGHER = 1e-8
 CENTRAL_DIFFERENCE = 1e-6
 #: the same through a whole classifier or purifier, relative to the slope: steps down to 1e-8 cancel more.
 CLASSIFIER_DIFFERENCE = 1e-5
-#: the same through likelihood maximisation, whose normalised steps bend more.
-LM_DIFFERENCE = 1e-4
 #: of a training loss in its weights, where the loss is itself a sum of slopes.
 TRAINING_DIFFERENCE = 2e-4
 #: of a float32 function (step 1e-2 and larger), and secants of length 1e-5 in place of a slope.
 FLOAT32_DIFFERENCE = 2e-3
-#: of a bilinear warp, which has a kink at every pixel.
-FLOW_DIFFERENCE = 1e-2
 #: of an anytime answer in float32 with step 1e-3, whose stopping point is held only nearly.
 ANYTIME_DIFFERENCE = 0.05
 
@@ -112,19 +108,15 @@ RECORDED_DIGITS = 1e-4
 
 #: absolute, probabilities in JSON (rounded to six digits or float32), and their sum over a few classes.
 PROBABILITIES = 1e-5
-#: absolute, probabilities of the same image read from another file or in another batch.
-PROBABILITIES_OF_A_FILE = 1e-4
 #: a quantile written down with seven digits.
-NORMAL_QUANTILE = 1e-5
+NORMAL_QUANTILE = 1e-7
 
 # optimisers, and attacks that search ----------------------------------------------------------------------------------
 
 #: a minimum found by comparing values, which are flat around it.
-LINE_SEARCH = 1e-4
+LINE_SEARCH = 1e-6
 #: FAB's distance above the least one after thirty steps (below it never is by more than FLOAT32_SUM).
 FAB_DISTANCE = 3e-4
-#: absolute, FAB's distance of 0.05 with noisy answers: half a percent.
-FAB_NOISY_DISTANCE = 2e-4
 #: budget that a projected or proposed point may leave unused.
 BUDGET_USE = 1e-4
 #: the same of Square's later proposals, which redistribute it.
@@ -158,7 +150,7 @@ HEUN_80 = 5e-3
 #: the same in 400 steps that end at 1e-3, in float32.
 HEUN_400 = 0.01
 #: median of nine quantiles of a log-normal against its mean.
-QUANTILE_MEDIAN = 1e-2
+QUANTILE_MEDIAN = 1e-5
 #: images that a plan of a minute may be off: a tenth of a second's 24, and one.
 PLANNED_IMAGES = 3.4
 #: parameters of a network in millions, as docs write them.

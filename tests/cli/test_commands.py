@@ -15,7 +15,7 @@ import rdc.evaluation.run
 from rdc.cli import COMMANDS, main
 from rdc.models.zoo import load
 from tests.evaluation_models import NAMES, grey, save_tiny
-from tests.tolerances import PROBABILITIES, PROBABILITIES_OF_A_FILE
+from tests.tolerances import FLOAT32_ROUNDING, PROBABILITIES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -287,10 +287,8 @@ def test_classify_agrees_with_the_classifier(tiny, tmp_path, capsys):
     assert code == 0 and error == ""
     for answer, row in zip(answers, expected, strict=True):
         assert answer["class"] == NAMES[int(row.argmax())] and answer["notices"] == []
-        assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=PROBABILITIES)
-        assert [answer["probabilities"][name] for name in NAMES] == pytest.approx(
-            row.tolist(), abs=PROBABILITIES_OF_A_FILE
-        )
+        assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=FLOAT32_ROUNDING)
+        assert [answer["probabilities"][name] for name in NAMES] == pytest.approx(row.tolist(), abs=PROBABILITIES)
     assert main(["classify", "--model", tiny[0], *map(str, files)]) == 0
     table = capsys.readouterr().out.splitlines()
     assert len(table) == 4 and "confidence" in table[0] and answers[0]["class"] in table[1]
@@ -323,7 +321,7 @@ def test_classify_converts_and_says_so(tiny, tmp_path, capsys):
     for answer, (notices, _) in zip(answers[1:], files.values(), strict=True):
         assert answer["notices"] == notices
     for answer in answers[2:5]:  # grey-rgb.png, opaque.png and deep.png hold the same grey levels as plain.png
-        assert answer["probabilities"] == pytest.approx(answers[0]["probabilities"], abs=PROBABILITIES_OF_A_FILE)
+        assert answer["probabilities"] == pytest.approx(answers[0]["probabilities"], abs=PROBABILITIES)
     code, answers, error = classified(
         capsys, "--model", tiny[0], "--strict", plain, tmp_path / "large.png", tmp_path / "colour.png"
     )
@@ -341,7 +339,7 @@ def test_classify_transparency_lies_on_black(tiny, tmp_path, capsys):
         capsys, "--model", tiny[0], save(tmp_path / "a.png", clear), save(tmp_path / "b.png", black)
     )
     assert answers[0]["notices"] == ["transparent parts shown on black"] and code == 0
-    assert answers[0]["probabilities"] == pytest.approx(answers[1]["probabilities"], abs=PROBABILITIES)
+    assert answers[0]["probabilities"] == pytest.approx(answers[1]["probabilities"], abs=FLOAT32_ROUNDING)
 
 
 def test_classify_inverts(tiny, tmp_path, capsys):
@@ -350,7 +348,7 @@ def test_classify_inverts(tiny, tmp_path, capsys):
     _, plain, _ = classified(capsys, "--model", tiny[0], one, other)
     _, inverted, _ = classified(capsys, "--model", tiny[0], "--invert", other)
     assert plain[0]["notices"] == [] and "--invert" in plain[1]["notices"][0]
-    assert inverted[0]["probabilities"] == pytest.approx(plain[0]["probabilities"], abs=PROBABILITIES_OF_A_FILE)
+    assert inverted[0]["probabilities"] == pytest.approx(plain[0]["probabilities"], abs=PROBABILITIES)
     assert inverted[0]["notices"] == ["inverted"]
 
 

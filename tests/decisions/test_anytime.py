@@ -17,7 +17,7 @@ from rdc.evaluation import EvaluationSettings, evaluate
 from tests.evaluation_models import CLASSES, NAMES, gaussian_classifier, images
 from tests.tiny_models import pixels as tiny_pixels
 from tests.tiny_models import tiny_classifier
-from tests.tolerances import ANYTIME_DIFFERENCE, FLOAT32_NETWORK, FLOAT32_SUM, FLOAT64_FORMULA
+from tests.tolerances import ANYTIME_DIFFERENCE, FLOAT32_NETWORK, FLOAT32_SUM, FLOAT64_ORDER
 
 LEVELS = "log:8:0.5:4:flat"
 
@@ -105,7 +105,7 @@ def test_images_needed():
         assert n >= 40 and binom.cdf(0, tested, rate) <= 0.05
     for successes, trials, chance in ((0, 50, 0.1), (7, 300, 0.03), (40, 100, 0.5)):
         assert _binomial_cdf(successes, trials, chance) == pytest.approx(
-            binom.cdf(successes, trials, chance), rel=FLOAT64_FORMULA
+            binom.cdf(successes, trials, chance), rel=FLOAT64_ORDER
         )
 
 

@@ -19,7 +19,7 @@ from rdc.evaluation.summary import Curve
 from rdc.statistics.proportions import wilson_interval
 from tests.evaluation_models import CLASSES, NAMES, gaussian_classifier, images, labelled_by, save_tiny
 from tests.oracles import wilson
-from tests.tolerances import FLOAT64_ORDER, NORMAL_QUANTILE
+from tests.tolerances import FLOAT64_OP, NORMAL_QUANTILE
 
 KEYS = [
     "schema", "model", "dataset", "n", "seed", "classifier", "clean", "robust", "scores", "attacks", "sanity",
@@ -98,7 +98,7 @@ def names_of(report):
 @pytest.mark.parametrize(("right", "n"), [(0, 5), (5, 5), (1, 2), (182, 256), (9100, 10000)])
 def test_wilson_interval(right, n):
     low, high = wilson_interval(right, n)
-    assert (low, high) == pytest.approx(wilson(right, n), abs=FLOAT64_ORDER)
+    assert (low, high) == pytest.approx(wilson(right, n), abs=FLOAT64_OP)
     assert 0 <= low <= right / n <= high <= 1
 
 

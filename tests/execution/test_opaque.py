@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 
 from rdc.errors import RdcError
 from rdc.execution.opaque import checkpointed, new_names, opaque, opaque_with, plain_values, transformed, wanted
-from tests.tolerances import FLOAT64_NETWORK, FLOAT64_ORDER
+from tests.tolerances import FLOAT64_OP, FLOAT64_ORDER
 
 X = torch.tensor([[0.3, -1.2, 0.7], [0.9, 0.1, -0.4]], dtype=torch.float64)
 Y = torch.tensor([0.5, -0.8, 1.1], dtype=torch.float64)
@@ -82,7 +82,7 @@ def test_what_torch_func_asks_for(way):
     found, expected = flat(WAYS[way](hidden)), flat(WAYS[way](open_one))
     assert len(found) == len(expected) > 0
     for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=FLOAT64_ORDER, atol=FLOAT64_ORDER)
+        torch.testing.assert_close(a, b, rtol=FLOAT64_OP, atol=FLOAT64_OP)
 
 
 def test_derivatives_of_every_order_without_transforms():
@@ -96,7 +96,7 @@ def test_derivatives_of_every_order_without_transforms():
         return torch.autograd.grad(sum(g.sin().sum() for g in grads), leaves)
 
     for a, b in zip(third(hidden), third(open_one), strict=True):
-        torch.testing.assert_close(a, b, rtol=FLOAT64_NETWORK, atol=FLOAT64_NETWORK)
+        torch.testing.assert_close(a, b, rtol=FLOAT64_ORDER, atol=FLOAT64_ORDER)
 
 
 def test_arguments_that_depend_on_each_other_are_partial_derivatives():

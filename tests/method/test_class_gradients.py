@@ -6,14 +6,7 @@ import torch
 from rdc.method.class_gradients import rebuilt, streamed
 from rdc.method.draw import Draw
 from tests.tiny_models import CLASSES, pixels, tiny_classifier
-from tests.tolerances import (
-    CLASSIFIER_DIFFERENCE,
-    FLOAT32_SUM,
-    FLOAT64_HIGHER,
-    FLOAT64_NETWORK,
-    FLOAT64_STEPS,
-    close,
-)
+from tests.tolerances import CENTRAL_DIFFERENCE, FLOAT32_SUM, FLOAT64_ORDER, close
 
 
 def parts(dtype=torch.float64, count=3, kind="conditional"):
@@ -36,8 +29,8 @@ def test_gradient_is_that_of_the_whole_batch(pairs):
     whole = denoiser.class_losses(x0, draw)
     (expected,) = torch.autograd.grad(whole, x0, upstream)
     losses = rebuilt(denoiser, x0, draw, pairs)
-    close(losses.detach(), whole.detach(), FLOAT64_NETWORK)
-    close(torch.autograd.grad(losses, x0, upstream)[0], expected, FLOAT64_NETWORK)
+    close(losses.detach(), whole.detach(), FLOAT64_ORDER)
+    close(torch.autograd.grad(losses, x0, upstream)[0], expected, FLOAT64_ORDER)
     assert (expected[1] == 0).all()
 
 
@@ -116,8 +109,8 @@ def test_second_derivatives_are_those_of_the_whole_batch():
         return torch.autograd.grad((grad * direction).sum(), x0)[0]
 
     expected = curvature(denoiser.class_losses(x0, draw))
-    close(curvature(rebuilt(denoiser, x0, draw, 2)), expected, FLOAT64_STEPS)
-    close(curvature(streamed(denoiser, x0, draw, 2)), expected, FLOAT64_STEPS)
+    close(curvature(rebuilt(denoiser, x0, draw, 2)), expected, FLOAT64_ORDER)
+    close(curvature(streamed(denoiser, x0, draw, 2)), expected, FLOAT64_ORDER)
 
 
 def test_a_classifier_under_its_budget_takes_two_classes_for_a_margin(monkeypatch):
@@ -160,7 +153,7 @@ def test_unfrozen_weights_get_their_gradient_under_a_small_budget(kind, lm, of_p
     assert len(used) > 60
     for name in used:
         assert found[name] is not None, name
-        close(found[name], expected[name], FLOAT64_HIGHER)
+        close(found[name], expected[name], FLOAT64_ORDER)
 
 
 @pytest.mark.parametrize("kind", ["conditional", "multihead"])
@@ -183,7 +176,7 @@ def test_gradient_of_weights_passes_through_the_steps(kind):
                 weight += sign * 1e-6 * way[name]
             ends.append(margin(classifier(x)))
     numeric = (ends[0] - ends[1]) / 2e-6
-    assert abs(slope - numeric) <= CLASSIFIER_DIFFERENCE * abs(numeric), (slope, numeric)
+    assert abs(slope - numeric) <= CENTRAL_DIFFERENCE * abs(numeric), (slope, numeric)
 
 
 @pytest.mark.parametrize("outer", [False, True], ids=["alone", "inside autocast, after a call without gradients"])
@@ -218,7 +211,7 @@ def test_whatever_else_wants_a_gradient_gets_it(kind, place):
     for function in (rebuilt, streamed):
         found = torch.autograd.grad(function(classifier.denoiser, x0, draw, 2)[:, 0].sum(), asked)
         for a, b in zip(found, expected, strict=True):
-            close(a, b, FLOAT64_NETWORK)
+            close(a, b, FLOAT64_ORDER)
 
 
 def test_frozen_weights_cost_no_pass_more(monkeypatch):
@@ -258,14 +251,14 @@ def test_weights_put_in_by_functional_call(kind, lm):
     used = [name for name, grad in expected.items() if grad is not None and grad.any()]
     assert len(used) > 60
     for name in used:
-        close(found[f"denoiser.{name}"], expected[name], FLOAT64_HIGHER)
+        close(found[f"denoiser.{name}"], expected[name], FLOAT64_ORDER)
     assert not any(weight.requires_grad for weight in cut.parameters())
     name = "denoiser.network.unet.map_layer1.weight"
     way = torch.linspace(-1, 1, named[name].numel(), dtype=torch.float64).view_as(named[name])
     moved = torch.func.jvp(
         lambda weight: margin(torch.func.functional_call(cut, {name: weight}, (x,))), (named[name],), (way,)
     )[1]
-    close(moved, (expected[name.removeprefix("denoiser.")] * way).sum(), FLOAT64_HIGHER)
+    close(moved, (expected[name.removeprefix("denoiser.")] * way).sum(), FLOAT64_ORDER)
 
 
 def test_a_fresh_draw_is_the_same_for_values_and_derivatives():
@@ -278,7 +271,7 @@ def test_a_fresh_draw_is_the_same_for_values_and_derivatives():
         fixed.set_draw(draw)
         leaf = x.clone().requires_grad_()
         (expected,) = torch.autograd.grad(margin(fixed(leaf)), leaf)
-        close(torch.func.grad(lambda x: margin(fresh(x)))(x), expected, FLOAT64_STEPS)
+        close(torch.func.grad(lambda x: margin(fresh(x)))(x), expected, FLOAT64_ORDER)
 
 
 @pytest.mark.parametrize("lm", [None, "paper-v2,steps=2,sign=false"], ids=["DC", "RDC"])
@@ -301,8 +294,8 @@ def test_lent_weights_are_those_of_the_backward_pass_too(kind, lm):
 
     expected = gradient(other)
     assert (gradient(cut) - expected).norm() > 0.01 * expected.norm()
-    close(gradient(borrowed), expected, FLOAT64_STEPS)
-    close(torch.func.grad(lambda x: margin(borrowed(x)))(x), expected, FLOAT64_STEPS)
+    close(gradient(borrowed), expected, FLOAT64_ORDER)
+    close(torch.func.grad(lambda x: margin(borrowed(x)))(x), expected, FLOAT64_ORDER)
     if lm is not None:
         leaf = x.clone().requires_grad_()
         (found,) = torch.autograd.grad(other.penalty(leaf).sum(), leaf)
@@ -314,7 +307,7 @@ def test_lent_weights_are_those_of_the_backward_pass_too(kind, lm):
         close(
             torch.autograd.grad(torch.func.functional_call(penalty, lent_to, (leaf,)).sum(), leaf)[0],
             found,
-            FLOAT64_STEPS,
+            FLOAT64_ORDER,
         )
         assert all(torch.equal(w, own[name]) for name, w in cut.named_parameters())
 

@@ -44,14 +44,14 @@ def test_rdc_released_grid_and_density():
     sigma = np.linspace(1e-4, 3, 126)[:-1]
     density = np.exp(-((np.log(sigma) + 1.2) ** 2) / 2 * 1.2**2) / sigma
     np.testing.assert_allclose(levels.sigma, sigma)
-    np.testing.assert_allclose(levels.weight, density / density.sum(), rtol=FLOAT64_FORMULA)
+    np.testing.assert_allclose(levels.weight, density / density.sum(), rtol=FLOAT64_ORDER)
 
 
 def test_edm_weights_are_the_lognormal_density_and_keep_large_sigma():
     right, released = parse_levels("edm"), parse_levels("rdc-released")
     sigma = np.array(right.sigma)
     density = np.exp(-((np.log(sigma) + 1.2) ** 2) / (2 * 1.2**2)) / sigma
-    np.testing.assert_allclose(right.weight, density / density.sum(), rtol=FLOAT64_FORMULA)
+    np.testing.assert_allclose(right.weight, density / density.sum(), rtol=FLOAT64_ORDER)
     ratio = (released.weight[-1] / released.weight[40]) / (right.weight[-1] / right.weight[40])
     assert ratio < 0.3  # the released density starves sigma > 1 (method, section 2)
 
@@ -61,7 +61,7 @@ def test_flat_counts_levels_equally_in_x0_space_and_eps_in_noise_space():
     c_out2 = (sigma * 0.5) ** 2 / (sigma**2 + 0.25)
     flat = noise_levels("log", 7, 0.3, 4, "flat").weight / c_out2
     eps = noise_levels("log", 7, 0.3, 4, "eps").weight / c_out2 * sigma**2
-    assert np.ptp(flat) < FLOAT64_FORMULA and np.ptp(eps) < FLOAT64_FORMULA
+    assert np.ptp(flat) < FLOAT64_ORDER and np.ptp(eps) < FLOAT64_ORDER
 
 
 def test_lognormal_quantiles_carry_equal_mass():

@@ -22,7 +22,7 @@ from rdc.method.noise import NoisePlan
 from tests import oracles
 from tests.oracles import GaussianNetwork
 from tests.tiny_models import SHAPE, pixels, tiny_denoiser
-from tests.tolerances import FLOAT32_ROUNDING, FLOAT64_NETWORK, FLOAT64_ORDER, FLOAT64_STEPS, LM_DIFFERENCE
+from tests.tolerances import CENTRAL_DIFFERENCE, FLOAT32_ROUNDING, FLOAT64_OP, FLOAT64_ORDER
 
 SHORT = noise_levels("systematic", 3, 0.2, 2.0, "edm")
 SETTINGS = {
@@ -72,7 +72,7 @@ def naive(denoiser, x, settings, draw=0):
 def test_steps_follow_the_equations(name):
     denoiser, x = tiny_denoiser(dtype=torch.float64), 2 * pixels(3, dtype=torch.float64) - 1
     moved = maximize_likelihood(denoiser, x, SETTINGS[name])
-    torch.testing.assert_close(moved, naive(denoiser, x, SETTINGS[name]), atol=FLOAT64_STEPS, rtol=0)
+    torch.testing.assert_close(moved, naive(denoiser, x, SETTINGS[name]), atol=FLOAT64_ORDER, rtol=0)
     assert (moved - x).abs().max() > 1e-4
 
 
@@ -84,7 +84,7 @@ def test_objective_is_the_weighted_error_of_the_unlabelled_network():
     for s, w, e in zip(SHORT.sigma, SHORT.weight, noise, strict=True):
         d = denoiser.denoise(x + s * e, torch.full((2,), s, dtype=torch.float64), torch.full((2,), 3))
         expected = expected + w * (s**2 + 0.25) / (s * 0.5) ** 2 * ((d - x) ** 2).mean((1, 2, 3))
-    torch.testing.assert_close(lm_loss(denoiser, x, settings, 2, 0), expected, rtol=FLOAT64_NETWORK, atol=0)
+    torch.testing.assert_close(lm_loss(denoiser, x, settings, 2, 0), expected, rtol=FLOAT64_ORDER, atol=0)
 
 
 MEAN, VARIANCE, DRAW = 0.1 * np.random.Generator(np.random.Philox(key=5)).standard_normal(SHAPE), 0.2, 3
@@ -124,7 +124,7 @@ def test_objective_of_both_losses_is_the_oracles(settings):
     for step in range(2):
         expected = objective_by_the_equations(x0, settings, step, DRAW)
         found = lm_loss(gaussian_denoiser(), x0, settings, step, DRAW).detach().numpy()
-        np.testing.assert_allclose(found, expected, rtol=FLOAT64_NETWORK)
+        np.testing.assert_allclose(found, expected, rtol=FLOAT64_ORDER)
 
 
 @pytest.mark.parametrize("rows", [1, 4, 100], ids=["an image at a time", "in pieces", "at once"])
@@ -135,7 +135,7 @@ def test_penalty_is_the_mean_of_the_objective_over_the_steps(settings, rows):
     denoiser = gaussian_denoiser().requires_grad_(False)
     for leaf in (x0, x0.clone().requires_grad_()):
         found = lm_penalty(denoiser, leaf, settings, DRAW, rows)
-        np.testing.assert_allclose(found.detach().numpy(), np.mean(each, axis=0), rtol=FLOAT64_NETWORK)
+        np.testing.assert_allclose(found.detach().numpy(), np.mean(each, axis=0), rtol=FLOAT64_ORDER)
         assert found.requires_grad is leaf.requires_grad
 
 
@@ -165,7 +165,7 @@ def test_exact_gradient_equals_central_differences(name):
         h = 1e-6
         ends = [(maximize_likelihood(denoiser, x + sign * h * way, settings) * probe).sum() for sign in (1, -1)]
         numeric = (ends[0] - ends[1]) / (2 * h)
-        torch.testing.assert_close((grad * way).sum(), numeric, rtol=LM_DIFFERENCE, atol=LM_DIFFERENCE)
+        torch.testing.assert_close((grad * way).sum(), numeric, rtol=CENTRAL_DIFFERENCE, atol=CENTRAL_DIFFERENCE)
     straight = (probe * way).sum()
     assert abs(straight - numeric) > 1e-3 * abs(numeric)  # the Jacobian is not the identity: BPDA would fail this test
 
@@ -184,7 +184,7 @@ def test_images_do_not_influence_each_other(kind):
     denoiser, x = tiny_denoiser(kind, torch.float64), 2 * pixels(4, dtype=torch.float64) - 1
     together = maximize_likelihood(denoiser, x, SETTINGS["paper-v2"])
     alone = torch.cat([maximize_likelihood(denoiser, image[None], SETTINGS["paper-v2"]) for image in x])
-    torch.testing.assert_close(together, alone, atol=FLOAT64_ORDER, rtol=0)
+    torch.testing.assert_close(together, alone, atol=FLOAT64_OP, rtol=0)
 
 
 def test_budget_and_clamp_hold():

@@ -12,7 +12,7 @@ import torch
 from rdc.networks import blocks, fused
 from rdc.networks.blocks import GroupNorm, UNetBlock, fastest_layout
 from rdc.networks.fused import norm_act, norm_act_reference, residual_sum
-from tests.tolerances import FLOAT32_NETWORK, FLOAT32_ROUNDING, FLOAT32_ROUNDINGS, FLOAT32_SUM
+from tests.tolerances import FLOAT32_NETWORK, FLOAT32_ROUNDINGS, FLOAT32_SUM, FLOAT32_ULP
 
 ROOT = Path(__file__).resolve().parents[2]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -189,9 +189,7 @@ def test_resampling_in_any_layout():
     y, small = drawn(2, 6, 4, 8), torch.nn.functional.avg_pool2d(drawn(2, 6, 4, 8), 2)
     box = torch.ones(1, 1, 2, 2, device=DEVICE) / 4
     for given in (y, laid_out(y)):
-        torch.testing.assert_close(
-            blocks._filter_down(given, box, 0), small, rtol=FLOAT32_ROUNDING, atol=FLOAT32_ROUNDING
-        )
+        torch.testing.assert_close(blocks._filter_down(given, box, 0), small, rtol=FLOAT32_ULP, atol=FLOAT32_ULP)
     assert DEVICE == "cpu" or laid_out(blocks._filter_down(laid_out(y), box, 0)).stride()[1] == 1
     x = drawn(2, 6, 3, 5)
     expected = x.repeat_interleave(2, 2).repeat_interleave(2, 3)

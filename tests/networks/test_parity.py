@@ -24,7 +24,7 @@ from tests.networks.cases import (
     inputs,
 )
 from tests.networks.formula import fill
-from tests.tolerances import EDM_PARITY, FLOAT64_ORDER
+from tests.tolerances import EDM_PARITY, FLOAT64_OP
 
 FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures" / "edm"
 FIXTURE_NAMES = ("adm_cond", "ddpmpp_cond", "ddpmpp_uncond", "ncsnpp_cond")
@@ -69,7 +69,7 @@ def test_channels_last_gives_the_same():
     with torch.no_grad():
         expected = net(x, c_noise, labels)
         net.to(memory_format=torch.channels_last)
-        assert relative(net(x.contiguous(memory_format=torch.channels_last), c_noise, labels), expected) < FLOAT64_ORDER
+        assert relative(net(x.contiguous(memory_format=torch.channels_last), c_noise, labels), expected) < FLOAT64_OP
 
 
 @pytest.mark.parametrize("name", ["ddpmpp", "adm"])

@@ -15,7 +15,7 @@ from rdc.method.denoiser import make_denoiser
 from rdc.models.checkpoints import load_model, save_model
 from rdc.networks.presets import NETWORK_PRESETS, build_network, network_preset
 from rdc.networks.resnet import ResNet
-from tests.tolerances import BFLOAT16_LOGITS, FLOAT64_OP, FLOAT64_ORDER
+from tests.tolerances import BFLOAT16_LOGITS, FLOAT64_OP
 
 CONFIG = {
     "kind": "resnet",
@@ -64,7 +64,7 @@ def test_the_network_is_its_formula() -> None:
         h = branch + (F.conv2d(active, state[f"{name}.skip.weight"], stride=2) if stride == 2 else h)
     assert h.shape == (5, 16, 2, 2)
     expected = normed(h, "norm").relu().mean((2, 3)) @ state["head.weight"].T + state["head.bias"]
-    torch.testing.assert_close(net(x), expected, rtol=FLOAT64_ORDER, atol=FLOAT64_ORDER)
+    torch.testing.assert_close(net(x), expected, rtol=FLOAT64_OP, atol=FLOAT64_OP)
 
 
 def test_without_norms_and_with_leaky_relus() -> None:
@@ -100,7 +100,7 @@ def test_an_image_does_not_depend_on_its_batch_nor_on_training() -> None:
     net, x = tiny().double(), pixels(dtype=torch.float64)
     together = net.train()(x)
     alone = torch.cat([net.eval()(row[None]) for row in x])
-    torch.testing.assert_close(together, alone, rtol=FLOAT64_ORDER, atol=FLOAT64_OP)
+    torch.testing.assert_close(together, alone, rtol=FLOAT64_OP, atol=FLOAT64_OP)
     assert not list(net.buffers())
 
 

@@ -11,7 +11,7 @@ from rdc.method.denoiser import ConditionalDenoiser
 from rdc.method.preconditioning import Preconditioning
 from rdc.networks.vp import VPNetwork, vp_sigmas
 from tests.networks.formula import noise_like
-from tests.tolerances import FLOAT64_FORMULA, RECORDED_SCHEDULE
+from tests.tolerances import FLOAT64_OP, FLOAT64_ORDER, RECORDED_SCHEDULE
 
 SIGMAS = vp_sigmas({})
 MEANS = torch.tensor([-0.4, 0.1, 0.7], dtype=torch.float64)
@@ -54,7 +54,7 @@ def test_closed_form_denoiser(prediction):
     found = ConditionalDenoiser(network(prediction), 3, (1, 5, 5)).denoise(x_t, sigma, labels)
     s2, mean = sigma.reshape(-1, 1, 1, 1) ** 2, MEANS[labels].reshape(-1, 1, 1, 1)
     expected = (SPREAD**2 * x_t + s2 * mean) / (SPREAD**2 + s2)
-    assert (found - expected).abs().max() < FLOAT64_FORMULA * sigma.max() ** 2
+    assert (found - expected).abs().max() < FLOAT64_OP * sigma.max() ** 2
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
@@ -73,7 +73,7 @@ def test_f_is_the_definition(prediction):
         prediction
     ]
     assert torch.allclose(
-        f, (d - precondition.c_skip(s) * x_t) / precondition.c_out(s), rtol=FLOAT64_FORMULA, atol=FLOAT64_FORMULA
+        f, (d - precondition.c_skip(s) * x_t) / precondition.c_out(s), rtol=FLOAT64_ORDER, atol=FLOAT64_ORDER
     )
 
 
