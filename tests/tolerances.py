@@ -8,24 +8,24 @@ Relative to the values compared, unless said otherwise. What must be the same to
 
 #: means of squares of what float64 rounds off values near 1.
 FLOAT64_SQUARE = 1e-20
-#: one op of a few thousand products, relative to the largest value.
+#: one op of a few thousand products or one network's pass, relative to the largest value.
 FLOAT64_OP = 1e-13
-#: sums of a few thousand squares in another order, one network's pass, entropies by hand.
+#: sums of a few thousand squares in another order: losses, steps and gradients (also second and of weights) of tiny networks.
 FLOAT64_ORDER = 1e-12
-#: class losses and objectives of likelihood maximisation: sums over several passes of a network.
+#: absolute, losses and gradients in the hundreds, summed in another order.
 FLOAT64_NETWORK = 1e-10
 #: a formula with exp, log or a power, written in another way (grids of levels, log-sum-exp, distribution functions).
 FLOAT64_FORMULA = 1e-9
-#: steps that divide by a mean gradient or a norm, bisections, second derivatives: each carries rounding on.
+#: gradients of a classifier that maximises likelihood: steps that divide by a mean gradient carry rounding on.
 FLOAT64_STEPS = 1e-9
-#: gradients of weights through such steps (three derivatives), and log-probabilities whose losses were shifted by up to 1e4.
+#: log-probabilities whose losses were shifted by up to 1e4.
 FLOAT64_HIGHER = 1e-8
 
 # differences in place of derivatives ----------------------------------------------------------------------------------
 
-#: central differences in float64 with step 1e-5: truncation h^2 and cancellation 1e-16 / h, with room for curvature.
+#: central differences in float64 with steps of about 1e-5: truncation h^2 and cancellation 1e-16 / h, with room for curvature.
 CENTRAL_DIFFERENCE = 1e-6
-#: the same through a whole classifier or purifier, relative to the slope: steps down to 1e-8 cancel more.
+#: the same through a whole classifier in the worst case of many settings, relative to the slope.
 CLASSIFIER_DIFFERENCE = 1e-5
 #: of a training loss in its weights, where the loss is itself a sum of slopes.
 TRAINING_DIFFERENCE = 2e-4
@@ -106,7 +106,7 @@ RECORDED_DIGITS = 1e-4
 
 # figures in files -----------------------------------------------------------------------------------------------------
 
-#: absolute, probabilities in JSON (rounded to six digits or float32), and their sum over a few classes.
+#: absolute, probabilities in JSON and of files, which are float32.
 PROBABILITIES = 1e-5
 #: a quantile written down with seven digits.
 NORMAL_QUANTILE = 1e-7
