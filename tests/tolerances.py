@@ -18,7 +18,7 @@ FLOAT64_NETWORK = 1e-10
 FLOAT64_FORMULA = 1e-9
 #: gradients of a classifier that maximises likelihood: steps that divide by a mean gradient carry rounding on.
 FLOAT64_STEPS = 1e-9
-#: log-probabilities whose losses were shifted by up to 1e4.
+#: absolute: log-probabilities whose losses were shifted by up to 1e4, slopes near 0 taken by differences.
 FLOAT64_HIGHER = 1e-8
 
 # differences in place of derivatives ----------------------------------------------------------------------------------
@@ -83,6 +83,8 @@ BFLOAT16_NETWORK = 0.03
 BFLOAT16_TRAINING = 0.05
 #: absolute, of logits of a ResNet in bfloat16.
 BFLOAT16_LOGITS = 0.1
+#: absolute, of logits of a transformer in bfloat16.
+BFLOAT16_TRANSFORMER = 0.3
 
 # other people's code, and ours outside of PyTorch ---------------------------------------------------------------------
 
@@ -172,6 +174,8 @@ SAMPLES_SPREAD = 0.01
 SAMPLES_MEAN = 0.015
 #: thousands of bootstrap draws: standard errors.
 BOOTSTRAP = 0.02
+#: absolute, pixels of a buffer of uniform images: standard deviation.
+BUFFER_SPREAD = 0.02
 #: thousands of drawn rivals: shares.
 RIVALS = 0.025
 #: 2000 labels: share that was dropped.

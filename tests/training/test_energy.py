@@ -27,6 +27,15 @@ from rdc.training.batches import BatchGenerator
 from rdc.training.config import TrainConfig
 from rdc.training.energy import EnergyObjective, EnergyTerms, energy, langevin
 from rdc.training.trainer import Trainer, TrainingStopped
+from tests.tolerances import (
+    BUFFER_SPREAD,
+    CLASSIFIER_DIFFERENCE,
+    FLOAT32_ROUNDING,
+    FLOAT32_SUM,
+    FLOAT32_ULP,
+    FLOAT64_HIGHER,
+    THOUSANDS,
+)
 
 NET = {
     "kind": "resnet", "image_shape": [1, 8, 8], "num_classes": 3, "width": 8, "blocks": [1, 1], "norm": "none",
@@ -98,16 +107,16 @@ def test_the_energys_gradient_is_the_central_difference() -> None:
     def energies(x: Tensor) -> Tensor:
         return -(net(x).exp().sum(1).log())  # written once more; energy() itself answers in float32
 
-    torch.testing.assert_close(energy(net(x)).double(), energies(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(energy(net(x)).double(), energies(x), rtol=FLOAT32_ROUNDING, atol=FLOAT32_ROUNDING)
     (found,) = torch.autograd.grad(energies(x).sum(), x)
     (ours,) = torch.autograd.grad(energy(net(x)).sum(), x)
-    torch.testing.assert_close(ours, found, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(ours, found, rtol=FLOAT32_SUM, atol=FLOAT32_ULP)
     step = 1e-6
     for place in range(0, 64, 5):
         moved = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
         moved.view(-1)[place] = step
         slope = (energies(x.detach() + moved) - energies(x.detach() - moved)) / (2 * step)
-        torch.testing.assert_close(found.flatten(1)[:, place], slope, rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(found.flatten(1)[:, place], slope, rtol=CLASSIFIER_DIFFERENCE, atol=FLOAT64_HIGHER)
 
 
 # --- the objective ----------------------------------------------------------------------------------------------------
@@ -126,7 +135,7 @@ def test_the_loss_is_cross_entropy_and_contrast() -> None:
     logits, own = net((x0 + 1) / 2), net((x + 1) / 2)
     gap = own.logsumexp(1).mean() - logits.logsumexp(1).mean()
     torch.testing.assert_close(loss, F.cross_entropy(logits, labels) + 0.7 * gap)
-    assert float(values["gap"]) == pytest.approx(float(gap.detach()), abs=1e-6)
+    assert float(values["gap"]) == pytest.approx(float(gap.detach()), abs=FLOAT32_ROUNDING)
     loss.backward()
     assert all(bool(p.grad.abs().sum() > 0) for name, p in net.named_parameters())
 
@@ -137,8 +146,8 @@ def test_chains_start_anew_and_the_buffer_keeps_the_others() -> None:
     objective(network(), torch.zeros(8, 1, 8, 8), torch.zeros(8, dtype=torch.long), BatchGenerator("cpu", 8))
     changed = (objective.buffer != before).flatten(1).any(1)
     assert int(changed.sum()) == 8 and objective.buffer[changed].abs().max() <= 1
-    assert float(objective.buffer.mean()) == pytest.approx(0, abs=0.05)
-    assert float(objective.buffer.std()) == pytest.approx(1 / math.sqrt(3), abs=0.02)  # uniform in -1..1
+    assert float(objective.buffer.mean()) == pytest.approx(0, abs=THOUSANDS)
+    assert float(objective.buffer.std()) == pytest.approx(1 / math.sqrt(3), abs=BUFFER_SPREAD)  # uniform in -1..1
 
 
 def test_one_process_and_a_buffer_of_a_batch() -> None:
