@@ -151,6 +151,8 @@ QUITE_DIFFERENT_GRADIENT = 0.05
 HEUN_80 = 5e-3
 #: the same in 400 steps that end at 1e-3, in float32.
 HEUN_400 = 0.01
+#: twenty thousand levels in place of an integral over them.
+MANY_LEVELS = 5e-3
 #: median of nine quantiles of a log-normal against its mean.
 QUANTILE_MEDIAN = 1e-5
 #: images that a plan of a minute may be off: a tenth of a second's 24, and one.

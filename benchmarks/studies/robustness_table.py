@@ -77,6 +77,9 @@ ROWS = {
     "PGD-AT": Row("fashion-mnist-pgd-at", _PLAIN, 50),
     "TRADES": Row("fashion-mnist-trades", _PLAIN, 50),
     "MART": Row("fashion-mnist-mart", _PLAIN, 50),
+    "Wong-Kolter": Row(
+        "examples.wong_kolter:load", _PLAIN, 50
+    ),  # WONG_KOLTER names the file; from the repository's folder
     "standard": Row("fashion-mnist-standard", _PLAIN, 50),
 }
 

@@ -1,15 +1,15 @@
-"""What the settings of an evaluation, a gradient analysis and of likelihoods are unless told otherwise.
+"""What the settings of an evaluation, a gradient analysis, of likelihoods and of a certification are unless told otherwise.
 
 Plain values in a room without torch: the settings themselves (``rdc.evaluation.EvaluationSettings``,
-``rdc.gradient_analysis.GradientSettings``) take their defaults from here, and so do the options of the command line and their help,
-which must not wait for torch.
+``rdc.gradient_analysis.GradientSettings``, ``rdc.certification.CertificationSettings``) take their defaults from here, and so do
+the options of the command line and their help, which must not wait for torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-__all__ = ["EvaluationDefaults", "GradientDefaults", "LikelihoodDefaults"]
+__all__ = ["CertificationDefaults", "EvaluationDefaults", "GradientDefaults", "LikelihoodDefaults"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,3 +71,24 @@ class LikelihoodDefaults:
     elbo_levels: int = 12
     seed: int = 0
     batch: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class CertificationDefaults:
+    """Of ``rdc.certification.CertificationSettings``, which says what each is."""
+
+    n_images: int = 100
+    split: str = "test"
+    start: int = 0
+    method: str = "epndc"
+    sigma: float = 0.25
+    n0: int = 100
+    n: int = 10_000
+    alpha: float = 0.001
+    noised_levels: int = 4
+    noise: str = "fresh"
+    seed: int = 0
+    batch: int = 100
+    attack_steps: int = 20
+    attack_draws: int = 16
+    attack_votes: int = 200

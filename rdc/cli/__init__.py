@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "info": "versions, native backends and why others are not used, CPU, GPUs",
     "classify": "classify PNG or JPEG files, with probabilities",
     "evaluate": "clean and robust accuracy on a data set; writes a report; resumable",
+    "certify": "certified accuracy by randomised smoothing: radii that no attack can break; resumable",
     "compare": "two runs of evaluate on the same images: differences with intervals and p values",
     "bench": "compare two benchmark files: what got slower beyond noise",
     "gradients": "are input gradients usable: redraws, Lipschitz constants, slices, attack paths; compares models",

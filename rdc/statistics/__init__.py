@@ -8,13 +8,14 @@ from __future__ import annotations
 from rdc.statistics.bootstrap import BootstrapInterval, bootstrap_interval, worst_of
 from rdc.statistics.kernels import why_not_numba
 from rdc.statistics.permutation import PermutationTest, paired_permutation_test
-from rdc.statistics.proportions import wilson_interval
+from rdc.statistics.proportions import clopper_pearson_lower, wilson_interval
 from rdc.statistics.sequential import sequential_stops, simulate_boundary
 
 __all__ = [
     "BootstrapInterval",
     "PermutationTest",
     "bootstrap_interval",
+    "clopper_pearson_lower",
     "paired_permutation_test",
     "sequential_stops",
     "simulate_boundary",
