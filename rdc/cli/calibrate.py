@@ -20,6 +20,8 @@ EXAMPLES = """examples:
   rdc calibrate --model runs/student --out out/calibration --write      (puts the scale into runs/student.json)
 """
 
+_HOLDOUT = 2000  # what the shipped models were trained without
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``rdc calibrate``."""
@@ -32,9 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     images.add_argument(
         "--holdout",
         type=positive_int,
-        default=2000,
         metavar="N",
-        help="training images that training left out (%(default)s)",
+        help="training images that training left out (default: as many as the model's folder says, else 2000)",
     )
     images.add_argument(
         "--n", type=positive_int, default=1000, metavar="N", help="of these, how many to fit on (default: %(default)s)"
@@ -93,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
         parse_eps(args.ood_eps, name="--ood-eps")
     classifier = load_classifier(args)
     _check(classifier)
-    held = train_holdout(load_dataset(args.data, "train", args.data_root), args.holdout)[1]
+    train = load_dataset(args.data, "train", args.data_root)
+    held = train_holdout(train, _holdout(args.model, train, args.holdout))[1]
     spread = np.linspace(0, len(held) - 1, min(args.n, len(held))).astype(int)  # all classes, whatever the order
     held = held.subset(spread.tolist())
     test = load_dataset(args.data, "test", args.data_root)
@@ -121,6 +123,24 @@ def run(args: argparse.Namespace) -> int:
         _write_scale(args.model, result["logit_scale"]["fitted"])
     print(_words(result, out))
     return 0
+
+
+def _holdout(model: str, train: Any, asked: int | None) -> int:
+    """How many images of ``train`` to hold out; none that the model was trained on, where its folder tells."""
+    from rdc.errors import ConfigError
+    from rdc.models.checkpoints import checkpoint_paths
+    from rdc.training.preparation import held_out_of
+
+    folder = checkpoint_paths(model)[1].parent
+    left_out = held_out_of(folder, train)
+    if left_out is None:
+        return asked or _HOLDOUT
+    if (asked or 1) > left_out:
+        raise ConfigError(
+            f"--holdout: expected at most {left_out:,} images, which {one_line(folder, 400)} was trained without; got "
+            f"{asked or 'none'}. Train with --holdout N, or name images that it has not seen with --data"
+        )
+    return asked or left_out
 
 
 def _fit(

@@ -23,6 +23,7 @@ MOST_CLASSES = 100_000  #: largest number of classes of a data set
 _LONGEST_NAME = 200  # characters of a class's name
 _LAYOUTS = ("NHW", "NHWC", "NCHW")
 _ARRAYS = ("images", "labels", "class_names", "indices", "layout")
+_PICTURES = (".png", ".jpg", ".jpeg")
 _FLOOR, _EXPANSION = 128 * 2**20, 32  # what the arrays of a file may unpack to: bytes, and times the file's size
 _ADVICE = "It must be a NumPy zip archive without pickled objects"
 
@@ -108,7 +109,9 @@ def _files(path: Path, split: str) -> list[Path]:
     chosen = [file for file in named if file.name.startswith(split)] if named else files
     if not chosen:
         has = one_line(", ".join(file.name for file in files) or "no .npz file", 400)
-        raise DataError(f"{path}: no {split}*.npz in this folder; it has {has}")
+        pictures = any(file.suffix.lower() in _PICTURES for depth in ("*", "*/*", "*/*/*") for file in path.glob(depth))
+        advice = ". Pictures are packed first: numpy.savez, see docs/data.md" if pictures else ""
+        raise DataError(f"{path}: no {split}*.npz in this folder; it has {has}{advice}")
     return chosen
 
 

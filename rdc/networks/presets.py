@@ -38,9 +38,15 @@ _SMALL_UNET = {
 #: for minutes on a GPU; attention only in the middle, where the image is smallest
 _GPU_UNET = _SMALL_UNET | {"middle_attention": True, "adaptive_scale": True}
 
-#: Descriptions of networks that train well on two cores (small-*), in minutes on a GPU (medium-32, large-32), the EDM CIFAR-10
-#: architectures, and classifiers for the baselines (resnet-*, vit-*).
+#: Descriptions of networks that go through every command in a minute (tiny-28), that train well on two cores (small-*), in
+#: minutes on a GPU (medium-32, large-32), the EDM CIFAR-10 architectures, and classifiers for the baselines (resnet-*, vit-*).
 NETWORK_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny-28": {
+        "kind": "conditional",
+        "image_shape": [1, 28, 28],
+        "patch_size": 2,
+        "unet": _SMALL_UNET | {"model_channels": 16, "channel_mult": [1, 2], "adaptive_scale": True},
+    },
     "small-28": {
         "kind": "conditional",
         "image_shape": [1, 28, 28],

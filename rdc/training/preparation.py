@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rdc.data import Dataset, train_holdout
-from rdc.errors import ConfigError
+from rdc.errors import ConfigError, DataError
 from rdc.method.denoiser import make_denoiser
 from rdc.models.checkpoints import load_model
 from rdc.models.single import ASSETS, SINGLE
-from rdc.networks.presets import DISCRIMINATIVE, build_network, network_preset, with_augmentation_label
+from rdc.networks.presets import (
+    DISCRIMINATIVE,
+    NETWORK_PRESETS,
+    build_network,
+    network_preset,
+    with_augmentation_label,
+)
+from rdc.storage.json_files import read_json
 from rdc.training.adversarial import DEFAULT_BETA, ClassifierObjective
 from rdc.training.augmentation import AUGMENTATION_LABEL, Augmented, Shifted
 from rdc.training.distillation import DistillationObjective, student_from_teacher
@@ -24,8 +33,9 @@ from rdc.training.energy import EnergyObjective
 from rdc.training.hybrid import HybridObjective
 from rdc.training.objective import ConditionalObjective, NoiseDistribution, Objective
 from rdc.training.recipes import NoiseChoice, Recipe
+from rdc.training.state import CONFIG
 
-__all__ = ["Prepared", "fingerprint", "open_model", "prepare", "training_images"]
+__all__ = ["Prepared", "fingerprint", "held_out_of", "open_model", "prepare", "training_images"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +96,25 @@ def training_images(recipe: Recipe, data: Dataset) -> Dataset:
             f"--shift: expected 0 or more, and fewer pixels than the image has ({height} x {width}); got {recipe.shift}"
         )
     return train_holdout(data, recipe.holdout)[0] if recipe.holdout else data
+
+
+def held_out_of(folder: str | os.PathLike[str], data: Dataset) -> int | None:
+    """How many images of ``data`` a finished or running training left out.
+
+    Args:
+        folder: where it lies, with its ``config.json``.
+        data: the whole training split.
+
+    Returns:
+        The number, 0 for none; None: the folder has no run, or a run on other images.
+    """
+    try:
+        said = read_json(Path(folder) / CONFIG, kind=dict)
+        left_out, images = said["holdout"], said["data"]["crc32"]
+        rest = train_holdout(data, left_out)[0] if left_out else data
+    except (DataError, KeyError, TypeError):
+        return None
+    return left_out if fingerprint(rest.images, rest.labels) == images else None
 
 
 def open_model(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
@@ -190,10 +219,18 @@ def _preset(recipe: Recipe, data: Dataset) -> dict[str, Any]:
         if diffusion or hybrid:
             expected = "a diffusion network such as small-28" if diffusion else "a transformer such as vit-small-28"
         raise ConfigError(f"--network {recipe.network}: --method {recipe.method} trains {expected}")
-    if tuple(config["image_shape"]) != data.image_shape:
+    if not _fits(config, data):
         expected, got = ("x".join(map(str, shape)) for shape in (config["image_shape"], data.image_shape))
-        raise ConfigError(f"--network {recipe.network}: expected images of {expected}; {data!r} has {got}")
+        fitting = [
+            name for name, other in NETWORK_PRESETS.items() if _fits(other, data) and other["kind"] == config["kind"]
+        ]
+        advice = f"choose --network {' or '.join(fitting)}" if fitting else "resize the images"
+        raise ConfigError(f"--network {recipe.network}: expected images of {expected}; {data!r} has {got}: {advice}")
     return config
+
+
+def _fits(config: dict[str, Any], data: Dataset) -> bool:
+    return tuple(config["image_shape"]) == data.image_shape
 
 
 def _fresh(recipe: Recipe, config: dict[str, Any]) -> nn.Module:

@@ -6,10 +6,11 @@ import torch
 from PIL import Image
 
 from rdc.cli import main
-from rdc.data import Dataset
+from rdc.data import Dataset, load_dataset, train_holdout
 from rdc.data.npz import save_npz
 from rdc.models.checkpoints import load_model, save_model
 from rdc.models.zoo import load
+from rdc.training.preparation import fingerprint, held_out_of
 from tests.evaluation_models import NAMES, labelled_by, save_tiny
 
 
@@ -85,6 +86,32 @@ def test_refusals(trained, tmp_path, capsys):
     assert "8/255" in capsys.readouterr().err
     arguments = ["calibrate", "--model", "fashion-mnist-standard", "--data", trained[1], "--out", str(tmp_path)]
     assert main(arguments) == 2 and "expected a diffusion classifier" in capsys.readouterr().err
+
+
+def test_the_hold_out_is_what_training_left_out(trained, tmp_path, capsys):
+    """A run's folder says how many images it left out; others it has seen, and they tell nothing of calibration."""
+    network, config, info = load_model(trained[0])
+    data = load_dataset(trained[1], "train")
+
+    def run(holdout, *more):
+        save_model(tmp_path / "run/model", network, config, info)
+        rest = train_holdout(data, holdout)[0] if holdout else data
+        about = {"holdout": holdout, "data": {"crc32": fingerprint(rest.images, rest.labels)}}
+        (tmp_path / "run/config.json").write_text(json.dumps(about))
+        options = ["--model", str(tmp_path / "run"), "--data", trained[1], "--out", str(tmp_path / "out"), *more]
+        status = main(["calibrate", *options, "--device", "cpu", "--test-n", "20"])
+        return status, capsys.readouterr().err
+
+    assert run(48)[0] == 0
+    assert json.loads((tmp_path / "out/calibration.json").read_text())["fitted_on"] == 48
+    assert run(48, "--holdout", "24")[0] == 0  # part of the other
+    status, said = run(48, "--holdout", "60")
+    assert status == 2 and "--holdout: expected at most 48 images" in said and said.count("\n") == 1
+    status, said = run(0)
+    assert status == 2 and "expected at most 0 images" in said and "Train with --holdout N" in said
+    assert held_out_of(tmp_path / "run", load_dataset(trained[1], "test")) is None
+    (tmp_path / "run/config.json").write_text('{"holdout": "all", "data": []}')
+    assert held_out_of(tmp_path / "run", data) is None is held_out_of(tmp_path, data)
 
 
 def test_what_cannot_work_is_said_before_the_work(trained, tmp_path, capsys, monkeypatch):

@@ -266,7 +266,10 @@ def test_sample_draws_the_asked_for_grid(teacher: Path, tmp_path: Path) -> None:
     ("command", "expected"),
     [
         (["train", "--network", "huge"], "network preset: expected one of .*; got 'huge'"),
-        (["train", "--network", "small-32"], "--network small-32: expected images of 3x32x32.*1 x 28 x 28"),
+        (
+            ["train", "--network", "small-32"],
+            "images of 3x32x32.*1 x 28 x 28.*: choose --network tiny-28 or small-28$",
+        ),
         (["train", "--device", "tpu"], "--device: expected cpu, cuda or auto; got 'tpu'"),
         (["train", "--threads", "0"], "--threads"),
         (["train", "--images", "3"], "images: expected at least batch_size"),
@@ -283,6 +286,13 @@ def test_mistakes_are_answered_in_one_line(
     error = capsys.readouterr().err
     assert re.search(expected, error) and error.count("\n") == 1, error
     assert not (tmp_path / "run" / "state.safetensors").exists()
+
+
+def test_images_of_a_size_that_no_network_has(tmp_path: Path, capsys) -> None:
+    pixels = torch.zeros(4, 3, 64, 64, dtype=torch.uint8)
+    save_npz(Dataset(pixels, torch.arange(4) % 2, ("a", "b"), "large", "train"), tmp_path / "large.npz")
+    assert main(["train", "--data", str(tmp_path / "large.npz"), "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.endswith("has 3x64x64: resize the images\n")
 
 
 def test_distill_refuses_a_teacher_of_other_data(teacher: Path, tmp_path: Path, capsys) -> None:

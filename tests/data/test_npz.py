@@ -172,6 +172,14 @@ def test_damaged_files(tmp_path):
         load_dataset(path)
 
 
+@pytest.mark.parametrize("place", ["a.png", "circle/a.PNG", "train/circle/a.jpg"])
+def test_a_folder_of_pictures_is_told_what_to_do(tmp_path, place):
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).touch()
+    with pytest.raises(DataError, match=r"no .npz file. Pictures are packed first: numpy.savez, see docs/data.md$"):
+        load_dataset(tmp_path, "train")
+
+
 def test_folder_without_npz(tmp_path):
     with pytest.raises(DataError, match=r"it has no \.npz file"):
         load_dataset(tmp_path)
