@@ -7,7 +7,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from rdc.cli.options import add_model_options, batch_size, load_classifier, positive_int, up_to
+from rdc.cli.options import add_model_options, batch_size, load_classifier, positive_int, up_to, warn_if_sorted
 from rdc.errors import one_line
 
 ABOUT = """Fit the logit scale (one over the temperature) of a diffusion classifier on held-out training images; on test images report
@@ -99,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
     spread = np.linspace(0, len(held) - 1, min(args.n, len(held))).astype(int)  # all classes, whatever the order
     held = held.subset(spread.tolist())
     test = load_dataset(args.data, "test", args.data_root)
+    warn_if_sorted(test, 0, args.test_n)
     test = test.subset(range(min(args.test_n, len(test))))
     _check_labels(classifier, held, test)
     others = _others(classifier, args, len(held))  # before hours of work

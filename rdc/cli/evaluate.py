@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rdc.arguments.defaults import EvaluationDefaults
 from rdc.cli.failures import words
-from rdc.cli.options import add_image_options, add_model_options, model_choice, need
+from rdc.cli.options import add_image_options, add_model_options, model_choice, need, warn_if_sorted
 from rdc.cli.shell import command_line
 from rdc.errors import RdcError, one_line
 
@@ -155,6 +155,8 @@ def run(args: argparse.Namespace) -> int:
     settings, quiet = request.settings, request.quiet
     dataset = load_dataset(settings.dataset, settings.split, request.data_root, progress=not quiet)
     model, first = request.model.joined()
+    if first:
+        warn_if_sorted(dataset, settings.start, settings.n)
     classifier = model.load(dataset)
     settings = request.settings_for(classifier)
     options: dict[str, Any] = {"command": request.command, "overwrite": request.overwrite, "progress": not quiet}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ __all__ = [
     "positive_int",
     "thread_count",
     "up_to",
+    "warn_if_sorted",
 ]
 
 MOST = 10**18  # of what has no limit of its own
@@ -90,6 +92,19 @@ def add_image_options(
     )
     data.add_argument("--split", default=default.split, metavar="SPLIT", help="test or train (default: %(default)s)")
     data.add_argument("--data-root", metavar="DIR", help="the only folder to look for the data in")
+
+
+def warn_if_sorted(data: Any, start: int, count: int) -> None:
+    """Say on stderr that the chosen images lack classes because the data set is sorted by class."""
+    labels = data.labels
+    chosen, present = labels[start : start + count].unique(), labels.unique()
+    in_blocks = int((labels[1:] != labels[:-1]).sum()) == len(present) - 1
+    if len(chosen) and len(chosen) < len(present) and in_blocks:
+        print(
+            f"rdc: {one_line(data.name)} is sorted by class, and its images {start} to {min(start + count, len(data)) - 1} are of "
+            f"{len(chosen)} of {len(present)} classes; shuffle the file",
+            file=sys.stderr,
+        )
 
 
 def positive_int(text: str, most: int = MOST) -> int:

@@ -13,6 +13,8 @@ from PIL import Image
 
 import rdc.evaluation.run
 from rdc.cli import COMMANDS, main
+from rdc.data import Dataset
+from rdc.data.npz import save_npz
 from rdc.models.zoo import load
 from tests.evaluation_models import NAMES, grey, save_tiny
 from tests.tolerances import FLOAT32_ROUNDING, PROBABILITIES
@@ -417,3 +419,17 @@ def test_a_model_of_somebody(tiny, tmp_path, capsys, monkeypatch):
         assert expected in capsys.readouterr().err
     assert main([*words, "--model", "somebody:Model", "--lm", "paper-v2", "--out", "other"]) == 2
     assert "leave it out" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(("order", "said"), [("sorted", True), ("mixed", False), ("reversed", True)])
+def test_images_sorted_by_class_are_said(tiny, tmp_path, capsys, order, said):
+    """Packed folder by folder, the first images are of one class, and nothing else would show it."""
+    labels = torch.arange(40) // 10
+    labels = {"sorted": labels, "mixed": torch.arange(40) % 4, "reversed": labels.flip(0)}[order]
+    pixels = torch.randint(0, 256, (40, *load(tiny[0]).image_shape), generator=torch.Generator().manual_seed(0))
+    save_npz(Dataset(pixels.to(torch.uint8), labels, NAMES, "letters", "test"), tmp_path / "letters.npz")
+    words = ["evaluate", "--model", tiny[0], "--data", str(tmp_path / "letters.npz"), "--attacks", "none", "--quiet"]
+    assert main([*words, "--n", "20", "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    error = capsys.readouterr().err
+    sentence = "letters is sorted by class, and its images 0 to 19 are of 2 of 4 classes; shuffle the file"
+    assert (sentence in error) is said and error.count("\n") == said
