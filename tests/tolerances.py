@@ -153,6 +153,14 @@ HEUN_80 = 5e-3
 HEUN_400 = 0.01
 #: twenty thousand levels in place of an integral over them.
 MANY_LEVELS = 5e-3
+#: log-likelihoods of a Gaussian by an ODE or a bound in some hundred steps.
+LIKELIHOOD = 1e-3
+#: the same in fewer steps, of a run's records.
+LIKELIHOOD_FEW_STEPS = 2e-3
+#: their gradients.
+LIKELIHOOD_GRADIENT = 2e-2
+#: absolute, bits per dimension of such a run, means over images.
+BITS = 5e-3
 #: median of nine quantiles of a log-normal against its mean.
 QUANTILE_MEDIAN = 1e-5
 #: images that a plan of a minute may be off: a tenth of a second's 24, and one.

@@ -186,6 +186,9 @@ def test_batches_that_are_missing_are_noticed(runs, tmp_path):
     write_json(folder / "report.json", {**read_json(folder / "report.json"), "n": closing[0]})
     with pytest.raises(DataError, match="some batches are missing"):
         read_run(folder)
+    (folder / "results.jsonl").write_bytes(b"".join(lines))
+    with pytest.raises(DataError, match=f"the report is about {closing[0]} images, results.jsonl has 40"):
+        read_run(folder)
 
 
 def test_folders_that_are_no_finished_runs(runs, tmp_path):

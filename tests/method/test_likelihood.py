@@ -29,6 +29,7 @@ from tests.oracles import (
     linear_log_likelihood,
 )
 from tests.tiny_models import pixels, tiny_denoiser
+from tests.tolerances import FLOAT32_NETWORK, FLOAT32_ROUNDING, FLOAT64_FORMULA, LIKELIHOOD, LIKELIHOOD_GRADIENT
 
 SHAPE, LOW, HIGH, VARIANCE = (1, 2, 4), 0.01, 3000.0, 0.1
 GENERATOR = torch.Generator().manual_seed(0)
@@ -75,7 +76,10 @@ def test_both_where_they_differ(alpha):
     exact = log_likelihood(linear(alpha), X, settings(sigma_max=80.0), range(4))
     bound = elbo(linear(alpha), X, settings(64, sigma_max=80.0), range(4))
     true, below = (f(X.numpy(), alpha, LOW, 80.0) for f in (linear_log_likelihood, linear_elbo))
-    assert np.abs(exact[:, 1].numpy() / true - 1).max() < 1e-3 and np.abs(bound[:, 1].numpy() / below - 1).max() < 1e-3
+    assert (
+        np.abs(exact[:, 1].numpy() / true - 1).max() < LIKELIHOOD
+        and np.abs(bound[:, 1].numpy() / below - 1).max() < LIKELIHOOD
+    )
     assert np.abs(true - below).min() > 0.1  # nats: the gap is there to be found
     assert torch.equal(exact[:, 0], exact[:, 1])
 
@@ -118,7 +122,7 @@ def test_hutchinson_is_within_its_standard_error():
     error = each.std() / 10
     assert abs(each.mean() - exact) < 3.5 * error and error > 1e-3 * exact.abs()
     _, together = follow(denoiser, x, label, one, signs)
-    assert torch.allclose(together, each.mean(), rtol=1e-9)
+    assert torch.allclose(together, each.mean(), rtol=FLOAT64_FORMULA)
 
 
 def test_signs_are_counter_based():
@@ -145,8 +149,8 @@ def test_batches_and_budgets_change_nothing_but_rounding(function):
     how = LikelihoodSettings(FlowSettings(steps=1, sigma_min=0.1), levels=2)
     whole = function(denoiser, x, how, [7, 8, 9])
     alone = function(denoiser, x[1:2], how, [8], memory_budget_mb=1.0)
-    assert torch.allclose(whole[1:2], alone, rtol=1e-4)
-    assert not torch.allclose(whole[1:2], function(denoiser, x[1:2], how, [7]), rtol=1e-6)
+    assert torch.allclose(whole[1:2], alone, rtol=FLOAT32_NETWORK)
+    assert not torch.allclose(whole[1:2], function(denoiser, x[1:2], how, [7]), rtol=FLOAT32_ROUNDING)
     assert not whole.requires_grad and torch.equal(function(denoiser, x, how, [7, 8, 9]), whole)
 
 
@@ -155,7 +159,7 @@ def test_gradient_of_the_log_density():
     signs = torch.ones(1, *SHAPE)  # exact: the Jacobian is diagonal
     found = flow_log_density(gaussian(), x, label, settings(steps=6).flow, signs)
     (grad,) = torch.autograd.grad(found.sum(), x)
-    assert torch.allclose(grad, (MEANS[label] - X[:2]) / (VARIANCE + LOW**2), rtol=2e-2)
+    assert torch.allclose(grad, (MEANS[label] - X[:2]) / (VARIANCE + LOW**2), rtol=LIKELIHOOD_GRADIENT)
 
 
 # --- units --------------------------------------------------------------------------------------------------------------
