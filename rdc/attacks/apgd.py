@@ -133,7 +133,7 @@ def _rule(clean: Tensor, threat: ThreatModel, steps: int) -> Rule:
     return (_SparseRule if threat.norm == "l1" else _ApgdRule)(clean, threat, steps)
 
 
-class _ApgdRule:
+class _ApgdRule(Rule):
     """State of n images, one row each; ``step`` counts the iterates seen."""
 
     def __init__(self, clean: Tensor, threat: ThreatModel, steps: int) -> None:
@@ -212,7 +212,7 @@ class _ApgdRule:
         return project(x, self.clean, self.threat.eps, self.threat.norm)
 
 
-class _SparseRule:
+class _SparseRule(Rule):
     """l_1: state of n images, one row each; ``step`` counts the iterates seen."""
 
     best: Tensor
@@ -222,9 +222,8 @@ class _SparseRule:
     def __init__(self, clean: Tensor, threat: ThreatModel, steps: int) -> None:
         self.clean, self.threat, self.step = clean, threat, 0
         early = int(0.3 * steps)
-        self.phases = {0: (3.0, early), early: (2.0, early), 2 * early: (1.0, steps - 2 * early)}  # first step: ..
-        if early == 0:
-            self.phases = {0: (1.0, steps)}
+        # first step: (radius in eps, steps); with early = 0 all three begin at step 0, and the last of them stays
+        self.phases = {0: (3.0, early), early: (2.0, early), 2 * early: (1.0, steps - 2 * early)}
         self._begin(torch.full((len(clean),), max(1, int(0.2 * clean[0].numel())), device=clean.device))
 
     def counts(self, x: Tensor) -> Tensor:

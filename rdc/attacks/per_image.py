@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rdc.attacks.losses import Evaluation, Objective
-from rdc.attacks.pgd import Rule
+from rdc.attacks.pgd import Rule, RuleAround
 from rdc.attacks.threat_model import AttackResult
 
 __all__ = ["AscentRule", "JumpRule", "LocatedEvaluation", "PerImageObjective", "extend_result"]
@@ -65,23 +65,15 @@ class PerImageObjective(Objective):
         return self.plain(x, y, scale, gradient=gradient)
 
 
-class AscentRule:
+class AscentRule(RuleAround):
     """Hands ``ascent`` to a rule as the loss."""
-
-    def __init__(self, rule: Rule) -> None:
-        self.rule = rule
-        if hasattr(rule, "counts"):
-            self.counts = rule.counts
 
     def next(self, x: Tensor, evaluation: Evaluation) -> Tensor:
         assert isinstance(evaluation, LocatedEvaluation)
         return self.rule.next(x, dataclasses.replace(evaluation, loss=evaluation.ascent))
 
-    def keep(self, rows: Tensor) -> None:
-        self.rule.keep(rows)
 
-
-class JumpRule:
+class JumpRule(RuleAround):
     """A random start as iterate 1: iterate 0 is what run_attack starts from, then ``jump(ids)``, then the rule.
 
     Args:
@@ -90,17 +82,15 @@ class JumpRule:
     """
 
     def __init__(self, rule: Rule, jump: Callable[[Tensor], Tensor]) -> None:
-        self.rule, self.jump, self.jumped = rule, jump, False
+        super().__init__(rule)
+        self.jump, self.jumped = jump, False
 
     def next(self, x: Tensor, evaluation: Evaluation) -> Tensor:
-        assert isinstance(evaluation, LocatedEvaluation)
         if self.jumped:
             return self.rule.next(x, evaluation)
+        assert isinstance(evaluation, LocatedEvaluation)
         self.jumped = True
         return self.jump(evaluation.ids)
-
-    def keep(self, rows: Tensor) -> None:
-        self.rule.keep(rows)
 
 
 def extend_result(kind: type[Result], result: AttackResult, **more: Any) -> Result:

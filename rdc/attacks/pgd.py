@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Protocol
 
 from torch import Tensor
 
@@ -17,21 +17,43 @@ from rdc.attacks.threat_model import AttackRecord, AttackResult, ThreatModel, ch
 from rdc.errors import InputError
 from rdc.norm_balls import project, random_start, steepest_direction
 
-__all__ = ["PgdOptions", "Progress", "Rule", "pgd", "run_attack"]
+__all__ = ["PgdOptions", "Progress", "Rule", "RuleAround", "pgd", "run_attack"]
 
 
-class Rule(Protocol):
-    """How an attack chooses the next iterate. All state is one row per image, so rows may leave at any time.
+class Rule(ABC):
+    """How an attack chooses the next iterate. All state is one row per image, so rows may leave at any time."""
 
-    A rule whose iterates may lie outside the budget also has ``counts(x)``, [n] bool: those that lie within. The others
-    are evaluated for their gradient and forgotten.
-    """
-
+    @abstractmethod
     def next(self, x: Tensor, evaluation: Evaluation) -> Tensor:
-        """The iterate after x [n, C, H, W] float32, within the budget."""
+        """The iterate after x [n, C, H, W] float32, within the budget unless ``counts`` says otherwise."""
 
+    @abstractmethod
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows ([m] int64 indices into the current n) only."""
+
+    def counts(self, x: Tensor) -> Tensor | None:
+        """Which of the iterates x lie within the budget, [n] bool; None: all. The others are evaluated and forgotten."""
+        return None
+
+
+class RuleAround(Rule):
+    """A rule that hands on to another one.
+
+    Args:
+        rule: the other one.
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+
+    def next(self, x: Tensor, evaluation: Evaluation) -> Tensor:
+        return self.rule.next(x, evaluation)
+
+    def keep(self, rows: Tensor) -> None:
+        self.rule.keep(rows)
+
+    def counts(self, x: Tensor) -> Tensor | None:
+        return self.rule.counts(x)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -200,18 +222,16 @@ def _record(
     restart: int,
 ) -> Tensor:
     """Take in what of an iterate lies within the budget; returns where nothing within it was misclassified, [n] bool."""
-    loss, correct = evaluation.loss, evaluation.correct
-    counts: Callable[[Tensor], Tensor] | None = getattr(rule, "counts", None)
-    if counts is None:
+    loss, correct, inside = evaluation.loss, evaluation.correct, rule.counts(x)
+    if inside is None:
         record.add(rows, x, loss, correct, step=step, restart=restart, target=aim)
         return correct
-    inside = counts(x)
     aim = None if aim is None else aim[inside]
     record.add(rows[inside], x[inside], loss[inside], correct[inside], step=step, restart=restart, target=aim)
     return correct | ~inside
 
 
-class _PgdRule:
+class _PgdRule(Rule):
     def __init__(self, clean: Tensor, threat: ThreatModel, step_size: float) -> None:
         self.clean, self.threat, self.step_size = clean, threat, step_size
 

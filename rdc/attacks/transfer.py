@@ -20,7 +20,7 @@ from rdc.attacks.entry import attack
 from rdc.attacks.losses import Evaluation, Model, Objective
 from rdc.attacks.options import SURROGATES, AscentOptions, integer
 from rdc.attacks.per_image import LocatedEvaluation, PerImageObjective
-from rdc.attacks.pgd import Rule, run_attack
+from rdc.attacks.pgd import Rule, RuleAround, run_attack
 from rdc.attacks.threat_model import AttackResult, ThreatModel
 from rdc.errors import InputError
 
@@ -113,24 +113,23 @@ class _TransferObjective(PerImageObjective):
         )
 
 
-class _ReturnToBest:
+class _ReturnToBest(RuleAround):
     """A rule whose last iterate is the best one so far that lies within the budget."""
 
     def __init__(self, rule: Rule, clean: Tensor, steps: int) -> None:
-        self.rule, self.left, self.best = rule, steps, clean
+        super().__init__(rule)
+        self.left, self.best = steps, clean
         self.best_loss = torch.full_like(clean[:, 0, 0, 0], -math.inf, dtype=torch.float64)
-        if hasattr(rule, "counts"):
-            self.counts = rule.counts
 
     def next(self, x: Tensor, evaluation: Evaluation) -> Tensor:
-        better = evaluation.loss > self.best_loss
-        if hasattr(self, "counts"):
-            better = better & self.counts(x)
+        better, inside = evaluation.loss > self.best_loss, self.counts(x)
+        if inside is not None:
+            better = better & inside
         self.best = torch.where(better.view(-1, 1, 1, 1), x, self.best)
         self.best_loss = torch.where(better, evaluation.loss, self.best_loss)
         self.left -= 1
         return self.best if self.left == 0 else self.rule.next(x, evaluation)
 
     def keep(self, rows: Tensor) -> None:
-        self.rule.keep(rows)
+        super().keep(rows)
         self.best, self.best_loss = self.best[rows], self.best_loss[rows]

@@ -170,6 +170,8 @@ class DiffusionClassifier(BaseDefence):
     def maximize_likelihood(self, pixels: Tensor) -> Tensor:
         """LM alone: pixels [N, C, H, W] in [0, 1] -> pixels; the input itself when there is no LM."""
         pixels, draw = checked_pixels(pixels, self.image_shape), self._draw
+        if self.lm is None:
+            return pixels
         return self._undisturbed(lambda pixels: (self._uphill(2 * pixels - 1, draw) + 1) / 2, pixels)
 
     def purify(self, pixels: Tensor) -> Tensor:

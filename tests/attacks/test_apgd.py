@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from rdc.attacks import ThreatModel, apgd, pgd
-from rdc.attacks.apgd import _ApgdRule, checkpoints
+from rdc.attacks.apgd import _ApgdRule, _SparseRule, checkpoints
 from rdc.attacks.losses import Evaluation
+from rdc.attacks.per_image import AscentRule, JumpRule
+from rdc.attacks.transfer import _ReturnToBest
 from rdc.norm_balls import project, random_start
 from tests.tolerances import FLOAT32_SUM, FLOAT32_ULP
 
@@ -53,6 +55,23 @@ def test_each_condition_alone_halves_the_step() -> None:
     for rises, expected in ((16, [22]), (17, [])):
         start = [-float(k) for k in range(23 - rises)]
         assert halvings([*start, *(start[-1] + 2.0 * k for k in range(1, rises + 1))]) == expected
+
+
+@pytest.mark.parametrize("steps, phases", [(3, {0: (1.0, 3)}), (10, {0: (3.0, 3), 3: (2.0, 3), 6: (1.0, 4)})])
+def test_phases_of_l1(steps, phases) -> None:
+    """A run too short for three phases is spent within the budget."""
+    assert _SparseRule(torch.full((1, 1, 2, 2), 0.5), ThreatModel("l1", 0.5), steps).phases == phases
+
+
+def test_a_rule_says_which_iterates_count_and_those_around_it_say_the_same() -> None:
+    """l_1's first phases go beyond the budget: such an iterate is no adversarial example, whoever hands the rule on."""
+    x = torch.full((2, 1, 2, 2), 0.5)
+    far = x + torch.tensor([0.1, 0.2]).view(-1, 1, 1, 1)  # 0.4 and 0.8 in l_1
+    sparse = _SparseRule(x, ThreatModel("l1", 0.5), 10)
+    for rule in (sparse, AscentRule(sparse), JumpRule(AscentRule(sparse), lambda ids: x), _ReturnToBest(sparse, x, 10)):
+        assert rule.counts(far).tolist() == [True, False]
+    dense = _ApgdRule(x, ThreatModel("linf", 0.5), 10)
+    assert dense.counts(far) is None and AscentRule(dense).counts(far) is None
 
 
 class Bumpy:

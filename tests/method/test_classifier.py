@@ -150,6 +150,13 @@ def test_exact_gradient_equals_central_differences(kind, lm):
         assert abs((grad * way).sum() - numeric) < max(CENTRAL_DIFFERENCE, CLASSIFIER_DIFFERENCE * abs(numeric))
 
 
+def test_without_lm_the_pixels_themselves_are_classified():
+    """x, and not (2 x - 1 + 1) / 2, which is another number for every second dark pixel."""
+    images = pixels(2) / 8
+    assert not torch.equal((2 * images - 1 + 1) / 2, images)
+    assert torch.equal(tiny_classifier().maximize_likelihood(images), images)
+
+
 def test_bpda_is_the_gradient_of_dc_at_the_moved_point():
     classifier, images = tiny_classifier(lm="paper-v2", gradient="bpda"), pixels(2)
     leaf = images.clone().requires_grad_()
