@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
@@ -144,8 +144,7 @@ def run_attack(
         InputError: see ``pgd``. RdcError: a budget was broken.
     """
     ids = check_images(x, y, options.image_ids)
-    starts = options.starts
-    if wrong := [list(given.shape) for given in starts if given.shape != x.shape]:
+    if wrong := [list(given.shape) for given in options.starts if given.shape != x.shape]:
         raise InputError(f"start: expected images {list(x.shape)}, got {wrong[0]}")
     x, y = x.detach(), y.to(x.device)
     *clean, scale = objective.start(x, y)  # clean: right, NaN logits
@@ -156,24 +155,45 @@ def run_attack(
         rows = (record.clean_correct if objective.is_random else record.correct).nonzero()[:, 0]
         if rows.numel() == 0:
             break
-        start = x[rows]
-        if run < len(starts):
-            start = project(starts[run][rows], start, threat.eps, threat.norm)
-        elif random_starts:
-            of = [ids[row] for row in rows.tolist()]
-            start = random_start(start, threat.eps, threat.norm, seed=options.seed, image_ids=of, restart=run)
+        start = _start(x[rows], rows, threat, options, ids, run, random_starts)
         for step, active in _restart(objective, record, make_rule(x[rows]), start, rows, y, scale, steps, restart):
             if progress is not None:
                 where = {"step": step, "steps": steps, "restart": run, "restarts": restarts * objective.runs}
                 count = {"active": active, "robust": int(record.correct.sum()), "total": len(ids)}
                 progress({"attack": objective.title(name), **where, **count})
-    mismatches = None
+    return _result(objective.title(name), objective, record, x, y, scale, threat, options)
+
+
+def _start(
+    x: Tensor, rows: Tensor, threat: ThreatModel, options: AscentOptions, ids: Sequence[int], run: int, at_random: bool
+) -> Tensor:
+    """Where a run begins: at the point given for it, at a random one, or at the clean images x [n, C, H, W] (rows [n] of all N)."""
+    if run < len(options.starts):
+        return project(options.starts[run][rows], x, threat.eps, threat.norm)
+    if not at_random:
+        return x
+    of = [ids[row] for row in rows.tolist()]
+    return random_start(x, threat.eps, threat.norm, seed=options.seed, image_ids=of, restart=run)
+
+
+def _result(
+    title: str,
+    objective: Objective,
+    record: AttackRecord,
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    threat: ThreatModel,
+    options: AscentOptions,
+) -> AttackResult:
+    """What the record has, its images classified once more if they are to be verified and the model is not random."""
+    steps, restarts, mismatches = options.steps, options.restarts, None
     if options.verify and not objective.is_random:
         mismatches = record.verify(objective.evaluate(record.x_adv, y, scale, gradient=False).correct, steps, restarts)
     return record.result(
         x,
         threat,
-        name=objective.title(name),
+        name=title,
         loss=objective.loss,
         steps=steps,
         restarts=restarts,

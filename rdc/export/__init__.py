@@ -58,15 +58,8 @@ def export_onnx(
         ConfigError: not a diffusion classifier, noise "fresh", settings out of range, or onnx is not installed.
         RdcError: the check found a difference; nothing was written.
     """
-    from rdc.method.classifier import DiffusionClassifier
-
-    if not isinstance(classifier, DiffusionClassifier):
-        raise ConfigError(f"export: expected a diffusion classifier; got {type(classifier).__name__}")
     steps = _settings(classifier, precision, pixel_type, max_lm_steps, confidence_threshold)
-    try:
-        import onnx
-    except ImportError as error:
-        raise ConfigError("export: onnx is not installed; pip install robust-diffusion-classifier[onnx]") from error
+    _require_onnx()
     from rdc.export.checks import check_model
     from rdc.export.metadata import describe_model, seal
     from rdc.export.model import build_model
@@ -82,10 +75,7 @@ def export_onnx(
     say("recording the network and its gradients" if classifier.lm is not None else "recording the network")
     model, bytes_per_image = build_model(frozen, **settings)
     properties = describe_model(frozen, info or {}, bytes_per_image=bytes_per_image, **settings)
-    onnx.helper.set_model_props(model, properties)
-    if model.ByteSize() > _LIMIT:
-        raise ConfigError(f"export: {model.ByteSize():,} bytes do not fit one ONNX file (2 GiB); use float16-weights")
-    content = seal(model.SerializeToString())
+    content = seal(_serialized(model, properties))
     if check:
         say("checking against PyTorch")
         check_model(frozen, content, precision)
@@ -93,6 +83,23 @@ def export_onnx(
     with atomic_write(path) as file:
         file.write(content)
     return _summary(classifier, model, path, content, bytes_per_image)
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("export: onnx is not installed; pip install robust-diffusion-classifier[onnx]") from error
+
+
+def _serialized(model: Any, properties: dict[str, str]) -> bytes:
+    """The bytes of the file, with these words about it."""
+    import onnx
+
+    onnx.helper.set_model_props(model, properties)
+    if model.ByteSize() > _LIMIT:
+        raise ConfigError(f"export: {model.ByteSize():,} bytes do not fit one ONNX file (2 GiB); use float16-weights")
+    return model.SerializeToString()
 
 
 def _summary(classifier: Any, model: Any, path: Any, content: bytes, bytes_per_image: int) -> dict[str, Any]:
@@ -111,6 +118,10 @@ def _summary(classifier: Any, model: Any, path: Any, content: bytes, bytes_per_i
 
 def _settings(classifier: Any, precision: str, pixel_type: str, max_lm_steps: int | None, threshold: float) -> int:
     """Check what was asked for; returns how many steps of LM the file holds."""
+    from rdc.method.classifier import DiffusionClassifier
+
+    if not isinstance(classifier, DiffusionClassifier):
+        raise ConfigError(f"export: expected a diffusion classifier; got {type(classifier).__name__}")
     for what, value, allowed in (("precision", precision, PRECISIONS), ("pixel type", pixel_type, PIXEL_TYPES)):
         if value not in allowed:
             raise ConfigError(f"export, {what}: expected one of {', '.join(allowed)}; got {value!r}")

@@ -78,12 +78,7 @@ class DiffusersUNet(nn.Module):
         _one_of("mid_block_type", mid_block_type, ("UNetMidBlock2D", None))
         _one_of("resnet_time_scale_shift", resnet_time_scale_shift, ("default", "scale_shift"))
         _one_of("act_fn", act_fn, tuple(_ACTIVATIONS))
-        if not len(down_block_types) == len(up_block_types) == depth:
-            raise ValueError("down_block_types, up_block_types, block_out_channels: expected equal lengths")
-        if sample_size % (1 << (depth - 1)):
-            raise ValueError(
-                f"sample_size: expected a multiple of {1 << (depth - 1)} for {depth} levels; got {sample_size}"
-            )
+        _check_levels(sample_size, depth, down_block_types, up_block_types)
         if time_embedding_type == "positional" and widths[0] // 2 == freq_shift:
             raise ValueError(f"freq_shift: expected less than half of {widths[0]} channels; got {freq_shift}")
         self.center_input_sample = center_input_sample
@@ -104,38 +99,21 @@ class DiffusersUNet(nn.Module):
         self.time_embedding = nn.ModuleDict({"linear_1": nn.Linear(widths[0], emb), "linear_2": nn.Linear(emb, emb)})
         self.class_embedding = nn.Embedding(num_class_embeds, emb)
 
-        self.down_blocks, channels, skips = nn.ModuleList(), widths[0], [widths[0]]
-        for level, (kind, width) in enumerate(zip(down_block_types, widths, strict=True)):
-            _one_of("down_block_types", kind, _DOWN)
-            ins = [channels] + [width] * (layers_per_block - 1)
-            level_block = _Level(ins, width, kind == _DOWN[1] and (attention_head_dim or width), block)
-            if level < depth - 1:
-                by = downsample_type if kind == _DOWN[1] else "conv"
-                level_block.downsamplers = nn.ModuleList([_downsampler(by, width, downsample_padding, block)])
-            self.down_blocks.append(level_block)
-            channels = width
-            skips += [width] * (layers_per_block + (level < depth - 1))
-
+        down, up = (
+            (attention_head_dim, layers_per_block, downsample_type),
+            (attention_head_dim, layers_per_block, upsample_type),
+        )
+        self.down_blocks, skips = _down_blocks(down_block_types, widths, *down, downsample_padding, block)
+        channels = widths[-1]
         self.mid_block = None
         if mid_block_type is not None:
             head = (attention_head_dim or channels) if add_attention else 0
             groups = attn_norm_num_groups or (None if block["scale_shift"] else norm_num_groups)
             self.mid_block = _Middle(channels, head, groups, mid_block_scale_factor, block)
 
-        self.up_blocks = nn.ModuleList()
-        for level, (kind, width) in enumerate(zip(up_block_types, reversed(widths), strict=True)):
-            _one_of("up_block_types", kind, _UP)
-            ins = []
-            for _ in range(layers_per_block + 1):
-                ins.append(channels + skips.pop())
-                channels = width
-            level_block = _Level(ins, width, kind == _UP[1] and (attention_head_dim or width), block)
-            if level < depth - 1:
-                by = upsample_type if kind == _UP[1] else "conv"
-                level_block.upsamplers = nn.ModuleList([_upsampler(by, width, block)])
-            self.up_blocks.append(level_block)
-        self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels, norm_eps)
-        self.conv_out = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.up_blocks = _up_blocks(up_block_types, widths, skips, *up, block)
+        self.conv_norm_out = nn.GroupNorm(norm_num_groups, widths[0], norm_eps)
+        self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
 
     def embed(self, timesteps: Tensor, class_weights: Tensor) -> Tensor:
         """Embedding [B, emb] of time step [B] and class weights [B, num_class_embeds]."""
@@ -305,6 +283,62 @@ def _double(x: Tensor) -> Tensor:
 
 def _halve(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 2)
+
+
+def _check_levels(sample_size: int, depth: int, down: Sequence[str], up: Sequence[str]) -> None:
+    if not len(down) == len(up) == depth:
+        raise ValueError("down_block_types, up_block_types, block_out_channels: expected equal lengths")
+    if sample_size % (1 << (depth - 1)):
+        raise ValueError(
+            f"sample_size: expected a multiple of {1 << (depth - 1)} for {depth} levels; got {sample_size}"
+        )
+
+
+def _down_blocks(
+    kinds: Sequence[str],
+    widths: tuple[int, ...],
+    head_dim: int | None,
+    layers: int,
+    downsample_type: str,
+    padding: int,
+    block: dict[str, Any],
+) -> tuple[nn.ModuleList, list[int]]:
+    """The levels from the finest on, and the channels of every output that the way up takes."""
+    made, channels, skips = nn.ModuleList(), widths[0], [widths[0]]
+    for level, (kind, width) in enumerate(zip(kinds, widths, strict=True)):
+        _one_of("down_block_types", kind, _DOWN)
+        ins, last = [channels] + [width] * (layers - 1), level == len(widths) - 1
+        made.append(built := _Level(ins, width, (head_dim or width) if kind == _DOWN[1] else 0, block))
+        if not last:
+            by = downsample_type if kind == _DOWN[1] else "conv"
+            built.downsamplers = nn.ModuleList([_downsampler(by, width, padding, block)])
+        channels = width
+        skips += [width] * (layers + (not last))
+    return made, skips
+
+
+def _up_blocks(
+    kinds: Sequence[str],
+    widths: tuple[int, ...],
+    skips: list[int],
+    head_dim: int | None,
+    layers: int,
+    upsample_type: str,
+    block: dict[str, Any],
+) -> nn.ModuleList:
+    """The levels from the coarsest on."""
+    made, channels, skips = nn.ModuleList(), widths[-1], [*skips]
+    for level, (kind, width) in enumerate(zip(kinds, reversed(widths), strict=True)):
+        _one_of("up_block_types", kind, _UP)
+        ins = []
+        for _ in range(layers + 1):
+            ins.append(channels + skips.pop())
+            channels = width
+        made.append(built := _Level(ins, width, (head_dim or width) if kind == _UP[1] else 0, block))
+        if level < len(widths) - 1:
+            by = upsample_type if kind == _UP[1] else "conv"
+            built.upsamplers = nn.ModuleList([_upsampler(by, width, block)])
+    return made
 
 
 def _downsampler(by: str, width: int, padding: int, block: dict[str, Any]) -> nn.Module:

@@ -192,16 +192,23 @@ def build_network(config: dict[str, Any]) -> nn.Module:
     if kind == "conditional":
         return net if patch == 1 else PatchUNet(net, patch)
     if kind == "multihead":
-        if architecture != "SongUNet":
-            raise ConfigError(f'kind "multihead": expected unet.architecture "SongUNet"; got {architecture!r}')
-        if "feature_channels" in config:
-            raise ConfigError(
-                "feature_channels: expected a multi-head network with its head on patches (wide_channels alone); this "
-                "one was made before rdc 0.1 was released. Distil it again"
-            )
-        width = {"wide_channels": config["wide_channels"]} if "wide_channels" in config else {}
-        return MultiHeadUNet(net, patch, channels, num_classes, **width)
+        return _multihead(net, config)
     raise ConfigError(f'kind: expected "conditional", "multihead", "resnet" or "vit"; got {shown(kind)}')
+
+
+def _multihead(net: nn.Module, config: dict[str, Any]) -> nn.Module:
+    """A multi-head network on this U-Net."""
+    if not isinstance(net, SongUNet):
+        architecture = config["unet"]["architecture"]
+        raise ConfigError(f'kind "multihead": expected unet.architecture "SongUNet"; got {architecture!r}')
+    if "feature_channels" in config:
+        raise ConfigError(
+            "feature_channels: expected a multi-head network with its head on patches (wide_channels alone); this "
+            "one was made before rdc 0.1 was released. Distil it again"
+        )
+    width = {"wide_channels": config["wide_channels"]} if "wide_channels" in config else {}
+    channels = config["image_shape"][0]
+    return MultiHeadUNet(net, config.get("patch_size", 1), channels, config["num_classes"], **width)
 
 
 @contextlib.contextmanager

@@ -7,8 +7,8 @@ et al. 2022 (arXiv 2206.00364, appendix F). Module and parameter names follow th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -90,56 +90,15 @@ class SongUNet(nn.Module):
         self.map_layer0 = Linear(noise_channels, emb_channels)
         self.map_layer1 = Linear(emb_channels, emb_channels)
 
-        def heads(resolution: int) -> int:
-            return int(resolution in attn_resolutions)
-
-        self.enc = nn.ModuleDict()
-        channels, aux_channels, skips = in_channels, in_channels, []
-        for level, mult in enumerate(channel_mult):
-            res = img_resolution >> level
-            name = f"{res}x{res}"
-            if level == 0:
-                self.enc[f"{name}_conv"] = Conv2d(channels, model_channels, 3)
-                channels = model_channels
-            else:
-                self.enc[f"{name}_down"] = UNetBlock(channels, channels, down=True, **block)
-                if encoder_type == "skip":
-                    self.enc[f"{name}_aux_down"] = Conv2d(
-                        aux_channels, aux_channels, 0, down=True, resample_filter=taps
-                    )
-                    self.enc[f"{name}_aux_skip"] = Conv2d(aux_channels, channels, 1)
-                if encoder_type == "residual":
-                    self.enc[f"{name}_aux_residual"] = Conv2d(
-                        aux_channels, channels, 3, down=True, resample_filter=taps, convolve_first=True
-                    )
-                    aux_channels = channels
-            skips.append(channels)
-            for index in range(num_blocks):
-                width = model_channels * mult
-                self.enc[f"{name}_block{index}"] = UNetBlock(channels, width, num_heads=heads(res), **block)
-                channels = width
-                skips.append(channels)
-
-        self.dec = nn.ModuleDict()
-        for level, mult in reversed(list(enumerate(channel_mult))):
-            res = img_resolution >> level
-            name = f"{res}x{res}"
-            if level == len(channel_mult) - 1:
-                self.dec[f"{name}_in0"] = UNetBlock(channels, channels, num_heads=int(middle_attention), **block)
-                self.dec[f"{name}_in1"] = UNetBlock(channels, channels, **block)
-            else:
-                self.dec[f"{name}_up"] = UNetBlock(channels, channels, up=True, **block)
-            for index in range(num_blocks + 1):
-                width = model_channels * mult
-                attend = heads(res) if index == num_blocks else 0
-                self.dec[f"{name}_block{index}"] = UNetBlock(channels + skips.pop(), width, num_heads=attend, **block)
-                channels = width
-            if decoder_type == "skip" or level == 0:
-                if decoder_type == "skip" and level < len(channel_mult) - 1:
-                    self.dec[f"{name}_aux_up"] = Conv2d(out_channels, out_channels, 0, up=True, resample_filter=taps)
-                self.dec[f"{name}_aux_norm"] = GroupNorm(channels, eps=1e-6)
-                self.dec[f"{name}_aux_conv"] = Conv2d(channels, out_channels, 3, scale=1e-5)
-        self.last_channels = channels
+        levels = [
+            _Level(res, model_channels * mult, int(res in attn_resolutions))
+            for res, mult in _resolutions(img_resolution, channel_mult)
+        ]
+        beside = _beside_the_encoder(encoder_type, in_channels, taps)
+        self.enc, skips = _encoder(Conv2d(in_channels, model_channels, 3), levels, num_blocks, block, beside)
+        outputs = _outputs(decoder_type, out_channels, taps, levels)
+        self.dec = _decoder(levels, skips, num_blocks, block, int(middle_attention), False, outputs)
+        self.last_channels = levels[0].width
 
     def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
         """Embedding [B, emb_channels] of noise level, class and augmentation."""
@@ -241,41 +200,14 @@ class DhariwalUNet(nn.Module):
                 label_dim, emb_channels, bias=False, init="kaiming_normal", scale=math.sqrt(label_dim)
             )
 
-        def heads(resolution: int, width: int) -> int:
-            return width // 64 if resolution in attn_resolutions else 0
-
-        self.enc = nn.ModuleDict()
-        channels, skips = in_channels, []
-        for level, mult in enumerate(channel_mult):
-            res = img_resolution >> level
-            name = f"{res}x{res}"
-            if level == 0:
-                self.enc[f"{name}_conv"] = Conv2d(channels, model_channels * mult, 3, init="kaiming_uniform")
-                channels = model_channels * mult
-            else:
-                self.enc[f"{name}_down"] = UNetBlock(channels, channels, down=True, **block)
-            skips.append(channels)
-            for index in range(num_blocks):
-                width = model_channels * mult
-                self.enc[f"{name}_block{index}"] = UNetBlock(channels, width, num_heads=heads(res, width), **block)
-                channels = width
-                skips.append(channels)
-
-        self.dec = nn.ModuleDict()
-        for level, mult in reversed(list(enumerate(channel_mult))):
-            res = img_resolution >> level
-            name = f"{res}x{res}"
-            if level == len(channel_mult) - 1:
-                self.dec[f"{name}_in0"] = UNetBlock(channels, channels, num_heads=channels // 64, **block)
-                self.dec[f"{name}_in1"] = UNetBlock(channels, channels, **block)
-            else:
-                self.dec[f"{name}_up"] = UNetBlock(channels, channels, up=True, **block)
-            for index in range(num_blocks + 1):
-                width = model_channels * mult
-                self.dec[f"{name}_block{index}"] = UNetBlock(
-                    channels + skips.pop(), width, num_heads=heads(res, width), **block
-                )
-                channels = width
+        levels = [
+            _Level(res, model_channels * mult, model_channels * mult // 64 if res in attn_resolutions else 0)
+            for res, mult in _resolutions(img_resolution, channel_mult)
+        ]
+        channels = levels[0].width
+        first = Conv2d(in_channels, channels, 3, init="kaiming_uniform")
+        self.enc, skips = _encoder(first, levels, num_blocks, block)
+        self.dec = _decoder(levels, skips, num_blocks, block, skips[-1] // 64, True)
         self.out_norm = GroupNorm(channels)
         self.out_conv = Conv2d(channels, out_channels, 3, init="kaiming_uniform", scale=0.0)
 
@@ -299,6 +231,108 @@ class DhariwalUNet(nn.Module):
             x = block(x, emb)
         out: Tensor = self.out_conv(self.out_norm.silu(x))
         return out
+
+
+class _Level(NamedTuple):
+    """One resolution: its size, the width of its blocks, and the heads of their attention (0: none)."""
+
+    size: int
+    width: int
+    heads: int
+
+    def named(self, part: str) -> str:
+        """A part's name in the checkpoints."""
+        return f"{self.size}x{self.size}_{part}"
+
+
+#: what else belongs to a level: of it and the channels that arrive there, modules by name
+Beside = Callable[[_Level, int], Iterable[tuple[str, nn.Module]]]
+
+
+def _resolutions(img_resolution: int, channel_mult: Sequence[int]) -> list[tuple[int, int]]:
+    """Size and multiplier of every level."""
+    return [(img_resolution >> level, mult) for level, mult in enumerate(channel_mult)]
+
+
+def _nothing(level: _Level, channels: int) -> Iterable[tuple[str, nn.Module]]:
+    return ()
+
+
+def _encoder(
+    first: Conv2d, levels: list[_Level], num_blocks: int, block: dict[str, Any], beside: Beside = _nothing
+) -> tuple[nn.ModuleDict, list[int]]:
+    """The way down, and the channels of every output; the way up takes them from the last one on."""
+    made, channels, skips = nn.ModuleDict(), first.out_channels, []
+    for level in levels:
+        if level is levels[0]:
+            made[level.named("conv")] = first
+        else:
+            made[level.named("down")] = UNetBlock(channels, channels, down=True, **block)
+            for name, module in beside(level, channels):
+                made[name] = module
+        skips.append(channels)
+        for index in range(num_blocks):
+            made[level.named(f"block{index}")] = UNetBlock(channels, level.width, num_heads=level.heads, **block)
+            channels = level.width
+            skips.append(channels)
+    return made, skips
+
+
+def _decoder(
+    levels: list[_Level],
+    skips: list[int],
+    num_blocks: int,
+    block: dict[str, Any],
+    middle_heads: int,
+    attend_always: bool,
+    beside: Beside = _nothing,
+) -> nn.ModuleDict:
+    """The way up; a level's last block attends, or (``attend_always``) each of them."""
+    made, skips, channels = nn.ModuleDict(), [*skips], skips[-1]
+    for level in reversed(levels):
+        if level is levels[-1]:
+            made[level.named("in0")] = UNetBlock(channels, channels, num_heads=middle_heads, **block)
+            made[level.named("in1")] = UNetBlock(channels, channels, **block)
+        else:
+            made[level.named("up")] = UNetBlock(channels, channels, up=True, **block)
+        for index in range(num_blocks + 1):
+            heads = level.heads if attend_always or index == num_blocks else 0
+            made[level.named(f"block{index}")] = UNetBlock(
+                channels + skips.pop(), level.width, num_heads=heads, **block
+            )
+            channels = level.width
+        for name, module in beside(level, channels):
+            made[name] = module
+    return made
+
+
+def _beside_the_encoder(kind: str, aux_channels: int, taps: tuple[int, ...]) -> Beside:
+    """The image, or what came of it, once more at every resolution (``kind`` "skip" or "residual")."""
+
+    def beside(level: _Level, channels: int) -> Iterator[tuple[str, nn.Module]]:
+        nonlocal aux_channels
+        down: dict[str, Any] = {"down": True, "resample_filter": taps}
+        if kind == "skip":
+            yield level.named("aux_down"), Conv2d(aux_channels, aux_channels, 0, **down)
+            yield level.named("aux_skip"), Conv2d(aux_channels, channels, 1)
+        if kind == "residual":
+            yield level.named("aux_residual"), Conv2d(aux_channels, channels, 3, convolve_first=True, **down)
+            aux_channels = channels
+
+    return beside
+
+
+def _outputs(kind: str, out_channels: int, taps: tuple[int, ...], levels: list[_Level]) -> Beside:
+    """The output at full resolution, or (``kind`` "skip") a share of it at every one."""
+
+    def beside(level: _Level, channels: int) -> Iterator[tuple[str, nn.Module]]:
+        if kind == "skip" and level is not levels[-1]:
+            yield level.named("aux_up"), Conv2d(out_channels, out_channels, 0, up=True, resample_filter=taps)
+        if kind == "skip" or level is levels[0]:
+            yield level.named("aux_norm"), GroupNorm(channels, eps=1e-6)
+            yield level.named("aux_conv"), Conv2d(channels, out_channels, 3, scale=1e-5)
+
+    return beside
 
 
 def _expect(what: str, value: str, allowed: tuple[str, ...]) -> None:

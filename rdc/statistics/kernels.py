@@ -199,6 +199,19 @@ def _compiled(name: str) -> Callable[..., np.ndarray]:
     return compiled
 
 
+def _first_reached(margin: np.ndarray, boundary: np.ndarray) -> np.ndarray:
+    """:func:`stops` as a loop."""
+    count, steps = margin.shape
+    found = np.empty((boundary.shape[0], count), dtype=np.int32)
+    for g in range(boundary.shape[0]):
+        for i in range(count):
+            step = 0
+            while step < steps - 1 and not margin[i, step] >= boundary[g, step]:
+                step += 1
+            found[g, i] = step
+    return found
+
+
 def _numba_sources(numba: Any) -> dict[str, Callable[..., np.ndarray]]:
     """The loops as numba compiles them; plain Python as well."""
     u64 = np.uint64
@@ -248,15 +261,4 @@ def _numba_sources(numba: Any) -> dict[str, Callable[..., np.ndarray]]:
             found[draw] = 2 * total - whole
         return found
 
-    def stops_(margin: np.ndarray, boundary: np.ndarray) -> np.ndarray:
-        count, steps = margin.shape
-        found = np.empty((boundary.shape[0], count), dtype=np.int32)
-        for g in range(boundary.shape[0]):
-            for i in range(count):
-                step = 0
-                while step < steps - 1 and not margin[i, step] >= boundary[g, step]:
-                    step += 1
-                found[g, i] = step
-        return found
-
-    return {"sums": sums, "signs": signs, "stops": stops_}
+    return {"sums": sums, "signs": signs, "stops": _first_reached}
