@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from rdc.gradient_analysis.records import ComparedModel, ComparisonReport, MarginSlice, MeasureSummary
-from rdc.plots.drawing import drawing, shown
+from rdc.plots.drawing import INK, LINE, MUTED, drawing, plain_axes, shown
 from rdc.storage.files import atomic_write
 from rdc.storage.json_records import JsonObject
 
 __all__ = ["write_plots"]
 
-INK, MUTED, LINE = "#1b2330", "#667085", "#e4e7ec"
 COLOURS = ("#2456c8", "#c05a2b", "#18794e", "#7d4f9e", "#93640a", "#b42318", "#3b7f8c", "#667085")
 DPI = 130
 
@@ -277,13 +276,7 @@ def _figure(width: float, height: float) -> Any:
         def subplots(self, *args: Any, **settings: Any) -> Any:
             found = super().subplots(*args, **settings)
             for axes in np.atleast_1d(found).flatten():
-                axes.spines[["top", "right"]].set_visible(False)
-                axes.spines[["left", "bottom"]].set_color(MUTED)
-                axes.tick_params(colors=MUTED, labelsize=8.5)
-                axes.xaxis.label.set(color=MUTED, size=9)
-                axes.yaxis.label.set(color=MUTED, size=9)
-                axes.grid(axis="y", color=LINE, linewidth=0.8)
-                axes.set_axisbelow(True)
+                plain_axes(axes)
             return found
 
     figure = Plain(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")

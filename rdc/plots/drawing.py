@@ -23,7 +23,9 @@ from typing import Any
 
 from rdc.terminal.plain_text import printable
 
-__all__ = ["drawing", "new_figure", "shown"]
+__all__ = ["INK", "LINE", "MUTED", "drawing", "new_figure", "plain_axes", "shown"]
+
+INK, MUTED, LINE = "#1b2330", "#667085", "#e4e7ec"  #: of words, of axes, of the lines behind them
 
 _LOCK = threading.RLock()
 _NAMES = ("MPLBACKEND", "MATPLOTLIBRC")
@@ -58,6 +60,17 @@ def new_figure(width: float, height: float, **settings: Any) -> Any:
     figure = Figure(figsize=(width, height), **settings)
     FigureCanvasAgg(figure)
     return figure
+
+
+def plain_axes(axes: Any) -> None:
+    """Axes without box, in grey, small, with faint horizontal lines behind what is drawn."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(MUTED)
+    axes.tick_params(colors=MUTED, labelsize=8.5)
+    axes.xaxis.label.set(color=MUTED, size=9)
+    axes.yaxis.label.set(color=MUTED, size=9)
+    axes.grid(axis="y", color=LINE, linewidth=0.8)
+    axes.set_axisbelow(True)
 
 
 def shown(text: object, limit: int = 80) -> str:

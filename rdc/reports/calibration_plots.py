@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from rdc.plots.drawing import drawing, shown
-from rdc.reports.plots import BLUE, GREEN, INK, LINE, MUTED, RED, _figure, _png
+from rdc.plots.drawing import INK, LINE, MUTED, drawing, shown
+from rdc.reports.plots import BLUE, GREEN, RED, _figure, _png
 
 __all__ = ["reliability_plot", "risk_coverage_plot", "score_plot"]
 

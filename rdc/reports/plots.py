@@ -10,11 +10,11 @@ import numpy as np
 
 from rdc.evaluation.report import Rate, RobustRate
 from rdc.evaluation.summary import Curve
-from rdc.plots.drawing import drawing, shown
+from rdc.plots.drawing import INK, LINE, MUTED, drawing, plain_axes, shown
 
 __all__ = ["losses_plot", "steps_plot"]
 
-INK, MUTED, LINE, BLUE, GREEN, RED = "#1b2330", "#667085", "#e4e7ec", "#2456c8", "#18794e", "#c0392b"
+BLUE, GREEN, RED = "#2456c8", "#18794e", "#c0392b"
 _NEAR = 2  # classes whose losses set the frame of a losses plot
 
 
@@ -157,13 +157,7 @@ def _figure(width: float, height: float, panels: int, **shared: Any) -> tuple[An
     figure = Figure(figsize=(width, height), dpi=144, layout="constrained")
     all_axes = figure.subplots(1, panels, squeeze=False, **shared)[0]
     for axes in all_axes:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(MUTED)
-        axes.tick_params(colors=MUTED, labelsize=8.5)
-        axes.xaxis.label.set(color=MUTED, size=9)
-        axes.yaxis.label.set(color=MUTED, size=9)
-        axes.grid(axis="y", color=LINE, linewidth=0.8)
-        axes.set_axisbelow(True)
+        plain_axes(axes)
     return figure, all_axes
 
 
