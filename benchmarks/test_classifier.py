@@ -17,14 +17,6 @@ from rdc.training.distillation import student_from_teacher
 LEVELS, BATCH = "log:8:0.5:4:flat", 4
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def images():
     return rdc.load_dataset("fashion-mnist-sample").pixels(range(BATCH))

@@ -104,14 +104,6 @@ def check(got: list[torch.Tensor], expected: list[torch.Tensor], dtype: str) -> 
 # --- pytest-benchmark -------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("name", ["native", "eager", "compile"])
 @pytest.mark.parametrize("work", WORK)
 @pytest.mark.parametrize("dtype", DTYPES)

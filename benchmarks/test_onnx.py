@@ -17,14 +17,6 @@ from rdc.export import export_onnx
 from rdc.runtime import OnnxClassifier
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def classifier():
     return rdc.load("fashion-mnist", lm="paper-v2")

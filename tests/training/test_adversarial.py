@@ -8,7 +8,6 @@ import math
 import os
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,33 +50,14 @@ from tests.tolerances import (
     WEIGHTS_ALIKE,
     WEIGHTS_COMPILED,
 )
+from tests.training.pictures import fresh_network, images
 
 CONFIG = TrainConfig(images=240, batch_size=12, learning_rate=5e-3, warmup_images=60, ema_images=40, seed=3, flip=True)
 NET = {"kind": "resnet", "image_shape": [1, 8, 8], "num_classes": 3, "patch_size": 2, "width": 8, "blocks": [1, 1]}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def network() -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        return build_network(NET)
-
-
-@functools.cache
-def images() -> Dataset:
-    """54 images of three classes: a faint picture for each class, and noise."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(54) % 3
-    pictures = torch.rand(3, 1, 8, 8, generator=generator)[labels]
-    pixels = (0.5 * pictures + 0.5 * torch.rand(54, 1, 8, 8, generator=generator)) * 255
-    return Dataset(pixels.to(torch.uint8), labels, ("a", "b", "c"), "pictures", "train")
+    return fresh_network(NET)
 
 
 def objective(method: str, eps: float = 0.1, norm: str = "linf", **settings) -> ClassifierObjective:

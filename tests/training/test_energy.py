@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import os
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,6 @@ import rdc
 from rdc.cli import main
 from rdc.data import Dataset, save_npz
 from rdc.errors import CheckpointError, ConfigError
-from rdc.networks.presets import build_network
 from rdc.training import recovery
 from rdc.training.batches import BatchGenerator
 from rdc.training.config import TrainConfig
@@ -36,6 +33,7 @@ from tests.tolerances import (
     FLOAT64_HIGHER,
     THOUSANDS,
 )
+from tests.training.pictures import fresh_network, images
 
 NET = {
     "kind": "resnet", "image_shape": [1, 8, 8], "num_classes": 3, "width": 8, "blocks": [1, 1], "norm": "none",
@@ -45,28 +43,8 @@ CONFIG = TrainConfig(images=240, batch_size=12, learning_rate=5e-3, warmup_image
 TERMS = EnergyTerms(steps=3, buffer=40, restart=0.2)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def network() -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        return build_network(NET)
-
-
-@functools.cache
-def images() -> Dataset:
-    """54 images of three classes: a picture for each class, and noise."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(54) % 3
-    pictures = torch.rand(3, 1, 8, 8, generator=generator)[labels]
-    pixels = (0.5 * pictures + 0.5 * torch.rand(54, 1, 8, 8, generator=generator)) * 255
-    return Dataset(pixels.to(torch.uint8), labels, ("a", "b", "c"), "pictures", "train")
+    return fresh_network(NET)
 
 
 def trainer(out: Path, terms: EnergyTerms = TERMS, config: TrainConfig = CONFIG) -> Trainer:

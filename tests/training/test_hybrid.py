@@ -19,12 +19,12 @@ from rdc.data import Dataset, save_npz
 from rdc.errors import ConfigError
 from rdc.method.denoiser import make_denoiser
 from rdc.models.checkpoints import load_model
-from rdc.networks.presets import build_network
 from rdc.training.batches import BatchGenerator
 from rdc.training.config import TrainConfig
 from rdc.training.hybrid import HybridObjective, HybridTerms
 from rdc.training.trainer import Trainer
 from tests.tolerances import FLOAT32_ROUNDING, FLOAT32_SUM
+from tests.training.pictures import fresh_network, images
 
 NET = {
     "kind": "vit", "image_shape": [1, 8, 8], "num_classes": 3, "patch_size": 2, "width": 16, "depth": 2, "heads": 2,
@@ -32,17 +32,7 @@ NET = {
 
 
 def network() -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        return build_network(NET)
-
-
-def images() -> Dataset:
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(54) % 3
-    pictures = torch.rand(3, 1, 8, 8, generator=generator)[labels]
-    pixels = (0.5 * pictures + 0.5 * torch.rand(54, 1, 8, 8, generator=generator)) * 255
-    return Dataset(pixels.to(torch.uint8), labels, ("a", "b", "c"), "pictures", "train")
+    return fresh_network(NET)
 
 
 def test_the_schedule_is_ddpms() -> None:
