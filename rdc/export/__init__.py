@@ -99,7 +99,8 @@ def _serialized(model: Any, properties: dict[str, str]) -> bytes:
     onnx.helper.set_model_props(model, properties)
     if model.ByteSize() > _LIMIT:
         raise ConfigError(f"export: {model.ByteSize():,} bytes do not fit one ONNX file (2 GiB); use float16-weights")
-    return model.SerializeToString()
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def _summary(classifier: Any, model: Any, path: Any, content: bytes, bytes_per_image: int) -> dict[str, Any]:
