@@ -7,13 +7,14 @@
 
 A row is one `rdc certify` in a folder of its own, resumable at any moment; parts of a row (ROW-START) give the same lines as one run,
 since an image's votes depend on its position alone. --collect takes what is finished, says how many images that are, and writes
-certificates.json into benchmarks/results and certificates.png into docs/images.
+certificates.json into benchmarks/results, certificates.png and certificates-attacked.png into docs/images.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from rdc.storage.json_files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "benchmarks/results/certificates.json"
-PICTURE = ROOT / "docs/images/certificates.png"
+PICTURE, ATTACKED_PICTURE = ROOT / "docs/images/certificates.png", ROOT / "docs/images/certificates-attacked.png"
+FEWEST = 4  # images of a row that is drawn
 
 _STUDENT = ("--model", "fashion-mnist", "--noised-levels", "1")
 ROWS: dict[str, tuple[str, ...]] = {
@@ -104,6 +106,11 @@ def _same(run: RunRecord) -> dict[str, Any]:
     return {**identity, "images": None, "settings": {**identity["settings"], "start": 0, "n_images": 0}}
 
 
+def _label(row: str, count: int) -> str:
+    """ "EPNDC-0.25-attacked" -> "EPNDC, sigma 0.25 (16 images)"."""
+    return re.sub(r"-(0\.\d+)(-attacked)?", r", sigma \1", row) + f" ({count} images)"
+
+
 def _collect(found: dict[str, tuple[RunRecord, list[CertifiedImage]]]) -> None:
     report = {}
     for row, (run, images) in found.items():
@@ -118,9 +125,16 @@ def _collect(found: dict[str, tuple[RunRecord, list[CertifiedImage]]]) -> None:
         }
         print(f"\n{row}\n{markdown(summary)}")
     write_json(RESULT, report)
-    PICTURE.parent.mkdir(exist_ok=True)
-    with atomic_write(PICTURE) as file:
-        file.write(certified_plot([(f"{row} ({len(images)} images)", images) for row, (_, images) in found.items()]))
+    for picture, rows in ((PICTURE, ROWS), (ATTACKED_PICTURE, ATTACKED)):
+        curves = [
+            (_label(row, len(found[row][1])), found[row][1])
+            for row in rows
+            if len(found.get(row, ((), ()))[1]) >= FEWEST
+        ]
+        if curves:
+            picture.parent.mkdir(exist_ok=True)
+            with atomic_write(picture) as file:
+                file.write(certified_plot(curves))
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def markdown(report: JsonObject) -> str:
     """report.md, which is also what the command prints."""
     settings = report["settings"]
     noise = (
-        "" if settings["method"] == "plain" else f", {settings['noise']} draws at {len(report['base']['sigma'])} levels"
+        "" if settings["method"] == "plain" else f", {settings['noise']} draws, levels: {len(report['base']['sigma'])}"
     )
     lines = [
         f"{settings['method']} of {settings['model']}, sigma {settings['sigma']:g} in [0, 1] pixels{noise}; {report['n']} images of "
