@@ -56,6 +56,8 @@ _SAMPLED = (  # forty passes in a row for one gradient
     "transfer:surrogate=plain", "apgd-ce:gradient=bpda:steps=20", "apgd-ce:steps=20", "apgd-t:targets=2:steps=10",
     "square:queries=50",
 )  # fmt: skip
+# Sixty passes with a vector-Jacobian product for one prediction, and second derivatives for its gradient.
+_INTEGRATED = ("apgd-ce:steps=10", "apgd-t:targets=2:steps=5", "square:queries=20")
 _WARP = ("stadv",)
 
 
@@ -74,6 +76,7 @@ ROWS = {
     "RDC": Row("fashion-mnist", _OPTIMISES_ALL, 50, ("--lm", "paper-v2")),
     "LM+ResNet": Row("fashion-mnist-lm-resnet", _OPTIMISES, 50),
     "DiffPure": Row("fashion-mnist-diffpure", _SAMPLED, 50),
+    "SBGC": Row("sbgc:fashion-mnist-teacher", _INTEGRATED, 10),
     "PGD-AT": Row("fashion-mnist-pgd-at", _PLAIN, 50),
     "TRADES": Row("fashion-mnist-trades", _PLAIN, 50),
     "MART": Row("fashion-mnist-mart", _PLAIN, 50),

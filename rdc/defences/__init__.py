@@ -6,6 +6,7 @@ from rdc.defences.foreign import ForeignDefence
 from rdc.defences.plain import PlainClassifier
 from rdc.defences.purified import PurifiedClassifier
 from rdc.defences.purifiers import DiffusionPurifier, LikelihoodPurifier, Purifier
+from rdc.defences.score_based import ScoreBasedClassifier
 
 __all__ = [
     "BaseDefence",
@@ -18,6 +19,7 @@ __all__ = [
     "PlainClassifier",
     "PurifiedClassifier",
     "Purifier",
+    "ScoreBasedClassifier",
     "as_defence",
     "is_factory",
     "load_factory",

@@ -35,7 +35,7 @@ from rdc.method.likelihood_maximization import (
     resolve_lm,
 )
 from rdc.method.noise import NoisePlan
-from rdc.method.posterior import log_posterior, resolve_scale
+from rdc.method.posterior import log_posterior, log_prior, resolve_scale
 
 __all__ = ["DiffusionClassifier", "gradient_bytes", "lm_bytes"]
 
@@ -101,7 +101,7 @@ class DiffusionClassifier(BaseDefence):
         self.logit_scale = logit_scale if isinstance(logit_scale, (str, int, float)) else self.scale
         self.class_prior = class_prior
         self.memory_budget_mb = memory_budget(memory_budget_mb, self.device)
-        self._log_prior = _log_prior(class_prior, self.num_classes)
+        self._log_prior = log_prior(class_prior, self.num_classes)
         self._bytes: dict[Any, int] = {}  # of one image at one level, or of one image in a step of LM
         self._cache: dict[tuple[Any, ...], Draw] = {}
 
@@ -311,18 +311,6 @@ def lm_bytes(denoiser: Denoiser, lm: LikelihoodMaximization, like: Tensor) -> in
         return torch.autograd.grad(maximize_likelihood(denoiser, x, single).sum(), x)[0]
 
     return bytes_per_item(work)
-
-
-def _log_prior(prior: Sequence[float] | None, num_classes: int) -> Tensor | None:
-    if prior is None:
-        return None
-    try:
-        values = torch.tensor([float(value) for value in prior], dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"class_prior: expected {num_classes} positive probabilities; got {shown(prior)}") from error
-    if values.shape != (num_classes,) or not (values > 0).all() or not torch.isfinite(values).all():
-        raise ConfigError(f"class_prior: expected {num_classes} positive probabilities; got {shown(prior)}")
-    return (values / values.sum()).log()
 
 
 def _levels(levels: NoiseLevels | str) -> NoiseLevels:

@@ -9,6 +9,7 @@ every diffusion classifier. ``scale`` sets how peaked the posterior is and never
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from rdc.arguments.scalars import as_number, shown
 from rdc.errors import ConfigError
 
-__all__ = ["log_posterior", "resolve_scale"]
+__all__ = ["log_posterior", "log_prior", "resolve_scale"]
 
 
 def resolve_scale(scale: str | float, image_shape: tuple[int, ...]) -> float:
@@ -45,3 +46,20 @@ def log_posterior(loss: Tensor, scale: float = 1.0, log_prior: Tensor | None = N
     if log_prior is not None:
         score = score + log_prior.to(score)
     return torch.log_softmax(score, dim=1)
+
+
+def log_prior(prior: Sequence[float] | None, num_classes: int) -> Tensor | None:
+    """Log-probabilities [K] float64 of a prior over classes, scaled to sum to one; None stands for a uniform one.
+
+    Raises:
+        ConfigError: not ``num_classes`` positive finite numbers.
+    """
+    if prior is None:
+        return None
+    try:
+        values = torch.tensor([float(value) for value in prior], dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"class_prior: expected {num_classes} positive probabilities; got {shown(prior)}") from error
+    if values.shape != (num_classes,) or not (values > 0).all() or not torch.isfinite(values).all():
+        raise ConfigError(f"class_prior: expected {num_classes} positive probabilities; got {shown(prior)}")
+    return (values / values.sum()).log()

@@ -4,11 +4,15 @@
         the optimal diffusion classifier of a data set (:mod:`rdc.method.optimal`): DATA as for --data, of its ``train`` split; N images,
         the first of each class in turn
 
+    sbgc:NAME[,steps=N][,solver=heun|rk4][,probes=N][,sigma_min=X][,sigma_max=X][,gradient=checkpoint|adjoint]
+        the score-based generative classifier (:mod:`rdc.defences.score_based`) of the diffusion model NAME, shipped or a path
+
 A loader gets what stands behind the colon, the device and the settings, and gives a defence.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -18,15 +22,22 @@ import torch
 from rdc.arguments.scalars import shown
 from rdc.contracts import BaseDefence
 from rdc.data import first_balanced, load_dataset
+from rdc.defences.score_based import SBGC_FLOW, ScoreBasedClassifier
 from rdc.errors import ConfigError
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.optimal import EXPONENTS, OptimalDenoiser
+from rdc.method.probability_flow import EXACT
+from rdc.models.single import load_single
 
 __all__ = ["DERIVED", "is_derived", "load_derived"]
 
+_FLOW_NUMBERS = ("steps", "probes", "sigma_min", "sigma_max")
 OPTIMAL_LEVELS = "log:12:0.3:4:flat"
 _SETTINGS = {
     name for name in inspect.signature(DiffusionClassifier.__init__).parameters if name not in ("self", "denoiser")
+}
+_SBGC_SETTINGS = {
+    name for name in inspect.signature(ScoreBasedClassifier.__init__).parameters if name not in ("self", "denoiser")
 }
 
 
@@ -84,5 +95,36 @@ def _count(text: str, least: int, most: int) -> int:
     return count
 
 
+def _load_sbgc(text: str, device: torch.device, settings: dict[str, Any]) -> BaseDefence:
+    name, fields = _fields(
+        text, "sbgc", {"solver": SBGC_FLOW.solver, "gradient": "checkpoint", **dict.fromkeys(_FLOW_NUMBERS)}
+    )
+    source = load_single(name, device, {})
+    if not isinstance(source, DiffusionClassifier):
+        raise ConfigError(f"model sbgc: expected the name of a diffusion model; got {shown(name)}, a {source.head}")
+    if unknown := set(settings) - _SBGC_SETTINGS:
+        raise ConfigError(
+            f"settings: expected some of {', '.join(sorted(_SBGC_SETTINGS))}; got {', '.join(sorted(unknown))}"
+        )
+    given = {key: _number(fields[key], key) for key in _FLOW_NUMBERS if fields[key] is not None}
+    flow = dataclasses.replace(SBGC_FLOW, solver=fields["solver"], **given)
+    own = {"solver_gradient": fields["gradient"], "class_names": source.class_names, "flow": flow}
+    return ScoreBasedClassifier(source.denoiser, **{**own, **settings})
+
+
+def _number(text: str, what: str) -> float | int | str:
+    if text == EXACT:
+        return text
+    for kind in (int, float):
+        try:
+            return kind(text[:50])
+        except ValueError:
+            continue
+    raise ConfigError(f"model sbgc: {what}: expected a number; got {shown(text)}")
+
+
 #: Prefix -> loader.
-DERIVED: dict[str, Callable[[str, torch.device, dict[str, Any]], BaseDefence]] = {"optimal": _load_optimal}
+DERIVED: dict[str, Callable[[str, torch.device, dict[str, Any]], BaseDefence]] = {
+    "optimal": _load_optimal,
+    "sbgc": _load_sbgc,
+}

@@ -9,10 +9,14 @@ from torch import nn
 
 from rdc.contracts import BaseDefence, Defence, GradientMode, NoisePolicy
 from rdc.decisions.anytime import AnytimeClassifier
-from rdc.defences import DiffusionPurifier, LikelihoodPurifier, PurifiedClassifier, as_defence
+from rdc.defences import DiffusionPurifier, LikelihoodPurifier, PurifiedClassifier, ScoreBasedClassifier, as_defence
 from rdc.errors import ConfigError
+from rdc.method.denoiser import make_denoiser
+from rdc.method.probability_flow import FlowSettings
+from rdc.networks.presets import build_network
 from rdc.provenance.run import weights_digest
-from tests.evaluation_models import CLASSES, NAMES, SHAPE, gaussian_classifier, images
+from tests.evaluation_models import CLASSES, NAMES, SHAPE, TINY, gaussian_classifier, images
+from tests.tiny_models import randomize
 from tests.tolerances import FLOAT32_GRADIENT, FLOAT32_ROUNDING, FLOAT32_SUM
 
 WEIGHT = torch.randn(64, CLASSES, generator=torch.Generator().manual_seed(0))
@@ -60,22 +64,30 @@ def denoiser():
     return gaussian_classifier().denoiser
 
 
+def sbgc():
+    network = randomize(build_network(TINY), seed=1)
+    flow = FlowSettings(steps=1, solver="heun", sigma_min=0.3, sigma_max=3.0)
+    return ScoreBasedClassifier(make_denoiser(network, TINY), flow, class_names=NAMES)
+
+
 KINDS = {
     "dc": gaussian_classifier,
     "rdc": lambda: gaussian_classifier(lm=LM),
     "lm": lambda: purified(LikelihoodPurifier(denoiser(), LM)),
     "lm-in-front-of-a-defence": lambda: purified(LikelihoodPurifier(denoiser(), LM), as_defence(Net(), pixels())),
     "diffpure": lambda: purified(DiffusionPurifier(denoiser(), sigma=0.5, steps=3)),
+    "sbgc": sbgc,
     "anytime": anytime,
     "module": lambda: as_defence(Net(), pixels(), class_names=NAMES),
     "function": lambda: as_defence(lambda x: x.flatten(1) @ WEIGHT, pixels(), class_names=NAMES),
     "foreign": lambda: as_defence(Theirs(), pixels(), class_names=NAMES),
 }
 PURIFY = {"rdc", "lm", "lm-in-front-of-a-defence", "diffpure", "anytime", "foreign"}
-STOCHASTIC = {"dc", "rdc", "lm", "lm-in-front-of-a-defence", "diffpure"}
+STOCHASTIC = {"sbgc", "dc", "rdc", "lm", "lm-in-front-of-a-defence", "diffpure"}
 PENALTY = PURIFY - {"diffpure", "foreign"}
 SURROGATES = {
     "dc": {"fresh"},
+    "sbgc": {"fresh"},
     "rdc": {"plain", "one-step", "fresh"},
     "lm": {"plain", "one-step", "fresh"},
     "lm-in-front-of-a-defence": {"plain", "one-step", "fresh"},
