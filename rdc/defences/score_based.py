@@ -137,7 +137,8 @@ class ScoreBasedClassifier(BaseDefence):
             probes = rademacher(plan, draw, int(self.flow.probes), self.image_shape).to(x)
         work = _Rows(self, probes, self._that_fit("rows", x), self._that_fit("steps", x))
         if x.requires_grad and torch.is_grad_enabled():
-            return _Rebuilt.apply(x, work)
+            found: Tensor = _Rebuilt.apply(x, work)  # type: ignore[no-untyped-call]
+            return found
         return work.values(x)
 
     def _that_fit(self, what: str, x: Tensor) -> int:
@@ -167,9 +168,8 @@ class _Rows:
         rows = torch.arange(len(x) * count, device=x.device)
         graph = x.requires_grad and torch.is_grad_enabled()
         parts = rows.split(self.most_with_graph if graph else self.most)
-        return torch.cat([self._density(x, part // count, part % count) for part in parts]).unflatten(
-            0, (len(x), count)
-        )
+        found = [self._density(x, part // count, part % count) for part in parts]
+        return torch.cat(found).view(len(x), count)
 
     def gradient(self, x: Tensor, upstream: Tensor) -> Tensor:
         """sum_k upstream_nk d log p(x_n|k) / dx_n over the pairs whose share is more than rounding; no graph."""

@@ -1,7 +1,7 @@
 """The gradient of log p(x|y) in the image, through the steps of the probability-flow ODE, for the (image, class) pairs that carry any.
 
-checkpoint  the gradient of what is computed, exactly: the steps are taken again, and each is rebuilt and differentiated in turn (Chen
-            et al. 2016, arXiv 1604.06174). Memory is that of one step.
+checkpoint  the gradient of what is computed, exactly: the states between steps are computed again (F alone), then each step is rebuilt
+            and differentiated in turn (Chen et al. 2016, arXiv 1604.06174). Memory is that of one step, and one image a step.
 adjoint     the continuous adjoint (Chen et al. 2018, arXiv 1806.07366): image and adjoint run back from sigma_max by the same solver,
 
                 dz/dtheta = -F        da/dtheta = grad_z (F . a + g div_z F)        a = g (-z) at sigma_max, g the upstream gradient.
@@ -19,8 +19,7 @@ from torch import Tensor
 from rdc.execution.memory import bytes_per_item
 from rdc.execution.surroundings import measured
 from rdc.method.denoiser import Denoiser
-from rdc.method.likelihood import flow_log_density
-from rdc.method.probability_flow import SOLVERS, FlowSettings, flow_slope, flow_step, follow
+from rdc.method.probability_flow import SOLVERS, FlowSettings, flow_slope, flow_step, trajectory
 
 __all__ = ["SOLVER_GRADIENTS", "density_gradient", "step_bytes"]
 
@@ -42,23 +41,43 @@ def density_gradient(
     Returns:
         [B, C, H, W], without a graph.
     """
-    if how == "adjoint":
-        return _adjoint(denoiser, x.detach(), labels, flow, probes, upstream.detach())
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        (grad,) = torch.autograd.grad(flow_log_density(denoiser, leaf, labels, flow, probes), leaf, upstream)
-    return grad
+    scale = 1 / math.hypot(flow.sigma_min, denoiser.precondition.sigma_data)
+    states = trajectory(denoiser, scale * x.detach(), labels, flow)
+    backward = _through_solution if how == "adjoint" else _through_steps
+    return scale * backward(denoiser, states, labels, flow, probes, upstream.detach())
 
 
-def _adjoint(
-    denoiser: Denoiser, x: Tensor, labels: Tensor, flow: FlowSettings, probes: Tensor | None, upstream: Tensor
+def _through_steps(
+    denoiser: Denoiser,
+    states: list[Tensor],
+    labels: Tensor,
+    flow: FlowSettings,
+    probes: Tensor | None,
+    upstream: Tensor,
 ) -> Tensor:
-    data = denoiser.precondition.sigma_data
-    scale, solver = 1 / math.hypot(flow.sigma_min, data), SOLVERS[flow.solver]
-    with torch.no_grad():
-        z, _ = follow(denoiser, scale * x, labels, flow, probes)
+    """The gradient in the first state: one step after another, from the last, on a graph of its own."""
+    places = flow.places(denoiser.precondition.sigma_data)
+    gradient = -upstream.view(-1, 1, 1, 1) * states[-1]  # of the prior's log-density
+    for z, here, there in reversed(list(zip(states[:-1], places[:-1], places[1:], strict=True))):
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_()
+            end, change = flow_step(denoiser, leaf, labels, flow, here, there, probes, True)
+            (gradient,) = torch.autograd.grad([end, change], leaf, [gradient, -upstream])
+    return gradient
+
+
+def _through_solution(
+    denoiser: Denoiser,
+    states: list[Tensor],
+    labels: Tensor,
+    flow: FlowSettings,
+    probes: Tensor | None,
+    upstream: Tensor,
+) -> Tensor:
+    """The adjoint at sigma_min, by the solver itself run backwards."""
+    solver, z = SOLVERS[flow.solver], states[-1]
     adjoint = -upstream.view(-1, 1, 1, 1) * z
-    places = flow.places(data)[::-1]
+    places = flow.places(denoiser.precondition.sigma_data)[::-1]
     for here, there in zip(places[:-1], places[1:], strict=True):
         step = there - here
         slopes: list[tuple[Tensor, Tensor]] = []
@@ -69,7 +88,7 @@ def _adjoint(
             speed = flow.rho * place ** (flow.rho - 1)
             slopes.append((-speed * f, speed * pull))
         z, adjoint = _moved((z, adjoint), step, solver.outer, slopes)
-    return scale * adjoint
+    return adjoint
 
 
 def _pull(

@@ -34,7 +34,7 @@ from rdc.method.denoiser import Denoiser
 from rdc.method.levels import SIGMA_RANGE
 from rdc.method.noise import NoisePlan
 
-__all__ = ["EXACT", "SOLVERS", "FlowSettings", "flow_slope", "flow_step", "follow", "rademacher"]
+__all__ = ["EXACT", "SOLVERS", "FlowSettings", "flow_slope", "flow_step", "follow", "rademacher", "trajectory"]
 
 _DEFAULT = LikelihoodDefaults()
 EXACT = "exact"  #: in place of a number of probes
@@ -156,6 +156,22 @@ def follow(
     return z, total
 
 
+def trajectory(denoiser: Denoiser, z: Tensor, labels: Tensor, settings: FlowSettings) -> list[Tensor]:
+    """The states that :func:`follow` goes through, ``steps + 1`` of [B, C, H, W] without a graph: F alone, no divergence."""
+    places, solver, rho = settings.places(denoiser.precondition.sigma_data), SOLVERS[settings.solver], settings.rho
+    states = [z]
+    with torch.no_grad():
+        for here, there in zip(places[:-1], places[1:], strict=True):
+            step = there - here
+            slopes: list[Tensor] = []
+            for node, inner in zip(solver.nodes, solver.inner, strict=True):
+                place = here + node * step
+                f = _network(denoiser, _moved(states[-1], step, inner, slopes), labels, place**rho)
+                slopes.append(-rho * place ** (rho - 1) * f)
+            states.append(_moved(states[-1], step, solver.outer, slopes))
+    return states
+
+
 def flow_step(
     denoiser: Denoiser,
     z: Tensor,
@@ -201,13 +217,16 @@ def flow_slope(
     denoiser: Denoiser, z: Tensor, labels: Tensor, theta: float, probes: Tensor | None, graph: bool
 ) -> tuple[Tensor, Tensor]:
     """F [B, C, H, W] and div_z F [B] at one noise level, sigma_data tan(theta); arguments as of :func:`flow_step`."""
-    data = denoiser.precondition.sigma_data
-    sigma, scale = data * math.tan(theta), data / math.cos(theta)
     with torch.enable_grad():
         z = z if graph else z.detach().requires_grad_()
-        f = denoiser.f(scale * z, z.new_full((len(z),), sigma), labels)
+        f = _network(denoiser, z, labels, theta)
         divergence = _exact(f, z, graph) if probes is None else _estimated(f, z, probes, graph)
     return (f, divergence) if graph else (f.detach(), divergence.detach())
+
+
+def _network(denoiser: Denoiser, z: Tensor, labels: Tensor, theta: float) -> Tensor:
+    data = denoiser.precondition.sigma_data
+    return denoiser.f(data / math.cos(theta) * z, z.new_full((len(z),), data * math.tan(theta)), labels)
 
 
 def _exact(f: Tensor, z: Tensor, graph: bool) -> Tensor:

@@ -106,7 +106,7 @@ def _load_sbgc(text: str, device: torch.device, settings: dict[str, Any]) -> Bas
         raise ConfigError(
             f"settings: expected some of {', '.join(sorted(_SBGC_SETTINGS))}; got {', '.join(sorted(unknown))}"
         )
-    given = {key: _number(fields[key], key) for key in _FLOW_NUMBERS if fields[key] is not None}
+    given: dict[str, Any] = {key: _number(fields[key], key) for key in _FLOW_NUMBERS if fields[key] is not None}
     flow = dataclasses.replace(SBGC_FLOW, solver=fields["solver"], **given)
     own = {"solver_gradient": fields["gradient"], "class_names": source.class_names, "flow": flow}
     return ScoreBasedClassifier(source.denoiser, **{**own, **settings})

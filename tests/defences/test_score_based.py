@@ -8,7 +8,7 @@ import torch
 
 import rdc
 from rdc.defences import ScoreBasedClassifier
-from rdc.errors import ConfigError
+from rdc.errors import ConfigError, RdcError
 from rdc.method.probability_flow import EXACT, FlowSettings
 from tests.evaluation_models import gaussian_classifier, images
 from tests.oracles import gaussian_log_posterior
@@ -51,7 +51,7 @@ def test_the_checkpointed_gradient_is_that_of_what_is_computed():
 
 def test_the_adjoint_is_that_of_the_solution_and_wrong_by_the_step():
     x, errors = pixels(1, dtype=torch.float64), []
-    for steps in (1, 6):
+    for steps in (1, 4):
         flow = FlowSettings(steps=steps, sigma_min=0.3, sigma_max=3.0)
         exact, adjoint = (gradient(tiny(flow=flow, solver_gradient=how), x) for how in ("checkpoint", "adjoint"))
         errors.append(((exact - adjoint).norm() / exact.norm()).item())
@@ -99,7 +99,7 @@ def test_the_name():
     ],
 )  # fmt: skip
 def test_wrong_names(name, words):
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(RdcError, match=words):
         rdc.load(name)
 
 
