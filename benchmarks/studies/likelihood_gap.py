@@ -208,11 +208,11 @@ def _corrected(ode: np.ndarray, elbo: np.ndarray) -> np.ndarray:
 
 
 def _broken(folder: Path, images: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Whether the attack broke the image, and whether it was right before."""
+    """Whether the attack broke the image, and whether it was attacked: there, and right before."""
     lines = (json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines())
     found = {line["image"]: line for line in lines if "image" in line}
-    clean = np.array([found[image]["clean"]["right"] == 1 for image in images])
-    robust = np.array([bool(found[image]["robust"]) for image in images])
+    clean = np.array([image in found and found[image]["clean"]["right"] == 1 for image in images])
+    robust = np.array([image in found and bool(found[image]["robust"]) for image in images])
     return clean & ~robust, clean
 
 
@@ -278,8 +278,8 @@ def _draw_classes(report: dict[str, Any], path: Path) -> None:
     axes.axvline(0, color="#8895a3", linewidth=1)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlabel("gap of the class minus the image's mean over classes, nats (mean over images, 95 % interval)")
-    axes.set_title(f"The gap is not the same for every class ({report['model']}, n = {report['n']})", fontsize=10)
+    axes.set_xlabel("gap of the class minus the image's mean over classes, nats")
+    axes.set_title(f"{report['model']}: mean over {report['n']} images, 95 % interval", fontsize=10)
     figure.savefig(path, dpi=130)
 
 
