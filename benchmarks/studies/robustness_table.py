@@ -84,6 +84,8 @@ ROWS = {
         "examples.wong_kolter:load", _PLAIN, 50
     ),  # WONG_KOLTER names the file; from the repository's folder
     "standard": Row("fashion-mnist-standard", _PLAIN, 50),
+    "JEM": Row("fashion-mnist-jem", _PLAIN, 50),
+    "HybViT": Row("fashion-mnist-hybvit", _PLAIN, 50),
 }
 
 

@@ -25,6 +25,7 @@ import rdc
 from benchmarks.studies.cifar10.shards import read_shards, shard_files
 from benchmarks.studies.levels import holdout
 from rdc.models.checkpoints import load_model, save_model
+from rdc.networks.presets import DISCRIMINATIVE
 
 LICENCES = {
     "fashion-mnist": "Apache-2.0 (weights); trained on Fashion-MNIST (MIT, Zalando SE)",
@@ -51,7 +52,7 @@ def main() -> None:
         run = Path(folder.name)
     network, config, info = load_model(run)
     licence = LICENCES[args.data]
-    if (config["kind"] == "resnet") != (args.levels is None):
+    if (config["kind"] in DISCRIMINATIVE) != (args.levels is None):
         parser.error(f"--levels: expected for diffusion classifiers alone; {args.run} is of kind {config['kind']}")
     if args.levels is None:
         save_model(args.out, network, config, {**info, "licence": licence}, dtype=torch.float16)

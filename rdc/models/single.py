@@ -30,6 +30,8 @@ SINGLE: dict[str, str] = {
     "fashion-mnist-pgd-at": "small ResNet, adversarial training (PGD-AT) at l_inf 8/255: a baseline",
     "fashion-mnist-trades": "small ResNet, adversarial training (TRADES) at l_inf 8/255: a baseline",
     "fashion-mnist-mart": "small ResNet, adversarial training (MART) at l_inf 8/255: a baseline",
+    "fashion-mnist-jem": "small ResNet, a classifier and energy-based model (JEM): a generative rival",
+    "fashion-mnist-hybvit": "small vision transformer, classifies and denoises (HybViT): a generative rival",
 }
 
 #: Settings of a diffusion classifier.
