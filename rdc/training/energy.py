@@ -4,7 +4,7 @@ With f the logits,  p(y | x) = softmax f(x)_y  and  p(x) ~ exp(-E(x)),  E(x) = -
 
     CE(f(x), y) + w [E(x) - E(x')] ,        x' ~ p(x) roughly, by K steps of stochastic gradient Langevin dynamics (SGLD):
 
-    x' <- x' - a dE/dx'(x') + b n,   n ~ N(0, I)
+    x' <- x' - a dE/dx'(x') + b n,   n ~ N(0, I)                  (cut to [-1, 1] if ``bounded``)
 
 from an image of the replay buffer, which takes the result back (persistent contrastive divergence); a share of the chains
 starts anew from uniform noise. Everything is in units of x0 in [-1, 1], as in the paper. x gets a little Gaussian noise
@@ -43,6 +43,8 @@ class EnergyTerms:
         input_noise: standard deviation of the noise on the images whose energy is lowered, in units of x0.
         weight: w of the energy term; 0: cross-entropy alone.
         largest_gap: a mean |E(x) - E(x')| beyond it counts as divergence.
+        bounded: cut the chains to [-1, 1], where images are, after every step. The paper does not; a network without norms has
+            ever lower energies outside, and chains that run there teach it nothing about images.
 
     Raises:
         ConfigError: a setting is out of range.
@@ -56,6 +58,7 @@ class EnergyTerms:
     input_noise: float = 0.03
     weight: float = 1.0
     largest_gap: float = 100.0
+    bounded: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("buffer", 1)):
@@ -84,6 +87,7 @@ def langevin(
     step_size: float,
     noise: float,
     generator: torch.Generator,
+    bounded: bool = False,
 ) -> Tensor:
     """Unadjusted Langevin steps x <- x - step_size dE/dx + noise n.
 
@@ -92,6 +96,7 @@ def langevin(
         start: [B, ...] float32.
         steps, step_size, noise: K, a, b; on E = |x|^2 / (2 s^2) the stationary variance is b^2 / (1 - (1 - a / s^2)^2).
         generator: draws n.
+        bounded: cut x to [-1, 1] after every step.
 
     Returns:
         [B, ...] without graph.
@@ -106,6 +111,8 @@ def langevin(
         x = x.detach() - step_size * gradient
         if noise:
             x = x + noise * normal(x.shape, generator).to(x.device)
+        if bounded:
+            x = x.clamp(-1, 1)
     return x
 
 
@@ -187,7 +194,13 @@ class EnergyObjective:
             p.requires_grad_(False)
         try:
             samples = langevin(
-                lambda x: energy(net(_pixels(x))), start, terms.steps, terms.step_size, terms.noise, generator
+                lambda x: energy(net(_pixels(x))),
+                start,
+                terms.steps,
+                terms.step_size,
+                terms.noise,
+                generator,
+                terms.bounded,
             )
         finally:
             for p in taught:

@@ -79,6 +79,13 @@ def test_langevin_steps_are_those_of_a_loop() -> None:
     torch.testing.assert_close(found, x)
 
 
+def test_bounded_chains_stay_among_images() -> None:
+    """E = -x has no minimum: a bounded chain ends at the wall, another does not."""
+    start = torch.zeros(3, 1, 2, 2)
+    found = [langevin(lambda x: -x.flatten(1).sum(1), start, 4, 0.4, 0.01, generator(), b) for b in (True, False)]
+    assert float(found[0].max()) == 1.0 and float(found[1].min()) > 1.4
+
+
 def test_the_energys_gradient_is_the_central_difference() -> None:
     net, x = network().double(), torch.rand(2, 1, 8, 8, generator=generator(), dtype=torch.float64).requires_grad_(True)
 
@@ -254,10 +261,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_train_makes_a_classifier(data: Path, tmp_path: Path) -> None:
-    options = ["--sgld-steps", "2", "--replay-buffer", "30", "--sgld-noise", "0.02", "--precision", "bfloat16"]
+    options = [
+        "--sgld-steps",
+        "2",
+        "--replay-buffer",
+        "30",
+        "--sgld-noise",
+        "0.02",
+        "--sgld-bounded",
+        "--precision",
+        "bfloat16",
+    ]
     assert main(["train", "--method", "jem", "--data", str(data), "--out", str(tmp_path), *options, *FAST]) == 0
     info = json.loads((tmp_path / "model.json").read_text())["info"]
     assert info["method"] == "jem" and info["energy"]["steps"] == 2 and info["energy"]["noise"] == 0.02
+    assert info["energy"]["bounded"] is True
     classifier = rdc.load(tmp_path)
     assert classifier.describe()["head"] == "resnet (jem)" or "resnet (jem)" in json.dumps(classifier.describe())
     assert classifier(torch.rand(3, 1, 28, 28)).shape == (3, 2)
