@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,15 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     test = rdc.load_dataset("fashion-mnist", "test", args.data_root).subset(range(count))
     other = rdc.load_dataset(args.ood).subset(range(count))
     images = {"held-out": held, "test": test, "mnist": other}
-    logits = {kind: _logits(classifier, data.pixels(), f"{name}, {kind}") for kind, data in images.items()}
+    own = (
+        isinstance(classifier, rdc.DiffusionClassifier) and not options
+    )  # its losses give both logits and its own score
+    answer = classifier.losses_per_level if own else classifier
+    found = {kind: _answers(answer, data.pixels(), f"{name}, {kind}") for kind, data in images.items()}
+    logits = found
+    if own:
+        weight = classifier.scale * np.array(classifier.levels.weight)
+        logits = {kind: -np.einsum("ntk,t->nk", losses, weight) for kind, losses in found.items()}
     fitted = fit_logit_scale(-log_softmax(logits["held-out"]), held.labels.numpy())
     labels = test.labels.numpy()
     before, log_p = log_softmax(logits["test"]), log_softmax(fitted * log_softmax(logits["test"]))
@@ -92,8 +101,8 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     unlike = {"softmax": {kind: -log_softmax(fitted * log_softmax(f)).max(1) for kind, f in logits.items()}}
     if not isinstance(classifier, rdc.DiffusionClassifier):
         unlike["logsumexp"] = {kind: -_logsumexp(f) for kind, f in logits.items()}
-    elif not options:
-        unlike["own"] = _typicality(classifier, images, name)
+    elif own:
+        unlike["own"] = _typicality(found, images)
     return {
         "model": ROWS[name].model,
         "options": options,
@@ -115,24 +124,16 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _logits(classifier: Any, pixels: Tensor, what: str) -> np.ndarray:
+def _answers(answer: Callable[[Tensor], Tensor], pixels: Tensor, what: str) -> np.ndarray:
     with torch.no_grad():
-        parts = [classifier(part) for part in bar(pixels.split(BATCH), desc=what)]
+        parts = [answer(part) for part in bar(pixels.split(BATCH), desc=what)]
     return torch.cat(parts).double().numpy()
 
 
-def _typicality(classifier: Any, images: dict[str, Any], name: str) -> dict[str, np.ndarray]:
-    """rdc.decisions' score of each image, by the least class loss of every level."""
-    least = {}
-    for kind, data in images.items():
-        with torch.no_grad():
-            parts = [
-                classifier.losses_per_level(part).double()
-                for part in bar(data.pixels().split(BATCH), desc=f"{name}, {kind}")
-            ]
-        least[kind] = torch.cat(parts).numpy().min(2)
-    score = fit_likelihood_score(least["held-out"], images["held-out"].pixels().numpy())
-    return {kind: score(least[kind], data.pixels().numpy()) for kind, data in images.items()}
+def _typicality(losses: dict[str, np.ndarray], images: dict[str, Any]) -> dict[str, np.ndarray]:
+    """rdc.decisions' score of each image, by the least class loss of every level; losses [N, T, K]."""
+    score = fit_likelihood_score(losses["held-out"].min(2), images["held-out"].pixels().numpy())
+    return {kind: score(losses[kind].min(2), data.pixels().numpy()) for kind, data in images.items()}
 
 
 def _logsumexp(logits: np.ndarray) -> np.ndarray:
