@@ -20,7 +20,7 @@ from rdc.training.config import TrainConfig
 from rdc.training.distillation import DistillationTerms, Secant
 from rdc.training.objective import DiffusionTerms
 from rdc.training.recipe_settings import recipe_from, settings_of
-from rdc.training.recipes import METHODS, NoiseChoice
+from rdc.training.recipes import GENERATIVE, METHODS, NoiseChoice
 from tests.training.recipe_commands import ROOT, documented, recipe_of_words
 
 ASSETS = ROOT / "rdc" / "assets"
@@ -248,7 +248,7 @@ def test_help_names_the_defaults(capsys) -> None:
 # --- the shipped models' ----------------------------------------------------------------------------------------------
 def test_every_shipped_model_has_its_recipe() -> None:
     models = {path.stem for path in ASSETS.glob("*.json")}
-    assert models <= set(SHIPPED) and len(SHIPPED) == 16
+    assert models <= set(SHIPPED) and len(SHIPPED) == 19
     for name in SHIPPED:
         assert (ASSETS / "recipes" / f"{name}.toml").read_text().startswith("# "), "a comment says what was really run"
 
@@ -285,6 +285,9 @@ def test_recipe_is_what_the_shipped_model_records(name: str) -> None:
     if recipe.diffusion is not None and recipe.diffusion.posterior_weight:
         posterior = {key: value for key, value in vars(recipe.diffusion).items() if key != "label_dropout"}
         assert info["posterior"] == posterior and info["label_dropout"] == recipe.diffusion.label_dropout
+    if recipe.method in GENERATIVE:
+        section = "energy" if recipe.method == "jem" else "hybrid"
+        assert info[section] == vars(getattr(recipe, section)) and info["method"] == recipe.method
     assert info["images"] // recipe.schedule.batch_size == info["step"]
     assert recipe.minutes or recipe.schedule.steps == info["step"]
 
