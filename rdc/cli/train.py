@@ -101,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--largest-gap", type=float, metavar="X", help="of the energies; beyond it the run goes back (100)"
     )
     bounded = "keep chains in [-1, 1], where images are (the paper does not)"
-    jem.add_argument("--sgld-bounded", action="store_true", default=None, help=bounded)
+    jem.add_argument("--sgld-bounded", action=argparse.BooleanOptionalAction, help=bounded)
     hybrid = parser.add_argument_group("--method hybvit")
     hybrid.add_argument("--denoising-weight", type=float, metavar="X", help="beside the cross-entropy (1)")
     add_run_arguments(parser, learning_rate="diffusion: 1e-3, others: 5e-3, jem and hybvit: 1e-3")
