@@ -37,6 +37,7 @@ from rdc.decisions.calibration import (
     log_softmax,
     negative_log_likelihood,
 )
+from rdc.models.choice import ModelChoice
 from rdc.provenance.run import commit
 from rdc.statistics import wilson_interval
 from rdc.storage.json_files import read_json, write_json
@@ -80,10 +81,10 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     begun = time.time()
     count = DEAR if name in DEAR_ROWS else QUICK
     options = dict(zip((word.lstrip("-") for word in ROWS[name].options[::2]), ROWS[name].options[1::2], strict=True))
-    classifier = rdc.load(ROWS[name].model, **options)
     held = holdout(min(HELD_OUT, count), args.data_root)
     test = rdc.load_dataset("fashion-mnist", "test", args.data_root).subset(range(count))
     other = rdc.load_dataset(args.ood).subset(range(count))
+    classifier = ModelChoice(ROWS[name].model, **options).load(test)
     images = {"held-out": held, "test": test, "mnist": other}
     own = (
         isinstance(classifier, rdc.DiffusionClassifier) and not options
