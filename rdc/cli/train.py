@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--network",
         metavar="NAME",
-        help="preset (small-28; to try things: tiny-28; for classifiers resnet-small-28; jem: resnet-energy-28; hybvit: vit-small-28)",
+        help="preset (small-28; for classifiers resnet-small-28; jem: resnet-energy-28; hybvit: vit-small-28; to try things: tiny-28)",
     )
     model.add_argument("--init", metavar="MODEL", help="start from these weights: a model of the same network")
     diffusion = parser.add_argument_group("--method diffusion")
