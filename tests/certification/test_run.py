@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+import rdc.certification.run as certification_run
 from rdc.certification import CertificationSettings, certify
 from rdc.certification.records import AttackedImage, CertifiedImage, Identity, RunRecord
 from rdc.certification.report import markdown, summarize
@@ -127,22 +129,45 @@ def test_a_share_of_another_process_is_merged(place):
     assert (out / "results.jsonl").read_bytes() == (expected / "results.jsonl").read_bytes()
 
 
+def test_two_shares_at_once(place, monkeypatch):
+    """Two threads in place of two processes: each writes its own images, the first merges them in order."""
+    expected, out = whole(place, "all-shares"), place[0] / "two-shares"
+    here, both, said = threading.local(), threading.Barrier(2), []
+
+    def broadcast(problem, src):
+        if here.number == 0:
+            said.append(problem[0])
+        both.wait(60)
+        problem[0] = said[0]
+
+    monkeypatch.setattr(certification_run, "_processes", lambda: (here.number, 2))
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: both.wait(60))
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    _, model, data = place
+    settings = CertificationSettings(
+        model, data, n_images=6, n0=5, n=40, alpha=0.05, sigma=0.4, batch=7, noised_levels=2
+    )
+    found = {}
+
+    def work(number):
+        here.number = number
+        found[number] = certify(load(model), load_dataset(data), settings, out, progress=False)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0].images == found[1].images and len(found[0].images) == 6 and said == [None]
+    assert (out / "results.jsonl").read_bytes() == (expected / "results.jsonl").read_bytes()
+    assert not list(out.glob("results.*-of-*"))
+
+
 @pytest.mark.slow
 def test_two_processes(place):
     expected, out = whole(place, "one-process"), place[0] / "two-processes"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    start = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        "0",
-        "-m",
-        "--",
-        "rdc",
-    ]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--", "rdc"]
     subprocess.run([*start, *command(place, out, "--quiet")], env=environment, cwd=place[0], check=True, timeout=600)
     assert (out / "results.jsonl").read_bytes() == (expected / "results.jsonl").read_bytes()
 
