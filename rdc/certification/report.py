@@ -162,7 +162,7 @@ def certified_plot(curves: Sequence[tuple[str, Sequence[CertifiedImage]]]) -> by
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=_LINE, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
