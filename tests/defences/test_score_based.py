@@ -87,7 +87,7 @@ def test_the_name():
     assert isinstance(model, ScoreBasedClassifier) and model.class_names[0] == "T-shirt/top" and model.noise_seed == 4
     assert (model.flow.steps, model.flow.probes, model.flow.sigma_min) == (2, 3, 0.1)
     assert model.solver_gradient == "adjoint" and model.describe()["flow"]["gradient"] == "adjoint"
-    assert model.evaluations_per_image == 10 * 4
+    assert model.evaluations_per_image == 10 * 8
 
 
 @pytest.mark.parametrize(
