@@ -19,18 +19,21 @@ import torch
 
 import rdc
 from benchmarks.measuring import about
+from rdc import training
 from rdc.cli import main as rdc_main
-from rdc.data import Dataset, train_holdout
-from rdc.method.denoiser import make_denoiser
+from rdc.data import Dataset
 from rdc.models.checkpoints import load_model, save_model
-from rdc.networks.presets import build_network, network_preset
+from rdc.networks.presets import NETWORK_PRESETS, build_network, network_preset
 from rdc.storage.json_files import write_json
-from rdc.training.augmentation import Shifted
-from rdc.training.distillation import DistillationObjective, Secant, student_from_teacher
-from rdc.training.objective import ConditionalObjective, NoiseDistribution
-from rdc.training.trainer import TrainConfig, Trainer
+from rdc.training import Recipe
+from rdc.training.config import TrainConfig
+from rdc.training.distillation import DistillationTerms, Secant, student_from_teacher
+from rdc.training.recipes import NoiseChoice
 
 EPS = 8 / 255
+NETWORK = "secant-32"  #: a preset of this study alone
+CHANNELS = 48  #: of a student's last residual block
+TEACHER_IMAGES = 60_000
 ROWS: dict[str, dict[str, Any]] = {
     "none": {},
     "margin": {"margin_eps": EPS},
@@ -40,20 +43,25 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-def train(
-    folder: Path, net: torch.nn.Module, config: dict[str, Any], objective: Any, data: Dataset, images: int, lr: float
-) -> Path:
-    """The model in ``folder``; a run that is there is continued or, finished, kept."""
+def train(folder: Path, recipe: Recipe, data: Dataset) -> None:
+    """The model of a recipe, in ``folder``; a run that is there is continued. The global generator is as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        training.run(recipe, data, folder, device="cpu")
+
+
+def schedule(images: int, learning_rate: float) -> TrainConfig:
+    """What all runs share."""
+    return TrainConfig(
+        images=images, batch_size=64, learning_rate=learning_rate, warmup_images=3000, ema_images=8000,
+        precision="bfloat16", flip=True,
+    )  # fmt: skip
+
+
+def begin(folder: Path, network: torch.nn.Module, config: dict[str, Any]) -> str:
+    """Keep drawn weights as the model that a run begins with; what is there stays, for runs that are continued."""
     if not (folder / "model.json").exists():
-        settings = TrainConfig(
-            images=images, batch_size=64, learning_rate=lr, warmup_images=3000, ema_images=8000, precision="bfloat16",
-            flip=True,
-        )  # fmt: skip
-        run = Trainer(net, objective, data, settings, folder, {"study": folder.name})
-        run.run()
-        about_data = {"dataset": data.name, "class_names": list(data.class_names)}
-        save_model(folder / "model", run.averaged_network(), config, about_data)
-    return folder
+        save_model(folder / "model", network, config, {})
+    return str(folder)
 
 
 def main() -> int:
@@ -71,21 +79,28 @@ def main() -> int:
     if unknown := [name for name in args.rows.split(",") if name not in ROWS]:
         parser.error(f"--rows: expected some of {', '.join(ROWS)}; got {unknown[0]!r}")
     torch.set_num_threads(args.threads)
-    data = train_holdout(rdc.load_dataset("cifar10", "train", args.data_root), 2000)[0]
-    config = network_preset("medium-32", 10)
-    config["unet"] |= {"model_channels": 32, "channel_mult": [1, 2]}
+    data = rdc.load_dataset("cifar10", "train", args.data_root)
+    NETWORK_PRESETS[NETWORK] = network_preset("medium-32", 10)
+    NETWORK_PRESETS[NETWORK]["unet"] |= {"model_channels": 32, "channel_mult": [1, 2]}
+    config = network_preset(NETWORK, 10)
     torch.manual_seed(0)
-    generative = ConditionalObjective(10, NoiseDistribution(-0.6, 1.1))
-    train(args.out / "teacher", build_network(config), config, generative, data, 60_000, 2e-3)
+    drawn = begin(args.out / "begin" / "teacher", build_network(config), config)
+    settings: dict[str, Any] = {"data": "cifar10", "holdout": 2000}
+    generative = Recipe(
+        "diffusion", network=NETWORK, init=drawn, train=schedule(TEACHER_IMAGES, 2e-3), noise=NoiseChoice(-0.6, 1.1),
+        **settings,
+    )  # fmt: skip
+    train(args.out / "teacher", generative, data)
+    settings |= {"teacher": str(args.out / "teacher"), "wide_channels": CHANNELS, "shift": 2}
+    settings |= {"train": schedule(args.images, 1e-3), "noise": NoiseChoice(-1.2, 0.7)}
     result = args.out / "study.json"
     rows = json.loads(result.read_text())["rows"] if result.exists() else {}
     for name in args.rows.split(","):
         folder = args.out / name.replace(" ", "-")
         teacher, _, _ = load_model(args.out / "teacher")
-        student, described = student_from_teacher(teacher, config, 48)
-        terms = {"classes_per_image": 0, "posterior_weight": 1.0, "posterior_scale": 0.03, **ROWS[name]}
-        objective = DistillationObjective(make_denoiser(teacher, config), NoiseDistribution(-1.2, 0.7), **terms)
-        train(folder, student, described, Shifted(objective, 2), data, args.images, 1e-3)
+        drawn = begin(args.out / "begin" / folder.name, *student_from_teacher(teacher, config, CHANNELS))
+        terms = DistillationTerms(classes_per_image=0, posterior_weight=1.0, posterior_scale=0.03, **ROWS[name])
+        train(folder, Recipe("distill", init=drawn, distillation=terms, **settings), data)
         words = [
             "--model",
             folder,

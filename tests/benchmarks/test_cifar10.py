@@ -189,7 +189,8 @@ def test_everything_and_then_on_from_what_came_back(root, small, tmp_path, monke
     info = cifar10_shards.read_shards(tmp_path / "second", "student", tmp_path / "back")
     assert [row["part"] for row in info["history"]] == ["student", "robust", "robust"]
     second = json.loads((tmp_path / "second" / "cifar10.json").read_text())
-    assert "--init" in second["parts"]["teacher"]["command"] and len(second["resumed"]["student"]) == 2
+    assert second["parts"]["teacher"]["recipe"]["init"] == str(tmp_path / "other" / "resumed" / "teacher")
+    assert len(second["resumed"]["student"]) == 2
 
 
 def test_going_on_from_the_shipped_student_needs_no_teacher(root, small, tmp_path, monkeypatch, capsys):
@@ -199,7 +200,8 @@ def test_going_on_from_the_shipped_student_needs_no_teacher(root, small, tmp_pat
     )
     assert status == 0, printed
     found = json.loads((tmp_path / "cifar10.json").read_text())
-    assert "--teacher" not in found["parts"]["robust"]["command"]
+    recipe = found["parts"]["robust"]["recipe"]
+    assert recipe["init"] and "teacher" not in recipe and recipe["train"]["images"] == 2
     info = cifar10_shards.read_shards(tmp_path, "student", tmp_path / "back")
     assert len(info["history"]) > 1 and info["history"][-1]["images"] == 2
     status, printed = start(monkeypatch, capsys, *words, "--resume", "fashion-mnist-trades", "--work", tmp_path / "no")

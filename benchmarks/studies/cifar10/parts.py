@@ -14,7 +14,7 @@ import torch
 import rdc
 from benchmarks.studies.cifar10.pack import pack as write_pack
 from benchmarks.studies.cifar10.pack import unpack as read_pack
-from benchmarks.studies.cifar10.recipes import RECIPES, SHARED
+from benchmarks.studies.cifar10.recipes import DRY, RECIPES, SHARED
 from benchmarks.studies.cifar10.run import Run, last_row
 from benchmarks.studies.cifar10.speed import speed
 from rdc.attacks import ThreatModel, apgd
@@ -25,11 +25,11 @@ from rdc.method.levels import NoiseLevels, parse_levels
 from rdc.models.checkpoints import load_model, save_model
 from rdc.storage.json_files import write_json
 from rdc.training.level_weights import fit_weights, level_margins, worst_margins
+from rdc.training.recipe_settings import merged
 
 __all__ = ["BOXES", "PARTS"]
 
 HOLDOUT = 2000
-_DRY = "--batch-size 4 --images 16 --warmup-images 8 --ema-images 16"
 _SETTINGS = ("log:4:0.08:0.7:eps", "log:4:0.1:1:eps", "log:8:0.08:0.7:eps", "log:4:0.08:0.7:flat", "log:8:0.25:2:flat")
 _EPS = 8 / 255
 
@@ -99,22 +99,22 @@ def _pack_folder(run: Run) -> Path:
 def teacher(run: Run) -> dict[str, Any]:
     """Class-conditional diffusion model: rdc train; goes on from --resume."""
     begin = run.work / "resumed" / "teacher"
-    init = ["--init", begin] if (begin / "model.json").exists() else []
-    return _train(run, "teacher", ["train", "--network", run.args.network, *init])
+    init = {"init": begin} if (begin / "model.json").exists() else {}
+    return _train(run, "teacher", {"network": run.args.network, **init})
 
 
 def student(run: Run) -> dict[str, Any]:
     """Multi-head student: rdc distill, from the teacher or on from --resume."""
     begin = run.work / "resumed" / "student"
-    init = ["--init", begin] if (begin / "model.json").exists() else []
-    return _train(run, "student", ["distill", "--teacher", _needed(run, "teacher"), *init])
+    init = {"init": begin} if (begin / "model.json").exists() else {}
+    return _train(run, "student", {"teacher": _needed(run, "teacher"), **init})
 
 
 def robust(run: Run) -> dict[str, Any]:
     """The student with --secant-eps, from the student if there is one."""
     begin, teacher = run.model("student"), run.model("teacher")
-    words = ["--init", begin] if begin else ["--teacher", _needed(run, "teacher")]
-    return _train(run, "robust", ["distill", *words, *(["--teacher", teacher] if begin and teacher else [])])
+    models = {"init": begin, "teacher": teacher} if begin else {"teacher": _needed(run, "teacher")}
+    return _train(run, "robust", {name: path for name, path in models.items() if path})
 
 
 def _needed(run: Run, name: str) -> Path:
@@ -127,17 +127,15 @@ def _needed(run: Run, name: str) -> Path:
     return path
 
 
-def _train(run: Run, part: str, words: list[Any]) -> dict[str, Any]:
+def _train(run: Run, part: str, models: dict[str, Any]) -> dict[str, Any]:
+    """Train the recipe of a part with these models (or presets) for its box; what it makes is kept meanwhile."""
     folder, kept = run.work / part, "teacher" if part == "teacher" else "student"
     seconds, seen = run.seconds(part), [_stamp(folder)]
-    recipe = [*RECIPES[part].split(), *SHARED.split()]
-    recipe += ["--device", run.device.type, "--out", str(folder), "--quiet", *_data_words(run)]
-    if run.dry:
-        recipe = (
-            [word for word in recipe if word != "--cuda-graph"] + _DRY.split() + ["--holdout", "20", "--threads", "1"]
-        )
-    else:
-        recipe += ["--holdout", str(HOLDOUT), "--minutes", f"{seconds / 60:.3f}"]
+    _, data, *root = _data_words(run)
+    more = {"holdout": 20, **DRY} if run.dry else {"holdout": HOLDOUT, "minutes": round(seconds / 60, 3)}
+    named = {name: str(model) for name, model in models.items()}
+    settings = merged(RECIPES[part], {**SHARED, **named, "data": data, **more})
+    words = ["--device", run.device.type, "--out", folder, "--quiet", *root, *(["--threads", 1] if run.dry else [])]
 
     def watch() -> None:
         if (stamp := _stamp(folder)) != seen[0]:
@@ -148,7 +146,7 @@ def _train(run: Run, part: str, words: list[Any]) -> dict[str, Any]:
                 pass  # read between its two files; once more in a moment
 
     try:
-        done = run.command(part, [*words, *recipe, *run.words.get(part, [])], seconds, watch)
+        done = run.train(part, settings, [*words, *run.words.get(part, [])], seconds, watch)
     finally:
         run.keep(kept, folder)
     row = last_row(folder) or {}
@@ -157,8 +155,8 @@ def _train(run: Run, part: str, words: list[Any]) -> dict[str, Any]:
         run.result.setdefault("trained", {}).setdefault(kept, []).append({"part": part, **row})
     last = done["last_lines"][-1] if done["last_lines"] else "no output"
     figures = f"{row.get('images', 0):,} images, {row.get('images_per_s', 0):,.0f}/s, loss {row.get('loss', 0):.4f}"
-    named = {key: row[key] for key in ("hits", "robust_first_order") if key in row}
-    figures += "".join(f", {key} {value:.3f}" for key, value in named.items())
+    logged = {key: row[key] for key in ("hits", "robust_first_order") if key in row}
+    figures += "".join(f", {key} {value:.3f}" for key, value in logged.items())
     line = figures if good else f"status {done['status']}; {figures}" if row else f"FAILED: {last}"
     return {"line": line, **done, "last_row": row}
 

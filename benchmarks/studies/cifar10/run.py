@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.measuring import about
 from benchmarks.studies.cifar10.shards import read_shards, shard_files, write_shards
+from benchmarks.studies.cifar10.training import parsed, train
 from rdc.cli import main as rdc_main
 from rdc.errors import ConfigError
 from rdc.models.checkpoints import save_model
@@ -28,12 +29,15 @@ from rdc.models.zoo import MODELS
 from rdc.storage.files import atomic_write
 from rdc.storage.json_files import write_json
 from rdc.training.preparation import open_model
+from rdc.training.recipe_files import to_toml
+from rdc.training.recipe_settings import recipe_from, settings_of
 
 __all__ = ["Run", "last_row"]
 
 ROOT = Path(__file__).resolve().parents[3]
 _SMALL = ("*.log", "*/log.jsonl", "*/loss.png", "*/samples.png", "*/config.json", "*/recipe.toml", "levels.json")
 _SMALL += tuple(f"evaluate/*/{name}" for name in ("report.json", "report.md", "results.jsonl", "sanity.json"))
+_TRAINING = "benchmarks.studies.cifar10.training"
 _GRACE = 20.0  # seconds that a stopped command gets to save
 
 
@@ -103,29 +107,63 @@ class Run:
             name: of the log file.
             watch: called every few seconds meanwhile.
         """
-        begun, words = time.monotonic(), [str(word) for word in words]
-        runner = self._here if self.dry and not self.args.processes else self._process
+        words = [str(word) for word in words]
+        found = self._watched(name, lambda: rdc_main(words), ["rdc", *words], seconds, watch)
+        return {"command": "rdc " + " ".join(words), **found}
+
+    def train(
+        self, name: str, settings: dict[str, Any], words: list[str], seconds: float, watch: Callable[[], Any]
+    ) -> dict[str, Any]:
+        """Train a recipe for at most ``seconds``, stopped like :meth:`command`; on a GPU in a process of its own.
+
+        Args:
+            name: of the log file and of the recipe's.
+            settings: nested, of the recipe.
+            words: options of ``rdc train`` or ``rdc distill`` beside it.
+            watch: called every few seconds meanwhile.
+
+        Raises:
+            ConfigError: a setting or an option is wrong.
+        """
         self.work.mkdir(parents=True, exist_ok=True)
-        status, text = runner(self.work / f"{name}.log", words, seconds, watch)
+        file = self.work / f"{name}.toml"
+        file.write_text(to_toml(recipe_from(settings)), encoding="utf-8")
+        words = ["--config", str(file), *(str(word) for word in words)]
+        args, recipe = parsed(words)
+        begun = time.monotonic()
+        found = self._watched(name, lambda: train(words, begun), [_TRAINING, *words], seconds, watch)
+        return {"command": " ".join(["rdc", args.command, *words]), "recipe": settings_of(recipe), **found}
+
+    def _watched(
+        self, name: str, here: Callable[[], int], module: list[str], seconds: float, watch: Any
+    ) -> dict[str, Any]:
+        """Do ``here``, or ``python -m MODULE`` where a box and its end need a process."""
+        begun = time.monotonic()
+        self.work.mkdir(parents=True, exist_ok=True)
+        log = self.work / f"{name}.log"
+        if self.dry and not self.args.processes:
+            status, text = self._here(log, here)
+        else:
+            status, text = self._process(log, module, seconds, watch)
         return {
-            "command": "rdc " + " ".join(words), "status": status, "seconds": round(time.monotonic() - begun, 1),
+            "status": status, "seconds": round(time.monotonic() - begun, 1),
             "last_lines": [line for line in text.replace("\r", "\n").strip().splitlines() if line.strip()][-6:],
         }  # fmt: skip
 
-    def _here(self, log: Path, words: list[str], seconds: float, watch: Any) -> tuple[int | str, str]:
+    def _here(self, log: Path, function: Callable[[], int]) -> tuple[int | str, str]:
         text = io.StringIO()
         with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-            status = rdc_main(words)
+            status = function()
         log.write_text(text.getvalue())
         return status, text.getvalue()
 
-    def _process(self, log: Path, words: list[str], seconds: float, watch: Any) -> tuple[int | str, str]:
+    def _process(self, log: Path, module: list[str], seconds: float, watch: Any) -> tuple[int | str, str]:
         end, late = time.monotonic() + seconds, False
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
         with log.open("w") as file:
             child = subprocess.Popen(
-                [sys.executable, "-m", "rdc", *words], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+                [sys.executable, "-m", *module], cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
             )
             try:
                 while child.poll() is None:

@@ -84,8 +84,8 @@ def _one_speed(run: Run, case: Case) -> dict[str, Any]:
     from rdc.training.trainer import TrainConfig, Trainer
 
     network, objective = _step_of(run, case.step)
-    words = RECIPES["robust" if case.step == "margin" else case.step].split()
-    size = 4 if run.dry else case.batch or int(words[words.index("--batch-size") + 1])
+    recipe = RECIPES["robust" if case.step == "margin" else case.step]
+    size = 4 if run.dry else case.batch or recipe["train"]["batch_size"]
     settings = TrainConfig(
         images=10**9, batch_size=size, precision="bfloat16", flip=True, compile=case.compile, memory_format=case.layout,
         cuda_graph=case.graph,
