@@ -4,8 +4,8 @@
     python -m benchmarks.test_empirical_denoiser --out benchmarks/results/empirical-denoiser-cpu.json
 
 "matrix" is one softmax over all weights, "blocked" the reference, 2,048 images at a time. Each is checked against float64 before it is
-timed: at most three times the error of the matrix (2-norm). The second form lets the contenders take turns and reads the CPU seconds of the process.
-Needs all of Fashion-MNIST (docs/data.md).
+timed: at most three times the error of the matrix (2-norm). The second form lets the contenders take turns and reads the CPU
+seconds of the process. Needs all of Fashion-MNIST (docs/data.md).
 """
 
 from __future__ import annotations

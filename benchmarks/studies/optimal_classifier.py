@@ -37,8 +37,8 @@ MARKER = "<!-- below: written by benchmarks/studies/optimal_classifier.py -->"
 LEVELS = "log:8:0.3:4:flat"
 COUNTS = (500, 2000, 6000, 20000, 60000)
 N = 512  # attacked images; the sample that comes with rdc has as many
-_ATTACKS = "apgd-ce:steps=20,apgd-t:targets=3:steps=10,square:queries=50"
-_NEAREST = "apgd-ce:steps=50,apgd-t:targets=9:steps=50,square:queries=500"
+_ATTACKS = "apgd-ce:steps=20,apgd-t:targets=2:steps=10"
+_NEAREST = "apgd-ce:steps=50,apgd-t:targets=4:steps=25"
 
 #: row -> (model, options)
 PROTOCOLS = {
