@@ -10,6 +10,7 @@ import hashlib
 import io
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -97,14 +98,22 @@ def batch_lines(batch: Batch) -> bytes:
 
 
 def expected_images(settings: SettingsRecord, index: int) -> range:
-    """The images of batch ``index``, by their positions in the data set; empty if there is no such batch."""
+    """The images of batch ``index``, by their positions in what is loaded; empty if there is no such batch."""
     first, last = settings.start, settings.start + settings.n
     begin = first + index * settings.batch
     return range(min(begin, last), min(begin + settings.batch, last))
 
 
-def read_batch(images: list[JsonObject], closing: JsonObject, settings: SettingsRecord) -> Batch:
+def read_batch(
+    images: list[JsonObject], closing: JsonObject, settings: SettingsRecord, ids: Sequence[int] | None = None
+) -> Batch:
     """The records in these lines, which must be a whole batch of this run.
+
+    Args:
+        images, closing: the lines.
+        settings: of the run.
+        ids: of all images of the run, in their order, as the data set numbers them (``Dataset.indices``; a part of a data set
+            keeps its numbers); None: not known here.
 
     Raises:
         ValueError: what is wrong with them.
@@ -120,23 +129,23 @@ def read_batch(images: list[JsonObject], closing: JsonObject, settings: Settings
     found: list[ImageRecord] = []
     for value, position in zip(images, expected, strict=True):
         record = ImageRecord.from_json(value, f"image {position}")
-        _check_image(record, position, made, settings)
+        if ids is not None and record.image != ids[position - settings.start]:
+            raise ValueError(f"image {record.image} is where image {ids[position - settings.start]} belongs")
+        _check_image(record, made, settings)
         found.append(record)
         if record.score_kinds != found[0].score_kinds:
             raise ValueError(f"image {position}: other scores than the images before it")
     return Batch(tuple(found), totals)
 
 
-def _check_image(record: ImageRecord, position: int, made: set[AttackKey], settings: SettingsRecord) -> None:
-    if record.image != position:
-        raise ValueError(f"image {record.image} is where image {position} belongs")
+def _check_image(record: ImageRecord, made: set[AttackKey], settings: SettingsRecord) -> None:
     if not {outcome.attack for outcome in record.attacks} <= made:
-        raise ValueError(f"image {position} has an attack that its batch does not have")
+        raise ValueError(f"image {record.image} has an attack that its batch does not have")
     attacked = bool(settings.attacks)
     if (record.adversarial is None) is attacked or (record.robust is None) is attacked:
-        raise ValueError(f"image {position}: expected results under attack if and only if there is one")
+        raise ValueError(f"image {record.image}: expected results under attack if and only if there is one")
     if not settings.score_kinds <= record.score_kinds:
-        raise ValueError(f"image {position}: scores are missing")
+        raise ValueError(f"image {record.image}: scores are missing")
 
 
 def arrays_digest(content: bytes) -> str:

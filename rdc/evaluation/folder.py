@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class RunFolder(ResumableFolder):
             commit is added if it makes figures.
         overwrite: throw away the results of another (or the same) run in it.
         shard: (number of this process, number of processes); number 0 opens the folder first and merges at the end.
+        ids: of all images, in their order, see :func:`rdc.evaluation.files.read_batch`.
 
     Raises:
         ConfigError: it holds another command's results (the message names the settings), something else, or is in use.
@@ -74,9 +76,10 @@ class RunFolder(ResumableFolder):
         *,
         overwrite: bool = False,
         shard: tuple[int, int] = (0, 1),
+        ids: Sequence[int] | None = None,
     ) -> None:
         super().__init__(path)
-        self._shard = shard
+        self._shard, self._ids = shard, ids
         self._start = RunRecord.from_json(as_written(run.to_json()), "run")
         self._closed: dict[int, Batch] = {}  # by number
         self._claim(self._start.identity.to_json(), overwrite, alone=shard[0] == 0)
@@ -127,7 +130,7 @@ class RunFolder(ResumableFolder):
 
     def reread(self) -> None:
         """Read the merged results again."""
-        found = read_results(self.path / "results.jsonl", self.run.identity.settings, self._sealed)
+        found = read_results(self.path / "results.jsonl", self.run.identity.settings, self._sealed, self._ids)
         self._closed = self._whole(found.batches)
 
     def has(self, index: int) -> bool:
@@ -186,7 +189,7 @@ class RunFolder(ResumableFolder):
             DataError: a line is damaged; nothing was changed.
         """
         files = self._files()
-        found = [read_results(file, self.run.identity.settings, self._sealed) for file in files]
+        found = [read_results(file, self.run.identity.settings, self._sealed, self._ids) for file in files]
         listed = [index for result in found for index in result.order]
         self._closed = self._whole({index: batch for result in found for index, batch in result.batches.items()})
         check_same_attacks(self.path, self._closed.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -38,13 +38,16 @@ class Results:
     length: int
 
 
-def read_results(path: str | os.PathLike[str], settings: SettingsRecord, sealed: bool) -> Results:
+def read_results(
+    path: str | os.PathLike[str], settings: SettingsRecord, sealed: bool, ids: Sequence[int] | None = None
+) -> Results:
     """Read a file of results; a missing one is empty.
 
     Args:
         path: results.jsonl, or that of one process.
         settings: of the run; they say which images belong to which batch.
         sealed: every line must have a checksum; those that have one are checked anyway.
+        ids: see :func:`rdc.evaluation.files.read_batch`.
 
     Raises:
         DataError: a line is damaged and others follow; the message says how to lose one batch alone.
@@ -55,12 +58,20 @@ def read_results(path: str | os.PathLike[str], settings: SettingsRecord, sealed:
         return found
     found.length = regular_file(path, DataError, "the results of rdc evaluate")
     with reading(path, DataError, "the results of rdc evaluate"), open(path, "rb") as file:
-        _read(path, file, found, settings, sealed)
+        _read(path, file, found, settings, sealed, ids)
     return found
 
 
-def _read(path: Path, file: IO[bytes], found: Results, settings: SettingsRecord, sealed: bool) -> None:
+def _read(
+    path: Path,
+    file: IO[bytes],
+    found: Results,
+    settings: SettingsRecord,
+    sealed: bool,
+    ids: Sequence[int] | None,
+) -> None:
     images: list[JsonObject] = []
+    seen: dict[int, int] = {}  # image -> its batch
     at, begin, number = 0, 1, 0
     while line := file.readline(_LINE_BYTES + 1):
         number += 1
@@ -73,7 +84,9 @@ def _read(path: Path, file: IO[bytes], found: Results, settings: SettingsRecord,
             record, has_crc = open_line(line[:-1], f"line {number}")
             if sealed and not has_crc:
                 raise DataError("its checksum is missing")
-            batch = read_batch(images, record, settings) if "end_of_batch" in record else None
+            batch = read_batch(images, record, settings, ids) if "end_of_batch" in record else None
+            if batch is not None:
+                _check_new(batch, seen)
         except (RdcError, ValueError) as error:
             following = _next_close(file, number)
             if following is None:
@@ -87,6 +100,17 @@ def _read(path: Path, file: IO[bytes], found: Results, settings: SettingsRecord,
         found.batches[index] = batch
         found.order.append(index)
         found.kept, images, begin = at, [], number + 1
+
+
+def _check_new(batch: Batch, seen: dict[int, int]) -> None:
+    """No image twice; a batch that was computed twice, by two processes, may be there twice."""
+    index = batch.totals.end_of_batch
+    numbers = [record.image for record in batch.images]
+    twice = [image for image in numbers if seen.get(image, index) != index]
+    if twice or len(set(numbers)) < len(numbers):
+        again = twice[0] if twice else next(image for image in numbers if numbers.count(image) > 1)
+        raise ValueError(f"image {again} is there twice")
+    seen.update(dict.fromkeys(numbers, index))
 
 
 def check_same_attacks(path: str | os.PathLike[str], batches: Iterable[Batch]) -> None:

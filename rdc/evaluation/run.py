@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ def evaluate(
     )
     start = RunRecord(identity, command or "python", (commit(),), versions(classifier.device))
     shard = _processes()
-    with _opened(out, start, overwrite and shard[0] == 0, shard) as folder:
+    with _opened(out, start, overwrite and shard[0] == 0, shard, images.indices.tolist()) as folder:
         if shard[0] == 0 and settings.attacks and folder.sanity is None:
             folder.keep_sanity(_sanity(classifier, images, settings, progress))
         _run(classifier, images, settings, folder, progress and shard[0] == 0, on_batch, shard)
@@ -176,22 +176,24 @@ def _processes() -> tuple[int, int]:
     return 0, 1
 
 
-def _opened(out: str | os.PathLike[str], start: RunRecord, overwrite: bool, shard: tuple[int, int]) -> RunFolder:
+def _opened(
+    out: str | os.PathLike[str], start: RunRecord, overwrite: bool, shard: tuple[int, int], ids: Sequence[int]
+) -> RunFolder:
     """The folder; process 0 opens it first, and the others only if it could."""
     number, count = shard
     if count == 1:
-        return RunFolder(out, start, overwrite=overwrite, shard=shard)
+        return RunFolder(out, start, overwrite=overwrite, shard=shard, ids=ids)
     problem: list[Any] = [None]
     folder = None
     if number == 0:
         try:
-            folder = RunFolder(out, start, overwrite=overwrite, shard=shard)
+            folder = RunFolder(out, start, overwrite=overwrite, shard=shard, ids=ids)
         except Exception as error:
             problem = [error]
     torch.distributed.broadcast_object_list(problem, src=0)
     if problem[0] is not None:
         raise problem[0]
-    return folder or RunFolder(out, start, overwrite=overwrite, shard=shard)
+    return folder or RunFolder(out, start, overwrite=overwrite, shard=shard, ids=ids)
 
 
 def _finish(folder: RunFolder, shard: tuple[int, int]) -> None:

@@ -7,6 +7,7 @@ from rdc.data import Dataset
 from rdc.errors import DataError
 from rdc.evaluation import EvaluationSettings, evaluate
 from rdc.evaluation import results as results_module
+from rdc.evaluation.comparison import compare_runs, read_run
 from rdc.evaluation.records import SettingsRecord
 from rdc.evaluation.results import count_images, read_results
 from tests.evaluation_models import CLASSES, NAMES, images
@@ -63,3 +64,68 @@ def test_a_damaged_line_names_the_lines_of_its_batch(content, tmp_path, damaged,
     parts[damaged - 1] = parts[damaged - 1].replace(b'"crc', b'"xrc')
     with pytest.raises(DataError, match=rf"line {damaged} is damaged.*delete lines {lines}, "):
         read(tmp_path / "results.jsonl", b"".join(parts))
+
+
+NUMBERS = [0, 1, 4, 2, 9]  # of images that are a part of a data set, in an order of the caller's
+
+
+def part_of_a_data_set():
+    return Dataset(images(5), torch.zeros(5, dtype=torch.int64), NAMES, "blobs", "test", indices=torch.tensor(NUMBERS))
+
+
+def evaluated(out, data, **changes):
+    settings = EvaluationSettings(model="linear", dataset="blobs", n=5, batch=2, attacks=(), **changes)
+    return evaluate(lambda x: (x.flatten(1) - 0.5) @ WEIGHT, data, settings, out, progress=False)
+
+
+def test_images_have_the_numbers_of_their_data_set(tmp_path):
+    """The 512 images that ship are a selection, too: they are numbers 0 to 387, 389, ... of the test set."""
+    for _ in range(2):  # the second is answered from the folder
+        found = evaluated(tmp_path / "run", part_of_a_data_set())
+        assert [record.image for record in found.records] == NUMBERS
+    run = read_run(tmp_path / "run")
+    assert compare_runs(run, run)["n"] == 5
+
+
+def test_a_run_that_was_stopped_goes_on_with_them(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(done, total):
+        raise Stop
+
+    with pytest.raises(Stop):
+        settings = EvaluationSettings(model="linear", dataset="blobs", n=5, batch=2, attacks=())
+        evaluate(
+            lambda x: (x.flatten(1) - 0.5) @ WEIGHT,
+            part_of_a_data_set(),
+            settings,
+            tmp_path / "run",
+            progress=False,
+            on_batch=stop,
+        )
+    assert [record.image for record in evaluated(tmp_path / "run", part_of_a_data_set()).records] == NUMBERS
+
+
+@pytest.mark.parametrize(
+    ("swapped", "message"),
+    [((0, 1), "image 1 is where image 0 belongs"), ((0, 3), "image 4 is where image 0 belongs")],
+)
+def test_images_that_changed_places_are_found(tmp_path, swapped, message):
+    evaluated(tmp_path / "run", part_of_a_data_set())
+    file = tmp_path / "run" / "results.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    first, second = swapped
+    lines[first], lines[second] = lines[second], lines[first]
+    file.write_bytes(b"".join(lines))
+    with pytest.raises(DataError, match=message):
+        evaluated(tmp_path / "run", part_of_a_data_set())
+
+
+@pytest.mark.parametrize("place", [1, 4])
+def test_an_image_is_there_once(content, tmp_path, place):
+    """In its batch, and in the file; whoever reads without the data set knows no more."""
+    lines = content.splitlines(keepends=True)
+    lines[place] = lines[0]
+    with pytest.raises(DataError, match="image 0 is there twice"):
+        read(tmp_path / "results.jsonl", b"".join(lines))
