@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from rdc.data import Dataset
+from rdc.defences import as_defence
 from rdc.errors import DataError
 from rdc.evaluation import EvaluationSettings, evaluate
 from rdc.evaluation import results as results_module
 from rdc.evaluation.comparison import compare_runs, read_run
 from rdc.evaluation.records import SettingsRecord
 from rdc.evaluation.results import count_images, read_results
+from rdc.reports import write_reports
 from tests.evaluation_models import CLASSES, NAMES, images
 
 WEIGHT = torch.randn(64, CLASSES, generator=torch.Generator().manual_seed(0))
@@ -83,6 +85,7 @@ def test_images_have_the_numbers_of_their_data_set(tmp_path):
     for _ in range(2):  # the second is answered from the folder
         found = evaluated(tmp_path / "run", part_of_a_data_set())
         assert [record.image for record in found.records] == NUMBERS
+    write_reports(found, as_defence(lambda x: (x.flatten(1) - 0.5) @ WEIGHT, part_of_a_data_set().pixels()))
     run = read_run(tmp_path / "run")
     assert compare_runs(run, run)["n"] == 5
 
