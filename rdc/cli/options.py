@@ -39,7 +39,8 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
         "--model",
         default=default,
         metavar="NAME",
-        help="preset, checkpoint path, or package.module:factory, a function without arguments that returns any callable "
+        help="preset, checkpoint path, optimal:DATA or sbgc:NAME (docs/optimal.md, docs/likelihood.md), or package.module:factory, "
+        "a function without arguments that returns any callable "
         "pixels [N, C, H, W] in [0, 1] -> logits [N, K], or an object with purify(x) and classify(x) "
         "(default: %(default)s)",
     )
