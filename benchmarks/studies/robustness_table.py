@@ -76,7 +76,6 @@ ROWS = {
     "RDC": Row("fashion-mnist", _OPTIMISES_ALL, 50, ("--lm", "paper-v2")),
     "LM+ResNet": Row("fashion-mnist-lm-resnet", _OPTIMISES, 50),
     "DiffPure": Row("fashion-mnist-diffpure", _SAMPLED, 50),
-    "SBGC": Row("sbgc:fashion-mnist-teacher", _INTEGRATED, 10),
     "PGD-AT": Row("fashion-mnist-pgd-at", _PLAIN, 50),
     "TRADES": Row("fashion-mnist-trades", _PLAIN, 50),
     "MART": Row("fashion-mnist-mart", _PLAIN, 50),
@@ -87,6 +86,8 @@ ROWS = {
     "JEM": Row("fashion-mnist-jem", _PLAIN, 50),
     "HybViT": Row("fashion-mnist-hybvit", _PLAIN, 50),
 }
+#: Rows that --rows runs when asked; not in the table while a cell is missing: a step costs seconds an image (docs/likelihood.md).
+OPEN = {"SBGC": Row("sbgc:fashion-mnist-teacher", _INTEGRATED, 10)}
 
 
 def main() -> None:
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="show what is there and what is missing")
     parser.add_argument("--write", type=Path, help="markdown file whose end is written; runs nothing")
     args = parser.parse_args()
-    rows, threats = _chosen(parser, "rows", args.rows, ROWS), _chosen(parser, "threats", args.threats, THREATS)
+    rows, threats = _chosen(parser, "rows", args.rows, ROWS | OPEN), _chosen(parser, "threats", args.threats, THREATS)
     if args.write:
         before, marker, _ = args.write.read_text().partition(MARKER)  # what is written by hand stays
         args.write.write_text(f"{before.rstrip()}\n\n{marker or MARKER}\n\n{table()}")
@@ -128,7 +129,7 @@ def _kept(row: str, threat: str) -> Path:
 
 def _run(name: str, threat: str, args: argparse.Namespace) -> None:
     """One cell: rdc evaluate in a folder of its own, its report kept."""
-    row, (norm, eps, _) = ROWS[name], THREATS[threat]
+    row, (norm, eps, _) = (ROWS | OPEN)[name], THREATS[threat]
     attacks = _WARP if norm == "flow" else row.attacks
     if args.whole and norm != "flow":
         row = dataclasses.replace(row, attacks=("autoattack",), steps=100)
