@@ -53,12 +53,14 @@ class EmpiricalDistribution(nn.Module):
         _check(images, labels, num_classes)
         order = labels.argsort(stable=True)
         flat = images.flatten(1)[order]
-        centre = flat.double().mean(0)
-        flat = (flat.double() - centre).to(
-            images.dtype
-        )  # about the mean products are smaller, and so are their roundings
+        centre = flat.mean(0, dtype=torch.float64)
+        half = flat.new_empty(len(flat))
+        for begin in range(0, len(flat), 4096):  # in float64, and never all of it
+            part = slice(begin, begin + 4096)
+            flat[part] = flat[part].double() - centre  # about the mean products are smaller, and so are their roundings
+            half[part] = flat[part].double().square().sum(1) / 2
         self.register_buffer("images", flat)
-        self.register_buffer("half_square", flat.double().square().sum(1).div(2).to(images.dtype))
+        self.register_buffer("half_square", half)
         self.register_buffer("centre", centre.to(images.dtype))
         counts = torch.bincount(labels, minlength=num_classes).tolist()
         ends = [sum(counts[: k + 1]) for k in range(num_classes)]
