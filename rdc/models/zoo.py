@@ -60,7 +60,7 @@ def load(
         return load_derived(name, device, chosen)
     if name not in SINGLE and not _exists(Path(name)):
         raise ConfigError(
-            f"model: expected {', '.join(MODELS)} or the path of a checkpoint; got {shown(name, 400)}, and no such file exists"
+            f"model: expected {', '.join(MODELS)} or the path of a checkpoint; got {shown(name, 300)}, and no such file exists"
         )
     return load_single(name, device, chosen)
 

@@ -13,6 +13,7 @@ from rdc.method.probability_flow import EXACT, FlowSettings
 from tests.evaluation_models import gaussian_classifier, images
 from tests.oracles import gaussian_log_posterior
 from tests.tiny_models import pixels, tiny_denoiser
+from tests.tolerances import LIKELIHOOD_FEW_STEPS, PROBABILITIES
 
 SHORT = FlowSettings(steps=2, solver="heun", sigma_min=0.3, sigma_max=3.0)
 
@@ -33,14 +34,14 @@ def test_the_posterior_of_gaussian_classes():
     x = images(3).double() / 255
     found = ScoreBasedClassifier(denoiser, flow)(x)
     true = gaussian_log_posterior((2 * x - 1).numpy(), denoiser.network.means.detach().numpy(), 0.2 + 0.01**2)
-    assert np.abs(found.numpy() - true).max() < 2e-3 * np.abs(true).max()
+    assert np.abs(found.numpy() - true).max() < LIKELIHOOD_FEW_STEPS * np.abs(true).max()
 
 
 def test_a_prior_is_added():
     model, prior = tiny(), [0.2, 0.3, 0.5]
     x = pixels(2, dtype=torch.float64)
     expected = torch.log_softmax(model.log_likelihoods(x) + torch.tensor(prior).log(), 1)
-    assert torch.allclose(model.with_(class_prior=prior)(x), expected, atol=1e-5)
+    assert torch.allclose(model.with_(class_prior=prior)(x), expected, atol=PROBABILITIES)
 
 
 def test_the_checkpointed_gradient_is_that_of_what_is_computed():
