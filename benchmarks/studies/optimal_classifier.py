@@ -49,7 +49,7 @@ PROTOCOLS = {
 WORDS = {
     "train-test": "fit on 60,000 training images",
     "same": "fit on the 512 attacked images",
-    "same-released": "the same, with 2 s in place of 2 s^2",
+    "same-released": "the same, with 2 s",
 }
 
 
