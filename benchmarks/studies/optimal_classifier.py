@@ -46,6 +46,8 @@ PROTOCOLS = {
     "same": "optimal:fashion-mnist-sample,split=test",
     "same-released": "optimal:fashion-mnist-sample,split=test,exponent=released",
 }
+#: cell -> reports on all of its images, in parts, of more steps (apgd-ce:steps=60,apgd-dlr:steps=30), which left fewer
+MORE = {"train-test-linf-25": ("more", "more-b", "more-c")}
 WORDS = {
     "train-test": "fit on 60,000 training images",
     "same": "fit on the 512 attacked images",
@@ -169,7 +171,13 @@ def _percent(report: dict[str, Any], kind: str) -> str:
 
 
 def _kept() -> dict[str, dict[str, Any]]:
-    return {name: read_json(RESULTS / f"{name}.json") for name in cells() if (RESULTS / f"{name}.json").exists()}
+    found = {name: read_json(RESULTS / f"{name}.json") for name in cells() if (RESULTS / f"{name}.json").exists()}
+    for name, parts in MORE.items():
+        reports = [read_json(RESULTS / f"{name}-{part}.json") for part in parts]
+        standing = sum(round(report["robust"]["accuracy"] * report["n"]) for report in reports)
+        if name in found and sum(report["n"] for report in reports) == found[name]["n"]:  # the lower number counts
+            found[name]["robust"]["accuracy"] = min(found[name]["robust"]["accuracy"], standing / found[name]["n"])
+    return found
 
 
 def tables() -> str:
