@@ -122,22 +122,14 @@ def test_what_does_not_fit_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def command(model, blobs, levels):
+    words = ["likelihood", "--model", model, "--data", blobs, "--n", "3", "--steps", "1", "--quiet"]
+    return [*words, "--elbo-levels", str(levels)]
+
+
 def test_the_command(tmp_path, capsys):
     model, blobs = save_tiny(tmp_path)
-    words = [
-        "likelihood",
-        "--model",
-        model,
-        "--data",
-        blobs,
-        "--n",
-        "3",
-        "--steps",
-        "1",
-        "--elbo-levels",
-        "2",
-        "--quiet",
-    ]
+    words = command(model, blobs, 2)
     words += ["--out", str(tmp_path / "run"), "--device", "cpu"]
     assert main(words) == 0
     text = capsys.readouterr().out
@@ -161,20 +153,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, capsys, monkeypatch):
         return plain(*arguments)
 
     monkeypatch.setattr(module, "_records", interrupted)
-    words = [
-        "likelihood",
-        "--model",
-        model,
-        "--data",
-        blobs,
-        "--n",
-        "3",
-        "--steps",
-        "1",
-        "--elbo-levels",
-        "1",
-        "--quiet",
-    ]
+    words = command(model, blobs, 1)
     main([*words, "--out", str(tmp_path / "run"), "--batch", "2", "--device", "cpu"])
     error = capsys.readouterr().err
     assert "2 of 3 images are finished and kept in" in error and "run the same command again" in error
