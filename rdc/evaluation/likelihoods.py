@@ -70,15 +70,7 @@ def likelihoods(
     chosen = _chosen(classifier, dataset, model, len(dataset) - start if n is None else n, start)
     if batch < 1:
         raise ConfigError(f"batch: expected an integer >= 1; got {batch}")
-    identity = {
-        "schema": SCHEMA, "model": model, "dataset": dataset.name, "split": dataset.split, "n": len(chosen), "start": start,
-        "settings": settings.describe(), "classifier": classifier.describe(), "weights": weights_digest(classifier),
-        "images": hashlib.sha256(chosen.images.numpy().tobytes() + chosen.labels.numpy().tobytes()).hexdigest()[:16],
-        "device": classifier.device.type, "torch": torch.__version__,
-    }  # fmt: skip
-    run = LikelihoodRun(
-        schema=SCHEMA, identity=identity, command=command or "python", commits=(commit(),), versions=versions(classifier.device)
-    )  # fmt: skip
+    run = _described(classifier, chosen, settings, model, start, command)
     places = list(zip(_positions(chosen).tolist(), chosen.labels.tolist(), strict=True))
     with LikelihoodFolder(out, run, places, overwrite) as folder:
         done = len(folder.records)
@@ -92,6 +84,27 @@ def likelihoods(
         report = report_of(folder.run, folder.records, math.prod(classifier.image_shape), classifier.class_names)
         write_json(folder.path / "report.json", report)
     return report
+
+
+def _described(
+    classifier: DiffusionClassifier,
+    chosen: Dataset,
+    settings: LikelihoodSettings,
+    model: str,
+    start: int,
+    command: str | None,
+) -> LikelihoodRun:
+    """What run.json says of this run."""
+    identity = {
+        "schema": SCHEMA, "model": model, "dataset": chosen.name, "split": chosen.split, "n": len(chosen), "start": start,
+        "settings": settings.describe(), "classifier": classifier.describe(), "weights": weights_digest(classifier),
+        "images": hashlib.sha256(chosen.images.numpy().tobytes() + chosen.labels.numpy().tobytes()).hexdigest()[:16],
+        "device": classifier.device.type, "torch": torch.__version__,
+    }  # fmt: skip
+    versions_here = versions(classifier.device)
+    return LikelihoodRun(
+        schema=SCHEMA, identity=identity, command=command or "python", commits=(commit(),), versions=versions_here
+    )
 
 
 def _positions(dataset: Dataset) -> Tensor:
