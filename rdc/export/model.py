@@ -180,4 +180,5 @@ def _initializers(constants: Constants) -> list[Any]:
 def _type(name: str) -> int:
     from onnx import TensorProto
 
-    return TensorProto.UINT8 if name == "uint8" else TensorProto.FLOAT
+    kind: int = TensorProto.UINT8 if name == "uint8" else TensorProto.FLOAT  # without onnx installed, mypy sees Any
+    return kind
