@@ -8,7 +8,7 @@ Three protocols: fit on the training images and attack test images; fit and atta
 2 s^2 and once with its 2 s. A cell is one `rdc evaluate` (its command is in the report), resumable; finished reports are kept in
 benchmarks/results/optimal/. --write runs nothing: tables behind the page's marker, and docs/images/optimal.png.
 
-Needs all of Fashion-MNIST (docs/data.md).
+Needs all of Fashion-MNIST, and CIFAR-10 for its rows (docs/data.md).
 """
 
 from __future__ import annotations
@@ -46,6 +46,12 @@ PROTOCOLS = {
     "same": "optimal:fashion-mnist-sample,split=test",
     "same-released": "optimal:fashion-mnist-sample,split=test,exponent=released",
 }
+#: the same on CIFAR-10: fewer images and the paper's two balls, for a step costs five times as much there
+CIFAR10 = {
+    "cifar10-train-test": ("optimal:cifar10", "fit on 50,000 training images"),
+    "cifar10-same": ("optimal:cifar10,split=test", "fit on the 10,000 test images, the attacked ones among them"),
+}
+CIFAR10_THREATS, CIFAR10_N = ("linf-8", "l2-0.5"), 128
 #: cell -> reports on all of its images, in parts, of more steps (apgd-ce:steps=60,apgd-dlr:steps=30), which left fewer
 MORE = {"train-test-linf-25": ("more", "more-b", "more-c")}
 WORDS = {
@@ -94,6 +100,9 @@ def cells() -> dict[str, list[str]]:
     for row, model in PROTOCOLS.items():
         for threat in THREATS:
             found[f"{row}-{threat}"] = ["--model", model, "--levels", LEVELS, *_threat(threat, _ATTACKS)]
+    for row, (model, _) in CIFAR10.items():
+        for threat in CIFAR10_THREATS:
+            found[f"{row}-{threat}"] = ["--model", model, "--levels", LEVELS, *_threat(threat, _ATTACKS)]
     for count in COUNTS:
         model = f"optimal:fashion-mnist,images={count}"
         for threat in ("linf-8", "linf-25"):
@@ -141,18 +150,8 @@ def _run(name: str, options: list[str], args: argparse.Namespace) -> None:
     out = args.work / name
     if name.startswith("nearest"):
         os.environ["RDC_NEAREST"] = name.split("-")[1]
-    command = [
-        "evaluate",
-        *options,
-        "--data",
-        "fashion-mnist-sample",
-        "--n",
-        str(N),
-        "--noise",
-        "known",
-        "--sanity",
-        "0",
-    ]
+    data, n = ("cifar10", CIFAR10_N) if name.startswith("cifar10") else ("fashion-mnist-sample", N)
+    command = ["evaluate", *options, "--data", data, "--n", str(n), "--noise", "known", "--sanity", "0"]
     command += ["--batch", str(args.batch), "--threads", str(args.threads), "--quiet", "--out", str(out)]
     if status := rdc_main(command):
         raise SystemExit(status)
@@ -205,6 +204,11 @@ def tables() -> str:
             lines.append(
                 f"| {count:,} | {clean[0]} | {' | '.join(numbers[:2])} | {clean[1]} | {' | '.join(numbers[2:])} |"
             )
+    lines += ["", "| CIFAR-10, 128 images | clean | l_inf 8/255 | l_2 0.5 |", "|---|---|---|---|"]
+    for row, (_, words) in CIFAR10.items():
+        mine = [kept.get(f"{row}-{threat}") for threat in CIFAR10_THREATS]
+        clean = next((_percent(report, "clean") for report in mine if report), "-")
+        lines.append(f"| {words} | {clean} | " + " | ".join(_percent(r, "robust") if r else "-" for r in mine) + " |")
     return "\n".join(lines) + "\n"
 
 
