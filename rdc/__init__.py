@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rdc.method.levels import NoiseLevels, noise_levels, parse_levels
     from rdc.method.likelihood_maximization import LikelihoodMaximization
     from rdc.method.noise import NoisePlan
+    from rdc.models.custom import from_denoiser
     from rdc.models.zoo import MODELS, load
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ _HOME = {
     "NoiseLevels": "rdc.method.levels",
     "NoisePlan": "rdc.method.noise",
     "RdcError": "rdc.errors",
+    "from_denoiser": "rdc.models.custom",
     "load": "rdc.models.zoo",
     "load_dataset": "rdc.data",
     "noise_levels": "rdc.method.levels",
@@ -43,6 +45,7 @@ __all__ = [
     "NoisePlan",
     "RdcError",
     "__version__",
+    "from_denoiser",
     "load",
     "load_dataset",
     "noise_levels",

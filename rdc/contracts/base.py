@@ -61,7 +61,7 @@ class BaseDefence(Frozen):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        self.image_shape, self.num_classes = _checked_shape(image_shape), _checked_count(num_classes)
+        self.image_shape, self.num_classes = checked_shape(image_shape), checked_count(num_classes)
         self.class_names = checked_names(class_names, self.num_classes)
         self._home = torch.device("cpu") if device is None else device
         self._begin(gradient, noise, noise_seed)
@@ -196,7 +196,7 @@ class BaseDefence(Frozen):
         raise ConfigError(f"this model ({self.head}) has no noise levels, so there are no losses at them")
 
 
-def _checked_shape(image_shape: Any) -> tuple[int, int, int]:
+def checked_shape(image_shape: Any) -> tuple[int, int, int]:
     try:
         sizes = [as_integer(size) for size in image_shape]
     except TypeError:
@@ -207,7 +207,7 @@ def _checked_shape(image_shape: Any) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _checked_count(num_classes: Any) -> int:
+def checked_count(num_classes: Any) -> int:
     count = as_integer(num_classes)
     if count is None or not 1 <= count <= MOST_CLASSES:
         raise ConfigError(f"num_classes: expected an integer of 1 to {MOST_CLASSES:,}; got {shown(num_classes)}")
