@@ -19,7 +19,7 @@ from rdc.method.levels import NoiseLevels
 from rdc.method.schedules import SCHEDULES, EDMSchedule, FlowSchedule, VPSchedule, resolve_schedule
 from rdc.networks.vp import VPNetwork, vp_sigmas
 from tests.oracles import GaussianNetwork
-from tests.tolerances import FLOAT32_SUM, FLOAT64_NETWORK, ONNX_PARITY
+from tests.tolerances import FLOAT32_SUM, FLOAT64_FORMULA, FLOAT64_NETWORK, ONNX_PARITY, RECORDED_SCHEDULE
 
 SHAPE, VARIANCE, CLASSES = (1, 2, 4), 0.1, 3
 GENERATOR = torch.Generator().manual_seed(0)
@@ -223,13 +223,14 @@ def test_every_name_is_a_schedule_of_finite_times(name):
 
 
 def test_named_schedules_are_those_of_the_field():
-    assert resolve_schedule("vp-linear").sigma_min == pytest.approx(0.01, rel=1e-2)  # sqrt(1e-4 / (1 - 1e-4))
-    assert resolve_schedule("vp-linear").sigma_max == pytest.approx(157.4, rel=1e-3)
-    assert resolve_schedule("vp-scaled-linear").sigma_max == pytest.approx(
-        14.6, rel=1e-2
-    )  # k-diffusion's sigma_max of SD
+    linear, scaled = resolve_schedule("vp-linear"), resolve_schedule("vp-scaled-linear")
+    assert linear.sigma_min == pytest.approx((1e-4 / (1 - 1e-4)) ** 0.5, rel=FLOAT64_FORMULA)
+    assert linear.sigma_max == pytest.approx(157.4, rel=RECORDED_SCHEDULE)
+    assert (scaled.sigma_min, scaled.sigma_max) == pytest.approx(
+        (0.02917, 14.61), rel=RECORDED_SCHEDULE
+    )  # Stable Diffusion's
     of_mapping = resolve_schedule({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012})
-    assert of_mapping.sigma_max == resolve_schedule("vp-scaled-linear").sigma_max
+    assert of_mapping.sigma_max == scaled.sigma_max
 
 
 def test_between_two_steps_time_is_linear_in_the_logarithm():
