@@ -82,9 +82,9 @@ def run(args: argparse.Namespace) -> int:
     from rdc.storage.files import atomic_write
     from rdc.storage.json_files import write_json
 
-    if args.write and (args.levels or args.lm):
+    if args.write and (args.levels or args.lm or args.preset):
         raise ConfigError(
-            "--write: the scale belongs to the checkpoint's own levels and LM; leave --levels and --lm out"
+            "--write: the scale belongs to the checkpoint's own levels and LM; leave --levels, --lm and --preset out"
         )
     if not 0 < args.risk < 1:
         raise ConfigError(f"risk: expected a number between 0 and 1; got {args.risk}")

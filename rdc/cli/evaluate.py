@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from rdc.arguments.defaults import EvaluationDefaults
 from rdc.cli.failures import words
-from rdc.cli.options import add_image_options, add_model_options, model_choice, need, warn_if_sorted
+from rdc.cli.options import (
+    add_image_options,
+    add_model_options,
+    apply_preset,
+    model_choice,
+    need,
+    warn_if_sorted,
+)
 from rdc.cli.shell import command_line
 from rdc.errors import RdcError, one_line
 
@@ -69,10 +76,11 @@ def _add_attack_options(threat: Any) -> None:
     add("steps", "of each restart ", type=int)
     add("restarts", "", type=int)
     add("gradient", "exact, or bpda: likelihood maximisation counts as the identity ", metavar="MODE")
-    add(
-        "noise",
-        "known: fixed noise that the attacker has; fresh: another draw in every call; all: both, the lowest score counts ",
+    threat.add_argument(
+        "--noise",
         metavar="POLICY",
+        help="known: fixed noise that the attacker has; fresh: another draw in every call; all: both, the lowest score counts "
+        f"(default: the preset's, else {_DEFAULT.noise})",
     )
     threat.add_argument(
         "--eot",
@@ -173,11 +181,13 @@ def run(args: argparse.Namespace) -> int:
 def _request(args: argparse.Namespace) -> Request:
     from rdc.evaluation import EvaluationSettings, parse_attacks
 
-    attacks = parse_attacks(args.attacks)
-    named = {field.name for field in dataclasses.fields(EvaluationSettings)} - {"dataset", "attacks", "batch"}
-    fields = {name: getattr(args, name) for name in named}
+    attacks, preset = parse_attacks(args.attacks), apply_preset(args, "noise")
+    args.noise = _DEFAULT.noise if args.noise is None else args.noise
+    named = {field.name for field in dataclasses.fields(EvaluationSettings)}
+    fields = {name: getattr(args, name) for name in named - {"dataset", "attacks", "batch", "preset"}}
     batch = {} if args.batch is None else {"batch": args.batch}
-    settings = EvaluationSettings(dataset=args.data, attacks=attacks, **fields, **batch)
+    name = None if preset is None else preset.name
+    settings = EvaluationSettings(dataset=args.data, attacks=attacks, preset=name, **fields, **batch)
     return Request(
         settings,
         attacks,

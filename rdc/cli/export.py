@@ -7,7 +7,7 @@ import json
 import sys
 import time
 
-from rdc.cli.options import need, up_to
+from rdc.cli.options import add_preset, apply_preset, need, up_to
 from rdc.errors import one_line
 
 ABOUT = """Write a diffusion classifier as one ONNX file that needs no PyTorch: levels, weights and noise are in it, likelihood
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("model", metavar="MODEL", help="shipped model or checkpoint path")
     parser.add_argument("out", metavar="OUT.onnx", help="file to write; an existing one is replaced when all went well")
+    add_preset(parser)
     parser.add_argument(
         "--lm",
         metavar="LM",
@@ -87,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"rdc: {one_line(words, 400)} ...", file=sys.stderr, flush=True)
 
     started = time.monotonic()
+    apply_preset(args)
     say(f"loading {args.model}")
     chosen = {"lm": args.lm, "levels": args.levels, "logit_scale": args.logit_scale}
     classifier = load(args.model, **{name: value for name, value in chosen.items() if value is not None})

@@ -12,11 +12,14 @@ from rdc.errors import one_line
 
 if TYPE_CHECKING:
     from rdc.arguments.defaults import EvaluationDefaults, GradientDefaults, LikelihoodDefaults
+    from rdc.arguments.paper_presets import PaperPreset
     from rdc.models.choice import ModelChoice
 
 __all__ = [
     "add_image_options",
     "add_model_options",
+    "add_preset",
+    "apply_preset",
     "batch_size",
     "load_classifier",
     "megabytes",
@@ -33,7 +36,7 @@ MOST_MEGABYTES = 2**24  #: --memory-mb: 16 TiB
 
 
 def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
-    """--model, --levels, --lm, --precision, --memory-mb, --device, --threads."""
+    """--model, --preset, --levels, --lm, --precision, --memory-mb, --device, --threads."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -44,6 +47,7 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
         "pixels [N, C, H, W] in [0, 1] -> logits [N, K], or an object with purify(x) and classify(x) "
         "(default: %(default)s)",
     )
+    add_preset(group)
     group.add_argument(
         "--levels",
         metavar="LEVELS",
@@ -73,6 +77,50 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
         "--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)"
     )
     group.add_argument("--threads", type=thread_count, metavar="N", help="CPU threads (default: as PyTorch chooses)")
+
+
+def add_preset(group: Any) -> None:
+    """--preset: a version of the paper."""
+    group.add_argument(
+        "--preset",
+        metavar="PRESET",
+        help="a version of the paper: paper-v1, paper-v2 or released; stands for --levels and --lm, in evaluate for --noise too, where "
+        "these are not given (docs/reproduce_paper.md)",
+    )
+
+
+def apply_preset(args: argparse.Namespace, *more: str) -> PaperPreset | None:
+    """Put what ``--preset`` sets into the options that were not given, and say on stderr what it set; once, then it is None.
+
+    Args:
+        args: parsed options; ``levels`` and ``lm`` are None where they were not given.
+        more: further options of the command that a preset sets.
+
+    Returns:
+        The preset, if one was named.
+
+    Raises:
+        ConfigError: no preset has that name.
+    """
+    from rdc.arguments.paper_presets import paper_preset
+
+    if getattr(args, "preset", None) is None:
+        return None
+    preset, args.preset = paper_preset(args.preset), None
+    names = ("levels", "lm", *more)
+    given = [name for name in names if getattr(args, name) is not None]
+    for name in names:
+        if name not in given:
+            setattr(args, name, getattr(preset, name))
+    if not getattr(args, "quiet", False):
+        settings = " ".join(f"--{name} {getattr(preset, name)}" for name in names if name not in given)
+        kept = " ".join(f"--{name} {one_line(str(getattr(args, name)))}" for name in given)
+        print(
+            f"rdc: preset {preset.name} ({preset.about}) sets {settings or 'nothing'}"
+            + (f"; as given: {kept}" if kept else ""),
+            file=sys.stderr,
+        )
+    return preset
 
 
 def add_image_options(
@@ -158,6 +206,7 @@ def model_choice(args: argparse.Namespace, name: str | None = None) -> ModelChoi
     """What the options of :func:`add_model_options` say; ``name`` in place of ``--model``."""
     from rdc.models.choice import ModelChoice
 
+    apply_preset(args)
     given = {name: getattr(args, name, None) for name in ("levels", "lm", "precision", "device", "threads")}
     return ModelChoice(name or args.model, memory_budget_mb=getattr(args, "memory_mb", None), **given)
 

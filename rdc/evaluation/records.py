@@ -338,6 +338,7 @@ class SettingsRecord(JsonRecord):
     levels: str | None | Absent = entry(absent=True)
     lm: str | None | Absent = entry(absent=True)
     precision: str | None | Absent = entry(absent=True)
+    preset: str | Absent = entry(text(), absent=True)
 
     @property
     def score_kinds(self) -> set[str]:

@@ -10,7 +10,17 @@ from rdc.statistics.proportions import wilson_interval
 from rdc.storage.json_records import Absent, JsonObject, JsonRecord, anything, entry
 from rdc.storage.structure import integer, mapping, number, optional, sequence, text
 
-__all__ = ["REPORT_SCHEMA", "AttackReport", "RaisedFlag", "Rate", "Report", "RobustRate", "ScoreRates", "rate"]
+__all__ = [
+    "REPORT_SCHEMA",
+    "AttackReport",
+    "PresetReport",
+    "RaisedFlag",
+    "Rate",
+    "Report",
+    "RobustRate",
+    "ScoreRates",
+    "rate",
+]
 
 REPORT_SCHEMA = "rdc-report-2"
 _DIGITS = 6
@@ -114,6 +124,19 @@ class RaisedFlag(JsonRecord):
 
 
 @dataclasses.dataclass(frozen=True)
+class PresetReport(JsonRecord):
+    """The version of the paper that a run was to follow.
+
+    Args:
+        name: a key of ``rdc.arguments.paper_presets.PAPER_PRESETS``.
+        deviations: what differs from it, in words.
+    """
+
+    name: str = entry(text())
+    deviations: tuple[str, ...] = entry(sequence(text()))
+
+
+@dataclasses.dataclass(frozen=True)
 class Report(JsonRecord):
     """report.json.
 
@@ -127,6 +150,7 @@ class Report(JsonRecord):
         sanity, flags: reasons to doubt them.
         network_evaluations, seconds: of the run.
         command, commit, versions: how it was made.
+        preset: absent where none was named.
     """
 
     schema: str = entry(text())
@@ -146,3 +170,4 @@ class Report(JsonRecord):
     command: str = entry(text())
     commit: str | None = entry(optional(text()))
     versions: Mapping[str, str] = entry(mapping(text()))
+    preset: PresetReport | Absent = entry(of=PresetReport, absent=True)

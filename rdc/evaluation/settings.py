@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rdc.arguments.defaults import EvaluationDefaults
+from rdc.arguments.paper_presets import paper_preset
 from rdc.arguments.scalars import as_integer, as_number, shown
 from rdc.attacks import ThreatModel, parse_attack, parse_attacks, parse_eps
 from rdc.attacks.options import SteppedOptions
@@ -56,6 +57,8 @@ class EvaluationSettings:
         levels: noise levels in place of the model's own: preset name or scheme:count:min:max:weighting.
         lm: likelihood maximisation in place of the model's own: preset name or "none".
         precision: what a diffusion model's network computes in, "float32" or "bfloat16"; None: the model's own.
+        preset: version of the paper that the run is to follow (``rdc.arguments.paper_presets``); it sets nothing here, and the report
+            names what differs from it.
 
     Raises:
         ConfigError: a setting is unknown, out of range, or does not go with another.
@@ -81,6 +84,7 @@ class EvaluationSettings:
     levels: str | None = None
     lm: str | None = None
     precision: str | None = None
+    preset: str | None = None
 
     def __post_init__(self) -> None:
         _choice("split", self.split, ("test", "train"))
@@ -91,6 +95,8 @@ class EvaluationSettings:
             self._count(name, least, _MOST.get(name))
         if self.seed >= 2**64:
             raise ConfigError(f"seed: expected less than 2^64; got {shown(self.seed)}")
+        if self.preset is not None:
+            paper_preset(self.preset)
         object.__setattr__(self, "attacks", expand_attacks(_names(self.attacks), self.norm))
         if not self.attacks:
             if self.noise == "known":
@@ -193,8 +199,9 @@ class EvaluationSettings:
         return dataclasses.replace(self, attacks=tuple(kept))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**dataclasses.asdict(self), "attacks": list(self.attacks)}
+        """Plain JSON values; without a preset no word of it."""
+        values = {**dataclasses.asdict(self), "attacks": list(self.attacks)}
+        return {name: value for name, value in values.items() if name != "preset" or value is not None}
 
 
 def _choice(what: str, value: object, allowed: tuple[str, ...]) -> None:

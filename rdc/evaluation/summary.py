@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from rdc.arguments.paper_presets import PAPER_PRESETS
 from rdc.evaluation.files import Batch
 from rdc.evaluation.flags import raise_flags
 from rdc.evaluation.records import Identity, ImageRecord, RunRecord, Sanity
-from rdc.evaluation.report import REPORT_SCHEMA, AttackReport, Report, rate
+from rdc.evaluation.report import REPORT_SCHEMA, AttackReport, PresetReport, Report, rate
 from rdc.evaluation.totals import SummedAttack, sum_batches
-from rdc.storage.json_records import ABSENT, JsonObject, given
+from rdc.method.deviations import deviations
+from rdc.storage.json_records import ABSENT, Absent, JsonObject, given
 
 __all__ = ["Curve", "accuracy_per_class", "accuracy_per_step", "summarize"]
 
@@ -50,7 +52,16 @@ def summarize(run: RunRecord, batches: Sequence[Batch], sanity: Sanity) -> Repor
         command=run.command,
         commit=", ".join(map(str, run.commits)) if run.commits != (None,) else None,
         versions=run.versions,
+        preset=_preset(identity),
     )
+
+
+def _preset(identity: Identity) -> PresetReport | Absent:
+    """The version of the paper that was asked for, and what the run has otherwise."""
+    name = identity.settings.preset
+    if isinstance(name, Absent) or name not in PAPER_PRESETS:
+        return ABSENT
+    return PresetReport(name, deviations(PAPER_PRESETS[name], identity.classifier, identity.settings.noise))
 
 
 def _attack(attack: SummedAttack, identity: Identity, n: int) -> AttackReport:

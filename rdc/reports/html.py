@@ -350,6 +350,8 @@ def _settings(evaluation: Evaluation, said: Wording) -> str:
     if settings.attacks:
         values["steps × restarts"] = f"{settings.steps} × {settings.restarts}"
         values |= {"gradient": settings.gradient, "noise in the attack": said.noise}
+    if said.preset:
+        values["preset"] = said.preset
     values |= {"seed": settings.seed, "batch": settings.batch, "commit": report.commit or "unknown"}
     values["versions"] = ", ".join(f"{name} {version}" for name, version in report.versions.items())
     items = "".join(_tag("dt", _e(name)) + _tag("dd", _e(value)) for name, value in values.items())

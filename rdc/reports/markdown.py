@@ -34,10 +34,11 @@ def markdown_row(evaluation: Evaluation) -> str:
 
 
 def markdown_report(evaluation: Evaluation) -> str:
-    """Table head, the row, and the names of raised flags."""
+    """Table head, the row, the preset with what differs from it, and the names of raised flags."""
     head = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS)
-    flags = [flag.name for flag in evaluation.figures.flags]
-    return f"{head}\n{markdown_row(evaluation)}\n" + (f"\nFlags: {', '.join(flags)}\n" if flags else "")
+    flags, preset = [flag.name for flag in evaluation.figures.flags], wording(evaluation).preset
+    below = (f"\nPreset: {_text(preset)}\n" if preset else "") + (f"\nFlags: {', '.join(flags)}\n" if flags else "")
+    return f"{head}\n{markdown_row(evaluation)}\n{below}"
 
 
 def _text(value: object) -> str:

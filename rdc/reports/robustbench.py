@@ -37,6 +37,7 @@ def model_info(evaluation: Evaluation, evaluations_per_image: int | None = None)
         footnote += f", robust {interval(report.robust.ci95)} (95 % Wilson). Attacks: {how}"
         footnote += "" if complete else ". Not AutoAttack"
     footnote += f". Levels: {said.levels}. Likelihood maximisation: {said.lm}."
+    footnote += f" Preset: {said.preset}." if said.preset else ""
     ours = report.classifier["weighting"] is not None
     values = {
         "link": "https://arxiv.org/abs/2305.15241" if ours else None,

@@ -20,6 +20,9 @@ def text_report(evaluation: Evaluation) -> str:
         f"{one_line(report.model)} on {one_line(report.dataset)}, images {first} to {last} of the {settings.split} split",
         f"{report.classifier['head']} network; {said.levels}; likelihood maximisation: {said.lm}",
     ]
+    if report.preset:
+        lines.append(f"preset {one_line(report.preset.name)}" + (", but for" if report.preset.deviations else ""))
+        lines += [f"  {one_line(text, 400)}" for text in report.preset.deviations]
     if settings.attacks:
         lines.append(
             f"{said.threat}; {settings.steps} steps, {said.restarts}; each attack continues on what the one before left"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from rdc.evaluation import Evaluation
 from rdc.evaluation.records import SettingsRecord
-from rdc.evaluation.report import Rate, RobustRate
-from rdc.storage.json_records import JsonObject
+from rdc.evaluation.report import PresetReport, Rate, RobustRate
+from rdc.storage.json_records import Absent, JsonObject
 
 __all__ = ["Wording", "interval", "percent", "rate", "seconds_words", "wording"]
 
@@ -28,6 +28,7 @@ class Wording:
         restarts: "1 restart".
         time: of the whole run: "1 min 15 s".
         times: of each attack, in order.
+        preset: "paper-v2", "paper-v2, but for noise: known in place of fresh", or "" where none was named.
     """
 
     levels: str
@@ -38,6 +39,7 @@ class Wording:
     restarts: str
     time: str
     times: tuple[str, ...]
+    preset: str
 
 
 def wording(evaluation: Evaluation) -> Wording:
@@ -54,6 +56,7 @@ def wording(evaluation: Evaluation) -> Wording:
         restarts=f"{settings.restarts} restart{'s' if (settings.restarts or 1) > 1 else ''}",
         time=seconds_words(report.seconds),
         times=tuple(seconds_words(attack.seconds) for attack in report.attacks),
+        preset=_preset_words(report.preset),
     )
 
 
@@ -80,6 +83,13 @@ def _noise_words(settings: SettingsRecord) -> str:
     if settings.noise == "all":
         return f"known noise, then fresh noise{eot}, worst of {settings.resubmissions}"
     return f"fresh noise{eot}, worst of {settings.resubmissions}"
+
+
+def _preset_words(preset: PresetReport | Absent) -> str:
+    """The preset's name, and all that differs from it."""
+    if isinstance(preset, Absent):
+        return ""
+    return f"{preset.name}, but for {'; '.join(preset.deviations)}" if preset.deviations else preset.name
 
 
 def _level_words(classifier: JsonObject) -> str:

@@ -112,3 +112,35 @@ def test_what_a_choice_refuses():
         with pytest.raises(RdcError, match=message):
             choice.load()
     assert chosen_device("cpu").type == "cpu"
+
+
+def test_a_preset_sets_what_was_not_given_and_says_so(capsys):
+    request = evaluate._request(parsed(evaluate, "--preset", "paper-v2"))
+    own = {"levels": "edm", "lm": "paper-v2"}
+    assert request.settings == EvaluationSettings(
+        "fashion-mnist", "fashion-mnist", noise="fresh", preset="paper-v2", **own
+    )
+    assert request.model == ModelChoice("fashion-mnist", **own)
+    assert capsys.readouterr().err == (
+        "rdc: preset paper-v2 (arXiv version 2, ICML 2024) sets --levels edm --lm paper-v2 --noise fresh\n"
+    )
+
+
+def test_what_is_given_wins_over_the_preset(capsys):
+    words = ["--preset", "released", "--lm", "none", "--noise", "all"]
+    request = evaluate._request(parsed(evaluate, *words))
+    assert (request.settings.levels, request.settings.lm, request.settings.noise) == ("rdc-released", "none", "all")
+    assert request.model == ModelChoice("fashion-mnist", levels="rdc-released", lm="none")
+    assert capsys.readouterr().err.endswith("sets --levels rdc-released; as given: --lm none --noise all\n")
+
+
+def test_other_commands_take_levels_and_likelihood_maximisation_of_a_preset(capsys):
+    for module in (gradients, likelihood):
+        args = parsed(module, "--preset", "paper-v1", "--levels", "fast")
+        expected = ModelChoice("m", levels="fast", lm="paper-v1")
+        assert model_choice(args, "m") == expected == model_choice(args, "m")  # several models, said once
+        assert capsys.readouterr().err.endswith("sets --lm paper-v1; as given: --levels fast\n")
+    assert model_choice(parsed(likelihood, "--preset", "paper-v1", "--quiet")).lm == "paper-v1"
+    assert capsys.readouterr().err == ""
+    with pytest.raises(RdcError, match="preset: expected one of paper-v1, paper-v2, released; got 'v2'"):
+        model_choice(parsed(likelihood, "--preset", "v2"))

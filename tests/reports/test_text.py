@@ -1,6 +1,7 @@
 """What is printed of a run: the table for a terminal, and that the other two forms are the files' content."""
 
 import argparse
+import json
 import re
 
 import pytest
@@ -94,3 +95,25 @@ def test_the_command_offers_these_forms():
 def test_the_folder_of_a_run_that_was_given_none(changes, name):
     settings = EvaluationSettings(**{"model": "gaussian", "dataset": "blobs", "n": 64, **changes})
     assert settings.default_folder.as_posix() == f"runs/{name}"
+
+
+def test_the_preset_and_every_deviation_are_named(tmp_path):
+    evaluation, classifier = finished(tmp_path / "run", attacks=(), preset="released")
+    deviations = evaluation.figures.preset.deviations
+    assert len(deviations) == 3 and deviations[2] == "likelihood maximisation: none in place of released"
+    lines = text_report(evaluation).splitlines()
+    assert lines[2:6] == ["preset released, but for", *(f"  {text}" for text in deviations)]
+    words = f"released, but for {'; '.join(deviations)}"
+    assert wording(evaluation).preset == words
+    assert f"Preset: {words}" in present(evaluation, classifier, "markdown").text
+    assert words in (evaluation.out / "report.html").read_text()
+    assert f"Preset: {words}." in json.loads((evaluation.out / "model_info.json").read_text())["footnote"]
+    assert evaluation.report["preset"] == {"name": "released", "deviations": list(deviations)}
+
+
+def test_without_a_preset_no_file_names_one(tmp_path):
+    evaluation, classifier = finished(tmp_path / "run", attacks=())
+    present(evaluation, classifier, "text")
+    assert wording(evaluation).preset == "" and "preset" not in evaluation.report
+    for file in ("run.json", "report.json", "report.md", "report.html", "model_info.json"):
+        assert "preset" not in (evaluation.out / file).read_text().lower(), file
