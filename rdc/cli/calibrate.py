@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.write and (args.levels or args.lm or args.preset):
         raise ConfigError(
-            "--write: the scale belongs to the checkpoint's own levels and LM; leave --levels, --lm and --preset out"
+            "--write: the scale belongs to the checkpoint's own levels and LM; leave --levels and --lm out, and --preset"
         )
     if not 0 < args.risk < 1:
         raise ConfigError(f"risk: expected a number between 0 and 1; got {args.risk}")

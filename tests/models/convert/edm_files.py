@@ -4,14 +4,50 @@ whose objects pickle as EDM's do, embedded source and all, around weights by for
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import sys
+import types
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from rdc.networks.presets import build_network, network_preset
 from tests.networks.cases import EDM_CASES, edm_network, inputs
+from tests.tiny_models import randomize
+
+
+@contextlib.contextmanager
+def edm_modules() -> Iterator[None]:
+    """The two modules under whose names EDM's pickles refer to their helpers; reconstruction runs the source."""
+    persistence, util = types.ModuleType("torch_utils.persistence"), types.ModuleType("dnnlib.util")
+
+    def _reconstruct_persistent_obj(meta):
+        exec(meta["module_src"], {})  # noqa: S102
+        return meta
+
+    _reconstruct_persistent_obj.__module__ = "torch_utils.persistence"
+    _reconstruct_persistent_obj.__qualname__ = "_reconstruct_persistent_obj"
+    persistence._reconstruct_persistent_obj = _reconstruct_persistent_obj
+    made, home = {}, EasyDict.__module__
+    for name, module in (("torch_utils", persistence), ("dnnlib", util)):
+        parent = types.ModuleType(name)
+        setattr(parent, module.__name__.split(".")[1], module)
+        made |= {name: parent, module.__name__: module}
+    before = {name: sys.modules.get(name) for name in made}
+    EasyDict.__module__, util.EasyDict = "dnnlib.util", EasyDict
+    sys.modules.update(made)
+    try:
+        yield
+    finally:
+        EasyDict.__module__ = home
+        for name, module in before.items():
+            sys.modules.pop(name)
+            if module is not None:
+                sys.modules[name] = module
 
 
 class EasyDict(dict):
@@ -49,8 +85,14 @@ def persist(module: nn.Module, source: str, kind: str = "", **extra) -> nn.Modul
 
 def edm_object(name: str, source: str = "", kind: str = "EDMPrecond", positional: int = 0) -> nn.Module:
     """What EDM keeps under "ema": a network under preconditioning, for a case of ``tests.networks.cases``."""
-    config, inner = EDM_CASES[name], edm_network(name, torch.float32).requires_grad_(False)
-    unet = dict(config["unet"])
+    return edm_object_of(EDM_CASES[name], edm_network(name, torch.float32), source, kind, positional)
+
+
+def edm_object_of(
+    config: dict[str, Any], inner: nn.Module, source: str = "", kind: str = "EDMPrecond", positional: int = 0
+) -> nn.Module:
+    """The same for any network of ``build_network(config)``."""
+    inner, unet = inner.requires_grad_(False), dict(config["unet"])
     arguments = {
         "img_resolution": config["image_shape"][1],
         "img_channels": config["image_shape"][0],
@@ -58,7 +100,7 @@ def edm_object(name: str, source: str = "", kind: str = "EDMPrecond", positional
         "use_fp16": False,
         "sigma_min": 0,
         "sigma_max": float("inf"),
-        "sigma_data": np.float64(0.5),
+        "sigma_data": np.float64(config.get("sigma_data", 0.5)),
         "model_type": unet.pop("architecture"),
     }
     args = tuple(arguments.pop(key) for key in list(arguments)[:positional])
@@ -84,6 +126,15 @@ def write_pickle(path, network, protocol=4):
     }
     path.write_bytes(pickle.dumps(data, protocol=protocol))
     return path
+
+
+def write_true_size(path, preset: str = "edm-ddpmpp-32", classes: int = 10, seed: int = 0):
+    """A pickle of the size of a public CIFAR-10 network (55.7 M weights, random); ``preset`` as of ``network_preset``."""
+    config = network_preset(preset, classes)
+    with torch.random.fork_rng():
+        network = randomize(build_network(config), seed, 0.02)
+    with edm_modules():
+        return write_pickle(path, edm_object_of(config, network))
 
 
 def outputs(net: nn.Module, classes: int = 4) -> torch.Tensor:
