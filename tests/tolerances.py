@@ -163,6 +163,8 @@ LIKELIHOOD_GRADIENT = 2e-2
 BITS = 5e-3
 #: median of nine quantiles of a log-normal against its mean.
 QUANTILE_MEDIAN = 1e-5
+#: shares of 10,000 independent draws: four standard errors of a share of 1/2.
+SHARE_OF_DRAWS = 0.02
 #: images that a plan of a minute may be off: a tenth of a second's 24, and one.
 PLANNED_IMAGES = 3.4
 #: parameters of a network in millions, as docs write them.

@@ -17,12 +17,11 @@ from rdc.method.denoiser import Denoiser, MultiHeadDenoiser
 from rdc.method.draw import Draw
 from rdc.method.likelihood_maximization import (
     LikelihoodMaximization,
-    adam_bias,
-    lm_direction,
     lm_draw,
     lm_move,
     lm_objective,
 )
+from rdc.method.optimizers import adam_bias, lm_direction
 
 __all__ = ["StepDraws", "class_losses", "example_images", "lm_step", "step_draws"]
 

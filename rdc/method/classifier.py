@@ -261,7 +261,8 @@ class DiffusionClassifier(BaseDefence):
         key = (number, like.device, like.dtype)
         if key not in self._cache:
             levels = self.levels.tensors(like.device, like.dtype)
-            self._cache = {key: self.noise.draw(number, *levels, self.image_shape).to(like)}
+            drawn = self.noise.draw(number, *levels, self.denoiser.noise_shape, self.levels.noise)
+            self._cache = {key: drawn.to(like)}
         return self._cache[key]
 
     def _losses(self, x0: Tensor, draw: Draw) -> Tensor:
@@ -288,7 +289,7 @@ def gradient_bytes(denoiser: Denoiser, like: Tensor) -> int:
     """Peak bytes that one more image at one level needs for its class losses and their gradient in pixels."""
 
     one = like.new_ones(1)
-    draw = Draw(one, one, like.new_zeros(1, *denoiser.image_shape))
+    draw = Draw(one, one, like.new_zeros(1, *denoiser.noise_shape))
 
     def work(count: int) -> Tensor:
         x = like.new_zeros(count, *denoiser.image_shape).requires_grad_()

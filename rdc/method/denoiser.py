@@ -55,6 +55,11 @@ class Denoiser(nn.Module):
         self.image_shape = cast("tuple[int, int, int]", tuple(image_shape))
         self.precondition = Preconditioning(sigma_data)
 
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """Shape of the noise of a level in a draw for the class losses: that of an image, unless classes have draws of their own."""
+        return self.image_shape
+
     def in_precision(self, precision: str) -> Denoiser:
         """This denoiser, weights shared, with a network that computes in ``precision``.
 

@@ -10,6 +10,9 @@ gives their weights in F-space (see ``preconditioning.py``; ``||D - x0||^2 = c_o
 
 ``edm`` and ``rdc-released`` are densities over s, so the spacing ds of the levels enters; ``flat`` and ``eps`` weigh the
 levels as they are placed.
+
+How the noise of the levels hangs together is said beside them (``noise``): a draw of its own for each, one for all, or pairs
+of opposite sign. A level may be looked at with several draws (``draws``).
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from rdc.storage.json_files import read_json
 __all__ = [
     "LEVEL_PRESETS",
     "MOST_LEVELS",
+    "NOISES",
     "SCHEMES",
     "SIGMA_RANGE",
     "WEIGHTINGS",
@@ -49,6 +53,13 @@ SIGMA_RANGE = (
 )  #: levels outside are refused: in float32 either the image or the noise would be lost in rounding
 _LONGEST_WORD = 100  # characters of a scheme's or weighting's name
 
+#: how the noise of T rows (levels, or draws of a level) hangs together -> what is meant
+NOISES = {
+    "independent": "every row has a draw of its own",
+    "shared": "one draw for all rows",
+    "antithetic": "every second row has minus the draw of the row before it",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class NoiseLevels:
@@ -58,6 +69,7 @@ class NoiseLevels:
         sigma: T <= :data:`MOST_LEVELS` levels in :data:`SIGMA_RANGE`, EDM units (x_t = x0 + sigma * noise, x0 in [-1, 1]).
         weight: T non-negative weights in F-space; they are scaled to sum to one.
         scheme, weighting: names for reports.
+        noise: a key of :data:`NOISES`.
 
     Raises:
         ConfigError: not as stated.
@@ -67,8 +79,11 @@ class NoiseLevels:
     weight: tuple[float, ...]
     scheme: str = "custom"
     weighting: str = "custom"
+    noise: str = "independent"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.noise, str) or self.noise not in NOISES:
+            raise ConfigError(f"noise levels, noise: expected one of {', '.join(NOISES)}; got {shown(self.noise)}")
         sigma, weight = _numbers("sigma", self.sigma), _numbers("weights", self.weight)
         if sigma.shape != weight.shape or not 1 <= sigma.size <= MOST_LEVELS:
             raise ConfigError(
@@ -97,10 +112,11 @@ class NoiseLevels:
 
     def to_json(self) -> dict[str, object]:
         """Everything, as plain values: what ``parse_levels("file.json")`` and a checkpoint's recommendation hold."""
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
+        own = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
+        return own if self.noise != "independent" else {key: v for key, v in own.items() if key != "noise"}
 
     def describe(self) -> dict[str, object]:
-        """For reports: count, range, scheme and weighting."""
+        """For reports: count, range, scheme and weighting; ``noise`` where it is not independent."""
         low, high = min(self.sigma), max(self.sigma)
         return {
             "count": len(self),
@@ -108,6 +124,7 @@ class NoiseLevels:
             "sigma_max": high,
             "scheme": self.scheme,
             "weighting": self.weighting,
+            **({} if self.noise == "independent" else {"noise": self.noise}),
         }
 
 
@@ -157,6 +174,21 @@ def _lognormal(count: int, low: float, high: float, seed: int) -> np.ndarray:
     return sigma
 
 
+def _vp(count: int, low: float, high: float, seed: int) -> np.ndarray:
+    begin, end = (_vp_time(sigma) for sigma in (low, high))
+    time = begin + (end - begin) * (np.arange(count) + 0.5) / count
+    sigma: np.ndarray = np.sqrt(np.expm1(_BETA_SLOPE * time**2 / 2 + _BETA_MIN * time))
+    return sigma
+
+
+_BETA_MIN, _BETA_SLOPE = 0.1, 19.9  # of the linear schedule: beta(t) = 0.1 + 19.9 t (arXiv 2206.00364, table 1)
+
+
+def _vp_time(sigma: float) -> float:
+    """The time at which a variance-preserving process has this noise level; 1 at sigma 152."""
+    return (math.sqrt(_BETA_MIN**2 + 2 * _BETA_SLOPE * math.log1p(sigma**2)) - _BETA_MIN) / _BETA_SLOPE
+
+
 #: name -> placement of ``count`` levels in [low, high]
 SCHEMES: dict[str, Callable[[int, float, float, int], np.ndarray]] = {
     "systematic": _systematic,  # even steps of sigma, left end points: the paper's T' out of T
@@ -164,6 +196,7 @@ SCHEMES: dict[str, Callable[[int, float, float, int], np.ndarray]] = {
     "uniform": _uniform,  # independent uniform draws (seeded): plain Monte Carlo
     "log": _log,  # even steps of ln(sigma), both ends included
     "lognormal": _lognormal,  # quantiles of EDM's training density inside [low, high]
+    "vp": _vp,  # even steps of the time of a variance-preserving (DDPM) process, mid-points
 }
 
 
@@ -183,29 +216,58 @@ WEIGHTINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "flat": _c_out_squared,
     "eps": lambda s: _c_out_squared(s) / s**2,
 }
+_GRID = 2**14  # points on which a density is summed up
+
+
+def _importance(count: int, low: float, high: float, seed: int, weighting: str) -> np.ndarray:
+    """Independent draws from the density over sigma that the weighting is; each then counts the same.
+
+    The same expectation as ``uniform`` with these weights, with less variance where they differ much.
+    """
+    edges = np.geomspace(low, high, _GRID + 1)
+    middle = np.sqrt(edges[1:] * edges[:-1])
+    density = WEIGHTINGS[weighting](middle) / (_spacing(middle) if weighting in _DENSITIES else 1)
+    mass = np.concatenate([[0.0], np.cumsum(density * np.diff(edges))])
+    place = np.sort(random(checked_seed(seed), 0x1A9).random(count))
+    return np.clip(np.interp(place, mass / mass[-1], edges), low, high)
+
+
+#: schemes that take the weighting as a density and draw from it
+_DRAWN = {"importance": _importance}
+_DENSITIES = ("edm", "rdc-released")  # weightings in which ds is a factor already
 
 
 def noise_levels(
-    scheme: str, count: int, sigma_min: float, sigma_max: float, weighting: str, *, seed: int = 0
+    scheme: str,
+    count: int,
+    sigma_min: float,
+    sigma_max: float,
+    weighting: str,
+    *,
+    seed: int = 0,
+    draws: int = 1,
+    noise: str = "independent",
 ) -> NoiseLevels:
     """Place and weigh noise levels.
 
     Args:
-        scheme: a key of :data:`SCHEMES`.
+        scheme: a key of :data:`SCHEMES`, or "importance".
         count: T, 1 to :data:`MOST_LEVELS`.
         sigma_min, sigma_max: range, sigma_min < sigma_max, both within :data:`SIGMA_RANGE`.
         weighting: a key of :data:`WEIGHTINGS`.
-        seed: any integer; for ``"uniform"`` only.
+        seed: any integer; for ``"uniform"`` and ``"importance"`` only.
+        draws: how many draws of noise each level is looked at with; count * draws rows of the network.
+        noise: a key of :data:`NOISES`.
 
     Returns:
-        The levels in ascending order.
+        The levels in ascending order, each ``draws`` times in a row.
 
     Raises:
         ConfigError: a name is unknown or the range is empty.
 
     Source: arXiv 2305.15241, sections 3.2 and 4; arXiv 2206.00364, table 1.
     """
-    for what, name, table in (("scheme", scheme, SCHEMES), ("weighting", weighting, WEIGHTINGS)):
+    for what, name, table in (("scheme", scheme, {**SCHEMES, **_DRAWN}), ("weighting", weighting, WEIGHTINGS)):
         if not isinstance(name, str) or name not in table:
             raise ConfigError(f"noise-level {what}: expected one of {', '.join(table)}; got {shown(name)}")
     low, high = SIGMA_RANGE
@@ -220,10 +282,21 @@ def noise_levels(
         raise ConfigError(
             f"noise levels: expected a count of 1 to {MOST_LEVELS:,} and {low:g} <= sigma_min < sigma_max <= {high:g}; got {got}"
         )
-    sigma = SCHEMES[scheme](number, begin, end, seed)
+    times = as_integer(draws)
+    if times is None or not 1 <= times <= MOST_LEVELS // number:
+        raise ConfigError(
+            f"noise levels, draws: expected 1 to {MOST_LEVELS // number:,} of each of {number:,} levels; got {shown(draws, 40)}"
+        )
     with np.errstate(all="ignore"):  # NoiseLevels refuses what is not finite
-        weight = WEIGHTINGS[weighting](sigma)
-    return NoiseLevels(tuple(sigma), tuple(weight), scheme, weighting)
+        if scheme in _DRAWN:
+            sigma = _DRAWN[scheme](number, begin, end, seed, weighting)
+            weight = np.ones(number)
+        else:
+            sigma = SCHEMES[scheme](number, begin, end, seed)
+            weight = WEIGHTINGS[weighting](sigma)
+    if times > 1:
+        sigma, weight, scheme = sigma.repeat(times), weight.repeat(times), f"{scheme}, {times} draws each"
+    return NoiseLevels(tuple(sigma), tuple(weight), scheme, weighting, noise)
 
 
 #: Named settings. ``edm`` and ``rdc-released`` are the paper's 125 levels under the right and the released density.
@@ -237,7 +310,8 @@ def parse_levels(text: str) -> NoiseLevels:
     """Levels from a preset name, ``scheme:count:sigma_min:sigma_max:weighting`` or a JSON file.
 
     Args:
-        text: e.g. ``edm``, ``log:8:0.8:4:flat``, or ``levels.json``: an object with the lists ``sigma`` and ``weight``.
+        text: e.g. ``edm``, ``log:8:0.8:4:flat``, or ``levels.json``: an object with the lists ``sigma`` and ``weight``. Behind a
+            weighting ``:draws=2``, ``:noise=antithetic`` and ``:seed=3`` may follow (see :func:`noise_levels`).
 
     Raises:
         ConfigError: none of these, or the file does not hold such an object.
@@ -250,8 +324,11 @@ def parse_levels(text: str) -> NoiseLevels:
     if text.endswith(".json"):
         return _levels_from_file(text)
     try:
-        scheme, count, low, high, weighting = text.split(":", 5)
-        return noise_levels(scheme, int(count), float(low), float(high), weighting)
+        scheme, count, low, high, weighting, *changes = text.split(":", 5 + len(_CHANGES))
+        given = dict(_change(change) for change in changes)
+        if len(given) < len(changes):
+            raise ConfigError(f"levels: expected what follows a weighting once each; got {shown(':'.join(changes))}")
+        return noise_levels(scheme, int(count), float(low), float(high), weighting, **given)
     except ConfigError:
         raise
     except ValueError as error:
@@ -259,6 +336,19 @@ def parse_levels(text: str) -> NoiseLevels:
             f"levels: expected a preset ({', '.join(LEVEL_PRESETS)}), scheme:count:sigma_min:sigma_max:weighting "
             f"such as log:8:0.8:4:flat, or a JSON file with the lists sigma and weight; got {one_line(repr(text))}"
         ) from error
+
+
+#: what may follow a weighting -> how its text is read
+_CHANGES: dict[str, Callable[[str], Any]] = {"draws": int, "noise": str, "seed": int}
+
+
+def _change(text: str) -> tuple[str, Any]:
+    """``"draws=2"`` -> ("draws", 2)."""
+    field, equals, value = text.partition("=")
+    if not equals or field not in _CHANGES:
+        expected = ", ".join(f"{name}=..." for name in _CHANGES)
+        raise ConfigError(f"levels: expected {expected} behind a weighting; got {shown(text)}")
+    return field, _CHANGES[field](value)
 
 
 def _levels_from_file(path: str) -> NoiseLevels:
@@ -275,11 +365,11 @@ def levels_from_json(content: Any, where: str = "levels") -> NoiseLevels:
     Raises:
         ConfigError: not an object with the lists of numbers ``sigma`` and ``weight``; ``where`` names it.
     """
-    names = {"sigma", "weight", "scheme", "weighting"}
+    names = {"sigma", "weight", "scheme", "weighting", "noise"}
     if not isinstance(content, dict) or not {"sigma", "weight"} <= set(content) <= names:
         got = sorted(content) if isinstance(content, dict) else type(content).__name__
         raise ConfigError(
-            f"{where}: expected an object with the lists sigma and weight (and the words scheme, weighting); got {one_line(got)}"
+            f"{where}: expected an object with the lists sigma and weight (and the words scheme, weighting, noise); got {one_line(got)}"
         )
     for key in ("sigma", "weight"):
         values = content[key]
@@ -288,7 +378,7 @@ def levels_from_json(content: Any, where: str = "levels") -> NoiseLevels:
             raise ConfigError(
                 f"{where}: expected sigma and weight to be lists of numbers; {key} has a {type(odd[0]).__name__}"
             )
-    words = {key: content[key] for key in ("scheme", "weighting") if key in content}
+    words = {key: content[key] for key in ("scheme", "weighting", "noise") if key in content}
     for key, word in words.items():
         if not isinstance(word, str) or len(word) > _LONGEST_WORD:
             got = f"{len(word):,} characters" if isinstance(word, str) else f"a {type(word).__name__}"

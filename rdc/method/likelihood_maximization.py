@@ -29,10 +29,10 @@ from rdc.method.denoiser import Denoiser
 from rdc.method.draw import Draw
 from rdc.method.levels import MOST_LEVELS, NoiseLevels, noise_levels, parse_levels
 from rdc.method.noise import NoisePlan
+from rdc.method.optimizers import OPTIMIZERS, adam_bias, lm_direction
 
 __all__ = ["LM_PRESETS", "LikelihoodMaximization", "lm_penalty", "maximize_likelihood", "resolve_lm"]
 
-OPTIMIZERS = ("momentum", "adam", "rmsprop", "sgd")
 MOST_STEPS = 4096  #: largest N; so many steps of one draw have noise of their own
 
 
@@ -69,7 +69,7 @@ class LikelihoodMaximization:
 
     Args:
         steps: N, 0 to :data:`MOST_STEPS`.
-        optimizer: "momentum", "adam", "rmsprop" or "sgd".
+        optimizer: one of ``rdc.method.optimizers.OPTIMIZERS``: "momentum", "adam", "rmsprop", "sgd" or "lion".
         step_size: length of a step along the (normalised) direction.
         momentum: mu of "momentum".
         sign: move by the sign of the momentum.
@@ -243,6 +243,7 @@ def lm_draw(settings: LikelihoodMaximization, step: int, number: int, image_shap
     position = number * 4096 + call
     if settings.levels is not None:
         sigma, weight = settings.levels.tensors(dtype=torch.float64)
+        return plan.draw(position, sigma, weight, image_shape, settings.levels.noise)
     else:
         low, high = settings.sigma_range
         place = plan.uniform(position, 0, settings.levels_per_step)
@@ -283,41 +284,6 @@ def lm_penalty(denoiser: Denoiser, x0: Tensor, settings: LikelihoodMaximization,
                 total = total + lm_loss(denoiser, part, settings, step, draw)
         parts.append(total / settings.steps)
     return torch.cat(parts)
-
-
-def lm_direction(
-    grad: Tensor,
-    state: tuple[Tensor, ...],
-    settings: LikelihoodMaximization,
-    bias: tuple[float | Tensor, float | Tensor],
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Ascent direction in likelihood (minus the loss gradient) and the optimiser's new state; ``bias``: see :func:`adam_bias`."""
-    if settings.normalize != "none":
-        size = grad.abs().sum((1, 2, 3), keepdim=True)
-        grad = grad / (size if settings.normalize == "l1" else size / grad[0].numel()).clamp_min(1e-20)
-    first, second = state
-    if settings.optimizer == "momentum":
-        first = settings.momentum * first - grad
-        return (first.sign() if settings.sign else first), (first, second)
-    if settings.optimizer == "adam":
-        first, second = 0.9 * first + 0.1 * grad, 0.999 * second + 0.001 * grad.square()
-        mean, power = first / bias[0], second / bias[1]
-        return -mean / (_root(power) + 1e-8), (first, second)
-    if settings.optimizer == "rmsprop":
-        second = 0.99 * second + 0.01 * grad.square()
-        return -grad / (_root(second) + 1e-8), (first, second)
-    return (-grad.sign() if settings.sign else -grad), state
-
-
-def adam_bias(step: int) -> tuple[float, float]:
-    """What Adam divides its two averages by in step number ``step`` (from 0)."""
-    return 1 - 0.9 ** (step + 1), 1 - 0.999 ** (step + 1)
-
-
-def _root(power: Tensor) -> Tensor:
-    """Square root with derivative 0 at 0 (where the gradient vanished exactly)."""
-    positive = power > 0
-    return torch.where(positive, torch.where(positive, power, 1).sqrt(), 0)
 
 
 def _step(

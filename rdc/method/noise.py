@@ -56,15 +56,24 @@ class NoisePlan:
         rows = [self._generator(draw, index).standard_normal(shape, dtype=np.float32) for index in range(count)]
         return torch.from_numpy(np.stack(rows))
 
-    def draw(self, number: int, sigma: Tensor, weight: Tensor, image_shape: tuple[int, ...]) -> Draw:
+    def draw(
+        self, number: int, sigma: Tensor, weight: Tensor, image_shape: tuple[int, ...], noise: str = "independent"
+    ) -> Draw:
         """Draw ``number`` for levels sigma [T] with their weights [T]; noise float32 on the CPU.
 
         Args:
             number: which draw of the family.
             sigma, weight: [T]; kept as they are. :meth:`rdc.method.draw.Draw.to` brings all to one type.
             image_shape: (C, H, W).
+            noise: how the draws of the levels hang together, a key of ``rdc.method.levels.NOISES``.
         """
-        return Draw(sigma, weight, self.normal(number, len(sigma), image_shape))
+        levels = len(sigma)
+        if noise == "shared":
+            return Draw(sigma, weight, self.normal(number, 1, image_shape).repeat(levels, 1, 1, 1))
+        if noise == "antithetic":
+            pairs = self.normal(number, -(-levels // 2), image_shape)
+            return Draw(sigma, weight, torch.stack([pairs, -pairs], 1).flatten(0, 1)[:levels])
+        return Draw(sigma, weight, self.normal(number, levels, image_shape))
 
     def uniform(self, draw: int, index: int, count: int) -> Tensor:
         """``count`` numbers in [0, 1), float64; they depend on (seed, stream, draw, index) only."""

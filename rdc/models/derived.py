@@ -7,6 +7,9 @@
     sbgc:NAME[,steps=N][,solver=heun|rk4][,probes=N][,sigma_min=X][,sigma_max=X][,gradient=checkpoint|adjoint]
         the score-based generative classifier (:mod:`rdc.defences.score_based`) of the diffusion model NAME, shipped or a path
 
+    per-class:NAME
+        the diffusion classifier NAME, shipped or a path, with noise that its classes do not share (:mod:`rdc.method.per_class_noise`)
+
 A loader gets what stands behind the colon, the device and the settings, and gives a defence.
 """
 
@@ -26,6 +29,7 @@ from rdc.defences.score_based import SBGC_FLOW, ScoreBasedClassifier
 from rdc.errors import ConfigError
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.optimal import EXPONENTS, OptimalDenoiser
+from rdc.method.per_class_noise import PerClassNoise
 from rdc.method.probability_flow import EXACT
 from rdc.models.single import load_single
 
@@ -99,9 +103,7 @@ def _load_sbgc(text: str, device: torch.device, settings: dict[str, Any]) -> Bas
     name, fields = _fields(
         text, "sbgc", {"solver": SBGC_FLOW.solver, "gradient": "checkpoint", **dict.fromkeys(_FLOW_NUMBERS)}
     )
-    source = load_single(name, device, {})
-    if not isinstance(source, DiffusionClassifier):
-        raise ConfigError(f"model sbgc: expected the name of a diffusion model; got {shown(name)}, a {source.head}")
+    source = _diffusion_model(name, "sbgc", device, {})
     if unknown := set(settings) - _SBGC_SETTINGS:
         raise ConfigError(
             f"settings: expected some of {', '.join(sorted(_SBGC_SETTINGS))}; got {', '.join(sorted(unknown))}"
@@ -110,6 +112,18 @@ def _load_sbgc(text: str, device: torch.device, settings: dict[str, Any]) -> Bas
     flow = dataclasses.replace(SBGC_FLOW, solver=fields["solver"], **given)
     own = {"solver_gradient": fields["gradient"], "class_names": source.class_names, "flow": flow}
     return ScoreBasedClassifier(source.denoiser, **{**own, **settings})
+
+
+def _load_per_class(text: str, device: torch.device, settings: dict[str, Any]) -> BaseDefence:
+    source = _diffusion_model(text, "per-class", device, settings)
+    return DiffusionClassifier(PerClassNoise(source.denoiser), **source.settings())
+
+
+def _diffusion_model(name: str, prefix: str, device: torch.device, settings: dict[str, Any]) -> DiffusionClassifier:
+    source = load_single(name, device, settings)
+    if not isinstance(source, DiffusionClassifier):
+        raise ConfigError(f"model {prefix}: expected the name of a diffusion model; got {shown(name)}, a {source.head}")
+    return source
 
 
 def _number(text: str, what: str) -> float | int | str:
@@ -127,4 +141,5 @@ def _number(text: str, what: str) -> float | int | str:
 DERIVED: dict[str, Callable[[str, torch.device, dict[str, Any]], BaseDefence]] = {
     "optimal": _load_optimal,
     "sbgc": _load_sbgc,
+    "per-class": _load_per_class,
 }

@@ -107,6 +107,8 @@ def _level_words(classifier: JsonObject) -> str:
         parts.append(f"sigma {low:.3g} to {high:.3g}" if low != high else f"sigma {low:.3g}")
     if levels.get("scheme"):
         parts.append(str(levels["scheme"]))
+    if levels.get("noise"):
+        parts.append(f"{levels['noise']} noise")
     return ", ".join([*parts, f"weighting {classifier.get('weighting')}"])
 
 

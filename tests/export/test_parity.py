@@ -19,6 +19,7 @@ LM = {
     "signs, all levels": "paper-v1,levels=log:3:0.3:2:edm",
     "adam": "released",
     "rmsprop": "paper-v2,optimizer=rmsprop,normalize=none,step_size=0.02,loss=x0",
+    "lion": "paper-v2,optimizer=lion,step_size=2/255",
     "sgd": "paper-v2,optimizer=sgd,eta=none,clamp=false,levels_per_step=2",
     "same noise": "paper-v2,noise=same,normalize=l1,step_size=10",
 }

@@ -9,6 +9,7 @@ from rdc.errors import ConfigError
 from rdc.method.levels import (
     LEVEL_PRESETS,
     MOST_LEVELS,
+    NOISES,
     SCHEMES,
     SIGMA_RANGE,
     WEIGHTINGS,
@@ -16,7 +17,7 @@ from rdc.method.levels import (
     noise_levels,
     parse_levels,
 )
-from tests.tolerances import FLOAT64_FORMULA, FLOAT64_ORDER, QUANTILE_MEDIAN
+from tests.tolerances import FLOAT64_FORMULA, FLOAT64_ORDER, QUANTILE_MEDIAN, SHARE_OF_DRAWS
 
 
 @settings(deadline=None, max_examples=60)
@@ -70,6 +71,52 @@ def test_lognormal_quantiles_carry_equal_mass():
     assert max(levels.weight[1:-1]) / min(levels.weight[1:-1]) < 1.5
 
 
+def test_vp_levels_are_even_in_the_time_of_the_process():
+    """abar(t) = exp(-(0.1 t + 19.9 t^2 / 2)), sigma^2 = 1 / abar - 1, at the mid-points of equal stretches of t."""
+    levels = noise_levels("vp", 5, 0.08, 0.7, "flat")
+    abar = 1 / (1 + np.array([0.08, *levels.sigma, 0.7]) ** 2)
+    time = [max(np.roots([19.9 / 2, 0.1, np.log(value)]).real) for value in abar]
+    step = (time[-1] - time[0]) / 5
+    np.testing.assert_allclose(np.diff(time), [step / 2, *[step] * 4, step / 2], rtol=FLOAT64_FORMULA)
+
+
+@pytest.mark.parametrize("weighting", sorted(WEIGHTINGS))
+def test_importance_draws_follow_the_weighting_as_a_density(weighting):
+    """Shares of 10,000 draws below some sigma are those of the weights of as many even levels."""
+    drawn = noise_levels("importance", MOST_LEVELS, 0.1, 3, weighting, seed=5)
+    even = noise_levels("midpoint", MOST_LEVELS, 0.1, 3, weighting)
+    assert np.ptp(drawn.weight) == 0
+    for border in (0.15, 0.3, 0.6, 1.2, 2.4):
+        share = np.mean(np.array(drawn.sigma) < border)
+        expected = np.sum(np.array(even.weight)[np.array(even.sigma) < border])
+        assert abs(share - expected) < SHARE_OF_DRAWS
+    again = noise_levels("importance", 7, 0.1, 3, weighting, seed=5)
+    assert again == noise_levels("importance", 7, 0.1, 3, weighting, seed=5)
+    assert again != noise_levels("importance", 7, 0.1, 3, weighting, seed=6)
+
+
+def test_several_draws_of_a_level_are_rows_of_their_own():
+    one, three = parse_levels("log:4:0.1:1:eps"), parse_levels("log:4:0.1:1:eps:draws=3")
+    assert three.sigma == tuple(np.repeat(one.sigma, 3)) and len(three) == 12
+    np.testing.assert_allclose(np.reshape(three.weight, (4, 3)).sum(1), one.weight, rtol=FLOAT64_FORMULA)
+    assert three.describe()["scheme"] == "log, 3 draws each"
+
+
+def test_changes_behind_a_weighting():
+    assert parse_levels("uniform:4:0.1:1:eps:seed=3") == noise_levels("uniform", 4, 0.1, 1, "eps", seed=3)
+    twice = parse_levels("log:4:0.1:1:eps:noise=antithetic:draws=2")
+    assert twice == noise_levels("log", 4, 0.1, 1, "eps", draws=2, noise="antithetic")
+    assert twice.describe()["noise"] == "antithetic" and "noise" not in parse_levels("log:4:0.1:1:eps").describe()
+
+
+@pytest.mark.parametrize("noise", sorted(NOISES))
+def test_levels_keep_their_noise_in_a_file(tmp_path, noise):
+    levels = noise_levels("log", 4, 0.1, 1, "eps", noise=noise)
+    (tmp_path / "levels.json").write_text(json.dumps(levels.to_json()))
+    assert parse_levels(tmp_path / "levels.json") == levels
+    assert ("noise" in levels.to_json()) is (noise != "independent")
+
+
 def test_uniform_depends_on_its_seed_only():
     first, again = (noise_levels("uniform", 5, 0.1, 3, "flat", seed=3) for _ in range(2))
     assert first == again != noise_levels("uniform", 5, 0.1, 3, "flat", seed=4)
@@ -86,6 +133,14 @@ def test_uniform_depends_on_its_seed_only():
         "lag:3:1:2:flat",
         "log:3:1:2:flut",
         "log:3:-1:2:flat",
+        "log:3:1:2:flat:",
+        "log:3:1:2:flat:draws",
+        "log:3:1:2:flat:draws=0",
+        "log:3:1:2:flat:draws=x",
+        "log:3:1:2:flat:draws=4000",
+        "log:3:1:2:flat:noise=other",
+        "log:3:1:2:flat:step=2",
+        "log:3:1:2:flat:seed=1:seed=2:seed=3:seed=4",
         "log:100000000:0.8:4:flat",
         "systematic:10001:0.8:4:flat",
         "log:8:0.8:1e30:flat",
@@ -112,7 +167,7 @@ def test_levels_that_are_no_text(wrong):
 
 def test_the_most_levels_and_the_widest_range_give_finite_weights():
     low, high = SIGMA_RANGE
-    for scheme in SCHEMES:
+    for scheme in (*SCHEMES, "importance"):
         for weighting in WEIGHTINGS:
             levels = noise_levels(scheme, MOST_LEVELS, low, high, weighting)
             assert len(levels) == MOST_LEVELS and np.isfinite([levels.sigma, levels.weight]).all()

@@ -13,6 +13,7 @@ from rdc.method.likelihood_maximization import (
     LM_PRESETS,
     LikelihoodMaximization,
     largest_move,
+    lm_draw,
     lm_loss,
     lm_penalty,
     maximize_likelihood,
@@ -32,6 +33,7 @@ SETTINGS = {
     "rmsprop": LikelihoodMaximization(optimizer="rmsprop", step_size=0.002, normalize="none"),
     "sgd": LikelihoodMaximization(optimizer="sgd", sign=False, step_size=0.01, normalize="mean_abs", levels_per_step=2),
     "same-noise": LikelihoodMaximization(noise="same", eta=0.01),
+    "lion": LikelihoodMaximization(optimizer="lion", step_size=0.002, normalize="none"),
 }
 
 
@@ -58,6 +60,8 @@ def naive(denoiser, x, settings, draw=0):
             elif settings.optimizer == "rmsprop":
                 v = 0.99 * v + 0.01 * g * g
                 move = -g / (np.sqrt(v) + 1e-8)
+            elif settings.optimizer == "lion":
+                move, m = np.sign(0.9 * m - 0.1 * g), 0.99 * m - 0.01 * g
             else:
                 move = -np.sign(g) if settings.sign else -g
             z = (z + 2 * settings.step_size * torch.from_numpy(move)).detach()
@@ -74,6 +78,12 @@ def test_steps_follow_the_equations(name):
     moved = maximize_likelihood(denoiser, x, SETTINGS[name])
     torch.testing.assert_close(moved, naive(denoiser, x, SETTINGS[name]), atol=FLOAT64_ORDER, rtol=0)
     assert (moved - x).abs().max() > 1e-4
+
+
+def test_noise_of_the_levels_of_a_step_hangs_together_as_the_levels_say():
+    levels = noise_levels("systematic", 4, 0.2, 2.0, "edm", noise="antithetic")
+    draw = lm_draw(LikelihoodMaximization(levels=levels), 1, 0, SHAPE)
+    assert torch.equal(draw.noise[1::2], -draw.noise[::2])
 
 
 def test_objective_is_the_weighted_error_of_the_unlabelled_network():

@@ -63,6 +63,18 @@ PINNED = [0.0599, 0.0156, -1.1644]
 PINNED_LEVELS = [0.4538, 0.7926, 0.7424]
 
 
+def test_how_the_noise_of_levels_hangs_together():
+    plan, sigma, weight = NoisePlan(seed=3), torch.arange(1.0, 6.0), torch.full((5,), 0.2)
+    own = plan.normal(2, 5, (1, 4, 4))
+
+    def noise(word):
+        return plan.draw(2, sigma, weight, (1, 4, 4), word).noise
+
+    assert torch.equal(noise("independent"), own)
+    assert torch.equal(noise("shared"), own[:1].expand(5, -1, -1, -1))
+    assert torch.equal(noise("antithetic"), torch.stack([own[0], -own[0], own[1], -own[1], own[2]]))
+
+
 def test_unknown_policy_is_refused():
     with pytest.raises(ConfigError, match="fixed.*fresh"):
         NoisePlan(0, "random")

@@ -88,3 +88,16 @@ def test_evaluate_takes_it(data, tmp_path, capsys):
     assert report["model"] == f"optimal:{path}"
     assert report["classifier"]["head"] == "optimal"
     assert report["clean"]["accuracy"] == 1
+
+
+def test_noise_per_class_of_a_model(tmp_path):
+    from rdc.method.per_class_noise import PerClassNoise
+
+    model = rdc.load("per-class:fashion-mnist", levels="log:2:0.1:0.5:eps", noise_seed=3)
+    plain = rdc.load("fashion-mnist", levels="log:2:0.1:0.5:eps", noise_seed=3)
+    assert isinstance(model.denoiser, PerClassNoise) and model.evaluations_per_image == 20
+    assert {k: v for k, v in model.settings().items() if k != "memory_budget_mb"} == {
+        k: v for k, v in plain.settings().items() if k != "memory_budget_mb"
+    }
+    with pytest.raises(ConfigError, match="model per-class: expected the name of a diffusion model"):
+        rdc.load("per-class:fashion-mnist-trades")
