@@ -33,7 +33,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "clean and robust accuracy on a data set; writes a report; resumable",
     "certify": "certified accuracy by randomised smoothing: radii that no attack can break; resumable",
     "compare": "two runs of evaluate on the same images: differences with intervals and p values",
-    "bench": "compare two benchmark files: what got slower beyond noise",
+    "bench": "what models cost, time and memory (cost); two benchmark files (compare)",
     "gradients": "are input gradients usable: redraws, Lipschitz constants, slices, attack paths; compares models",
     "likelihood": "log p(x|y) by the probability-flow ODE, the ELBO, and the gap between them; resumable",
     "train": "train a class-conditional diffusion model, or a classifier to stand beside it (--method)",

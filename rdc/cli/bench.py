@@ -7,11 +7,18 @@ import dataclasses
 import json
 from typing import Any
 
+from rdc.cli import model_costs
 from rdc.errors import one_line
 
-ABOUT = """Compare two benchmark files (pytest --benchmark-only --benchmark-json=FILE): what got slower beyond noise. A change counts when
+ABOUT = """cost: what a prediction and an attack step of one model or several cost, time and memory.
+compare: two benchmark files, what got slower beyond noise."""
+COMPARE = """Compare two benchmark files (pytest --benchmark-only --benchmark-json=FILE): what got slower beyond noise. A change counts when
 the medians differ by more than --threshold and the rounds of the two runs tell them apart. Exit status 1 if anything got slower."""
 EXAMPLES = """examples:
+  rdc bench cost --model fashion-mnist --model fashion-mnist-trades --threads 1
+  rdc bench compare benchmarks/results/suite.json new.json
+"""
+COMPARE_EXAMPLES = """examples:
   pytest --benchmark-only --benchmark-json=new.json
   rdc bench compare benchmarks/results/suite.json new.json
 """
@@ -21,20 +28,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``rdc bench``."""
     parser.description, parser.epilog = ABOUT, EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("action", choices=("compare",), help="compare: OLD with NEW")
-    parser.add_argument("old", metavar="OLD.json")
-    parser.add_argument("new", metavar="NEW.json")
-    parser.add_argument(
-        "--threshold", type=float, default=0.1, metavar="X", help="smallest change that counts (default: 0.1, 10 %%)"
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", title="actions", required=True)
+    model_costs.add_arguments(
+        actions.add_parser("cost", help="time and memory of predictions and attack steps of models", allow_abbrev=False)
     )
-    parser.add_argument(
-        "--relative", action="store_true", help="divide by the median ratio: for machines of different speed"
-    )
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    compare = actions.add_parser("compare", help="two benchmark files: OLD with NEW", allow_abbrev=False)
+    compare.description, compare.epilog = COMPARE, COMPARE_EXAMPLES
+    compare.formatter_class = argparse.RawDescriptionHelpFormatter
+    compare.add_argument("old", metavar="OLD.json")
+    compare.add_argument("new", metavar="NEW.json")
+    _add_compare_options(parser, hidden=True)  # as they stand before the action, too
+    _add_compare_options(compare, hidden=False)
+
+
+def _add_compare_options(parser: argparse.ArgumentParser, hidden: bool) -> None:
+    """The options of ``compare``; the hidden ones have the defaults."""
+
+    def add(name: str, about: str, **how: Any) -> None:
+        default = {} if hidden else {"default": argparse.SUPPRESS}
+        parser.add_argument(name, help=argparse.SUPPRESS if hidden else about, **{**how, **default})
+
+    add("--threshold", "smallest change that counts (default: 0.1, 10 %%)", type=float, default=0.1, metavar="X")
+    add("--relative", "divide by the median ratio: for machines of different speed", action="store_true")
+    add("--json", "print everything as JSON", action="store_true")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare; returns the exit status."""
+    """Do what was asked for; returns the exit status."""
+    return model_costs.run(args) if args.action == "cost" else _compare(args)
+
+
+def _compare(args: argparse.Namespace) -> int:
     from rdc.statistics.benchmark_comparison import compare_benchmarks, read_benchmarks
 
     old, new = read_benchmarks(args.old), read_benchmarks(args.new)
