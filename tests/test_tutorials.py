@@ -1,4 +1,4 @@
-"""The tutorials are run as they stand: every block of Python, in order, in one process and a folder of its own."""
+"""The tutorials, and the page on Python, are run as they stand: every block, in order, in one process and a folder of its own."""
 
 import os
 import re
@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TUTORIALS = sorted(page for page in (ROOT / "docs/tutorials").glob("*.md") if page.name != "index.md")
+TUTORIALS.append(ROOT / "docs/python.md")
 
 
 @pytest.mark.slow

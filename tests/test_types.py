@@ -24,6 +24,7 @@ from rdc.attacks.pgd import PgdOptions
 from rdc.data import Dataset
 from rdc.decisions.anytime import AnytimeClassifier
 from rdc.evaluation import EvaluationSettings, evaluate
+from rdc.front import Options
 from rdc.method.denoiser import Denoiser
 from rdc.training.config import TrainConfig
 
@@ -44,6 +45,22 @@ RIGHT = """
     weak = AnytimeClassifier(made, error_rate=0.02).with_(gradient="bpda")
     config = TrainConfig(images=100, batch_size=10, learning_rate=1e-3, flip=True)
     run = evaluate(model, own, EvaluationSettings("fashion-mnist", "mine", n=4, eps="8/255"), "out", progress=False)
+    result: rdc.EvaluationResult = rdc.attack(model, x, y, eps="8/255", norm="linf", attacks="apgd-ce,square", seed=0)
+    several: list[rdc.EvaluationResult] = rdc.attack(model, x, y, eps=["1/255", 0.5], steps=5, image_ids=ids)
+    kept = rdc.evaluate(torch.nn.Linear(3, 2), x.numpy(), [0, 1], attacks=("pgd",), eps=8 / 255, out="out", sanity=4, device=None)
+    same: rdc.EvaluationResult = rdc.evaluate("fashion-mnist", own, n=4, progress=False)
+    options2: Options = {"norm": "l2", "batch": 8}
+    again = rdc.attack(lambda pixels: pixels.flatten(1), torch.utils.data.DataLoader(own), **options2)
+    table: str = result.summary() + kept.summary() + same.summary() + again.summary() + repr(several[0].interval)
+    trained = rdc.train(rdc.training.Recipe(method="standard"), own, "out")
+    names: list[str] = rdc.list_models("fashion*")
+    folder = rdc.save_pretrained(rdc.from_pretrained("user/model", device="cpu", levels="edm"), "folder", dtype=torch.float16)
+    address: str = rdc.push_to_hub(model, "user/model", private=True)
+    figure = rdc.plots.plot_adversarial(result.clean, result.adversarial, captions=names, n=4, axes=None)
+    figure = rdc.plots.plot_reliability({"before": x}, y, bins=10, title="mine")
+    figure = rdc.plots.plot_likelihood_path(made.maximize_likelihood(x, return_path=True), axes=figure.axes[0])
+    defaults = apgd(classifier, x, y, threat).accuracy + rdc.attacks.pgd(classifier, x, y, threat, steps=3).accuracy
+    print(table, trained.images, folder.name, address, figure, defaults, PgdOptions())
     print(classifier(x), shape, share, x_adv, options, weak, config, run.report["clean"], len(run.records))
 """
 WRONG = """
@@ -53,7 +70,18 @@ WRONG = """
     rdc.load("fashion-mnist", noise_seed="0")  # arg-type
     rdc.load_dataset("fashion-mnist", splitt="test")  # call-arg
     apgd(model, x, y, threat, seed=0, image_ids=ids, step=5)  # call-arg
-    apgd(model, x, y, threat, image_ids=ids)  # call-arg
+    apgd(model, x, y, threat, image_id=ids)  # call-arg
+    rdc.attack(model, x, y, epsilon="8/255")  # call-overload
+    rdc.attack(model, x, y, step=5)  # call-overload
+    rdc.attack(model, x, y, seed="0")  # call-overload
+    rdc.evaluate(model, x, y, attack="pgd")  # call-overload
+    rdc.evaluate(model, x, y, "out")  # call-overload
+    rdc.attack(model, x, y).adversarials  # attr-defined
+    rdc.list_models(3)  # arg-type
+    rdc.from_pretrained("user/model", level="edm")  # call-arg
+    rdc.save_pretrained(model, "out", infos={})  # call-arg
+    rdc.plots.plot_adversarial(x, x, m=3)  # call-arg
+    rdc.attack_s  # attr-defined
     apgd(model, x, y, threat, seed=0, image_ids=ids, steps="5")  # arg-type
     pgd.configured(threat, seed=0, image_ids=ids, stepsize=0.1)  # call-arg
     PgdOptions(seed=0, image_ids=ids, stepsize=0.1)  # call-arg

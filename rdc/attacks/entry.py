@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
-import torch
 from torch import Tensor
 
 from rdc.arguments.scalars import shown
@@ -18,8 +17,9 @@ from rdc.attacks.losses import Model
 from rdc.attacks.options import AttackOptions
 from rdc.attacks.threat_model import AttackResult
 from rdc.errors import InputError
+from rdc.execution.precision import in_own_type
 from rdc.execution.surroundings import ordinary_tensor, outside_inference_mode
-from rdc.images.pixels import SLACK, into_box
+from rdc.images.pixels import boxed
 
 __all__ = ["Attack", "ConfiguredAttack", "attack"]
 
@@ -31,8 +31,9 @@ Fields = ParamSpec("Fields")  # of the options
 class Attack(Generic[Fields, Result]):
     """An attack: a rule, and the options it has. Called as ``(model, x, y, threat, **options)``, or configured first.
 
-    NumPy's scalars and 0-d tensors become Python's numbers; pixels outside [0, 1] by rounding (``rdc.images.pixels.SLACK``) become 0 or
-    1; inside inference mode everything is computed outside of it, on copies. What does not fit is refused.
+    NumPy's scalars and 0-d tensors become Python's numbers; pixels outside [0, 1] by rounding (``rdc.images.pixels.slack``) become 0 or
+    1; a module with weights of float16, bfloat16 or float64 gets pixels of that type; inside inference mode everything is computed
+    outside of it, on copies. What does not fit is refused.
 
     Args:
         rule: ``(model, x, y, threat, options) -> AttackResult``.
@@ -121,7 +122,7 @@ class ConfiguredAttack(Generic[Options, Result]):
 
         Args:
             model: pixels [n, C, H, W] in [0, 1] -> logits [n, K]; each row depends on its own image only; in eval mode.
-            x: [N, C, H, W] float32 in [0, 1].
+            x: [N, C, H, W] float32 in [0, 1] but for rounding (``rdc.images.pixels.slack``).
             y: [N] int64 true labels.
 
         Raises:
@@ -133,8 +134,12 @@ class ConfiguredAttack(Generic[Options, Result]):
             options: Any = self.options
             if hasattr(options, "start"):
                 options = dataclasses.replace(options, start=_starts(options.start))
-            images = _boxed(ordinary_tensor(x))
-            found: Result = self.attack.rule(model, images, ordinary_tensor(y), self.threat, options=options)
+            if options.image_ids is None and isinstance(x, Tensor) and x.dim() > 0:
+                options = dataclasses.replace(options, image_ids=range(len(x)))
+            images = boxed(ordinary_tensor(x))
+            found: Result = self.attack.rule(
+                in_own_type(model), images, ordinary_tensor(y), self.threat, options=options
+            )
             return found
 
 
@@ -147,15 +152,6 @@ def _found(module: str, name: str, fixed: dict[str, Any]) -> Attack[..., Any]:
     """An attack by where it stands, for pickles."""
     there: Attack[..., Any] = getattr(importlib.import_module(module), name)
     return there.fixing(**fixed)
-
-
-def _boxed(x: Any) -> Any:
-    """Pixels with what rounding left outside [0, 1] put on its border."""
-    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.numel():
-        return x
-    low, high = torch.stack(torch.aminmax(x.detach())).tolist()
-    outside = low < 0 or high > 1
-    return into_box(x.detach()) if outside and -SLACK <= low and high <= 1 + SLACK else x
 
 
 def _starts(start: Any) -> Any:

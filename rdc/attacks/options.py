@@ -50,7 +50,8 @@ class AttackOptions:
 
     Args:
         seed: 0 <= seed < 2^64; with image id and restart it fixes the random starts, and nothing else does.
-        image_ids: N integers >= 0, e.g. positions in the data set.
+        image_ids: N integers >= 0, e.g. positions in the data set; None: 0 to N - 1. They keep an image's random starts the same
+            whatever stands beside it.
         restarts: >= 1; later ones attack only what is still robust.
         eot: model calls averaged for each evaluation; above 1, or with ``redraw``, the model counts as random.
         redraw: called before each model call, makes a random model draw fresh noise.
@@ -61,8 +62,8 @@ class AttackOptions:
         InputError: seed or a count is not an integer in range.
     """
 
-    seed: int = dataclasses.field(metadata={"read": as_integer, "least": 0})
-    image_ids: Sequence[int] | Tensor
+    seed: int = dataclasses.field(default=0, metadata={"read": as_integer, "least": 0})
+    image_ids: Sequence[int] | Tensor | None = None
     restarts: int = integer(1, most=10_000)
     eot: int = integer(1, most=100_000)
     redraw: Callable[[], object] | None = None

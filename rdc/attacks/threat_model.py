@@ -233,13 +233,13 @@ class AttackRecord:
         )
 
 
-def check_images(x: Tensor, y: Tensor, image_ids: Sequence[int] | Tensor) -> list[int]:
+def check_images(x: Tensor, y: Tensor, image_ids: Sequence[int] | Tensor | None) -> list[int]:
     """Refuse what no attack can start from; returns the image ids as a list.
 
     Args:
         x: [N, C, H, W] float32 in [0, 1], N >= 1.
         y: [N] int64.
-        image_ids: N integers, >= 0.
+        image_ids: N integers, >= 0; None: 0 to N - 1.
 
     Raises:
         InputError: says which of these does not hold.
@@ -259,6 +259,8 @@ def check_images(x: Tensor, y: Tensor, image_ids: Sequence[int] | Tensor) -> lis
         raise InputError(f"expected int64 labels, got {_kind(y)}; use y.long()")
     if y.shape != x.shape[:1]:
         raise InputError(f"expected labels of shape [{x.shape[0]}], one for each image, got {list(y.shape)}")
+    if image_ids is None:
+        return list(range(len(x)))
     if isinstance(image_ids, Tensor) and (
         image_ids.dim() != 1 or image_ids.is_floating_point() or image_ids.dtype == torch.bool
     ):

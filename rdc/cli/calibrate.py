@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     rows, curve = result["reliability"], result["risk_coverage"]
     out = Path(args.out)
     pictures = {
-        "reliability.png": plots.reliability_plot(rows, result["ece"]["fitted"]),
+        "reliability.png": plots.reliability_plot({"before": result["reliability_before"], "fitted": rows}),
         "risk_coverage.png": plots.risk_coverage_plot(np.array(curve["coverage"]), np.array(curve["risk"])),
     }
     if args.ood:
@@ -187,6 +187,7 @@ def _fit(
             "error_rate": float((~right[accepted]).mean()) if accepted.any() else None,
         },
         "reliability": rows,
+        "reliability_before": calibration.reliability(before, test_labels, args.bins),
         "risk_coverage": {"coverage": curve[0].tolist(), "risk": curve[1].tolist()},
     }
     with contextlib.suppress(InputError):  # a loss of zero, or separable so: the rest stands

@@ -25,6 +25,7 @@ import numpy as np
 
 from rdc.errors import InputError
 from rdc.statistics.proportions import wilson_interval
+from rdc.statistics.reliability import reliability_rows
 
 __all__ = [
     "LikelihoodScore",
@@ -111,17 +112,7 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
         InputError: shapes do not fit, values are not finite, or bins < 1.
     """
     probabilities, labels = _scores(probabilities, labels)
-    if bins < 1:
-        raise InputError(f"bins: expected an integer >= 1; got {bins}")
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    which = np.minimum((confidence * bins).astype(int), bins - 1)
-    rows: dict[str, list[float]] = {name: [] for name in ("low", "high", "count", "confidence", "accuracy")}
-    for b in np.unique(which):
-        inside = which == b
-        values = (b / bins, (b + 1) / bins, inside.sum(), confidence[inside].mean(), right[inside].mean())
-        for name, value in zip(rows, values, strict=True):
-            rows[name].append(float(value))
-    return rows
+    return reliability_rows(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, bins)
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:

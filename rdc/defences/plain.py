@@ -10,6 +10,7 @@ from torch import Tensor
 from rdc.contracts import BaseDefence
 from rdc.errors import ConfigError, InputError
 from rdc.execution.frozen import at_rest
+from rdc.execution.precision import in_own_type
 
 __all__ = ["PlainClassifier", "call_model", "checked_logits"]
 
@@ -18,7 +19,8 @@ class PlainClassifier(BaseDefence):
     """Any callable pixels [N, C, H, W] float32 in [0, 1] -> logits [N, K].
 
     Args:
-        model: an ``nn.Module`` or a function. What it returns is checked in every call. A module is lent: during a call it is in
+        model: an ``nn.Module`` or a function. What it returns is checked in every call. Weights of float16, bfloat16 or float64 get pixels
+            of their own type (:mod:`rdc.execution.precision`). A module is lent: during a call it is in
             evaluation mode and its weights ask for no gradient, afterwards it is as the caller left it; and it gets a copy of the
             pixels, so that it may change them. The caller's autocast and inference mode reach it.
         image_shape, num_classes, class_names, settings: as of :class:`rdc.contracts.BaseDefence`.
@@ -49,9 +51,9 @@ class PlainClassifier(BaseDefence):
 
 
 def call_model(function: Callable[..., Any], pixels: Tensor, name: str) -> Any:
-    """Call somebody's function on a copy of the pixels; what it raises becomes an InputError that names it."""
+    """Call somebody's function on a copy of the pixels, in the type of its weights; what it raises becomes an InputError that names it."""
     try:
-        return function(pixels.clone())
+        return in_own_type(function)(pixels.clone())
     except (InputError, ConfigError, KeyboardInterrupt):
         raise
     except Exception as error:

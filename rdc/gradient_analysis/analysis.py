@@ -29,6 +29,7 @@ from rdc.gradient_analysis.measures import (
 from rdc.gradient_analysis.records import AnalysedImage, Curves, MarginSlice, Measures, MeasureSummary
 from rdc.gradient_analysis.settings import GradientSettings
 from rdc.gradient_analysis.slopes import Probe, dual_norm, jacobian_norms, local_lipschitz
+from rdc.images.pixels import boxed
 from rdc.storage.json_records import JsonObject
 
 __all__ = ["STAGES", "analyze_model"]
@@ -70,6 +71,7 @@ def analyze_model(
         InputError: images, labels or the model's answers are not as above, or there is no gradient.
     """
     begun = time.monotonic()
+    pixels = boxed(pixels)
     ids = check_images(pixels, labels, ids)
     work = _Work(as_defence(model, pixels[:2]), settings, progress or (lambda stage, images: None))
     work.look(pixels)

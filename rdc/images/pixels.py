@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +11,17 @@ from torch import Tensor
 from rdc.errors import InputError
 from rdc.execution.opaque import plain_values
 
-__all__ = ["SLACK", "checked_pixels", "into_box"]
+__all__ = ["SLACK", "boxed", "checked_pixels", "into_box", "slack"]
 
-SLACK = 1e-6  #: how far outside [0, 1] a pixel may lie by rounding; it counts as 0 or 1
+SLACK = 1e-6  #: how far outside [0, 1] a float32 or float64 pixel may lie by rounding; it counts as 0 or 1
+
+
+def slack(kind: torch.dtype) -> float:
+    """How far outside [0, 1] a pixel of this type may lie by rounding: one unit of rounding above 1, at least :data:`SLACK`.
+
+    9.8e-4 for float16, 7.8e-3 for bfloat16.
+    """
+    return max(SLACK, torch.finfo(kind).eps)
 
 
 def checked_pixels(pixels: Tensor, image_shape: Sequence[int]) -> Tensor:
@@ -23,7 +32,7 @@ def checked_pixels(pixels: Tensor, image_shape: Sequence[int]) -> Tensor:
         image_shape: (C, H, W).
 
     Returns:
-        The pixels; those outside by :data:`SLACK` at most as 0 or 1, see :func:`into_box`.
+        The pixels; those outside by :func:`slack` at most as 0 or 1, see :func:`into_box`.
 
     Raises:
         InputError: another type, shape or range.
@@ -44,12 +53,22 @@ def checked_pixels(pixels: Tensor, image_shape: Sequence[int]) -> Tensor:
         raise InputError(f"pixels: expected {expected} with N >= 1; got an empty batch")
     values = pixels.detach() if torch.compiler.is_compiling() else plain_values(pixels.detach())
     low, high = torch.stack(torch.aminmax(values)).tolist()  # one wait for a GPU, not two
-    if not (low >= -SLACK and high <= 1 + SLACK):  # also true for NaN
+    rounding = slack(pixels.dtype)
+    if not (low >= -rounding and high <= 1 + rounding):  # also true for NaN
         raise InputError(
             f"pixels: expected {expected}; got values from {low:.9g} to {high:.9g}. "
             "Scale to [0, 1] (no mean/std normalisation) and remove NaN"
         )
     return into_box(pixels) if low < 0 or high > 1 else pixels
+
+
+def boxed(pixels: Any) -> Any:
+    """Floating pixels that lie outside [0, 1] by rounding alone (:func:`slack`), as 0 or 1; everything else itself, to be refused."""
+    if not isinstance(pixels, Tensor) or not pixels.is_floating_point() or not pixels.numel():
+        return pixels
+    low, high = torch.stack(torch.aminmax(pixels.detach())).tolist()
+    outside, rounding = low < 0 or high > 1, slack(pixels.dtype)
+    return into_box(pixels.detach()) if outside and -rounding <= low and high <= 1 + rounding else pixels
 
 
 def into_box(pixels: Tensor) -> Tensor:

@@ -167,9 +167,19 @@ class DiffusionClassifier(BaseDefence):
         pixels, draw = checked_pixels(pixels, self.image_shape), self._next_draw()
         return self._undisturbed(lambda pixels: self._losses_per_level(pixels, draw), pixels)
 
-    def maximize_likelihood(self, pixels: Tensor) -> Tensor:
-        """LM alone: pixels [N, C, H, W] in [0, 1] -> pixels; the input itself when there is no LM."""
+    def maximize_likelihood(self, pixels: Tensor, *, return_path: bool = False) -> Tensor:
+        """LM alone: the input itself when there is no LM.
+
+        Args:
+            pixels: [N, C, H, W] in [0, 1].
+            return_path: every step in place of the last, without gradient, for :func:`rdc.plots.plot_likelihood_path`.
+
+        Returns:
+            Pixels [N, C, H, W]; with ``return_path`` [N, steps + 1, C, H, W], from the input to the same last image.
+        """
         pixels, draw = checked_pixels(pixels, self.image_shape), self._draw
+        if return_path:
+            return self._undisturbed(lambda pixels: self._path(pixels, draw), pixels.detach())
         if self.lm is None:
             return pixels
         return self._undisturbed(lambda pixels: (self._uphill(2 * pixels - 1, draw) + 1) / 2, pixels)
@@ -241,12 +251,7 @@ class DiffusionClassifier(BaseDefence):
         if lm is None:
             return x0
         self.network_evaluations += len(x0) * lm_evaluations(lm)
-        key = (lm, x0.dtype, x0.device)
-        if key not in self._bytes:
-            self._bytes[key] = lm_bytes(self.denoiser, lm, x0)
-        size = items_that_fit(
-            self.memory_budget_mb, self._bytes[key], x0.device, "likelihood maximisation of one image"
-        )
+        size = self._images_of_lm(x0)
 
         def uphill(start: Tensor) -> Tensor:
             parts = (maximize_likelihood(self.denoiser, part, lm, draw) for part in start.split(size))
@@ -255,6 +260,27 @@ class DiffusionClassifier(BaseDefence):
             return moved if self.gradient == GradientMode.EXACT else start + (moved - start)
 
         return self._through(uphill, x0)
+
+    def _images_of_lm(self, like: Tensor) -> int:
+        """Images whose LM fits the memory budget; measured once."""
+        assert self.lm is not None
+        key = (self.lm, like.dtype, like.device)
+        if key not in self._bytes:
+            self._bytes[key] = lm_bytes(self.denoiser, self.lm, like)
+        return items_that_fit(
+            self.memory_budget_mb, self._bytes[key], like.device, "likelihood maximisation of one image"
+        )
+
+    def _path(self, pixels: Tensor, draw: int) -> Tensor:
+        """Every image of LM, [N, steps + 1, C, H, W] pixels in [0, 1]."""
+        if self.lm is None:
+            return pixels[:, None]
+        self.network_evaluations += len(pixels) * lm_evaluations(self.lm)
+        parts = [
+            maximize_likelihood(self.denoiser, part, self.lm, draw, return_path=True)
+            for part in (2 * pixels - 1).split(self._images_of_lm(pixels))
+        ]
+        return (torch.cat(parts) + 1) / 2
 
     def drawn(self, number: int, like: Tensor) -> Draw:
         """Levels, weights and noise of draw ``number``, in the type and on the device of ``like``; the last one is kept."""

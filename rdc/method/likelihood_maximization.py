@@ -314,7 +314,9 @@ def lm_move(anchor: Tensor, x: Tensor, direction: Tensor, settings: LikelihoodMa
     return x.clamp(-1, 1) if settings.clamp else x
 
 
-def maximize_likelihood(denoiser: Denoiser, x0: Tensor, settings: LikelihoodMaximization, draw: int = 0) -> Tensor:
+def maximize_likelihood(
+    denoiser: Denoiser, x0: Tensor, settings: LikelihoodMaximization, draw: int = 0, *, return_path: bool = False
+) -> Tensor:
     """Run LM.
 
     Args:
@@ -322,15 +324,17 @@ def maximize_likelihood(denoiser: Denoiser, x0: Tensor, settings: LikelihoodMaxi
         x0: [N, C, H, W] in [-1, 1].
         settings: see :class:`LikelihoodMaximization`.
         draw: which family of noise draws (0 for a fixed classifier, the call number for a fresh one).
+        return_path: every step in place of the last.
 
     Returns:
-        [N, C, H, W] in [-1, 1]; differentiable in ``x0`` and the network's weights. Images do not influence each other. The graph
-        of a step is built when its gradient is asked for (:mod:`rdc.execution.opaque`): memory does not grow with the steps, unless
-        that gradient is to be differentiated in turn.
+        [N, C, H, W] in [-1, 1], with ``return_path`` [N, steps + 1, C, H, W], from x0 to the same last image; differentiable in
+        ``x0`` and the network's weights. Images do not influence each other. The graph of a step is built when its gradient is
+        asked for (:mod:`rdc.execution.opaque`): memory does not grow with the steps, unless it is to be differentiated in turn.
     """
     if transformed():
-        return opaque_with(denoiser, lambda plain: maximize_likelihood(denoiser, plain, settings, draw), x0)
-    x, state = x0, [torch.zeros_like(x0), torch.zeros_like(x0)]
+        run = functools.partial(maximize_likelihood, settings=settings, draw=draw, return_path=return_path)
+        return opaque_with(denoiser, lambda plain: run(denoiser, plain), x0)
+    x, state, path = x0, [torch.zeros_like(x0), torch.zeros_like(x0)], [x0]
     asked, of_weights = wanted(x0, module=denoiser), wanted(module=denoiser)
 
     def move(step: int, anchor: Tensor, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
@@ -345,7 +349,9 @@ def maximize_likelihood(denoiser: Denoiser, x0: Tensor, settings: LikelihoodMaxi
             x, *state = opaque(functools.partial(later, step), x0, x, *state)
         else:
             x, *state = move(step, x0, x, *state)
-    return x
+        if return_path:
+            path.append(x)
+    return torch.stack(path, 1) if return_path else x
 
 
 def lm_evaluations(settings: LikelihoodMaximization | None) -> int:

@@ -14,6 +14,7 @@ from rdc.method.classifier import DiffusionClassifier
 from rdc.method.denoiser import make_denoiser
 from rdc.method.levels import levels_from_json
 from rdc.models.checkpoints import load_model
+from rdc.models.origins import mark
 from rdc.networks.blocks import fastest_layout
 from rdc.networks.presets import DISCRIMINATIVE
 
@@ -50,6 +51,7 @@ def load_single(name: str, device: torch.device, settings: dict[str, Any]) -> Ba
     """
     path = ASSETS / name if name in SINGLE else Path(name)
     network, config, info = load_model(path)
+    mark(network, config, info)
     if config["kind"] in DISCRIMINATIVE:
         return _discriminative(network.to(device), config, info, settings, path)
     if not config.get("num_classes"):

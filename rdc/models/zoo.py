@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,27 @@ from rdc.models.single import SINGLE, load_single
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["MODELS", "load"]
+__all__ = ["MODELS", "list_models", "load"]
 
 #: Shipped models and what they are.
 MODELS: dict[str, str] = {**SINGLE, **{name: model.about for name, model in JOINED.items()}}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that :func:`load` takes, of the models that come with rdc.
+
+    Args:
+        pattern: as of file names: ``"fashion*"``, ``"*-pgd-at"``; large and small letters are told apart.
+
+    Returns:
+        The names, sorted; [] if none fits. :data:`MODELS` says what each is.
+
+    Raises:
+        ConfigError: the pattern is no text.
+    """
+    if not isinstance(pattern, str):
+        raise ConfigError(f'list_models: expected a pattern such as "fashion*"; got {shown(pattern)}')
+    return sorted(name for name in MODELS if fnmatch.fnmatchcase(name, pattern))
 
 
 @never_inference

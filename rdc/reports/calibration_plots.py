@@ -6,31 +6,23 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from rdc.plots.drawing import INK, LINE, MUTED, drawing, shown
-from rdc.reports.plots import BLUE, GREEN, RED, _figure, _png
+from rdc.plots.drawing import drawing, shown
+from rdc.plots.reliability import draw_reliability
+from rdc.reports.plots import GREEN, RED, _figure, _png
+from rdc.statistics.reliability import ReliabilityRows
 
 __all__ = ["reliability_plot", "risk_coverage_plot", "score_plot"]
 
 
 @drawing()
-def reliability_plot(rows: Mapping[str, list[float]], error: float) -> bytes:
-    """Accuracy against confidence in bins; below it, how many images each bin has.
+def reliability_plot(curves: Mapping[str, ReliabilityRows]) -> bytes:
+    """Accuracy against confidence in bins with 95 % intervals, a curve for each name; below, how many images each bin of the last has.
 
     Args:
-        rows: see ``rdc.decisions.calibration.reliability``.
-        error: ECE, written into the plot.
+        curves: name -> see ``rdc.decisions.calibration.reliability``.
     """
-    figure, (axes,) = _figure(4.6, 4.2, 1)
-    width = np.array(rows["high"]) - np.array(rows["low"])
-    share = np.array(rows["count"]) / sum(rows["count"])
-    axes.bar(rows["low"], share, width, align="edge", color=LINE, label="share of images")
-    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-    axes.plot(
-        rows["confidence"], rows["accuracy"], color=BLUE, marker="o", markersize=4, linewidth=1.6, label="accuracy"
-    )
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy")
-    axes.set_title(f"expected calibration error {100 * error:.1f} %", loc="left", fontsize=10, color=INK)
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    figure, (axes,) = _figure(4.6, 4.9, 1)
+    draw_reliability(axes, curves)
     return _png(figure)
 
 

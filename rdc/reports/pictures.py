@@ -12,6 +12,7 @@ import torch
 from rdc.contracts import Defence, NoisePolicy
 from rdc.evaluation import Evaluation
 from rdc.evaluation.records import ImageRecord
+from rdc.plots.adversarial import coloured_difference
 
 __all__ = ["Gallery", "difference_picture", "gallery", "picture"]
 
@@ -120,12 +121,7 @@ def picture(pixels: np.ndarray) -> bytes:
 
 def difference_picture(difference: np.ndarray, gain: float) -> bytes:
     """PNG of a difference [C, H, W]: white is no change, red brighter, blue darker; of colour images, grey is none."""
-    scaled = np.clip(difference * gain, -1, 1)
-    if scaled.shape[0] != 1:
-        return picture(0.5 + scaled / 2)
-    amount = np.abs(scaled[0])[..., None]
-    colour = np.where(scaled[0][..., None] > 0, np.array([0.80, 0.20, 0.13]), np.array([0.13, 0.35, 0.72]))
-    return _png(np.rint(255 * (1 - amount * (1 - colour))).astype(np.uint8))
+    return picture(coloured_difference(difference, gain).transpose(2, 0, 1))
 
 
 def _png(array: np.ndarray) -> bytes:

@@ -10,12 +10,12 @@ import numpy as np
 
 from rdc.evaluation.report import Rate, RobustRate
 from rdc.evaluation.summary import Curve
+from rdc.plots.class_losses import draw_class_losses, losses_frame
 from rdc.plots.drawing import INK, LINE, MUTED, drawing, plain_axes, shown
 
 __all__ = ["losses_plot", "steps_plot"]
 
 BLUE, GREEN, RED = "#2456c8", "#18794e", "#c0392b"
-_NEAR = 2  # classes whose losses set the frame of a losses plot
 
 
 @drawing()
@@ -96,59 +96,15 @@ def losses_plot(
     panels: list[tuple[np.ndarray, int | None, str]] = [(clean, predicted[0], "clean image")]
     if adversarial is not None:
         panels.append((adversarial, predicted[1], "adversarial image"))
-    figure, all_axes = _figure(9.2, 3.0, len(panels), sharey=True)
-    order = np.argsort(sigma)
-    seen = [losses - losses[:, label : label + 1] for losses, _, _ in panels]
-    near = np.concatenate([values[:, np.argsort(values.sum(0))[: _NEAR + 1]] for values in seen])  # true class included
-    low, high = min(0.0, float(near.min())), max(0.0, float(near.max()))
-    margin = 0.08 * max(high - low, 1e-12)
+    figure, all_axes = _figure(9.2, 3.4, len(panels), sharey=True)
     for axes, (losses, decision, title) in zip(all_axes, panels, strict=True):
-        relative = (losses - losses[:, label : label + 1])[order]
-        totals = relative.sum(0)
-        rivals = [k for k in np.argsort(totals) if k != label]
-        for k in reversed(rivals):
-            front = k == rivals[0]
-            colour = (RED if totals[k] < 0 else "#b7791f") if front else "#c3c9d4"
-            text = f"{shown(names[k], 40)}: sum {totals[k]:+.3g}" if front else None
-            axes.plot(
-                sigma[order],
-                relative[:, k],
-                color=colour,
-                linewidth=1.9 if front else 0.9,
-                marker="o",
-                markersize=3.2 if front else 0,
-                label=text,
-                zorder=3 if front else 2,
-            )
-        axes.axhline(0, color=GREEN, linewidth=1.6, label=f"{shown(names[label], 40)} (true)", zorder=2.5)
-        if len(rivals) > 1:
-            axes.plot([], [], color="#c3c9d4", linewidth=0.9, label=f"{len(rivals) - 1} other classes")
         assert decision is not None  # of a panel that is drawn
         verdict = "right" if decision == label else f"taken for {shown(names[decision], 40)}"
-        axes.set_title(f"{title}: {verdict}", fontsize=10, color=INK if decision == label else RED, loc="left")
-        axes.set_xlabel("noise level sigma")
-        if len(sigma) > 1:
-            axes.set_xscale("log")
-            _plain_ticks(axes, sigma)
-        axes.legend(fontsize=8, loc="best", framealpha=0.85, edgecolor="none")
-    all_axes[0].set_ylim(low - margin, high + margin)
+        colour = INK if decision == label else RED
+        draw_class_losses(axes, sigma, losses, label, names, f"{title}: {verdict}", colour)
+    all_axes[0].set_ylim(*losses_frame([losses for losses, _, _ in panels], label))
     all_axes[0].set_ylabel("weighted loss − that of the true class")
     return _png(figure)
-
-
-def _plain_ticks(axes: Any, sigma: np.ndarray) -> None:
-    from matplotlib.ticker import FixedLocator, NullFormatter
-
-    low, high = float(sigma.min()), float(sigma.max())
-    if high / low < 100:
-        ticks = [
-            value
-            for value in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 7, 10, 20, 50)
-            if low * 0.999 <= value <= high * 1.001
-        ]
-        axes.xaxis.set_major_locator(FixedLocator(ticks))
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _figure(width: float, height: float, panels: int, **shared: Any) -> tuple[Any, Any]:

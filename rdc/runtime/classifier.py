@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from typing import Any
@@ -12,6 +13,7 @@ from rdc.errors import CheckpointError, ConfigError, one_line
 from rdc.runtime.inputs import as_array, as_pixels
 from rdc.runtime.predictions import Predictions
 from rdc.runtime.session import open_session, read_model
+from rdc.storage.reading import read_content
 
 __all__ = ["OnnxClassifier"]
 
@@ -20,6 +22,9 @@ _OUTPUTS = ("log_probabilities", "class_losses", "log_likelihood", "decision")
 
 class OnnxClassifier:
     """A classifier from one file. Calls may come from several threads at once: nothing is changed by them.
+
+    It can be pickled, for worker processes and other machines: the pickle holds the file's bytes, read again and compared with those
+    of the file that was opened.
 
     Args:
         path: a file written by ``rdc export``.
@@ -55,12 +60,40 @@ class OnnxClassifier:
             raise ConfigError(f"memory_budget_mb: expected a number > 0; got {memory_budget_mb}")
         if threads is not None and not 1 <= threads < 2**16:
             raise ConfigError(f"threads: expected None or an integer >= 1; got {threads}")
-        self._path = one_line(os.fspath(path), 400)
-        self._session, self.properties, self.provider = open_session(read_model(path, verify), path, provider, threads)
+        self._file = os.path.abspath(path)
+        content = read_model(path, verify)
+        self._sha256 = hashlib.sha256(content).hexdigest()
+        self._opened = (provider, threads, memory_budget_mb)
+        self._open(content, one_line(os.fspath(path), 400))
+
+    def _open(self, content: bytes, name: str) -> None:
+        """Start a session on a file's bytes; ``name`` is what errors call it."""
+        self._path = name
+        provider, threads, memory_budget_mb = self._opened
+        self._session, self.properties, self.provider = open_session(content, name, provider, threads)
         self.image_shape = tuple(self.properties["image_shape"])
         self.class_names = tuple(self.properties["class_names"])
         self.max_lm_steps = self.properties["max_lm_steps"]
         self.images_at_once = max(1, int(memory_budget_mb * 2**20 // self.properties["bytes_per_image"]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The file's bytes and how it was opened.
+
+        Raises:
+            CheckpointError: the file is no longer the one that was opened.
+        """
+        content = read_content(self._file, CheckpointError, "the ONNX file of this classifier")
+        if hashlib.sha256(content).hexdigest() != self._sha256:
+            raise CheckpointError(
+                f"{self._path}: another file than the one that was opened; to pickle this classifier, open the file again"
+            )
+        kept = ("_file", "_sha256", "_opened", "_path")
+        return {"content": content, **{name: getattr(self, name) for name in kept}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        content = state.pop("content")
+        self.__dict__.update(state)
+        self._open(content, state["_path"])
 
     def __call__(self, images: Any, *, lm_steps: int | None = None, threshold: float | None = None) -> Predictions:
         """Classify.

@@ -15,6 +15,11 @@ __all__ = ["as_array", "as_pixels"]
 _SLACK = 1e-6  # rdc.images.pixels.SLACK, which torch comes with: a pixel outside [0, 1] by rounding is 0 or 1
 
 
+def _slack(kind: np.dtype[Any]) -> float:
+    """As rdc.images.pixels.slack: one unit of rounding above 1, at least 1e-6."""
+    return max(_SLACK, float(np.finfo(kind).eps))
+
+
 def as_array(images: Any, shape: tuple[int, int, int]) -> np.ndarray:
     """Images as one array, checked; :func:`as_pixels` makes what the model takes of any part of it.
 
@@ -96,8 +101,8 @@ def _array(array: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
         raise InputError(f"images: expected {expected} with N >= 1; got an empty batch")
     if array.dtype == np.uint8:
         return array
-    low, high = float(array.min()), float(array.max())
-    if not (low >= -_SLACK and high <= 1 + _SLACK):  # also true for NaN
+    low, high, rounding = float(array.min()), float(array.max()), _slack(array.dtype)
+    if not (low >= -rounding and high <= 1 + rounding):  # also true for NaN
         raise InputError(
             f"images: expected {expected}; got values from {low:.9g} to {high:.9g}. Scale to [0, 1] (no mean/std normalisation) "
             "and remove NaN"

@@ -163,7 +163,7 @@ WRONG = {
     "steps": [True, 1.5, "1", None, 0, np.float64(3)],
     "restarts": [False, "2", 0, None],
     "eot": [True, 0, 1.5, None],
-    "image_ids": [None, 3, [True] * 6, [1.0] * 6, [-1] * 6, "abcdef", range(5)],
+    "image_ids": [3, [True] * 6, [1.0] * 6, [-1] * 6, "abcdef", range(5)],
     "step_size": ["a", True, 0, float("nan"), float("inf")],
     "logit_scale": ["a", True, None, float("nan"), 0],
     "loss": [None, 3, [], "mse"],

@@ -14,6 +14,7 @@ from rdc.method.likelihood_maximization import LM_PRESETS, LikelihoodMaximizatio
 from tests import oracles
 from tests.tiny_models import CLASSES, LEVELS, SHAPE, pixels, tiny_classifier, tiny_denoiser
 from tests.tolerances import (
+    FLOAT32_ULP,
     BFLOAT16_NETWORK,
     CENTRAL_DIFFERENCE,
     CLASSIFIER_DIFFERENCE,
@@ -340,3 +341,32 @@ def test_pixels_inside_the_box_are_left_alone():
 def test_a_network_that_is_no_denoiser_is_refused():
     with pytest.raises(ConfigError, match="denoiser: expected a rdc.method.denoiser.Denoiser"):
         DiffusionClassifier(torch.nn.Linear(1, 1), LEVELS)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_one_unit_of_rounding_of_16_bits_is_taken(kind):
+    from rdc.images.pixels import checked_pixels, slack
+
+    x = pixels(1).to(kind)
+    x[0, 0, 0, 0] = 1 + torch.finfo(kind).eps
+    assert slack(kind) == torch.finfo(kind).eps and checked_pixels(x, SHAPE).max() == 1
+    x[0, 0, 0, 0] = 1 + 2 * torch.finfo(kind).eps
+    with pytest.raises(InputError, match=r"to 1\.0[01]\d+"):
+        checked_pixels(x, SHAPE)
+
+
+@pytest.mark.parametrize("settings", ["paper-v2,steps=3", "released,steps=2", "paper-v1,steps=1", None])
+@pytest.mark.parametrize("gradient", ["exact", "bpda"])
+def test_the_path_of_likelihood_maximisation_ends_where_it_ends(settings, gradient):
+    classifier = tiny_classifier(lm=settings, gradient=gradient)
+    x = pixels(3)
+    path = classifier.maximize_likelihood(x, return_path=True)
+    steps = 0 if classifier.lm is None else classifier.lm.steps
+    assert path.shape == (3, steps + 1, *SHAPE) and not path.requires_grad
+    exact = classifier.with_(gradient="exact")
+    assert torch.equal(path[:, -1], exact.maximize_likelihood(x))
+    assert torch.allclose(path[:, 0], x, rtol=0, atol=FLOAT32_ULP)
+    for step in range(1, steps):
+        fewer = exact.with_(lm=dataclasses.replace(classifier.lm, steps=step))
+        assert torch.equal(path[:, step], fewer.maximize_likelihood(x))
+    assert torch.equal(classifier.maximize_likelihood(x, return_path=True), path)  # nothing is drawn from it

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -144,6 +145,38 @@ def test_pixels_off_by_rounding_are_on_the_box(model):
     off[0, 0, 0, 0] = 1.00001
     with pytest.raises(InputError, match=r"to 1\.00001"):
         model(off)
+
+
+def test_a_pickle_answers_the_same_where_the_file_is_not(tiny, path, tmp_path):
+    own = tmp_path / "own.onnx"
+    own.write_bytes(Path(path).read_bytes())
+    model = OnnxClassifier(own, threads=1, memory_budget_mb=5)
+    content = pickle.dumps(model)
+    own.write_bytes(own.read_bytes()[:-1] + b"?")
+    with pytest.raises(CheckpointError, match="own.onnx: another file than the one that was opened"):
+        pickle.dumps(model)
+    own.unlink()
+    with pytest.raises(CheckpointError, match="no such file"):
+        pickle.dumps(model)
+    again, images = pickle.loads(content), grey((3, 1, 8, 8))
+    for name in ("images_at_once", "properties", "class_names", "provider", "image_shape", "max_lm_steps"):
+        assert getattr(again, name) == getattr(model, name)
+    assert np.array_equal(again(images).log_probabilities, model(images).log_probabilities)
+
+
+def test_a_worker_process_gets_a_pickle(path):
+    model, images = OnnxClassifier(path, threads=1), grey((3, 1, 8, 8))
+    program = "import pickle, sys; m, x = pickle.load(sys.stdin.buffer); print(m(x).labels.tolist()); assert 'torch' not in sys.modules"
+    given = pickle.dumps((model, images))
+    done = subprocess.run([sys.executable, "-c", program], input=given, capture_output=True, check=True, cwd=ROOT)
+    assert json.loads(done.stdout) == model(images).labels.tolist()
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_one_unit_of_rounding_above_one_is_one(model, kind):
+    x = np.full((1, 1, 8, 8), 1, kind)
+    off = x + np.finfo(kind).eps
+    assert off.max() > 1 and np.array_equal(model(off).log_probabilities, model(x).log_probabilities)
 
 
 # --- files and providers --------------------------------------------------------------------------------------------
