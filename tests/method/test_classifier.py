@@ -14,13 +14,13 @@ from rdc.method.likelihood_maximization import LM_PRESETS, LikelihoodMaximizatio
 from tests import oracles
 from tests.tiny_models import CLASSES, LEVELS, SHAPE, pixels, tiny_classifier, tiny_denoiser
 from tests.tolerances import (
-    FLOAT32_ULP,
     BFLOAT16_NETWORK,
     CENTRAL_DIFFERENCE,
     CLASSIFIER_DIFFERENCE,
     FLOAT32_NETWORK,
     FLOAT32_ROUNDING,
     FLOAT32_ROUNDINGS,
+    FLOAT32_ULP,
     FLOAT64_ORDER,
     close,
 )
