@@ -50,7 +50,7 @@ RIGHT = """
     kept = rdc.evaluate(torch.nn.Linear(3, 2), x.numpy(), [0, 1], attacks=("pgd",), eps=8 / 255, out="out", sanity=4, device=None)
     same: rdc.EvaluationResult = rdc.evaluate("fashion-mnist", own, n=4, progress=False)
     options2: Options = {"norm": "l2", "batch": 8}
-    again = rdc.attack(lambda pixels: pixels.flatten(1), torch.utils.data.DataLoader(own), **options2)
+    again = rdc.attack(lambda pixels: pixels.flatten(1), own, **options2)
     table: str = result.summary() + kept.summary() + same.summary() + again.summary() + repr(several[0].interval)
     trained = rdc.train(rdc.training.Recipe(method="standard"), own, "out")
     names: list[str] = rdc.list_models("fashion*")

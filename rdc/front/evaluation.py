@@ -33,7 +33,7 @@ __all__ = ["Options", "attack", "evaluate"]
 
 Model = Defence | Callable[[Tensor], Tensor] | str | os.PathLike[str]
 Eps = str | float
-SeveralEps = list[str] | list[float] | list[Eps] | tuple[Eps, ...] | np.ndarray
+SeveralEps = list[Any] | tuple[Eps, ...] | np.ndarray  # a text is a sequence of texts, too
 
 _DEFAULT = EvaluationDefaults()
 _STEPS = 100  # as AutoAttack has it; `rdc evaluate` has 50

@@ -106,7 +106,7 @@ def test_a_name_sets_options_that_a_call_may_set_otherwise():
 def test_the_signature_shows_every_option_and_its_default():
     shown = inspect.signature(pgd).parameters
     assert list(shown)[:4] == ["model", "x", "y", "threat"] and shown["steps"].default == 50
-    assert shown["seed"].default is inspect.Parameter.empty and shown["seed"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert shown["seed"].default == 0 and shown["seed"].kind is inspect.Parameter.KEYWORD_ONLY
     assert "restarts" not in inspect.signature(autoattack).parameters
 
 
