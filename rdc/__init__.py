@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rdc import attacks as attacks
     from rdc import certification as certification
     from rdc import contracts as contracts
+    from rdc import costs as costs
     from rdc import data as data
     from rdc import decisions as decisions
     from rdc import defences as defences
@@ -75,9 +76,9 @@ _HOME = {
     "train": ("rdc.training", "run"),
 }
 _ROOMS = (
-    "arguments", "attacks", "certification", "cli", "contracts", "data", "decisions", "defences", "evaluation", "execution", "export",
-    "front", "gradient_analysis", "images", "method", "models", "networks", "ops", "plots", "provenance", "reports", "runtime",
-    "statistics", "storage", "terminal", "training",
+    "arguments", "attacks", "certification", "cli", "contracts", "costs", "data", "decisions", "defences",
+    "evaluation", "execution", "export", "front", "gradient_analysis", "images", "method", "models", "networks",
+    "ops", "plots", "provenance", "reports", "runtime", "statistics", "storage", "terminal", "training",
 )  # fmt: skip
 
 __all__ = [
