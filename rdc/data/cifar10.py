@@ -8,18 +8,17 @@ Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 
 from __future__ import annotations
 
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from rdc.arguments.scalars import shown
-from rdc.data.contents import check_digest, digest, read_content, search_places
+from rdc.data.cifar_files import CifarFiles
+from rdc.data.contents import check_digest, digest, search_places
 from rdc.data.dataset import Dataset
 from rdc.errors import DataError
 from rdc.storage.pickles import load_plain_dict
-from rdc.storage.reading import reading
-from rdc.storage.tar_archives import tar_members
 
 __all__ = ["CLASS_NAMES", "load_cifar10"]
 
@@ -74,57 +73,9 @@ def load_cifar10(split: str, root: str | os.PathLike[str] | None = None, *, veri
         DataError: not found (the message lists the places), truncated, wrong sizes, checksum or labels, or a python
             batch that asks to run something.
     """
-    places = search_places("cifar10", root)
-    for place in places:
-        for source in _sources(place):
-            contents = _batches(source, split)
-            if contents:
-                return _dataset(source, contents, split, verify)
-    raise DataError(
-        f"CIFAR-10, {split} split: the batches {', '.join(BATCHES[split])} (.bin, or python without an ending) not "
-        "found together in",
-        *(f"  {place}{'' if place.exists() else '  (does not exist)'}" for place in places),
-        "rdc cannot download it (it has no formal licence). Get the binary or the python version from",
-        "  https://www.cs.toronto.edu/~kriz/cifar.html",
-        "and name the .tar.gz or the unpacked folder with root=, or put it into one of these places",
-    )
-
-
-def _sources(place: Path) -> list[Path]:
-    candidates = [place, *(place / name for name in (*_FOLDERS, *_ARCHIVES))]
-    return [candidate for candidate in candidates if candidate.exists()]
-
-
-def _batches(source: Path, split: str) -> dict[str, bytes] | None:
-    """Contents of the split's batch files by file name, all of the binary or all of the python version; or None."""
-    if source.is_file():
-        return _batches_of_archive(source, split)
-    for ending in (".bin", ""):
-        paths = [source / f"{batch}{ending}" for batch in BATCHES[split]]
-        if all(path.is_file() for path in paths):
-            return {path.name: read_content(path, _LIMIT) for path in paths}
-    return None
-
-
-def _batches_of_archive(archive: Path, split: str) -> dict[str, bytes] | None:
-    """Contents by file name, of the version whose batches are complete first; never some of either."""
-    found: dict[str, dict[str, bytes]] = {"": {}, ".bin": {}}
-    advice = "It is truncated, damaged or another file: get it again from https://www.cs.toronto.edu/~kriz/cifar.html"
-    with reading(archive, DataError, "a readable archive of CIFAR-10", advice):
-        for name, size, content in tar_members(archive, _ARCHIVE_LIMIT):
-            path = PurePosixPath(name)
-            ending = ".bin" if path.name.endswith(".bin") else ""
-            batch = path.name.removesuffix(ending)
-            if batch not in BATCHES[split] or path.parent.name not in _FOLDERS:
-                continue
-            if size > _LIMIT:
-                raise DataError(f"{archive}: {path.name} has {size:,} bytes; a batch has about 31 million")
-            if path.name in found[ending]:
-                raise DataError(f"{archive}: has {path.name} more than once; get it again")
-            found[ending][path.name] = content()
-            if len(found[ending]) == len(BATCHES[split]):
-                return {f"{batch}{ending}": found[ending][f"{batch}{ending}"] for batch in BATCHES[split]}
-    return None
+    files = CifarFiles("CIFAR-10", _FOLDERS, _ARCHIVES, _LIMIT, _ARCHIVE_LIMIT, "31 million")
+    source, contents = files.find(search_places("cifar10", root), BATCHES[split], split)
+    return _dataset(source, contents, split, verify)
 
 
 def _dataset(source: Path, contents: dict[str, bytes], split: str, verify: bool) -> Dataset:

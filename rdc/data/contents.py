@@ -7,14 +7,24 @@ import hashlib
 import io
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from rdc.errors import DataError
 from rdc.storage import reading
 from rdc.storage.home import cache_folder, expanded
 
-__all__ = ["check_digest", "decompress", "digest", "read_content", "search_places"]
+__all__ = [
+    "check_digest",
+    "check_file_digest",
+    "decompress",
+    "digest",
+    "find_folder",
+    "read_content",
+    "search_places",
+]
 
+_PIECE = 1 << 20
 _GZIP = b"\x1f\x8b"
 _GZIP_OVERHEAD = 1 << 20  # headers and stored blocks of a file that does not compress
 
@@ -79,7 +89,20 @@ def digest(content: bytes, algorithm: str) -> str:
 
 def check_digest(name: Path | str, content: bytes, algorithm: str, expected: str) -> None:
     """Raise DataError, naming the file, both digests and the way out, unless ``content`` has the expected digest."""
-    got = digest(content, algorithm)
+    _compare(name, digest(content, algorithm), algorithm, expected)
+
+
+def check_file_digest(path: Path, algorithm: str, expected: str) -> None:
+    """The same of a whole file, read in pieces."""
+    reading.regular_file(path, DataError, "a data file")
+    made = hashlib.new(algorithm, usedforsecurity=False)
+    with reading.reading(path, DataError, "a data file"), open(path, "rb") as file:
+        while piece := file.read(_PIECE):
+            made.update(piece)
+    _compare(path, made.hexdigest(), algorithm, expected)
+
+
+def _compare(name: Path | str, got: str, algorithm: str, expected: str) -> None:
     if got != expected:
         raise DataError(
             f"{name}: the content's checksum ({algorithm.upper()}) is",
@@ -87,3 +110,28 @@ def check_digest(name: Path | str, content: bytes, algorithm: str, expected: str
             f"  {expected}.",
             "The file is damaged or another version: delete it and get it again, or pass verify=False to use it as it is",
         )
+
+
+def find_folder(title: str, names: Sequence[str], places: Sequence[Path], below: Sequence[str], advice: str) -> Path:
+    """The first folder that has all of these files.
+
+    Args:
+        title: what is looked for, for errors, such as ``"SVHN, test split"``.
+        names: the files (or folders) in it.
+        places: where to look, in order.
+        below: names of folders in a place that may have them.
+        advice: where to get it.
+
+    Raises:
+        DataError: there is none; all places are listed.
+    """
+    for place in places:
+        for folder in (place, *(place / name for name in below)):
+            if all((folder / name).exists() for name in names):
+                return folder
+    raise DataError(
+        f"{title}: {' and '.join(names)} not found {'together ' if len(names) > 1 else ''}in",
+        *(f"  {place}{'' if place.exists() else '  (does not exist)'}" for place in places),
+        advice,
+        "and name the folder with root= (--data-root), or put it into one of these places",
+    )

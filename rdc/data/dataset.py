@@ -15,9 +15,13 @@ from rdc.arguments.scalars import as_integer, shown
 from rdc.arguments.seeds import checked_seed, random
 from rdc.errors import DataError
 
-__all__ = ["Dataset", "first_balanced", "train_holdout"]
+__all__ = ["DataNotice", "Dataset", "first_balanced", "train_holdout"]
 
 Index = int | slice | Sequence[int] | np.ndarray | Tensor
+
+
+class DataNotice(UserWarning):
+    """What a user should know of how a data set was read; also in its ``notices``."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +39,7 @@ class Dataset:
         indices: int64 [N], position of every image in the original split; ``arange(N)`` when None. They are the image
             ids to hand to attacks: :meth:`subset` keeps them, so random starts stay tied to the image.
         source: where it was read from, for reports.
+        notices: what a user should know of how it was read, one line each.
 
     Raises:
         DataError: a shape, dtype or label is not as stated.
@@ -47,6 +52,7 @@ class Dataset:
     split: str
     indices: Tensor = dataclasses.field(default=cast(Any, None))
     source: str = ""
+    notices: tuple[str, ...] = ()
 
     if TYPE_CHECKING:  # may be made without indices, and has them then
 
@@ -59,6 +65,7 @@ class Dataset:
             split: str,
             indices: Tensor | None = None,
             source: str = "",
+            notices: tuple[str, ...] = (),
         ) -> None: ...
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Arrays of a ``.npz`` archive, read within a budget: nothing is evaluated, unpickled or unpacked before it is known to fit.
+"""Arrays of ``.npz`` archives and ``.npy`` files, read within a budget: nothing is evaluated, unpickled or unpacked before it fits.
 
 Source: NEP 1, "A Simple File Format for NumPy Arrays"; the header's text is matched, not evaluated.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from rdc.errors import DataError, one_line
 from rdc.storage.reading import Budget
 
-__all__ = ["read_arrays"]
+__all__ = ["array_names", "read_arrays", "read_rows"]
 
 _MAGIC = b"\x93NUMPY"
 _DIRECTORY = 2**20  # bytes of an archive's directory: about 20,000 members
@@ -63,14 +63,10 @@ def read_arrays(
             it is damaged.
     """
     with _Archive(io.FileIO(str(path))) as file:
-        start = file.peek(len(_MAGIC))[: len(_MAGIC)]
-        if start == _MAGIC:
-            raise DataError(f"{path}: a single array (.npy), expected .npz with images and labels")
+        _no_single_array(file, path)
         with zipfile.ZipFile(file) as archive:
             file.limit = 0
-            members: dict[str, list[zipfile.ZipInfo]] = {}
-            for member in archive.infolist():
-                members.setdefault(member.filename.removesuffix(".npy"), []).append(member)
+            members = _members(archive)
             for unread in (member for name, found in members.items() if name not in wanted for member in found):
                 archive.open(unread).close()  # its two names must be the same: a changed letter would hide an array
             missing = [name for name in required if name not in members]
@@ -83,6 +79,61 @@ def read_arrays(
             return {
                 name: _array(archive, members[name][0], f"array {name}", budget) for name in wanted if name in members
             }
+
+
+def array_names(path: Path) -> list[str]:
+    """Names of the arrays that the archive's directory lists; nothing is unpacked.
+
+    Raises:
+        DataError: a single array. Other exceptions mean that it is damaged.
+    """
+    with _Archive(io.FileIO(str(path))) as file:
+        _no_single_array(file, path)
+        with zipfile.ZipFile(file) as archive:
+            return list(_members(archive))
+
+
+def _no_single_array(file: io.BufferedReader, path: Path) -> None:
+    if file.peek(len(_MAGIC))[: len(_MAGIC)] == _MAGIC:
+        raise DataError(f"{path}: a single array (.npy), expected .npz with images and labels")
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, list[zipfile.ZipInfo]]:
+    members: dict[str, list[zipfile.ZipInfo]] = {}
+    for member in archive.infolist():
+        members.setdefault(member.filename.removesuffix(".npy"), []).append(member)
+    return members
+
+
+def read_rows(path: Path, part: int = 0, parts: int = 1) -> np.ndarray:
+    """The rows of a ``.npy`` file, or one of several equal parts of them; nothing else of it is read.
+
+    To be used inside :func:`rdc.storage.reading.reading`: damage raises other exceptions.
+
+    Args:
+        path: a plain file.
+        part, parts: number of the part, from 0, and how many there are.
+
+    Raises:
+        DataError: the rows do not make up so many equal parts.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        dtype, fortran, shape, header = _header(file)
+        if not shape or math.prod(shape) * dtype.itemsize != size - header:
+            raise ValueError(
+                f"its header promises {math.prod(shape) * dtype.itemsize:,} bytes, {size - header:,} follow"
+            )
+        if fortran and len(shape) > 1:
+            raise ValueError("an array in Fortran's order; expected C's")
+        if shape[0] % parts:
+            raise DataError(f"{path}: {shape[0]:,} rows; expected {parts} equal parts of them")
+        count = shape[0] // parts
+        content = np.empty(count * math.prod(shape[1:]) * dtype.itemsize, np.uint8)
+        file.seek(header + part * len(content))
+        if file.readinto(content.data) < len(content):
+            raise EOFError("it is cut short")
+    return content.view(dtype).reshape(count, *shape[1:])
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, what: str, budget: Budget) -> np.ndarray:

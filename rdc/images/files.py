@@ -14,8 +14,10 @@ from rdc.errors import InputError, one_line
 from rdc.images.headers import jpeg_scans, png_header
 from rdc.storage.reading import FLOOR_BYTES, read_content
 
-__all__ = ["ImageFile", "from_picture", "read_image"]
+__all__ = ["RESAMPLING", "ImageFile", "from_picture", "open_picture", "picture_content", "read_image"]
 
+#: filters of a change of size, by PIL's names
+RESAMPLING = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 _FORMATS = ("PNG", "JPEG")
 _MANY = 50_000_000  # pixels; larger files are refused before they are unpacked
 _LARGEST = 256 * 2**20  # bytes of a file
@@ -65,11 +67,23 @@ def read_image(
         InputError: no such file, not a PNG or JPEG, damaged, or not fit under ``strict``; more than 50 million pixels, or at four bytes
             a pixel more than 64 MiB and 64 times the file's size.
     """
-    from PIL import Image, UnidentifiedImageError
-
     if shape[0] not in (1, 3):
         raise InputError(f"this model takes {shape[0]} channels; image files have 1 or 3")
-    content = _content(path)
+    image, said = open_picture(picture_content(path))
+    if strict and said:
+        raise InputError(f"--strict: {'; '.join(said)}")
+    pixels, notices = from_picture(image, shape, strict=strict, invert=invert)
+    return ImageFile(str(path), pixels, (*said, *notices))
+
+
+def open_picture(content: bytes) -> tuple[Any, list[str]]:
+    """A PIL image of a PNG or JPEG file's content, upright, and what was converted, in words.
+
+    Raises:
+        InputError: not a PNG or JPEG, damaged, too many pixels, or several frames; see :func:`read_image`.
+    """
+    from PIL import Image, UnidentifiedImageError
+
     header = png_header(content)
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
@@ -95,14 +109,15 @@ def read_image(
     if header is not None and header.depth == 16 and "transparency" in image.info:
         del image.info["transparency"]
         said.append("a transparent 16-bit colour shown as it is")
-    said += turned
-    if strict and said:
-        raise InputError(f"--strict: {'; '.join(said)}")
-    pixels, notices = from_picture(image, shape, strict=strict, invert=invert)
-    return ImageFile(str(path), pixels, (*said, *notices))
+    return image, said + turned
 
 
-def _content(path: str | os.PathLike[str]) -> bytes:
+def picture_content(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a picture file.
+
+    Raises:
+        InputError: no such file, no plain file, or more than 256 MiB.
+    """
     if not Path(path).is_file():
         raise InputError("no such file" if not Path(path).exists() else "not a file")
     try:
@@ -143,17 +158,28 @@ def _upright(image: Any) -> tuple[Any, list[str]]:
 
 
 def from_picture(
-    image: Any, shape: tuple[int, int, int], *, strict: bool = False, invert: bool = False
+    image: Any,
+    shape: tuple[int, int, int],
+    *,
+    strict: bool = False,
+    invert: bool = False,
+    resample: str = "lanczos",
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Pixels [C, H, W] float32 in [0, 1] of a PIL image, and what was converted, in words; arguments as of :func:`read_image`.
 
+    Args:
+        image: a PIL image.
+        resample: the filter of a change of size, one of ``RESAMPLING``.
+
     Raises:
-        InputError: the model takes neither 1 nor 3 channels; not fit under ``strict``.
+        InputError: the model takes neither 1 nor 3 channels; not fit under ``strict``; no such filter.
     """
     from PIL import Image
 
     if shape[0] not in (1, 3):
         raise InputError(f"this model takes {shape[0]} channels; image files have 1 or 3")
+    if resample not in RESAMPLING:
+        raise InputError(f"resample: expected one of {', '.join(RESAMPLING)}; got {one_line(repr(resample), 60)}")
     image, notices = _mode(image, shape[0])
     if strict and notices:
         raise InputError(f"--strict: {'; '.join(notices)}")
@@ -167,7 +193,7 @@ def from_picture(
         if abs(across - down) > max(across, down) * 0.02:
             notice += ", proportions changed"
         notices.append(notice)
-        image = image.resize((shape[2], shape[1]), Image.Resampling.LANCZOS)
+        image = image.resize((shape[2], shape[1]), getattr(Image.Resampling, resample.upper()))
     pixels = np.asarray(image, dtype=np.float32) / 255
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     if invert:
