@@ -42,6 +42,7 @@ COMMANDS: dict[str, str] = {
     "export": "write a classifier, likelihood maximisation included, as one ONNX file",
     "calibrate": "fit the logit scale; calibration error, abstention, images of other kinds",
     "predict": "classify images with an exported ONNX file, without PyTorch; JSON lines",
+    "data": "what a data set holds; pictures in class folders and others as one .npz",
     "convert": "convert EDM, authors' or diffusers checkpoints to safetensors + JSON",
 }
 _EPILOG = "`rdc COMMAND --help` lists a command's options. RDC_DEBUG=1 shows tracebacks."

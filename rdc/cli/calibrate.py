@@ -7,6 +7,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from rdc.cli.images import DATA, load_images
 from rdc.cli.options import add_model_options, batch_size, load_classifier, positive_int, up_to, warn_if_sorted
 from rdc.errors import one_line
 
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_model_options(parser, "fashion-mnist")
     images = parser.add_argument_group("images")
-    images.add_argument("--data", default="fashion-mnist", metavar="NAME", help="data set (default: %(default)s)")
+    images.add_argument("--data", default="fashion-mnist", metavar="NAME", help=f"{DATA} (default: %(default)s)")
     images.add_argument("--data-root", metavar="DIR", help="the only folder to look for the data in")
     images.add_argument(
         "--holdout",
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from rdc.attacks import parse_eps
-    from rdc.data import load_dataset, train_holdout
+    from rdc.data import train_holdout
     from rdc.errors import ConfigError
     from rdc.reports import calibration_plots as plots
     from rdc.storage.files import atomic_write
@@ -94,11 +95,11 @@ def run(args: argparse.Namespace) -> int:
         parse_eps(args.ood_eps, name="--ood-eps")
     classifier = load_classifier(args)
     _check(classifier)
-    train = load_dataset(args.data, "train", args.data_root)
+    train = load_images(args.data, "train", args.data_root)
     held = train_holdout(train, _holdout(args.model, train, args.holdout))[1]
     spread = np.linspace(0, len(held) - 1, min(args.n, len(held))).astype(int)  # all classes, whatever the order
     held = held.subset(spread.tolist())
-    test = load_dataset(args.data, "test", args.data_root)
+    test = load_images(args.data, "test", args.data_root)
     warn_if_sorted(test, 0, args.test_n)
     test = test.subset(range(min(args.test_n, len(test))))
     _check_labels(classifier, held, test)
@@ -234,7 +235,6 @@ def _check_labels(classifier: Any, *parts: Any) -> None:
 
 def _others(classifier: Any, args: argparse.Namespace, fitted_on: int) -> dict[str, Any]:
     """Images of other kinds by the name of their file, in the model's shape; whatever is wrong with them is said first."""
-    from rdc.data import load_dataset
     from rdc.errors import ConfigError
 
     least = 4 * len(classifier.levels) + 12  # fit_likelihood_score
@@ -244,7 +244,7 @@ def _others(classifier: Any, args: argparse.Namespace, fitted_on: int) -> dict[s
         )
     found: dict[str, Any] = {}
     for name in args.ood:
-        stem, data = Path(name).stem, load_dataset(name)
+        stem, data = Path(name).stem, load_images(name)
         if stem in found:
             raise ConfigError(f"--ood: expected files of different names; got {one_line(stem)} twice")
         if not len(data):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rdc.arguments.defaults import CertificationDefaults
+from rdc.cli.images import DATA, load_images
 from rdc.cli.options import add_model_options, model_choice, need
 from rdc.cli.shell import command_line
 from rdc.errors import ConfigError, one_line
@@ -57,7 +58,7 @@ def _add_images(group: Any) -> None:
         "--data",
         default="fashion-mnist",
         metavar="NAME",
-        help="fashion-mnist, fashion-mnist-sample (comes with rdc), cifar10, or a .npz file or folder (default: %(default)s)",
+        help=f"{DATA} (default: %(default)s)",
     )
     _number(group, "--n-images", "images", int)
     _number(group, "--start", "position of the first", int, "I")
@@ -106,12 +107,11 @@ def run(args: argparse.Namespace) -> int:
     """Certify; returns the exit status."""
     from rdc.certification import certify
     from rdc.certification.report import markdown
-    from rdc.data import load_dataset
     from rdc.execution.processes import leave_processes
 
     settings = _settings(args)
     need("matplotlib")  # for the plot
-    dataset = load_dataset(args.data, args.split, args.data_root, progress=not args.quiet)
+    dataset = load_images(args.data, args.split, args.data_root, progress=not args.quiet)
     choice, first = model_choice(args).joined()
     classifier = choice.load(dataset)
     out, done = Path(args.out or _default_folder(settings)), [0]

@@ -8,6 +8,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from rdc.cli.images import load_images
 from rdc.cli.options import add_model_options, batch_size, load_classifier, positive_int
 from rdc.errors import one_line
 
@@ -132,10 +133,9 @@ def _doubts(args: argparse.Namespace, pixels: Any) -> list[str]:
 
 
 def _anytime(classifier: Any, args: argparse.Namespace) -> Any:
-    from rdc.data import load_dataset
     from rdc.decisions.anytime.kept import calibrated
 
-    return calibrated(classifier, load_dataset(args.anytime_data, "test"), args.anytime, progress=not args.json)
+    return calibrated(classifier, load_images(args.anytime_data, "test"), args.anytime, progress=not args.json)
 
 
 def _logits(classifier: Defence, pixels: list[Any]) -> tuple[Any, list[list[float]], list[int | None]]:

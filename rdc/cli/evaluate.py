@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rdc.arguments.defaults import EvaluationDefaults
 from rdc.cli.failures import words
+from rdc.cli.images import load_images
 from rdc.cli.options import (
     add_image_options,
     add_model_options,
@@ -154,14 +155,13 @@ class Request:
 def run(args: argparse.Namespace) -> int:
     """Evaluate; returns the exit status."""
     from rdc import reports
-    from rdc.data import load_dataset
     from rdc.evaluation import evaluate
     from rdc.execution.processes import leave_processes
 
     request = _request(args)
     need("matplotlib", "PIL")  # for the report
     settings, quiet = request.settings, request.quiet
-    dataset = load_dataset(settings.dataset, settings.split, request.data_root, progress=not quiet)
+    dataset = load_images(settings.dataset, settings.split, request.data_root, progress=not quiet)
     model, first = request.model.joined()
     if first:
         warn_if_sorted(dataset, settings.start, settings.n)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rdc.arguments.defaults import GradientDefaults
+from rdc.cli.images import load_images
 from rdc.cli.options import add_image_options, add_model_options, model_choice, need, warn_if_sorted
 from rdc.cli.shell import command_line
 from rdc.errors import one_line
@@ -103,7 +104,6 @@ def _add_measures(group: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Analyse; returns the exit status."""
-    from rdc.data import load_dataset
     from rdc.gradient_analysis import GradientSettings, compare_models, comparison_table, parse_model
     from rdc.gradient_analysis.plots import write_plots
 
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     settings = GradientSettings(dataset=args.data, **{name: getattr(args, name) for name in names})
     need("matplotlib")  # for the plots
     texts = [parse_model(text) for text in args.model or ["fashion-mnist"]]
-    dataset = load_dataset(args.data, args.split, args.data_root, progress=not args.quiet)
+    dataset = load_images(args.data, args.split, args.data_root, progress=not args.quiet)
     warn_if_sorted(dataset, args.start, args.n)
     models = [_named(model_choice(args, text.name), text, dataset) for text in texts]
     out = Path(args.out or Path("runs") / f"gradients-{Path(args.data).name}-{args.n}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rdc.arguments.defaults import LikelihoodDefaults
+from rdc.cli.images import load_images
 from rdc.cli.options import add_image_options, add_model_options, model_choice, up_to
 from rdc.cli.shell import command_line
 from rdc.errors import one_line
@@ -68,14 +69,13 @@ def _probes(text: str) -> int | str:
 
 def run(args: argparse.Namespace) -> int:
     """Compute; returns the exit status."""
-    from rdc.data import load_dataset
     from rdc.evaluation.likelihoods import likelihoods
     from rdc.method.likelihood import LikelihoodSettings
     from rdc.method.probability_flow import FlowSettings
 
     flow = FlowSettings(args.steps, args.probes, args.sigma_min, args.sigma_max, args.rho, args.solver)
     settings = LikelihoodSettings(flow, args.elbo_levels, args.seed)
-    dataset = load_dataset(args.data, args.split, args.data_root, progress=not args.quiet)
+    dataset = load_images(args.data, args.split, args.data_root, progress=not args.quiet)
     classifier = model_choice(args).load(dataset)
     out, done = Path(args.out or Path("runs") / f"likelihood-{Path(args.data).name}-{args.n}"), [0]
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from rdc.cli.images import DATA
 from rdc.errors import one_line
 
 if TYPE_CHECKING:
@@ -132,8 +133,7 @@ def add_image_options(
         "--data",
         default="fashion-mnist",
         metavar="NAME",
-        help="fashion-mnist, fashion-mnist-sample (comes with rdc), cifar10, or a .npz file or folder "
-        "(default: %(default)s)",
+        help=f"{DATA} (default: %(default)s)",
     )
     data.add_argument("--n", type=int, default=default.n, help="images (default: %(default)s)")
     data.add_argument(

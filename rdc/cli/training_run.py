@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rdc.cli.images import DATA, load_images
 from rdc.cli.options import thread_count
 from rdc.cli.shell import command_line
 from rdc.errors import ConfigError, one_line
@@ -55,7 +56,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: str) -> No
         "--config", type=Path, metavar="FILE", help="recipe (TOML); options given beside it override it"
     )
     data = parser.add_argument_group("data")
-    data.add_argument("--data", metavar="NAME", help="fashion-mnist, cifar10, or a path of .npz")
+    data.add_argument("--data", metavar="NAME", help=f"{DATA} (default: fashion-mnist)")
     data.add_argument("--data-root", type=Path, metavar="DIR", help="folder with the data set's files")
     data.add_argument("--download", action="store_true", help="fetch Fashion-MNIST if it is nowhere to be found")
     data.add_argument("--holdout", type=int, metavar="N", help="training images to leave out, balanced")
@@ -137,10 +138,9 @@ def follow(args: argparse.Namespace, recipe: Recipe) -> int:
         Exit status: 0, or 128 + the signal that stopped the run.
     """
     from rdc import training
-    from rdc.data import load_dataset
     from rdc.training.trainer import TrainingStopped
 
-    data = load_dataset(recipe.data, "train", args.data_root, args.download, progress=not args.quiet)
+    data = load_images(recipe.data, "train", args.data_root, args.download, progress=not args.quiet)
     surroundings = {"device": args.device, "threads": args.threads, "progress": not args.quiet, "begun": args.begun}
     try:
         done = training.run(recipe, data, args.out, **surroundings)

@@ -10,7 +10,7 @@ import numpy as np
 from rdc.errors import DataError, one_line
 from rdc.storage.reading import Budget, reading
 
-__all__ = ["MOST_CLASSES", "channels_first", "class_labels", "class_names", "eight_bits", "integers"]
+__all__ = ["MOST_CLASSES", "channels_first", "class_labels", "check_name", "class_names", "eight_bits", "integers"]
 
 MOST_CLASSES = 100_000  #: largest number of classes of a data set
 _LONGEST_NAME = 200  # characters of a class's name
@@ -147,7 +147,8 @@ def _of_one_hot(labels: np.ndarray, where: str) -> np.ndarray:
             f"{where} {list(labels.shape)}: expected one-hot rows, a single 1 and zeros; got {one_line(labels[at].tolist(), 60)} at "
             f"position {at}. Store integers [N]"
         )
-    return places
+    found: np.ndarray = places
+    return found
 
 
 def integers(array: np.ndarray, count: int, where: str) -> np.ndarray:

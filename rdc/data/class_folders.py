@@ -72,8 +72,8 @@ def load_class_folders(path: Path, split: str, form: Form | None = None, *, prog
         raise DataError(f"{top}: has no pictures ({', '.join(PICTURES)}) in folders of classes")
     if top == path:
         notices.append(
-            f"the same {len(files):,} images are read for train and for test: nothing here tells them apart. For splits use folders "
-            "train and test, or rdc data convert SRC out.npz --test-share 0.2"
+            f"nothing tells train from test in it, so both are these {len(files):,} images. For splits: folders train and test, or "
+            "rdc data convert SRC out.npz --test-share 0.2"
         )
     return dataset_of_files(path, files, tuple(names), split, form or Form(), notices, progress=progress)
 

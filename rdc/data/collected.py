@@ -61,11 +61,13 @@ def as_array(value: Any) -> np.ndarray | None:
         value = value.detach().cpu()
         return cast("np.ndarray", (value.float() if value.dtype == torch.bfloat16 else value).numpy())
     if isinstance(value, np.ndarray):
-        return value
+        array: np.ndarray = value
+        return array
     if hasattr(value, "__array__") and not hasattr(value, "getbands"):  # not PIL's images
-        return np.asarray(value)
+        found: np.ndarray = np.asarray(value)
+        return found
     if isinstance(value, (list, tuple)) and value and all(isinstance(one, (int, np.integer)) for one in value):
-        return np.asarray(value)
+        return np.array(value)
     return None
 
 
@@ -155,7 +157,8 @@ def _pixels(image: Any, place: int) -> np.ndarray:
         pixels, _ = from_picture(image, (channels, image.height, image.width))
     except InputError as error:
         raise DataError(f"item {place}: {error}") from error
-    return np.rint(255 * pixels).astype(np.uint8)
+    found: np.ndarray = np.rint(255 * pixels).astype(np.uint8)
+    return found
 
 
 def _classes(data: Any) -> Sequence[str] | None:

@@ -100,7 +100,7 @@ def load_dataset(
         raise DataError(f'split must be "train" or "test"; got {split!r}')
     if not isinstance(name, (str, os.PathLike)):
         raise DataError(f"data set: expected a name or path; got a {type(name).__name__}")
-    form = Form(None if size is None else tuple(size), channels, resample)
+    form = Form(size, channels, resample)
     base, *options = name.split(":") if isinstance(name, str) else [""]
     reader = _READERS.get(base)
     if reader is not None:

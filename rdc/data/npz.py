@@ -70,11 +70,8 @@ def load_npz(path: str | os.PathLike[str], split: str, name: str | None = None) 
     if all(part["indices"] is not None for part in parts):
         indices = torch.from_numpy(_joined(parts, "indices"))
     notices = [ROUNDED] if any(part["rounded"] for part in parts) else []
-    if not (split_by_name or all(part["split"] for part in parts)):
-        notices.append(
-            f"the same {len(labels):,} images are read for train and for test: nothing here tells them apart. For splits use arrays "
-            "x_train, y_train, x_test, y_test, or a folder of train*.npz and test*.npz"
-        )
+    if not split_by_name:
+        notices += sorted({_about_split(part["split"], split, len(labels)) for part in parts} - {""})
     return Dataset(
         torch.from_numpy(_joined(parts, "images")),
         torch.from_numpy(labels),
@@ -98,6 +95,7 @@ def save_npz(dataset: Dataset, path: str | os.PathLike[str]) -> None:
             indices=dataset.indices.numpy().astype(np.int64),
             class_names=np.array(dataset.class_names),
             layout=np.array("NCHW"),
+            split=np.array(dataset.split),
         )
 
 
@@ -112,13 +110,23 @@ def save_splits(train: Dataset, test: Dataset, path: str | os.PathLike[str]) -> 
             f"{one_line(path, 400)}: expected splits of one image shape and the same classes; got {train!r} and {test!r}"
         )
     small = np.uint8 if train.num_classes <= 256 else np.int64
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split, data in (("train", train), ("test", test)):
         arrays[f"x_{split}"] = data.images.numpy()
         arrays[f"y_{split}"] = data.labels.numpy().astype(small)
         arrays[f"indices_{split}"] = data.indices.numpy().astype(np.int64)
     with atomic_write(path) as file:
         np.savez_compressed(file, **arrays, class_names=np.array(train.class_names), layout=np.array("NCHW"))
+
+
+def _about_split(said: str, split: str, count: int) -> str:
+    """What a user should know where one file is read for either split."""
+    if not said:
+        return (
+            f"nothing tells train from test in it, so both are these {count:,} images. For splits: arrays x_train, y_train, x_test, "
+            "y_test, or a folder of train*.npz and test*.npz"
+        )
+    return "" if said.startswith(split) else f"it says that it holds the split {one_line(said, 60)}; read for {split}"
 
 
 def _joined(parts: list[dict[str, Any]], key: str) -> np.ndarray:
@@ -166,13 +174,19 @@ def _read(path: Path, split: str, budget: Budget) -> dict[str, Any]:
     with reading(path, DataError, "a readable .npz file", _ADVICE):
         images_key, labels_key, own = _keys(path, split)
         indices_key = f"indices_{split}" if own else "indices"
-        keys = (images_key, labels_key, "class_names", indices_key, "layout")
+        keys = (images_key, labels_key, "class_names", indices_key, "layout", "split")
         arrays = read_arrays(path, keys, (images_key, labels_key), budget)
     images, rounded = eight_bits(arrays[images_key], str(path), budget)
     images = channels_first(images, arrays.get("layout"), str(path), budget)
     budget.take(8 * len(images), "labels as int64")
     labels, classes = class_labels(arrays[labels_key], len(images), f"{path}: labels")
-    found: dict[str, Any] = {"path": path, "images": images, "labels": labels, "classes": classes, "split": own}
+    said = (
+        arrays["split"].item()
+        if "split" in arrays and arrays["split"].dtype.kind == "U" and arrays["split"].size == 1
+        else ""
+    )
+    found: dict[str, Any] = {"path": path, "images": images, "labels": labels, "classes": classes}
+    found["split"] = split if own else said
     found |= {"rounded": rounded, "indices": None, "class_names": None}
     if indices_key in arrays:
         budget.take(8 * len(images), "indices as int64")

@@ -25,6 +25,7 @@ __all__ = ["load_parquet", "parquet_files"]
 
 SPLITS = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
 IMAGES, LABELS = ("image", "img", "images"), ("label", "labels", "fine_label")
+_UNSPLIT = "nothing tells train from test in it, so both are the same images. For splits: files train-*.parquet and test-*.parquet"
 _ROWS = 256  # read at once
 _MOST = 50_000_000  # rows
 _LARGEST = 1 << 30  # bytes of one group of rows, unpacked
@@ -99,7 +100,7 @@ def _of_split(path: Path, split: str) -> tuple[list[Path], list[str]]:
     if path.is_file() or not any(
         file.name.startswith(name) for file in files for names in SPLITS.values() for name in names
     ):
-        return files, ["the same images are read for train and for test: no file's name begins with a split's"]
+        return files, [_UNSPLIT]
     for name in SPLITS[split]:
         chosen = [file for file in files if file.stem == name or file.name.startswith(f"{name}-")]
         if chosen:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from rdc.arguments.scalars import as_integer
 from rdc.errors import ConfigError, DataError, InputError, one_line
 from rdc.images.files import RESAMPLING, from_picture, open_picture
 from rdc.storage.reading import Budget
@@ -38,8 +39,13 @@ class Form:
     resample: str = "lanczos"
 
     def __post_init__(self) -> None:
+        if self.size is not None:
+            try:
+                object.__setattr__(self, "size", tuple(as_integer(side) for side in self.size))
+            except TypeError:
+                object.__setattr__(self, "size", ())
         if self.size is not None and not (
-            len(self.size) == 2 and all(type(side) is int and 1 <= side <= 4096 for side in self.size)
+            len(self.size) == 2 and all(side is not None and 1 <= side <= 4096 for side in self.size)
         ):
             raise ConfigError(f"size: expected height and width, 1 to 4,096 pixels each; got {one_line(self.size, 60)}")
         if self.channels not in (None, 1, 3):

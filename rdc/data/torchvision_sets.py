@@ -13,9 +13,9 @@ import numpy as np
 
 from rdc.data.cifar10 import load_cifar10
 from rdc.data.cifar100 import load_cifar100
+from rdc.data.collected import dataset_of_items
 from rdc.data.dataset import Dataset
 from rdc.data.fashion_mnist import load_fashion_mnist
-from rdc.data.collected import dataset_of_items
 from rdc.data.pictures import Form
 from rdc.data.svhn import load_svhn
 from rdc.errors import DataError, one_line
@@ -94,7 +94,7 @@ def load_torchvision(
         )
     place = expanded(root) if root is not None else expanded(base or "") / "torchvision"
     if name in _OWN:
-        return _OWN[name](split, place, verify=verify)  # type: ignore[operator]
+        return _OWN[name](split, place, verify=verify)
     try:
         from torchvision import datasets
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
@@ -133,4 +133,5 @@ def _pixels(image: Any, form: Form) -> np.ndarray:
     grey = image.mode.startswith(("1", "L", "I", "F"))
     shape = (form.channels or (1 if grey else 3), *(form.size or (image.height, image.width)))
     pixels, _ = from_picture(image, shape, resample=form.resample)
-    return np.rint(255 * pixels).astype(np.uint8)
+    values: np.ndarray = np.rint(255 * pixels).astype(np.uint8)
+    return values

@@ -133,6 +133,13 @@ WHOLE = [
     (["convert", "/dev/zero", "made"], "/dev/zero"),
     (["convert", RAW, RAW], "\\udcff"),
     (["sample", LONG], "xxx"),
+    (["data", "info", "/dev/zero"], "/dev/zero"),
+    (["data", "info", RAW], "\\udcff"),
+    (["data", "info", LONG], "unknown data set|too long"),
+    (
+        ["data", "convert", "fashion-mnist-sample", "x.npz", "--size", "1" + "0" * 12, "8"],
+        "size: expected height and width",
+    ),
     (["calibrate", "--out", "x", "--bins", "1" + "0" * 12], "expected an integer >= 1, at most 10,000"),
     (["calibrate", "--out", "x", "--risk", "nan"], "risk: expected a number between 0 and 1"),
     (["calibrate", "--data", RAW, "--out", "x"], "\\udcff"),

@@ -22,6 +22,7 @@ ARGUMENTS = {  # enough to get past the parser
     "calibrate": ["--out", "x"],
     "predict": ["--onnx", "x.onnx", "y.png"],
     "convert": ["a", "b"],
+    "data": ["info", "x"],
 }
 
 

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from rdc.data import Dataset, load_dataset, save_npz
-from rdc.errors import DataError
+from rdc.data import DataNotice, Dataset, load_dataset, save_npz, save_splits
+from rdc.errors import ConfigError, DataError
 from tests.bounds import bounded
+
+pytestmark = pytest.mark.filterwarnings("ignore::rdc.data.DataNotice")
 
 GREY = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
 COLOUR = np.arange(3 * 4 * 5 * 3, dtype=np.uint8).reshape(3, 4, 5, 3)
@@ -74,6 +76,90 @@ def test_saved_sets_come_back_and_the_bytes_do_not_change(tmp_path, monkeypatch)
     assert back.class_names == ("x", "y", "z")
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_floats_become_the_nearest_levels(tmp_path, dtype):
+    values = np.arange(256).reshape(4, 8, 8)
+    np.savez(tmp_path / "exact.npz", images=(values / 255).astype(dtype), labels=np.zeros(4, int))
+    data = load_dataset(tmp_path / "exact.npz")
+    assert np.array_equal(data.images[:, 0].numpy(), values)
+    assert not any("rounded" in notice for notice in data.notices)
+    between = ((values + 0.4) / 256).astype(dtype)
+    np.savez(tmp_path / "between.npz", images=between, labels=np.zeros(4, int))
+    with pytest.warns(DataNotice, match="between: images are floats between the 256 levels"):
+        data = load_dataset(tmp_path / "between.npz")
+    assert np.array_equal(data.images[:, 0].numpy(), np.rint(255 * between.astype(np.float64)))
+
+
+@pytest.mark.parametrize("labels", [LABELS[:, None], np.eye(4)[LABELS], np.eye(4, dtype=bool)[LABELS]])
+def test_columns_and_one_hot_rows(tmp_path, labels):
+    np.savez(tmp_path / "own.npz", images=GREY, labels=labels)
+    data = load_dataset(tmp_path / "own.npz")
+    assert data.labels.tolist() == [0, 2, 1]
+    assert data.num_classes == (3 if labels.shape[1] == 1 else 4)  # of the fourth there is no image
+
+
+@pytest.mark.parametrize(
+    "keys", [("x_{}", "y_{}"), ("X_{}", "y_{}"), ("{}_images", "{}_labels"), ("images_{}", "labels_{}")]
+)
+def test_one_file_with_both_splits(tmp_path, keys):
+    images, labels = keys
+    arrays = {}
+    for start, split in enumerate(("train", "test")):
+        arrays |= {images.format(split): GREY + start, labels.format(split): (LABELS + start)[:, None]}
+    np.savez(tmp_path / "own.npz", **arrays, indices_test=[7, 8, 9])
+    for start, split in enumerate(("train", "test")):
+        data = load_dataset(tmp_path / "own.npz", split)
+        assert data.images[:, 0].numpy().tolist() == (GREY + start).tolist()
+        assert data.labels.tolist() == (LABELS + start).tolist()
+        assert data.indices.tolist() == ([7, 8, 9] if split == "test" else [0, 1, 2])
+        assert not data.notices
+
+
+def test_saved_splits_come_back(tmp_path):
+    parts = [
+        Dataset(torch.from_numpy(GREY[:, None] + i), torch.from_numpy(LABELS), ("x", "y", "z"), "own", "s")
+        for i in (0, 1)
+    ]
+    save_splits(*parts, tmp_path / "own.npz")
+    for split, part in zip(("train", "test"), parts, strict=True):
+        back = load_dataset(tmp_path / "own.npz", split)
+        assert torch.equal(back.images, part.images) and back.class_names == part.class_names and not back.notices
+    wider = Dataset(torch.zeros(1, 1, 4, 6, dtype=torch.uint8), torch.tensor([0]), ("x", "y", "z"), "own", "s")
+    with pytest.raises(DataError, match="expected splits of one image shape and the same classes"):
+        save_splits(parts[0], wider, tmp_path / "own.npz")
+
+
+def test_unnamed_arrays(tmp_path):
+    np.savez(tmp_path / "own.npz", GREY, LABELS)
+    assert load_dataset(tmp_path / "own.npz").labels.tolist() == [0, 2, 1]
+
+
+def test_a_file_that_serves_both_splits_is_said(tmp_path):
+    np.savez(tmp_path / "own.npz", images=GREY, labels=LABELS)
+    for split in ("train", "test"):
+        with pytest.warns(DataNotice, match="own: nothing tells train from test in it, so both are these 3 images"):
+            data = load_dataset(tmp_path / "own.npz", split)
+        assert len(data.notices) == 1 and data[:2].notices == data.notices
+    save_npz(Dataset(data.images, data.labels, data.class_names, "own", "test"), tmp_path / "saved.npz")
+    assert not load_dataset(tmp_path / "saved.npz", "test").notices
+    assert load_dataset(tmp_path / "saved.npz", "train").notices == (
+        "it says that it holds the split test; read for train",
+    )
+    assert not load_dataset("fashion-mnist-sample").notices
+
+
+def test_other_sizes_and_colours(tmp_path):
+    np.savez(tmp_path / "own.npz", images=COLOUR, labels=LABELS)
+    data = load_dataset(tmp_path / "own.npz", size=(8, 10), resample="nearest")
+    assert data.images.shape == (3, 3, 8, 10)
+    assert torch.equal(data.images[:, :, ::2, ::2], load_dataset(tmp_path / "own.npz").images)
+    assert any("resized from 5 x 4 to 10 x 8 (nearest)" in notice for notice in data.notices)
+    assert load_dataset(tmp_path / "own.npz", channels=1).image_shape == (1, 4, 5)
+    for options in ({"size": (0, 8)}, {"size": 8}, {"size": (8,)}, {"channels": 2}, {"resample": "area"}):
+        with pytest.raises(ConfigError, match="expected"):
+            load_dataset(tmp_path / "own.npz", **options)
+
+
 def test_folder_of_splits_and_shards(tmp_path):
     for name, start in [("test.npz", 0), ("train-1.npz", 20), ("train-0.npz", 10)]:
         np.savez(tmp_path / name, images=GREY + start, labels=LABELS)
@@ -114,7 +200,18 @@ def test_shards_must_agree(tmp_path, other, message):
         ({"images": GREY}, "has no labels; it has images"),
         ({"x": GREY, "y": LABELS}, "has no images and no labels; it has x, y"),
         ({}, "it has nothing"),
-        ({"images": GREY / 255, "labels": LABELS}, r"must be uint8.*got float64; store np.round\(255"),
+        (
+            {"images": GREY * 1.0, "labels": LABELS},
+            r"must lie in \[0, 1\]; got values from 0 to 59; store them as uint8",
+        ),
+        ({"images": GREY / 127.5 - 1, "labels": LABELS}, r"values from -1 to -0.5373; undo the normalisation"),
+        ({"images": np.where(GREY == 7, np.nan, 0.5), "labels": LABELS}, r"must lie in \[0, 1\]; got NaN"),
+        ({"images": GREY, "labels": np.eye(3)[:2]}, r"labels must be integers \[3\]"),
+        ({"images": GREY, "labels": np.eye(3) / 2}, r"expected one-hot rows.*\[0.5, 0.0, 0.0\] at position 0"),
+        ({"images": GREY, "labels": np.ones((3, 2), int)}, r"expected one-hot rows.*\[1, 1\]"),
+        ({"images": GREY, "labels": LABELS[:, None] * 1.0}, "labels must be integers.*float64"),
+        ({"x_train": GREY, "y_train": LABELS}, "has x_train and no x_test, so it holds the train split alone"),
+        ({"arr_0": GREY, "arr_1": LABELS, "arr_2": LABELS}, "has no images and no labels; it has arr_0"),
         ({"images": GREY.astype(np.int64), "labels": LABELS}, "must be uint8.*got int64$"),
         ({"images": GREY[0], "labels": LABELS}, "not image shapes"),
         ({"images": COLOUR[..., :2], "labels": LABELS}, "not image shapes"),
@@ -172,11 +269,9 @@ def test_damaged_files(tmp_path):
         load_dataset(path)
 
 
-@pytest.mark.parametrize("place", ["a.png", "circle/a.PNG", "train/circle/a.jpg"])
-def test_a_folder_of_pictures_is_told_what_to_do(tmp_path, place):
-    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / place).touch()
-    with pytest.raises(DataError, match=r"no .npz file. Pictures are packed first: numpy.savez, see docs/data.md$"):
+def test_pictures_in_no_folder_of_a_class(tmp_path):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(DataError, match="a folder for each class; it has 1 pictures that are in no folder of a class"):
         load_dataset(tmp_path, "train")
 
 
