@@ -244,7 +244,7 @@ def _others(classifier: Any, args: argparse.Namespace, fitted_on: int) -> dict[s
         )
     found: dict[str, Any] = {}
     for name in args.ood:
-        stem, data = Path(name).stem, load_images(name)
+        stem, data = Path(name).stem, load_images(name, notices=False)
         if stem in found:
             raise ConfigError(f"--ood: expected files of different names; got {one_line(stem)} twice")
         if not len(data):

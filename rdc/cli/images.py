@@ -20,13 +20,13 @@ DATA = (
 )
 
 
-def load_images(name: Any, *arguments: Any, **options: Any) -> Dataset:
-    """:func:`rdc.data.load_dataset`, whose notices are lines on stderr."""
+def load_images(name: Any, *arguments: Any, notices: bool = True, **options: Any) -> Dataset:
+    """:func:`rdc.data.load_dataset`, whose notices are lines on stderr (or nothing: where splits do not matter)."""
     from rdc.data import DataNotice, load_dataset
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataNotice)
         data = load_dataset(name, *arguments, **options)
-    for notice in data.notices:
+    for notice in data.notices if notices else ():
         print(f"rdc: {one_line(data.name)}: {one_line(notice, 400)}", file=sys.stderr)
     return data

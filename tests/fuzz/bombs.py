@@ -186,6 +186,43 @@ def _wrapped(key: str, inside: str = "") -> Callable[[], bytes]:
     return _saved(lambda: {key: {inside + name: value for name, value in readers._state().items()}, "epoch": 3})
 
 
+def _corrupted(folder: Path) -> Any:
+    np.save(folder / "labels.npy", np.zeros(5, np.uint8))
+    return READERS["npy"].read(folder)
+
+
+def _mat() -> bytes:
+    """A variable X of 1 GiB of zeros."""
+    import zlib
+
+    def element(kind: int, content: bytes) -> bytes:
+        return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+    head = (
+        element(6, struct.pack("<II", 9, 0))
+        + element(5, struct.pack("<4i", 32, 32, 3, _GIB // 3072))
+        + element(1, b"X")
+    )
+    packer = zlib.compressobj(1)
+    packed = packer.compress(
+        struct.pack("<II", 14, len(head) + 8 + _GIB) + head + struct.pack("<II", 2, _GIB // 3072 * 3072)
+    )
+    packed += b"".join(packer.compress(bytes(2**24)) for _ in range(64)) + packer.flush()
+    return b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM" + struct.pack("<II", 15, len(packed)) + packed
+
+
+def _many_pictures(folder: Path) -> None:
+    (folder / "pictures" / "x").mkdir(parents=True)
+    content = _picture(3000)
+    for number in range(100):
+        (folder / "pictures" / "x" / f"{number}.png").write_bytes(content)
+
+
+def _long_list(folder: Path) -> None:
+    READERS["tiny-imagenet"].make(folder)
+    (folder / "tiny-imagenet-200" / "val" / "val_annotations.txt").write_bytes(b"0.JPEG\tn01\n" * 10**7)
+
+
 def _levels(folder: Path) -> Any:
     from rdc.method.levels import parse_levels
 
@@ -313,6 +350,11 @@ BOMBS: dict[str, Bomb] = {
     "tar.gz that inflates": Bomb(_file("cifar-10-python.tar.gz", _tar), READERS["cifar10-tar"].read),
     "picture of 7000 x 7000 in 95 KB": Bomb(_file("a.png", lambda: _picture(7000)), READERS["png"].read),
     "picture of 30000 x 30000": Bomb(_file("a.png", lambda: _picture(30_000, "1")), READERS["png"].read),
+    ".mat that inflates": Bomb(_file("train_32x32.mat", _mat), readers._read_named("svhn", "train")),
+    ".npy of 2^40 numbers": Bomb(_file("fog.npy", _npy((2**40, 32, 32, 3))), _corrupted),
+    ".npy of objects": Bomb(_file("fog.npy", _npy((1,), "|O", bytes(8))), _corrupted),
+    "100 pictures of 3000 x 3000": Bomb(_many_pictures, readers._read_named("/pictures")),
+    "10^8 lines in a list": Bomb(_long_list, READERS["tiny-imagenet"].read),
     "10^8 levels": _text(b"log:100000000:0.5:3:flat"),
     "levels up to 1e30": _text(b"log:8:0.5:1e30:flat"),
     "levels from 1e-30": _text(b"log:8:1e-30:3:flat"),

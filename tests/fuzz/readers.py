@@ -221,6 +221,74 @@ def _read_idx(folder: Path) -> str:
     return _of_data(load_fashion_mnist("test", folder, verify=False))
 
 
+def _make_cifar100(folder: Path) -> None:
+    import pickle
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 20, 8).tolist()
+    found = {b"data": rng.integers(0, 256, (8, 3072), dtype=np.uint8), b"coarse_labels": labels, b"fine_labels": labels}
+    (folder / "test").write_bytes(pickle.dumps(found, 2))
+
+
+def _make_mat(folder: Path) -> None:
+    from scipy.io import savemat
+
+    rng = np.random.default_rng(0)
+    arrays = {"X": rng.integers(0, 256, (32, 32, 3, 4), dtype=np.uint8), "y": np.array([[1], [2], [10], [3]], np.uint8)}
+    savemat(folder / "test_32x32.mat", arrays)
+    savemat(folder / "train_32x32.mat", arrays, do_compression=True)
+
+
+def _read_mat(folder: Path) -> str:
+    return _read_named("svhn", "test")(folder) + _read_named("svhn", "train")(folder)
+
+
+def _make_npy(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save(folder / "fog.npy", rng.integers(0, 256, (10, 32, 32, 3), dtype=np.uint8))
+    np.save(folder / "labels.npy", np.tile(np.array([3, 7], np.uint8), 5))
+
+
+def _make_class_folders(folder: Path) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        (folder / "pictures" / name).mkdir(parents=True)
+        _make_picture(folder / "pictures" / name, f"{number}.png")
+        _make_picture(folder / "pictures" / name, f"{number}.jpg", quality=90)
+
+
+def _make_tiny_imagenet(folder: Path) -> None:
+    root = folder / "tiny-imagenet-200"
+    for below in ("train", "val/images"):
+        (root / below).mkdir(parents=True)
+    for number in range(3):
+        _make_picture(root / "val" / "images", f"{number}.JPEG")
+    (root / "wnids.txt").write_text("n02\nn01\n")
+    (root / "words.txt").write_text("n01\tgoldfish, fish\nn02\ttabby\n")
+    (root / "val" / "val_annotations.txt").write_text(
+        "0.JPEG\tn01\t0\t0\t1\t1\n1.JPEG\tn02\t0\t0\t1\t1\n2.JPEG\tn01\t0\n"
+    )
+
+
+def _read_named(name: str, split: str = "test") -> Callable[[Path], str]:
+    """A data set of this name in the folder; names that begin with a slash are paths below it."""
+
+    def read(folder: Path) -> str:
+        import warnings
+
+        from rdc.data import load_dataset
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = (
+                load_dataset(folder / name[1:], split)
+                if name.startswith("/")
+                else load_dataset(name, split, folder, verify=False)
+            )
+        return _of_data(found)
+
+    return read
+
+
 def _make_picture(folder: Path, name: str, **options: Any) -> None:
     from PIL import Image
 
@@ -410,6 +478,20 @@ READERS = {
         Reader("cifar10-bin", lambda f: _make_cifar(f, "bin"), _read_cifar, {"cifar-10-batches-bin/test_batch.bin": "bytes"}),
         Reader("cifar10-python", lambda f: _make_cifar(f, "python"), _read_cifar, {"cifar-10-batches-py/test_batch": "pickle"}),
         Reader("cifar10-tar", lambda f: _make_cifar(f, "python", True), _read_cifar, {"cifar-10-python.tar.gz": "bytes"}),
+        Reader("cifar100-python", _make_cifar100, _read_named("cifar100"), {"test": "pickle"}),
+        Reader("mat", _make_mat, _read_mat, {"test_32x32.mat": "bytes", "train_32x32.mat": "bytes"}),
+        Reader("npy", _make_npy, _read_named("cifar10-c:fog:2"), {"fog.npy": "bytes", "labels.npy": "text"}),
+        Reader(
+            "class-folders", _make_class_folders, _read_named("/pictures"),
+            {"pictures/cat/0.png": "bytes", "pictures/dog/1.jpg": "bytes"},
+        ),
+        Reader(
+            "tiny-imagenet", _make_tiny_imagenet, _read_named("tiny-imagenet"),
+            {
+                "tiny-imagenet-200/wnids.txt": "text", "tiny-imagenet-200/words.txt": "text",
+                "tiny-imagenet-200/val/val_annotations.txt": "text", "tiny-imagenet-200/val/images/1.JPEG": "bytes",
+            },
+        ),
         Reader("idx", lambda f: _make_idx(f, False), _read_idx, {"t10k-images-idx3-ubyte": "bytes", "t10k-labels-idx1-ubyte": "bytes"}),
         Reader("idx-gz", lambda f: _make_idx(f, True), _read_idx, {"t10k-images-idx3-ubyte.gz": "bytes"}),
         Reader("png", lambda f: _make_picture(f, "a.png"), lambda f: _read_picture(f, "a.png"), {"a.png": "bytes"}),
