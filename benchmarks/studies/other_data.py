@@ -151,12 +151,21 @@ def _measure(name: str, missing: list[str], args: argparse.Namespace) -> None:
         confidence, predicted, own = _answers(classifier, part, row.get("score"))
         row["cells"][cell] = {
             "n": len(part),
-            "right": [int(right) for right in predicted == part.labels.numpy()],
-            "confidence": [round(float(value), 5) for value in confidence],
-            **({} if own is None else {"own": [round(float(value), 4) for value in own]}),
+            "right": _text((predicted == part.labels.numpy()).astype(int)),
+            "confidence": _text(confidence),
+            **({} if own is None else {"own": _text(own)}),
             "seconds": round(time.time() - begun, 1),
         }
         write_json(RESULTS, {**_kept(), name: row})
+
+
+def _text(values: np.ndarray) -> str:
+    """One line of the file: four decimals are enough for every figure made of them."""
+    return " ".join(f"{value:.4f}".rstrip("0").rstrip(".") for value in values)
+
+
+def _values(text: str) -> np.ndarray:
+    return np.array(text.split(), np.float64)
 
 
 def _images(cell: str, test: Dataset, count: int, args: argparse.Namespace) -> Dataset:
@@ -269,7 +278,7 @@ def summary(row: dict[str, Any], names: list[str], clean: str = "clean") -> dict
         clean: the cell of unchanged images, for AUROC.
     """
     found = [row["cells"][name] for name in names]
-    right, confidence = (np.array([cell[key] for cell in found], float) for key in ("right", "confidence"))
+    right, confidence = (np.array([_values(cell[key]) for cell in found]) for key in ("right", "confidence"))
     share = right.mean(0)
     if len(found) == 1:
         ends = wilson_interval(int(right.sum()), right.size)
@@ -289,10 +298,10 @@ def summary(row: dict[str, Any], names: list[str], clean: str = "clean") -> dict
         "confidence": float(confidence.mean()),
         "coverage": float(accepted.mean()),
         "wrong": float((right.ravel()[accepted] == 0).mean()) if accepted.any() else None,
-        "softmax": auroc(-confidence.ravel(), -np.array(unchanged["confidence"])),
+        "softmax": auroc(-confidence.ravel(), -_values(unchanged["confidence"])),
     }
     if "own" in unchanged:
-        made["own"] = auroc(np.concatenate([cell["own"] for cell in found]), np.array(unchanged["own"]))
+        made["own"] = auroc(np.concatenate([_values(cell["own"]) for cell in found]), _values(unchanged["own"]))
     return made
 
 
