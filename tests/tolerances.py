@@ -210,3 +210,7 @@ def close(a, b, tolerance: float) -> None:
     """Two tensors of one shape agree, relative to the largest value of the second."""
     assert a.shape == b.shape
     assert (a - b).abs().max() <= tolerance * b.abs().max().clamp_min(1e-30), (a, b)
+
+
+#: means and ratios of pixels that were rounded to 8 bits after a corruption.
+EIGHT_BITS = 0.02
