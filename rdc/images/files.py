@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import io
 import os
 from pathlib import Path
@@ -67,6 +68,7 @@ def read_image(
         InputError: no such file, not a PNG or JPEG, damaged, or not fit under ``strict``; more than 50 million pixels, or at four bytes
             a pixel more than 64 MiB and 64 times the file's size.
     """
+    importlib.import_module("PIL.Image")  # that it is not installed is said before that the file is not there
     if shape[0] not in (1, 3):
         raise InputError(f"this model takes {shape[0]} channels; image files have 1 or 3")
     image, said = open_picture(picture_content(path))
