@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from rdc.arguments.close_names import did_you_mean
 from rdc.arguments.scalars import shown
 from rdc.errors import ConfigError
 
@@ -53,5 +54,6 @@ def paper_preset(name: str) -> PaperPreset:
         ConfigError: there is none.
     """
     if not isinstance(name, str) or name not in PAPER_PRESETS:
-        raise ConfigError(f"preset: expected one of {', '.join(PAPER_PRESETS)}; got {shown(name)}")
+        meant = did_you_mean(name, PAPER_PRESETS)
+        raise ConfigError(f"preset: expected one of {', '.join(PAPER_PRESETS)}; got {shown(name)}{meant}")
     return PAPER_PRESETS[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rdc.arguments.close_names import did_you_mean
 from rdc.attacks.apgd import apgd
 from rdc.attacks.entry import Attack, ConfiguredAttack
 from rdc.attacks.options import AttackOptions
@@ -41,5 +42,7 @@ def attack_named(name: str) -> Attack[..., AttackResult]:
         ConfigError: unknown name.
     """
     if name not in ATTACKS:
-        raise ConfigError(f"unknown attack {name!r}; expected one of {', '.join(sorted(ATTACKS))}")
+        raise ConfigError(
+            f"unknown attack {name!r}{did_you_mean(name, ATTACKS)}; expected one of {', '.join(sorted(ATTACKS))}"
+        )
     return ATTACKS[name].attack

@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from rdc.arguments.close_names import did_you_mean
 from rdc.arguments.scalars import as_number, shown
 from rdc.attacks.entry import Attack
 from rdc.attacks.suites import SUITES, suite
@@ -144,12 +145,14 @@ def parse_attack(text: str) -> AttackSpec:
     name, *changes = (part.strip() for part in text.strip().split(":"))
     name = _SHORT.get(name.lower(), name.lower())
     if name not in ATTACKS:
-        raise ConfigError(f"attacks: expected {', '.join((*ATTACKS, *SUITES, 'none'))}; got {shown(text)}")
+        known = (*ATTACKS, *SUITES, "none", *_SHORT)
+        raise ConfigError(f"attacks: expected {', '.join(known)}; got {shown(text)}{did_you_mean(name, known)}")
     takes, options = ATTACKS[name].takes, []
     for change in changes:
         option, _, value = (part.strip() for part in change.partition("="))
         if option not in takes:
-            raise ConfigError(f"attacks, {name}: expected options of {', '.join(takes)}; got {shown(change)}")
+            meant = did_you_mean(option, takes)
+            raise ConfigError(f"attacks, {name}: expected options of {', '.join(takes)}; got {shown(change)}{meant}")
         options.append((option, _value(name, option, takes[option], value)))
     if len({option for option, _ in options}) < len(options):
         raise ConfigError(f"attacks, {shown(text)}: an option is given twice")
@@ -160,7 +163,9 @@ def _value(name: str, option: str, about: Mapping[str, Any], text: str) -> Any:
     choices = about.get("choices")
     if choices is not None:
         if text not in choices:
-            raise ConfigError(f"attacks, {name}: {option} is one of {', '.join(choices)}; got {shown(text)}")
+            raise ConfigError(
+                f"attacks, {name}: {option} is one of {', '.join(choices)}; got {shown(text)}{did_you_mean(text, choices)}"
+            )
         return text
     read = float if about["read"] is as_number else int
     try:

@@ -27,7 +27,7 @@ from rdc.provenance.run import commit, versions, weights_digest
 from rdc.storage.files import atomic_write
 from rdc.storage.json_files import write_json
 from rdc.storage.json_records import JsonObject
-from rdc.terminal.progress import bar, on_terminal
+from rdc.terminal.progress import bar, say_begin
 
 __all__ = ["Certification", "certify"]
 
@@ -124,14 +124,13 @@ def _run(
     mine = [(row, int(images.indices[row])) for row in range(len(images)) if row % count == number]
     left = [(row, position) for row, position in mine if position not in folder.images]
     done = len(mine) - len(left)
-    interval = 0.2 if on_terminal() else 15.0
+    say_begin(folder.path, len(folder.images), len(images), "images", enabled=progress)
     with bar(
         total=len(mine),
         initial=done,
         desc="certify",
         unit="image",
-        enabled=progress,
-        mininterval=interval,
+        enabled=progress and bool(left),
         smoothing=0.1,
     ) as line:
         for row, position in left:
@@ -175,7 +174,7 @@ def _chosen(classifier: Defence, dataset: Dataset, settings: CertificationSettin
     if tuple(dataset.image_shape) != tuple(classifier.image_shape):
         raise ConfigError(
             f"model {settings.model} takes images {list(classifier.image_shape)} (channels, height, width), data set "
-            f"{settings.dataset} has {list(dataset.image_shape)}; choose a model trained on such images"
+            f"{settings.dataset} has {list(dataset.image_shape)}; choose a model trained on such images, or other data with --data"
         )
     chosen = dataset.subset(slice(settings.start, last))
     if int(chosen.labels.max()) >= classifier.num_classes:

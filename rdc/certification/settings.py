@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+from rdc.arguments.close_names import did_you_mean
 from rdc.arguments.defaults import CertificationDefaults
 from rdc.arguments.scalars import as_integer, as_number, shown
 from rdc.arguments.seeds import checked_seed
@@ -83,7 +84,9 @@ class CertificationSettings:
     def __post_init__(self) -> None:
         for name, allowed in (("split", ("test", "train")), ("method", METHODS), ("noise", ("fresh", "known"))):
             if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name}: expected {' or '.join(allowed)}; got {shown(getattr(self, name))}")
+                value = getattr(self, name)
+                meant = did_you_mean(value, allowed)
+                raise ConfigError(f"{name}: expected {' or '.join(allowed)}; got {shown(value)}{meant}")
         for name, (least, most) in _COUNTS.items():
             value = as_integer(getattr(self, name))
             if value is None or not least <= value <= most:

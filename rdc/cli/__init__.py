@@ -16,8 +16,9 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
+from rdc.arguments.close_names import close_name, did_you_mean
 from rdc.cli.failures import BAD, explain, words
 from rdc.cli.shell import command_line
 from rdc.cli.stopping import Stop, stopping_signals
@@ -87,7 +88,7 @@ def _run(arguments: list[str], stop: Stop) -> int:
     try:
         module = importlib.import_module(f"rdc.cli.{name}") if name in COMMANDS else None
         try:
-            args = _parser(name, module).parse_args(arguments)
+            args = _parsed(name, module, arguments)
         except SystemExit as end:  # argparse: --help, --version, wrong use
             return end.code if isinstance(end.code, int) else BAD
         args.argv = arguments
@@ -125,13 +126,48 @@ def _say(text: str, status: int) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors in one line, like all others of rdc."""
+    """Errors in one line, like all others of rdc, with what may have been meant."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD, f"rdc: error: {one_line(message, 1000)} (see `{self.prog} --help`)\n")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            meant = did_you_mean(value, action.choices or ())
+            raise argparse.ArgumentError(action, f"{one_line(error.message, 900)}{meant}") from None
 
-def _parser(name: str | None, module: ModuleType | None) -> argparse.ArgumentParser:
+    def meant(self, words: Sequence[str]) -> str:
+        """What may have been meant by options that there are not."""
+        given = [word.partition("=")[0] for word in words if word.startswith("-")]
+        found = (close_name(word, self._option_string_actions) for word in given)
+        close = list(dict.fromkeys(name for name in found if name))
+        return f" (did you mean {' and '.join(close[:5])}?)" if close else ""
+
+
+def _parsed(name: str | None, module: ModuleType | None, arguments: list[str]) -> argparse.Namespace:
+    """The options of a command; what is wrong with them is said with the name of the command's own page of help."""
+    parser, sub = _parser(name, module)
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        place = parser if sub is None else _page(sub, args)
+        place.error(f"unrecognized arguments: {one_line(' '.join(unknown), 800)}{place.meant(unknown)}")
+    return args
+
+
+def _page(parser: _Parser, args: argparse.Namespace) -> _Parser:
+    """The parser of the action that was chosen, of a command that has several."""
+    for action in parser._actions:
+        chosen = getattr(args, action.dest, None) if isinstance(action, argparse._SubParsersAction) else None
+        if isinstance(chosen, str) and isinstance(action.choices, dict):
+            return cast(_Parser, action.choices[chosen])
+    return parser
+
+
+def _parser(name: str | None, module: ModuleType | None) -> tuple[_Parser, _Parser | None]:
+    """The parser of all, and the command's own."""
+    own: _Parser | None = None
     parser = _Parser(prog="rdc", description="Adversarially robust classification by diffusion models.", epilog=_EPILOG)
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
@@ -139,7 +175,8 @@ def _parser(name: str | None, module: ModuleType | None) -> argparse.ArgumentPar
         sub = commands.add_parser(command, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
         if command == name and module is not None:
             module.add_arguments(sub)
-    return parser
+            own = sub
+    return parser, own
 
 
 class _Version(argparse.Action):

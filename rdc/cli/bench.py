@@ -50,7 +50,8 @@ def _add_compare_options(parser: argparse.ArgumentParser, hidden: bool) -> None:
 
     add("--threshold", "smallest change that counts (default: 0.1, 10 %%)", type=float, default=0.1, metavar="X")
     add("--relative", "divide by the median ratio: for machines of different speed", action="store_true")
-    add("--json", "print everything as JSON", action="store_true")
+    add("--format", "what is printed (default: text)", choices=("text", "json"), default="text")
+    add("--json", "the same as --format json", dest="format", action="store_const", const="json", default="text")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,7 +65,7 @@ def _compare(args: argparse.Namespace) -> int:
     old, new = read_benchmarks(args.old), read_benchmarks(args.new)
     found = compare_benchmarks(old, new, threshold=args.threshold, relative=args.relative)
     changes = found["changes"]
-    if args.json:
+    if args.format == "json":
         print(
             json.dumps(
                 {**found, "changes": [dataclasses.asdict(change) for change in changes]}, indent=2, allow_nan=False

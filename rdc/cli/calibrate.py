@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from rdc.cli.images import DATA, load_images
-from rdc.cli.options import add_model_options, batch_size, load_classifier, positive_int, up_to, warn_if_sorted
+from rdc.cli.calibration_images import held_out_and_test, other_kinds
+from rdc.cli.images import DATA
+from rdc.cli.options import (
+    add_format_options,
+    add_model_options,
+    batch_size,
+    load_classifier,
+    positive_int,
+    some_or_all,
+    up_to,
+)
 from rdc.errors import one_line
 
 ABOUT = """Fit the logit scale (one over the temperature) of a diffusion classifier on held-out training images; on test images report
@@ -18,10 +29,9 @@ EXAMPLES = """examples:
   rdc calibrate --model fashion-mnist --out out/calibration
   rdc calibrate --model runs/student --out out/calibration --risk 0.05 --ood mnist.npz other.npz
   rdc calibrate --model fashion-mnist --out out/calibration --ood mnist.npz --ood-eps 8/255
-  rdc calibrate --model runs/student --out out/calibration --write      (puts the scale into runs/student.json)
+  rdc calibrate --model runs/student --out out/calibration --write      (puts the scale into runs/student/model.json)
+  rdc calibrate --model runs/student --levels log:4:1:4:flat --out out/calibration --write     (and these levels)
 """
-
-_HOLDOUT = 2000  # what the shipped models were trained without
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,10 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="training images that training left out (default: as many as the model's folder says, else 2000)",
     )
     images.add_argument(
-        "--n", type=positive_int, default=1000, metavar="N", help="of these, how many to fit on (default: %(default)s)"
+        "--n",
+        type=some_or_all,
+        default=1000,
+        metavar="N",
+        help="of these, how many to fit on, or all (default: %(default)s)",
     )
     images.add_argument(
-        "--test-n", type=positive_int, default=1000, metavar="N", help="test images (default: %(default)s)"
+        "--test-n", type=some_or_all, default=1000, metavar="N", help="test images, or all (default: %(default)s)"
     )
     images.add_argument("--ood", nargs="+", default=[], metavar="FILE", help=".npz files of images of other kinds")
     images.add_argument("--ood-n", type=positive_int, default=500, metavar="N", help="of each (default: %(default)s)")
@@ -69,41 +83,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=batch_size, default=50, metavar="N", help="images at once (default: %(default)s)"
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
-    parser.add_argument("--write", action="store_true", help="write the logit scale into the checkpoint's description")
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help="write the logit scale into the checkpoint's description, and with --levels these levels too: its own from then on",
+    )
+    add_format_options(parser)
+    parser.add_argument("--quiet", action="store_true", help="no progress bars, no closing words")
 
 
 def run(args: argparse.Namespace) -> int:
     """Calibrate; returns the exit status."""
     import numpy as np
 
-    from rdc.attacks import parse_eps
-    from rdc.data import train_holdout
-    from rdc.errors import ConfigError
     from rdc.reports import calibration_plots as plots
     from rdc.storage.files import atomic_write
     from rdc.storage.json_files import write_json
 
-    if args.write and (args.levels or args.lm or args.preset):
-        raise ConfigError(
-            "--write: the scale belongs to the checkpoint's own levels and LM; leave --levels and --lm out, and --preset"
-        )
-    if not 0 < args.risk < 1:
-        raise ConfigError(f"risk: expected a number between 0 and 1; got {args.risk}")
-    if args.ood_eps:
-        if not args.ood:
-            raise ConfigError("--ood-eps: expected images of other kinds to tell apart; name their files with --ood")
-        parse_eps(args.ood_eps, name="--ood-eps")
+    _check_options(args)
     classifier = load_classifier(args)
     _check(classifier)
-    train = load_images(args.data, "train", args.data_root)
-    held = train_holdout(train, _holdout(args.model, train, args.holdout))[1]
-    spread = np.linspace(0, len(held) - 1, min(args.n, len(held))).astype(int)  # all classes, whatever the order
-    held = held.subset(spread.tolist())
-    test = load_images(args.data, "test", args.data_root)
-    warn_if_sorted(test, 0, args.test_n)
-    test = test.subset(range(min(args.test_n, len(test))))
+    held, test = held_out_and_test(args)
     _check_labels(classifier, held, test)
-    others = _others(classifier, args, len(held))  # before hours of work
+    others = other_kinds(classifier, args, len(held))  # before hours of work
     levels, labels = _losses(classifier, held.pixels(), args, "held-out"), held.labels.numpy()
     test_levels, test_labels = _losses(classifier, test.pixels(), args, "test"), test.labels.numpy()
     weight = np.array(classifier.levels.weight)
@@ -121,28 +123,42 @@ def run(args: argparse.Namespace) -> int:
         with atomic_write(out / name) as file:
             file.write(content)
     write_json(out / "calibration.json", result)
-    if args.write:
-        _write_scale(args.model, result["logit_scale"]["fitted"])
-    print(_words(result, out))
+    _say(args, result, ["calibration.json", *pictures])
     return 0
 
 
-def _holdout(model: str, train: Any, asked: int | None) -> int:
-    """How many images of ``train`` to hold out; none that the model was trained on, where its folder tells."""
-    from rdc.errors import ConfigError
-    from rdc.models.checkpoints import checkpoint_paths
-    from rdc.training.preparation import held_out_of
+def _say(args: argparse.Namespace, result: dict[str, Any], files: list[str]) -> None:
+    """Change the checkpoint if that was asked for, and print the figures and what was written."""
+    from rdc.cli import calibrated
 
-    folder = checkpoint_paths(model)[1].parent
-    left_out = held_out_of(folder, train)
-    if left_out is None:
-        return asked or _HOLDOUT
-    if (asked or 1) > left_out:
-        raise ConfigError(
-            f"--holdout: expected at most {left_out:,} images, which {one_line(folder, 400)} was trained without; got "
-            f"{asked or 'none'}. Train with --holdout N, or name images that it has not seen with --data"
-        )
-    return asked or left_out
+    scale = result["logit_scale"]["fitted"]
+    closing = [f"written to {one_line(args.out, 400)}: {', '.join(files)}"]
+    if args.write:
+        path = calibrated.description_to_write(args.model)
+        closing.append(f"written into {one_line(path, 400)}: {calibrated.write_settings(path, scale, args.levels)}")
+    else:
+        closing.append("the model is as it was: its own scale is used until --write puts this one into a checkpoint")
+    print(json.dumps(result, indent=2) if args.format == "json" else calibrated.outcome(result))
+    if not args.quiet:
+        print("\n".join(closing), file=sys.stderr if args.format == "json" else sys.stdout)
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse what cannot work, before anything is loaded."""
+    from rdc.attacks import parse_eps
+    from rdc.cli.calibrated import description_to_write
+    from rdc.errors import ConfigError
+
+    if args.write and (args.lm or args.preset):
+        raise ConfigError("--write: the scale belongs to the checkpoint's own LM; leave --lm out, and --preset")
+    if args.write:
+        description_to_write(args.model)
+    if not 0 < args.risk < 1:
+        raise ConfigError(f"risk: expected a number between 0 and 1; got {args.risk}")
+    if args.ood_eps:
+        if not args.ood:
+            raise ConfigError("--ood-eps: expected images of other kinds to tell apart; name their files with --ood")
+        parse_eps(args.ood_eps, name="--ood-eps")
 
 
 def _fit(
@@ -155,7 +171,10 @@ def _fit(
     from rdc.errors import InputError
 
     prior = None if classifier.class_prior is None else np.log(np.array(classifier.class_prior))
-    scale = calibration.fit_logit_scale(losses, labels, prior)
+    try:
+        scale, all_right = calibration.fit_logit_scale(losses, labels, prior), False
+    except calibration.SeparableError:
+        scale, all_right = calibration.cautious_logit_scale(losses, labels, prior), True
 
     def probabilities(values: Any, by: float) -> Any:
         return np.exp(calibration.log_softmax(-by * values + (0 if prior is None else prior)))
@@ -173,6 +192,7 @@ def _fit(
         "fitted_on": len(labels),
         "tested_on": len(test_labels),
         "logit_scale": {"before": classifier.scale, "fitted": scale},
+        "all_held_out_right": all_right,
         "cross_entropy": {
             "before": calibration.negative_log_likelihood(np.log(before + 1e-300), test_labels),
             "fitted": calibration.negative_log_likelihood(np.log(p + 1e-300), test_labels),
@@ -233,26 +253,6 @@ def _check_labels(classifier: Any, *parts: Any) -> None:
             )
 
 
-def _others(classifier: Any, args: argparse.Namespace, fitted_on: int) -> dict[str, Any]:
-    """Images of other kinds by the name of their file, in the model's shape; whatever is wrong with them is said first."""
-    from rdc.errors import ConfigError
-
-    least = 4 * len(classifier.levels) + 12  # fit_likelihood_score
-    if args.ood and fitted_on < least:
-        raise ConfigError(
-            f"--ood: expected at least {least} images to fit on for {len(classifier.levels)} levels; got {fitted_on}"
-        )
-    found: dict[str, Any] = {}
-    for name in args.ood:
-        stem, data = Path(name).stem, load_images(name, notices=False)
-        if stem in found:
-            raise ConfigError(f"--ood: expected files of different names; got {one_line(stem)} twice")
-        if not len(data):
-            raise ConfigError(f"--ood: {one_line(name, 400)} has no images")
-        found[stem] = _resized(data, classifier.image_shape, args.ood_n)
-    return found
-
-
 def _losses(classifier: Any, pixels: Any, args: argparse.Namespace, what: str) -> Any:
     """Unweighted class losses [N, T, K] float64."""
     import numpy as np
@@ -263,8 +263,9 @@ def _losses(classifier: Any, pixels: Any, args: argparse.Namespace, what: str) -
 
     parts = []
     with torch.no_grad():
-        for part in bar(pixels.split(args.batch), desc=what):
-            parts.append(classifier.losses_per_level(part.to(classifier.device)).double().cpu().numpy())
+        for part in bar(pixels.split(args.batch), desc=what, unit="batch", enabled=not args.quiet):
+            found = classifier.losses_per_level(part.to(classifier.device))
+            parts.append(found.cpu().double().numpy())  # there: Apple's GPUs have no float64
     losses = np.concatenate(parts)
     wrong = int((~np.isfinite(losses)).any((1, 2)).sum())
     if wrong:
@@ -332,65 +333,6 @@ def _attacked(classifier: Any, score: Any, pixels: Any, args: argparse.Namespace
     from rdc.terminal.progress import bar
 
     pixels, threat = pixels[: args.ood_attack_n], ThreatModel("linf", parse_eps(args.ood_eps))
-    with bar(total=len(pixels), desc=f"{what}, attack on the score") as line:
+    with bar(total=len(pixels), desc=f"{what}, attack on the score", enabled=not args.quiet) as line:
         options = {"steps": args.ood_steps, "batch": args.batch, "progress": line.update}
         return attack_score(classifier, score, pixels, threat, lower=lower, **options)
-
-
-def _resized(data: Any, shape: tuple[int, int, int], count: int) -> Any:
-    """The first ``count`` images, converted to the model's size and channels."""
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    from rdc.images.files import from_picture
-
-    pixels = data.pixels(range(min(count, len(data))))
-    if tuple(pixels.shape[1:]) == tuple(shape):
-        return pixels
-    images = (255 * pixels).round().byte().permute(0, 2, 3, 1).numpy()
-    images = images[..., 0] if images.shape[3] == 1 else images
-    return torch.from_numpy(np.stack([from_picture(Image.fromarray(image), shape)[0] for image in images]))
-
-
-def _write_scale(model: str, scale: float) -> None:
-    """Put the scale into the checkpoint's recommended settings; the weights stay as they are."""
-    from rdc.errors import ConfigError
-    from rdc.models.checkpoints import checkpoint_paths
-    from rdc.models.descriptions import read_description, update_info
-    from rdc.models.zoo import MODELS
-
-    path = checkpoint_paths(model)[1]
-    if model in MODELS or not path.is_file():
-        raise ConfigError(f"--write: expected a checkpoint of your own; {model} is a shipped model")
-    recommended = (read_description(path).get("info") or {}).get("classifier") or {}
-    update_info(path, {"classifier": {**recommended, "logit_scale": scale}})
-
-
-def _words(result: dict[str, Any], out: Path) -> str:
-    ece, scale, abstention = result["ece"], result["logit_scale"], result["abstention"]
-    lines = [
-        f"logit scale {scale['before']:.4g} -> {scale['fitted']:.4g} ({result['fitted_on']} held-out images)",
-        f"calibration error {100 * ece['before']:.1f} % -> {100 * ece['fitted']:.1f} % ({result['tested_on']} test images, accuracy "
-        f"{100 * result['accuracy']:.1f} %)",
-    ]
-    if abstention["threshold"] is None:
-        lines.append(
-            f"no threshold brings the error rate of the held-out images down to {100 * abstention['risk']:g} %"
-        )
-    elif abstention["error_rate"] is not None:
-        lines.append(
-            f"abstaining below confidence {abstention['threshold']:.3f}: {100 * abstention['coverage']:.1f} % decided, "
-            f"{100 * abstention['error_rate']:.1f} % of these wrong"
-        )
-    for name, kind in result.get("ood", {}).get("kinds", {}).items():
-        lines.append(
-            f"AUROC against {one_line(name)}: "
-            + ", ".join(f"{key} {value:.3f}" for key, value in kind["auroc"].items())
-        )
-        attacked = {key: value for key, value in kind.get("under_attack", {}).items() if key != "images"}
-        if attacked:
-            lines.append(
-                "  its score under attack: " + ", ".join(f"{key} {value:.3f}" for key, value in attacked.items())
-            )
-    return "\n".join([*lines, f"-> {one_line(out / 'calibration.json', 400)}"])

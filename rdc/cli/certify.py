@@ -10,7 +10,7 @@ from typing import Any
 
 from rdc.arguments.defaults import CertificationDefaults
 from rdc.cli.images import DATA, load_images
-from rdc.cli.options import add_model_options, model_choice, need
+from rdc.cli.options import add_format_options, add_model_options, count_all, image_count, model_choice, need, say_data
 from rdc.cli.shell import command_line
 from rdc.errors import ConfigError, one_line
 
@@ -47,9 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--batch", type=int, default=_DEFAULT.batch, metavar="N", help="votes computed together (default: %(default)s)"
     )
-    run.add_argument(
-        "--format", default="text", choices=("text", "json"), help="what is printed at the end (default: %(default)s)"
-    )
+    add_format_options(run)
     run.add_argument("--quiet", action="store_true", help="no progress bar, no closing words")
 
 
@@ -60,7 +58,7 @@ def _add_images(group: Any) -> None:
         metavar="NAME",
         help=f"{DATA} (default: %(default)s)",
     )
-    _number(group, "--n-images", "images", int)
+    _number(group, "--n-images", "images, or all", image_count)
     _number(group, "--start", "position of the first", int, "I")
     group.add_argument("--split", default=_DEFAULT.split, metavar="SPLIT", help="test or train (default: %(default)s)")
     group.add_argument("--data-root", metavar="DIR", help="the only folder to look for the data in")
@@ -72,7 +70,7 @@ def _add_certificate(group: Any) -> None:
     )
     _number(group, "--sigma", "of the smoothing noise, in [0, 1] pixel units", float, "S")
     _number(group, "--n0", "votes that select a class", int)
-    _number(group, "--n", "votes that bound its probability", int)
+    _number(group, "--n", "votes that bound its probability", _votes)
     _number(group, "--alpha", "how probable a wrong certificate of an image may be", float, "A")
     _number(
         group, "--noised-levels", "levels of epndc and apndc, from the noise's own up to the largest of --levels", int
@@ -84,6 +82,15 @@ def _add_certificate(group: Any) -> None:
         help="draws at these levels; fresh: of every vote its own, known: one for all (default: %(default)s)",
     )
     _number(group, "--seed", "of all noise", int)
+
+
+def _votes(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected an integer, of votes; got {one_line(repr(text))}. The number of images is --n-images"
+        ) from None
 
 
 def _add_attack(group: Any) -> None:
@@ -109,10 +116,13 @@ def run(args: argparse.Namespace) -> int:
     from rdc.certification.report import markdown
     from rdc.execution.processes import leave_processes
 
+    count_all(args, "n_images")
     settings = _settings(args)
     need("matplotlib")  # for the plot
     dataset = load_images(args.data, args.split, args.data_root, progress=not args.quiet)
     choice, first = model_choice(args).joined()
+    if first:
+        say_data(args, [args.model])
     classifier = choice.load(dataset)
     out, done = Path(args.out or _default_folder(settings)), [0]
 

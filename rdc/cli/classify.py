@@ -9,8 +9,9 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from rdc.cli.images import load_images
-from rdc.cli.options import add_model_options, batch_size, load_classifier, positive_int
+from rdc.cli.options import add_format_options, add_model_options, batch_size, load_classifier, positive_int
 from rdc.errors import one_line
+from rdc.terminal.plain_text import percent
 
 if TYPE_CHECKING:
     from rdc.contracts import Defence
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--invert", action="store_true", help="turn dark on light into light on dark first")
     parser.add_argument("--strict", action="store_true", help="refuse files that would have to be resized or converted")
-    parser.add_argument("--json", action="store_true", help="print a JSON list with all probabilities")
+    add_format_options(parser)
     parser.add_argument(
         "--batch", type=batch_size, default=64, metavar="N", help="files classified together (default: %(default)s)"
     )
@@ -68,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
         found = _logits(classifier, [pixels for _, pixels in part])
         for (answer, _), logits, probabilities, levels in zip(part, *found, strict=True):
             _answer(answer, logits, probabilities, levels, classifier.class_names)
-    print(json.dumps(answers, indent=2, allow_nan=False) if args.json else _table(answers, args.top))
+    print(json.dumps(answers, indent=2, allow_nan=False) if args.format == "json" else _table(answers, args.top))
     good = [answer for answer in answers if "class" in answer]
-    if args.anytime is not None and not args.json and good:
+    if args.anytime is not None and args.format != "json" and good:
         mean = sum(answer["levels"] for answer in good) / len(good)
         total = len(classifier.calibration.order)
         print(f"anytime: {mean:.1f} of {total} levels looked at on average; stated rate {100 * args.anytime:g} %")
@@ -135,7 +136,7 @@ def _doubts(args: argparse.Namespace, pixels: Any) -> list[str]:
 def _anytime(classifier: Any, args: argparse.Namespace) -> Any:
     from rdc.decisions.anytime.kept import calibrated
 
-    return calibrated(classifier, load_images(args.anytime_data, "test"), args.anytime, progress=not args.json)
+    return calibrated(classifier, load_images(args.anytime_data, "test"), args.anytime, progress=args.format != "json")
 
 
 def _logits(classifier: Defence, pixels: list[Any]) -> tuple[Any, list[list[float]], list[int | None]]:
@@ -153,8 +154,8 @@ def _logits(classifier: Defence, pixels: list[Any]) -> tuple[Any, list[list[floa
             logits, levels = result.log_probabilities, result.levels.tolist()
         else:
             logits = classifier(x)
-    logits = logits.double()
-    return logits.cpu().numpy(), logits.softmax(1).cpu().tolist(), levels
+    logits = logits.cpu().double()  # there: Apple's GPUs have no float64
+    return logits.numpy(), logits.softmax(1).tolist(), levels
 
 
 def _table(answers: list[dict[str, Any]], top: int) -> str:
@@ -164,17 +165,11 @@ def _table(answers: list[dict[str, Any]], top: int) -> str:
     rows = [("file", "class", "confidence", "next")]
     for answer in good:
         ranked = list(answer["probabilities"].items())
-        others = ", ".join(f"{one_line(name)} {_percent(value)}" for name, value in ranked[1:top])
-        rows.append((one_line(answer["file"], 400), one_line(answer["class"]), _percent(answer["confidence"]), others))
+        others = ", ".join(f"{one_line(name)} {percent(value)}" for name, value in ranked[1:top])
+        rows.append((one_line(answer["file"], 400), one_line(answer["class"]), percent(answer["confidence"]), others))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = []
     for row, about in zip(rows, (None, *good), strict=True):
         lines.append(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip())
         lines += [f"  ({notice})" for notice in (about or {}).get("notices", ())]
     return "\n".join(lines)
-
-
-def _percent(value: float) -> str:
-    if 0.9995 <= value < 1:
-        return ">99.9 %"
-    return "<0.1 %" if 0 < value < 0.0005 else f"{100 * value:.1f} %"

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from rdc.cli.options import up_to
+from rdc.cli.options import add_format_options, up_to
 from rdc.errors import one_line
 
 ABOUT = """Compare two finished runs of rdc evaluate on the same images: differences of clean and robust accuracy, A - B, with paired
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--draws", type=up_to(10**7), default=100_000, metavar="N", help="resamples, >= 100 (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the resamples (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    add_format_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from rdc.evaluation.comparison import compare_runs, read_run
 
     found = compare_runs(read_run(args.a), read_run(args.b), common=args.common, draws=args.draws, seed=args.seed)
-    print(json.dumps(found, indent=2) if args.json else _table(found))
+    print(json.dumps(found, indent=2) if args.format == "json" else _table(found))
     return 0
 
 

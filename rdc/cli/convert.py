@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from rdc.cli.options import add_format_options
 from rdc.errors import one_line
 
 EXAMPLES = """examples:
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--class-names", metavar="A,B,...", help="names to record, one for each class, separated by commas"
     )
     parser.add_argument("--half", action="store_true", help="store weights as float16")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    add_format_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         info={"class_names": [name.strip() for name in args.class_names.split(",")]} if args.class_names else None,
         dtype=torch.float16 if args.half else torch.float32,
     )
-    if args.json:
+    if args.format == "json":
         print(json.dumps(summary, indent=2, default=str))
         return 0
     print(f"{one_line(summary['source'], 400)} ({summary['kind']}) -> {one_line(summary['destination'], 400)}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rdc.cli.images import load_images
+from rdc.cli.options import add_format_options
 from rdc.errors import one_line
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of --test-share (default: %(default)s)")
     parser.add_argument("--no-verify", action="store_true", help="take files whose checksum is not the official one")
+    add_format_options(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bars, no closing words")
 
 
@@ -69,7 +72,11 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--test-share: expected a number between 0 and 1; got {args.test_share}")
     found = _splits(args)
     if args.action == "info":
-        print("\n".join(line for data in found for line in _about(data)))
+        facts = [_facts(data) for data in found]
+        if args.format == "json":
+            print(json.dumps(facts, indent=2))
+        else:
+            print("\n".join(line for about in facts for line in _about(about)))
         return 0
     return _convert(args, found)
 
@@ -123,18 +130,31 @@ def _convert(args: argparse.Namespace, found: list[Dataset]) -> int:
     return 0
 
 
-def _about(data: Dataset) -> list[str]:
-    """Lines of ``info``; the digest is the one that a folder of ``rdc evaluate`` keeps of the same images in the same order."""
+def _facts(data: Dataset) -> dict[str, Any]:
+    """What ``info`` says; the digest is the one that a folder of ``rdc evaluate`` keeps of the same images in the same order."""
     counts = data.labels.bincount(minlength=data.num_classes).tolist()
-    channels, height, width = data.image_shape
     digest = hashlib.sha256(data.images.numpy().tobytes() + data.labels.numpy().tobytes()).hexdigest()
+    return {
+        "name": str(data.name),
+        "split": data.split,
+        "source": str(data.source or "-"),
+        "images": len(data),
+        "image_shape": list(data.image_shape),
+        "classes": dict(zip(data.class_names, counts, strict=True)),
+        "digest": digest[:16],
+    }
+
+
+def _about(facts: dict[str, Any]) -> list[str]:
+    channels, height, width = facts["image_shape"]
+    classes: dict[str, int] = facts["classes"]
     lines = [
-        f"{one_line(data.name)}, {one_line(data.split)} split",
-        f"  from     {one_line(data.source or '-', 400)}",
-        f"  images   {len(data):,} of {channels} x {height} x {width} (channels, height, width)",
-        f"  classes  {data.num_classes}, {min(counts):,} to {max(counts):,} images each",
-        f"  digest   {digest[:16]} (SHA-256 of images and labels)",
+        f"{one_line(facts['name'])}, {one_line(facts['split'])} split",
+        f"  from     {one_line(facts['source'], 400)}",
+        f"  images   {facts['images']:,} of {channels} x {height} x {width} (channels, height, width)",
+        f"  classes  {len(classes)}, {min(classes.values()):,} to {max(classes.values()):,} images each",
+        f"  digest   {facts['digest']} (SHA-256 of images and labels)",
     ]
-    shown = [f"{one_line(name, 60)} {count:,}" for name, count in zip(data.class_names, counts, strict=True)]
+    shown = [f"{one_line(name, 60)} {count:,}" for name, count in classes.items()]
     more = f", and {len(shown) - 20} more" if len(shown) > 20 else ""
     return [*lines, f"  each     {', '.join(shown[:20])}{more}"]

@@ -14,11 +14,15 @@ from rdc.arguments.defaults import EvaluationDefaults
 from rdc.cli.failures import words
 from rdc.cli.images import load_images
 from rdc.cli.options import (
+    add_format_options,
     add_image_options,
     add_model_options,
     apply_preset,
+    count_all,
     model_choice,
     need,
+    say_data,
+    warn_if_other_classes,
     warn_if_sorted,
 )
 from rdc.cli.shell import command_line
@@ -37,17 +41,18 @@ ABOUT = """Clean and robust accuracy with 95 % intervals. DIR gets report.html, 
 stopped."""
 EXAMPLES = """examples:
   rdc evaluate --model fashion-mnist --data fashion-mnist-sample --n 64 --out runs/first
-  rdc evaluate --attacks none --n 10000 --out runs/clean
+  rdc evaluate --attacks none --n all --out runs/clean
   rdc evaluate --attacks autoattack,adaptive --lm paper-v2 --n 128 --out runs/everything
   rdc evaluate --norm flow --eps 0.05 --attacks stadv --steps 100 --out runs/stadv
   rdc evaluate --noise all --eot 20 --n 64 --out runs/stochastic
-  rdc evaluate --model my_package.models:make --attacks autoattack --out runs/mine
+  rdc evaluate --model mynet.py:make --data cifar10 --attacks autoattack --out runs/mine   # runs the code in mynet.py
   torchrun --nproc-per-node 2 -m -- rdc evaluate --n 512 --threads 1 --out runs/sharded   # mind the --
 
 attacks: apgd-ce, apgd-dlr, apgd-margin, apgd-t, apgd-ce-t, fab, fab-t, square, pgd-ce, pgd-dlr, pgd-margin, stadv, low-frequency,
 lagrange, objective, transfer, smoothed, selective, endpoints-ce, endpoints-dlr
 (docs/threat_models.md, docs/adaptive_attacks.md), with options as in apgd-ce:gradient=bpda:steps=20,
-transfer:surrogate=one-step, square:queries=1000; autoattack, autoattack-plus, autoattack-rand and adaptive stand for several.
+transfer:surrogate=one-step, square:queries=1000; autoattack, autoattack-plus, autoattack-rand and adaptive stand for several;
+pgd and apgd are short for pgd-ce and apgd-ce, and none is no attack.
 """
 
 
@@ -107,12 +112,7 @@ def _add_run_options(run: Any) -> None:
         metavar="N",
         help=f"images worked on together (default: {_DEFAULT.batch} on a CPU, {_DEFAULT.batch_on_a_gpu} on a GPU)",
     )
-    run.add_argument(
-        "--format",
-        default="text",
-        choices=("text", "json", "markdown"),
-        help="what is printed at the end (default: %(default)s)",
-    )
+    add_format_options(run, "markdown")
     run.add_argument("--quiet", action="store_true", help="no progress bars, no closing words")
 
 
@@ -158,14 +158,18 @@ def run(args: argparse.Namespace) -> int:
     from rdc.evaluation import evaluate
     from rdc.execution.processes import leave_processes
 
+    count_all(args)
     request = _request(args)
     need("matplotlib", "PIL")  # for the report
     settings, quiet = request.settings, request.quiet
     dataset = load_images(settings.dataset, settings.split, request.data_root, progress=not quiet)
     model, first = request.model.joined()
     if first:
+        say_data(args, [args.model])
         warn_if_sorted(dataset, settings.start, settings.n)
     classifier = model.load(dataset)
+    if first:
+        warn_if_other_classes(classifier, dataset, settings.model)
     settings = request.settings_for(classifier)
     options: dict[str, Any] = {"command": request.command, "overwrite": request.overwrite, "progress": not quiet}
     with _what_is_kept(request) as count:

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 
-from rdc.cli.options import add_preset, apply_preset, need, up_to
+from rdc.cli.options import add_format_options, add_preset, apply_preset, need, up_to
 from rdc.errors import one_line
 
 ABOUT = """Write a diffusion classifier as one ONNX file that needs no PyTorch: levels, weights and noise are in it, likelihood
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--logit-scale", type=float, metavar="S", help="scale of the log-probabilities (default: the model's own)"
     )
     parser.add_argument("--no-check", action="store_true", help="do not compare with PyTorch before writing")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    add_format_options(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress words on stderr")
 
 
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         say=say,
     )
     seconds = time.monotonic() - started
-    if args.json:
+    if args.format == "json":
         print(json.dumps({**summary, "seconds": round(seconds, 2)}, indent=2))
         return 0
     size, weights = summary["bytes"] / 1e6, summary["weights_bytes"] / 1e6

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from rdc.arguments.defaults import GradientDefaults
 from rdc.cli.images import load_images
-from rdc.cli.options import add_image_options, add_model_options, model_choice, need, warn_if_sorted
+from rdc.cli.options import (
+    add_format_options,
+    add_image_options,
+    add_model_options,
+    count_all,
+    model_choice,
+    need,
+    say_data,
+    warn_if_sorted,
+)
 from rdc.cli.shell import command_line
 from rdc.errors import one_line
 
@@ -64,9 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images worked on together (default: %(default)s)",
     )
-    run.add_argument(
-        "--format", default="text", choices=("text", "json"), help="what is printed at the end (default: %(default)s)"
-    )
+    add_format_options(run)
     run.add_argument("--quiet", action="store_true", help="no progress bar, no closing words")
 
 
@@ -107,12 +114,14 @@ def run(args: argparse.Namespace) -> int:
     from rdc.gradient_analysis import GradientSettings, compare_models, comparison_table, parse_model
     from rdc.gradient_analysis.plots import write_plots
 
+    count_all(args)
     names = [field.name for field in dataclasses.fields(GradientSettings) if field.name != "dataset"]
     settings = GradientSettings(dataset=args.data, **{name: getattr(args, name) for name in names})
     need("matplotlib")  # for the plots
     texts = [parse_model(text) for text in args.model or ["fashion-mnist"]]
     dataset = load_images(args.data, args.split, args.data_root, progress=not args.quiet)
     warn_if_sorted(dataset, args.start, args.n)
+    say_data(args, [text.name for text in texts])
     models = [_named(model_choice(args, text.name), text, dataset) for text in texts]
     out = Path(args.out or Path("runs") / f"gradients-{Path(args.data).name}-{args.n}")
     done = [0]

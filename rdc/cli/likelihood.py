@@ -10,7 +10,7 @@ from typing import Any
 
 from rdc.arguments.defaults import LikelihoodDefaults
 from rdc.cli.images import load_images
-from rdc.cli.options import add_image_options, add_model_options, model_choice, up_to
+from rdc.cli.options import add_format_options, add_image_options, add_model_options, count_all, model_choice, up_to
 from rdc.cli.shell import command_line
 from rdc.errors import one_line
 
@@ -57,9 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images worked on together (default: %(default)s)",
     )
-    run.add_argument(
-        "--format", default="text", choices=("text", "json"), help="what is printed at the end (default: %(default)s)"
-    )
+    add_format_options(run)
     run.add_argument("--quiet", action="store_true", help="no progress bar, no closing words")
 
 
@@ -73,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     from rdc.method.likelihood import LikelihoodSettings
     from rdc.method.probability_flow import FlowSettings
 
+    count_all(args)
     flow = FlowSettings(args.steps, args.probes, args.sigma_min, args.sigma_max, args.rho, args.solver)
     settings = LikelihoodSettings(flow, args.elbo_levels, args.seed)
     dataset = load_images(args.data, args.split, args.data_root, progress=not args.quiet)

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rdc.cli.options import add_model_options, model_choice, need, positive_int
+from rdc.cli.images import load_images
+from rdc.cli.options import add_format_options, add_model_options, model_choice, need, positive_int
 from rdc.cli.shell import command_line
 from rdc.errors import ConfigError, one_line
 
@@ -71,16 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--out", metavar="DIR", help="folder for cost.json and cost.png; made if missing (default: none is written)"
     )
-    run.add_argument(
-        "--format", default="text", choices=("text", "json"), help="what is printed at the end (default: %(default)s)"
-    )
+    add_format_options(run)
     run.add_argument("--quiet", action="store_true", help="no progress bar, no closing words")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure; returns the exit status."""
     from rdc.costs import CostSettings, cost_table, measure_costs, read_accuracy, write_plot
-    from rdc.data import load_dataset
     from rdc.storage.json_files import write_json
 
     settings = CostSettings(
@@ -94,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out and accuracies:
         need("matplotlib")  # for the plot
     models = _models(args)
-    dataset = load_dataset(args.data, "test", args.data_root, progress=not args.quiet)
+    dataset = load_images(args.data, "test", args.data_root, progress=not args.quiet)
     report = measure_costs(
         models,
         dataset,

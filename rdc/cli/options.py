@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rdc.cli.images import DATA
+from rdc.cli.images import DATA, load_images
 from rdc.errors import one_line
 
 if TYPE_CHECKING:
@@ -17,21 +17,29 @@ if TYPE_CHECKING:
     from rdc.models.choice import ModelChoice
 
 __all__ = [
+    "add_device_options",
+    "add_format_options",
     "add_image_options",
     "add_model_options",
     "add_preset",
     "apply_preset",
     "batch_size",
+    "count_all",
+    "image_count",
     "load_classifier",
     "megabytes",
     "model_choice",
     "need",
     "positive_int",
+    "say_data",
+    "some_or_all",
     "thread_count",
     "up_to",
+    "warn_if_other_classes",
     "warn_if_sorted",
 ]
 
+ALL = "all"  #: in place of a number of images
 MOST = 10**18  # of what has no limit of its own
 MOST_MEGABYTES = 2**24  #: --memory-mb: 16 TiB
 
@@ -43,8 +51,8 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
         "--model",
         default=default,
         metavar="NAME",
-        help="preset, checkpoint path, optimal:DATA or sbgc:NAME (docs/optimal.md, docs/likelihood.md), or package.module:factory, "
-        "a function without arguments that returns any callable "
+        help="preset, checkpoint path, optimal:DATA or sbgc:NAME (docs/optimal.md, docs/likelihood.md), or file.py:factory or "
+        "package.module:factory, whose code is run: a function without arguments that returns any callable "
         "pixels [N, C, H, W] in [0, 1] -> logits [N, K], or an object with purify(x) and classify(x) "
         "(default: %(default)s)",
     )
@@ -74,8 +82,16 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
         help="working memory of a diffusion model, in MiB; larger batches are cut into pieces, whose backward pass computes "
         "them again (default: 2048; on a GPU half of what is free, if that is more)",
     )
+    add_device_options(group)
+
+
+def add_device_options(group: Any) -> None:
+    """--device and --threads."""
     group.add_argument(
-        "--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cuda if there is one, else cpu)"
+        "--device",
+        default="auto",
+        metavar="DEVICE",
+        help="auto (cuda if there is one, else cpu), cpu, cuda, cuda:N or mps (default: %(default)s)",
     )
     group.add_argument("--threads", type=thread_count, metavar="N", help="CPU threads (default: as PyTorch chooses)")
 
@@ -124,6 +140,23 @@ def apply_preset(args: argparse.Namespace, *more: str) -> PaperPreset | None:
     return preset
 
 
+def add_format_options(group: Any, *forms: str, default: str = "text") -> None:
+    """--format, and --json, which is short for --format json.
+
+    Args:
+        group: parser or group.
+        forms: what else than text and json there is.
+        default: one of these.
+    """
+    group.add_argument(
+        "--format",
+        default=default,
+        choices=("text", "json", *forms),
+        help="what is printed at the end (default: %(default)s)",
+    )
+    group.add_argument("--json", dest="format", action="store_const", const="json", help="the same as --format json")
+
+
 def add_image_options(
     parser: argparse.ArgumentParser, default: EvaluationDefaults | GradientDefaults | LikelihoodDefaults
 ) -> None:
@@ -135,12 +168,65 @@ def add_image_options(
         metavar="NAME",
         help=f"{DATA} (default: %(default)s)",
     )
-    data.add_argument("--n", type=int, default=default.n, help="images (default: %(default)s)")
+    data.add_argument(
+        "--n", type=image_count, default=default.n, metavar="N", help="images, or all (default: %(default)s)"
+    )
     data.add_argument(
         "--start", type=int, default=default.start, metavar="I", help="position of the first (default: %(default)s)"
     )
     data.add_argument("--split", default=default.split, metavar="SPLIT", help="test or train (default: %(default)s)")
     data.add_argument("--data-root", metavar="DIR", help="the only folder to look for the data in")
+
+
+def image_count(text: str) -> int | str:
+    """argparse type: an integer, or ``all``."""
+    if text.lower() == ALL:
+        return ALL
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected an integer, or all; got {one_line(repr(text))}") from None
+
+
+def some_or_all(text: str) -> int | str:
+    """argparse type: an integer >= 1, or ``all``."""
+    return ALL if text.lower() == ALL else positive_int(text)
+
+
+def count_all(args: argparse.Namespace, name: str = "n") -> None:
+    """Put the number of images from ``--start`` on in the place of ``all``.
+
+    Args:
+        args: parsed options of a command with :func:`add_image_options`.
+        name: the option, as argparse stores it.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    if getattr(args, name) == ALL:
+        data = load_images(args.data, args.split, args.data_root, notices=False, progress=not args.quiet)
+        setattr(args, name, max(0, len(data) - args.start))
+
+
+def say_data(args: argparse.Namespace, models: Sequence[str]) -> None:
+    """Say on stderr which images are taken for a model of somebody's where ``--data`` was not given."""
+    if any(word == "--data" or word.startswith("--data=") for word in args.argv):
+        return
+    from rdc.defences.factory import is_factory
+    from rdc.models.derived import is_derived
+
+    if any(is_factory(name) and not is_derived(name) for name in models):
+        print(f"rdc: --data was not given: the images of {args.data} are taken", file=sys.stderr)
+
+
+def warn_if_other_classes(model: Any, data: Any, name: str) -> None:
+    """Say on stderr that model and data have different numbers of classes: the labels of one may mean nothing to the other."""
+    if tuple(model.image_shape) == tuple(data.image_shape) and model.num_classes != data.num_classes:
+        print(
+            f"rdc: model {one_line(name)} has {model.num_classes} classes, {one_line(data.name)} has {data.num_classes}: were they "
+            "made for each other?",
+            file=sys.stderr,
+        )
 
 
 def warn_if_sorted(data: Any, start: int, count: int) -> None:
@@ -208,6 +294,7 @@ def model_choice(args: argparse.Namespace, name: str | None = None) -> ModelChoi
 
     apply_preset(args)
     given = {name: getattr(args, name, None) for name in ("levels", "lm", "precision", "device", "threads")}
+    given["device"] = None if given["device"] == "auto" else given["device"]
     return ModelChoice(name or args.model, memory_budget_mb=getattr(args, "memory_mb", None), **given)
 
 

@@ -8,12 +8,14 @@ import sys
 import warnings
 from typing import Any
 
-from rdc.cli.options import batch_size, megabytes, thread_count
+from rdc.cli.options import add_format_options, batch_size, megabytes, thread_count
 from rdc.errors import one_line
+from rdc.terminal.plain_text import percent
 
 ABOUT = """Classify PNG or JPEG files with a file written by `rdc export`. Needs numpy, pillow and onnxruntime;
 PyTorch is not loaded. Prints one line of JSON for each image: file, label, class, confidence, abstain,
-log_likelihood, probabilities, notices; or file and error. Exit status 1 if a file could not be classified."""
+log_likelihood, probabilities, notices; or file and error (--format text: file, class, confidence). Exit status 1 if a file
+could not be classified."""
 EXAMPLES = """examples:
   rdc predict --onnx fashion-mnist.onnx shoe.png
   rdc predict --onnx rdc.onnx --lm-steps 0 --threshold 0.8 *.png
@@ -28,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG file")
     parser.add_argument("--onnx", required=True, metavar="FILE", help="file written by rdc export")
     parser.add_argument(
-        "--provider", default="auto", metavar="P", help="auto (CUDA where it works), cpu or cuda (default: auto)"
+        "--provider",
+        "--device",
+        default="auto",
+        metavar="P",
+        help="auto (CUDA where it works), cpu or cuda (default: auto); --device is the same",
     )
     parser.add_argument("--threads", type=thread_count, metavar="N", help="CPU threads (default: onnxruntime chooses)")
     parser.add_argument(
@@ -45,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--invert", action="store_true", help="turn dark on light into light on dark first")
     parser.add_argument("--strict", action="store_true", help="refuse files that would have to be resized or converted")
+    add_format_options(parser, default="json")
     parser.add_argument("--quiet", action="store_true", help="no words on stderr about what runs the model")
 
 
@@ -61,11 +68,20 @@ def run(args: argparse.Namespace) -> int:
     for begin in range(0, len(args.images), args.batch):
         answers = _answers(classifier, args, args.images[begin : begin + args.batch])
         for answer in answers:
-            print(json.dumps(answer, allow_nan=False), flush=True)
+            if args.format == "json":
+                print(json.dumps(answer, allow_nan=False), flush=True)
+            elif "error" not in answer:
+                print(_line(answer), flush=True)
             if "error" in answer:
                 failed = True
                 print(f"rdc: error: {one_line(answer['file'], 400)}: {answer['error']}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _line(answer: dict[str, Any]) -> str:
+    word = one_line(answer["class"]) + (", abstains" if answer["abstain"] else "")
+    notices = "".join(f"  ({one_line(notice)})" for notice in answer["notices"])
+    return f"{one_line(answer['file'], 400)}  {word}  {percent(answer['confidence'])}{notices}"
 
 
 def _answers(classifier: Any, args: argparse.Namespace, paths: list[str]) -> list[dict[str, Any]]:

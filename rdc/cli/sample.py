@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
-from rdc.cli.training_run import add_device_arguments
+from rdc.cli.options import add_device_options, add_format_options
 from rdc.errors import one_line
 
 EXAMPLES = """examples:
@@ -27,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sigma-min", type=float, default=0.002, metavar="X", help="(default: 0.002)")
     parser.add_argument("--sigma-max", type=float, default=80.0, metavar="X", help="(default: 80)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    add_device_arguments(parser)
+    add_format_options(parser)
+    add_device_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,5 +53,8 @@ def run(args: argparse.Namespace) -> int:
     )
     names = info.get("class_names") or [str(label) for label in range(config["num_classes"])]
     plot_samples(images, names, args.out, f"{args.model}: {args.steps} Heun steps, seed {args.seed}")
-    print(one_line(args.out, 4000))
+    if args.format == "json":
+        print(json.dumps({"picture": str(args.out), "model": args.model, "steps": args.steps, "seed": args.seed}))
+    else:
+        print(one_line(args.out, 4000))
     return 0

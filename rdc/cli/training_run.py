@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import os
 import sys
 import time
@@ -11,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rdc.cli.images import DATA, load_images
-from rdc.cli.options import thread_count
+from rdc.cli.options import add_device_options, add_format_options
 from rdc.cli.shell import command_line
 from rdc.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from rdc.training import Recipe, Training
 
-__all__ = ["AUGMENT_HELP", "SETTINGS", "add_device_arguments", "add_run_arguments", "follow", "recipe_of"]
+__all__ = ["AUGMENT_HELP", "SETTINGS", "add_run_arguments", "follow", "recipe_of"]
 
 INTERRUPTED = 128  # exit status: this plus the signal's number
 AUGMENT_HELP = "probability of each of EDM's transformations, of which the network is told (0; EDM: 0.12)"
@@ -89,20 +91,15 @@ def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: str) -> No
     )
     _add_switch(speed, "--cuda-graph", "record a step once and replay it: no waiting for Python (GPU)")
     speed.add_argument("--checkpoint-seconds", type=float, metavar="S", help="time between checkpoints (default: 60)")
-    add_device_arguments(speed)
+    add_device_options(speed)
     speed.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_format_options(speed)
 
 
 def _add_switch(group: Any, option: str, text: str) -> None:
     """An option and its ``--no-`` form, without value; None where neither was given: then the recipe decides."""
     about = f"{text} (off); the second form: off, whatever the recipe says"
     group.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=about)
-
-
-def add_device_arguments(group: Any) -> None:
-    """``--device`` and ``--threads``."""
-    group.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, or auto: cuda if there (default)")
-    group.add_argument("--threads", type=thread_count, metavar="N", help="CPU threads (default: torch's choice)")
 
 
 def recipe_of(args: argparse.Namespace, settings: Mapping[str, str], methods: tuple[str, ...]) -> Recipe:
@@ -148,7 +145,10 @@ def follow(args: argparse.Namespace, recipe: Recipe) -> int:
         if stop.first:
             print(f"{one_line(args.out, 400)}: {stop}. To continue: {_same_command()}", file=sys.stderr)
         return INTERRUPTED + stop.number
-    _report(done)
+    if args.format == "json" and done.first:
+        print(json.dumps({**dataclasses.asdict(done), "out": str(done.out)}, indent=2))
+    if args.format != "json" or not done.finished:
+        _report(done)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TypeVar
 
+from rdc.arguments.close_names import did_you_mean
 from rdc.arguments.scalars import shown
 from rdc.errors import ConfigError
 
@@ -35,7 +36,9 @@ class _Word(str, Enum):
         """
         found = cls(value) if isinstance(value, str) and value in cls.words() else None
         if found is None:
-            raise ConfigError(f"{name}: expected one of {', '.join(cls)}; got {shown(value)}")
+            raise ConfigError(
+                f"{name}: expected one of {', '.join(cls)}; got {shown(value)}{did_you_mean(value, cls.words())}"
+            )
         return found
 
     @classmethod

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from rdc.arguments.close_names import did_you_mean
 from rdc.data.cifar10 import load_cifar10
 from rdc.data.cifar10_1 import load_cifar10_1
 from rdc.data.cifar100 import load_cifar100
@@ -119,9 +119,8 @@ def load_dataset(
 
 
 def _unknown(name: str, base: str, path: Path) -> DataError:
-    close = difflib.get_close_matches(base or name, DATASET_NAMES, n=1)
     return DataError(
-        f"unknown data set {name!r}{f' (did you mean {close[0]!r}?)' if close else ''}: it is none of "
+        f"unknown data set {name!r}{did_you_mean(base or name, DATASET_NAMES)}: it is none of "
         f"{', '.join(DATASET_NAMES)}, torchvision:NAME, and {path} is no file or folder either"
     )
 

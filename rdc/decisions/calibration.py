@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,10 @@ from rdc.statistics.reliability import reliability_rows
 
 __all__ = [
     "LikelihoodScore",
+    "SeparableError",
     "area_under_risk_coverage",
     "auroc",
+    "cautious_logit_scale",
     "coded_length",
     "expected_calibration_error",
     "fit_likelihood_score",
@@ -59,6 +62,10 @@ def negative_log_likelihood(log_probabilities: np.ndarray, labels: np.ndarray) -
     return float(-np.asarray(log_probabilities, np.float64)[np.arange(len(labels)), labels].mean())
 
 
+class SeparableError(InputError):
+    """Every held-out image is classified right at any scale, so that none is best."""
+
+
 def fit_logit_scale(losses: np.ndarray, labels: np.ndarray, log_prior: np.ndarray | None = None) -> float:
     """The scale that minimises the cross-entropy of log_softmax(-scale * losses + log_prior).
 
@@ -71,7 +78,8 @@ def fit_logit_scale(losses: np.ndarray, labels: np.ndarray, log_prior: np.ndarra
         scale in [1e-8, 1e8]; the temperature is its inverse.
 
     Raises:
-        InputError: shapes do not fit, or values are not finite; or every image is right at any scale (separable), so that none is best.
+        SeparableError: every image is right at any scale, so that none is best; see :func:`cautious_logit_scale`.
+        InputError: shapes do not fit, or values are not finite.
 
     Source: Guo et al. 2017, arXiv 1706.04599. The cross-entropy is convex in the scale: its derivative is bisected.
     """
@@ -85,13 +93,47 @@ def fit_logit_scale(losses: np.ndarray, labels: np.ndarray, log_prior: np.ndarra
 
     low, high = math.log(1e-8), math.log(1e8)
     if slope(high) <= 0:
-        raise InputError("logit scale: every held-out image is classified right, so no scale is best; use more images")
+        raise SeparableError(
+            "logit scale: every held-out image is classified right, so no scale is best; use more images"
+        )
     if slope(low) > 0:
         return math.exp(low)  # the losses say less than nothing
+    return math.exp(_bisected(slope, low, high))
+
+
+def cautious_logit_scale(losses: np.ndarray, labels: np.ndarray, log_prior: np.ndarray | None = None) -> float:
+    """A scale for N held-out images that are all right: their mean confidence is (N + 1) / (N + 2).
+
+    That is the accuracy to expect of a classifier that was right N times of N (Laplace's rule of succession).
+
+    Args:
+        losses, labels, log_prior: as of :func:`fit_logit_scale`.
+
+    Returns:
+        scale in [1e-8, 1e8].
+
+    Raises:
+        InputError: shapes do not fit, values are not finite, or an image is wrong.
+    """
+    losses, labels = _scores(losses, labels)
+    prior = np.zeros(losses.shape[1]) if log_prior is None else np.asarray(log_prior, np.float64)
+    rows, count = np.arange(len(labels)), len(labels)
+    if (losses[rows, labels] > losses.min(axis=1)).any():
+        raise InputError("logit scale: expected images that are all classified right; use fit_logit_scale")
+
+    def missing(log_scale: float) -> float:
+        log_p = log_softmax(-math.exp(log_scale) * losses + prior)[rows, labels]
+        return float(np.exp(log_p).mean()) - (count + 1) / (count + 2)  # grows with the scale
+
+    return math.exp(_bisected(missing, math.log(1e-8), math.log(1e8)))
+
+
+def _bisected(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function that grows passes zero."""
     for _ in range(80):
         middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-    return math.exp((low + high) / 2)
+        low, high = (middle, high) if function(middle) < 0 else (low, middle)
+    return (low + high) / 2
 
 
 # --- calibration ----------------------------------------------------------------------------------------------------

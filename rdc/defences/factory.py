@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
+import itertools
 import os
 import sys
+import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from rdc.arguments.close_names import close_name, did_you_mean
 from rdc.contracts import Defence
 from rdc.defences.foreign import ForeignDefence
 from rdc.defences.plain import PlainClassifier, call_model, checked_logits
@@ -22,16 +28,19 @@ __all__ = ["as_defence", "is_factory", "load_factory"]
 
 
 def is_factory(name: str) -> bool:
-    """Whether a model's name is ``package.module:factory``: two dotted identifiers around a colon."""
-    module, colon, attribute = str(name).partition(":")
-    return bool(colon) and all(part.isidentifier() for text in (module, attribute) for part in text.split("."))
+    """Whether a model's name is ``package.module:factory``, two dotted identifiers around a colon, or ``path/file.py:factory``."""
+    module, colon, attribute = str(name).rpartition(":")
+    dotted = (attribute,) if module.endswith(".py") else (module, attribute)
+    return bool(colon) and all(part.isidentifier() for text in dotted for part in text.split("."))
 
 
 def load_factory(name: str, example: Tensor, class_names: Sequence[str] | None, device: Any = "cpu") -> Defence:
     """Import a module, call the factory in it without arguments, and make a defence of what it returns.
 
+    The module's code is run, because the caller named it. Nothing else in rdc runs code of a file.
+
     Args:
-        name: ``package.module:factory``; the current folder is searched too.
+        name: ``package.module:factory``, where the current folder is searched too; or ``path/file.py:factory``.
         example: [n, C, H, W] pixels, called once to learn the number of classes.
         class_names: of the data set.
         device: where a returned ``nn.Module`` is put.
@@ -40,21 +49,21 @@ def load_factory(name: str, example: Tensor, class_names: Sequence[str] | None, 
         ConfigError: no such module or factory, the factory needs arguments or raises, or returns nothing callable.
         InputError: the model's answer to the example is not logits, see ``rdc.defences.as_defence``.
     """
-    module_name, _, attribute = name.partition(":")
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.insert(0, here)
+    module_name, _, attribute = name.rpartition(":")
     try:
-        factory: Any = importlib.import_module(module_name)
+        factory: Any = _module_of_file(Path(module_name)) if module_name.endswith(".py") else _module(module_name)
     except Exception as error:
+        kind = type(error).__name__
         raise ConfigError(
-            f"model: {name!r}: module {module_name} cannot be imported ({type(error).__name__}: {error}). Expected "
-            "package.module:factory, found from the current folder or installed"
+            f"model: {name!r}: {module_name} cannot be imported ({kind}: {error}){_meant(module_name, error)}. Expected "
+            "file.py:factory, or package.module:factory found from the current folder or installed"
         ) from error
     for part in attribute.split("."):
         if not hasattr(factory, part):
             public = [found for found in vars(factory) if not found.startswith("_")]
             raise ConfigError(
-                f"model: {name!r}: {module_name} has no {attribute}; it has {', '.join(public[:12]) or '-'}"
+                f"model: {name!r}: {module_name} has no {attribute}{did_you_mean(part, public)}; it has "
+                f"{', '.join(public[:12]) or '-'}"
             )
         factory = getattr(factory, part)
     if not callable(factory):
@@ -66,7 +75,50 @@ def load_factory(name: str, example: Tensor, class_names: Sequence[str] | None, 
         raise ConfigError(f"model: {name!r}: the factory raised {type(error).__name__}: {error}") from error
     if isinstance(made, nn.Module):
         made = made.to(device)
+        if any(
+            is_lazy(value) for value in (*made.parameters(), *made.buffers())
+        ):  # torch.nn.Lazy...: sizes come with the first call
+            with torch.no_grad():
+                call_model(made.eval(), example.to(device), name)
     return as_defence(made, example.to(device), class_names=class_names, name=name)
+
+
+def _module(name: str) -> Any:
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    return importlib.import_module(name)
+
+
+def _module_of_file(path: Path) -> Any:
+    """The module in a file, run once for each file; what lies beside it can be imported by it."""
+    path = path.resolve(strict=True)
+    name = f"_rdc_model_{zlib.crc32(os.fsencode(path)):08x}_{path.stem}"  # no module of another name is hidden
+    if name in sys.modules:
+        return sys.modules[name]
+    if (folder := str(path.parent)) not in sys.path:
+        sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # of a file .py they are there
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _meant(module: str, error: Exception) -> str:
+    """Which file may have been meant by a module that is not there."""
+    missing = isinstance(error, FileNotFoundError)
+    if isinstance(error, ModuleNotFoundError):
+        missing = error.name == module.partition(".")[0]
+    folder = Path(module).parent if module.endswith(".py") else Path()
+    if not missing or not folder.is_dir():
+        return ""
+    files = [file.name for file in itertools.islice(folder.glob("*.py"), 1000)]
+    close = close_name(Path(module).name if module.endswith(".py") else f"{module}.py", files)
+    return f" (did you mean {str(folder / close)!r}?)" if close else ""
 
 
 def as_defence(

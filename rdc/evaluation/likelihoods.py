@@ -22,7 +22,7 @@ from rdc.provenance.run import commit, versions, weights_digest
 from rdc.statistics import bootstrap_interval, wilson_interval
 from rdc.storage.json_files import write_json
 from rdc.storage.json_records import JsonObject
-from rdc.terminal.progress import bar
+from rdc.terminal.progress import bar, say_begin
 
 __all__ = ["likelihoods", "report_of"]
 
@@ -74,7 +74,8 @@ def likelihoods(
     places = list(zip(_positions(chosen).tolist(), chosen.labels.tolist(), strict=True))
     with LikelihoodFolder(out, run, places, overwrite) as folder:
         done = len(folder.records)
-        with bar(total=len(chosen), initial=done, unit=" images", enabled=progress) as line:
+        say_begin(folder.path, done, len(chosen), "images", enabled=progress)
+        with bar(total=len(chosen), initial=done, unit=" images", enabled=progress and done < len(chosen)) as line:
             for begin in range(done, len(chosen), batch):
                 part = chosen.subset(slice(begin, min(begin + batch, len(chosen))))
                 folder.append(_records(classifier, part, settings))
@@ -122,7 +123,7 @@ def _chosen(classifier: Any, dataset: Dataset, model: str, n: int, start: int) -
     if tuple(dataset.image_shape) != tuple(classifier.image_shape):
         raise ConfigError(
             f"model {model} takes images {list(classifier.image_shape)}, the data set has {list(dataset.image_shape)}; choose a "
-            "model trained on such images"
+            "model trained on such images, or other data with --data"
         )
     chosen = dataset.subset(slice(start, start + n))
     if int(chosen.labels.max()) >= classifier.num_classes:

@@ -23,17 +23,17 @@ class ProgressBars:
     """
 
     def __init__(self, total: int, done: int, standing: int, attacks: Sequence[str], *, enabled: bool = True) -> None:
-        interval = 0.2 if on_terminal() else 15.0
         self._what = "robust" if attacks else "clean"
         self._attacks, self._done, self._standing, self._batch = attacks, done, standing, 0
-        common: dict[str, Any] = {"enabled": enabled, "mininterval": interval, "dynamic_ncols": True}
+        common: dict[str, Any] = {"enabled": enabled, "dynamic_ncols": True}
         self.images = bar(
             total=total, initial=done, unit="image", position=0, smoothing=0.1,
             bar_format=_FORMAT,
             **common,
         )  # fmt: skip
         self.images.set_description_str("evaluate")
-        self.attack = bar(total=1, position=1, leave=False, bar_format="  {desc}", **common) if attacks else None
+        inner = attacks and on_terminal()  # a log has one line for both
+        self.attack = bar(total=1, position=1, leave=False, bar_format="  {desc}", **common) if inner else None
         self._show(done, standing)
 
     def begin(self, size: int) -> None:
@@ -42,17 +42,16 @@ class ProgressBars:
 
     def step(self, about: dict[str, Any]) -> None:
         """Progress callback of the attacks."""
-        if self.attack is None or self.images.disable:
+        if self.images.disable:
             return
         name, step, steps = about["attack"], about["step"], about["steps"]
         restart = f"restart {about['restart'] + 1}/{about['restarts']}"
         text = f"{name}: step {step}/{steps}, {restart}, {about['robust']} of {about['total']} still right"
-        self.attack.set_description_str(text, refresh=False)
-        self.attack.update(0)
         place = self._attacks.index(name) if name in self._attacks else 0
         part = (place + (about["restart"] + step / steps) / about["restarts"]) / len(self._attacks)
         self.images.update(max(0.0, self._done + part * self._batch - self.images.n))
-        self.attack.refresh() if on_terminal() else None
+        if self.attack is not None:
+            self.attack.set_description_str(text)
 
     def end(self, size: int, standing: int) -> None:
         """The batch is finished: ``standing`` of its images are right."""
@@ -75,8 +74,7 @@ class ProgressBars:
 @contextlib.contextmanager
 def sanity_line(images: int, *, enabled: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A line on stderr while the sanity checks run: a callback for their attacks' progress."""
-    interval = 0.2 if on_terminal() else 15.0
-    with bar(total=1, leave=False, bar_format="{desc} [{elapsed}]", enabled=enabled, mininterval=interval) as line:
+    with bar(total=1, leave=False, bar_format="{desc} [{elapsed}]", enabled=enabled) as line:
         line.set_description_str(f"sanity checks on {images} images")
 
         def step(about: dict[str, Any]) -> None:

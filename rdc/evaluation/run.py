@@ -31,6 +31,7 @@ from rdc.evaluation.settings import EvaluationSettings
 from rdc.evaluation.summary import summarize
 from rdc.provenance.run import commit, versions, weights_digest
 from rdc.storage.json_records import JsonObject
+from rdc.terminal.progress import say_begin
 
 __all__ = ["Evaluation", "evaluate"]
 
@@ -231,6 +232,7 @@ def _run(
     parts = {i: slice(i * settings.batch, min((i + 1) * settings.batch, settings.n)) for i in mine}
     total = sum(part.stop - part.start for part in parts.values())
     left = [i for i in mine if not folder.has(i)]
+    say_begin(folder.path, sum(len(batch.images) for batch in folder.batches), settings.n, "images", enabled=progress)
     if not left:
         return
     finished = total - sum(parts[i].stop - parts[i].start for i in left)
@@ -268,7 +270,7 @@ def _chosen(classifier: Defence, dataset: Dataset, settings: EvaluationSettings)
     if tuple(dataset.image_shape) != tuple(classifier.image_shape):
         raise ConfigError(
             f"model {settings.model} takes images {list(classifier.image_shape)} (channels, height, width), "
-            f"data set {settings.dataset} has {list(dataset.image_shape)}; choose a model trained on such images"
+            f"data set {settings.dataset} has {list(dataset.image_shape)}; choose a model trained on such images, or other data with --data"
         )
     chosen = dataset.subset(slice(settings.start, settings.start + settings.n))
     if int(chosen.labels.max()) >= classifier.num_classes:

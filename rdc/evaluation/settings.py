@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rdc.arguments.close_names import did_you_mean
 from rdc.arguments.defaults import EvaluationDefaults
 from rdc.arguments.paper_presets import paper_preset
 from rdc.arguments.scalars import as_integer, as_number, shown
@@ -206,7 +207,8 @@ class EvaluationSettings:
 
 def _choice(what: str, value: object, allowed: tuple[str, ...]) -> None:
     if not isinstance(value, str) or value not in allowed:
-        raise ConfigError(f"{what}: expected one of {', '.join(allowed)}; got {shown(value)}")
+        meant = did_you_mean(value, allowed)
+        raise ConfigError(f"{what}: expected one of {', '.join(allowed)}; got {shown(value)}{meant}")
 
 
 def _names(attacks: Any) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rdc.arguments.close_names import did_you_mean
 from rdc.contracts import NoisePolicy
 from rdc.errors import ConfigError
 
@@ -125,7 +126,8 @@ def _settings(classifier: Any, precision: str, pixel_type: str, max_lm_steps: in
         raise ConfigError(f"export: expected a diffusion classifier; got {type(classifier).__name__}")
     for what, value, allowed in (("precision", precision, PRECISIONS), ("pixel type", pixel_type, PIXEL_TYPES)):
         if value not in allowed:
-            raise ConfigError(f"export, {what}: expected one of {', '.join(allowed)}; got {value!r}")
+            meant = did_you_mean(value, allowed)
+            raise ConfigError(f"export, {what}: expected one of {', '.join(allowed)}; got {value!r}{meant}")
     if not (math.isfinite(threshold) and 0 <= threshold <= 1):
         raise ConfigError(f"export, confidence threshold: expected a number in [0, 1]; got {threshold}")
     if classifier.noise_policy != NoisePolicy.FIXED:

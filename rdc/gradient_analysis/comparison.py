@@ -25,7 +25,7 @@ from rdc.provenance.run import commit, versions, weights_digest
 from rdc.storage.json_files import write_json
 from rdc.storage.json_records import JsonObject
 from rdc.storage.run_folder import as_written
-from rdc.terminal.progress import bar, on_terminal
+from rdc.terminal.progress import bar, say_begin
 
 __all__ = ["SCHEMA", "NamedModel", "compare_models"]
 
@@ -121,11 +121,13 @@ def _parts(
     on_model: Callable[[int, int], None] | None,
 ) -> list[ModelPart]:
     """The measures of every model, kept as soon as they are there."""
-    bar, parts = _bar(len(models), settings, progress), []
+    kept = [folder.load(named.label, named.text, _identity(named)) for named in models]
+    done = sum(part is not None for part in kept)
+    say_begin(folder.path, done, len(models), "models", enabled=progress)
+    bar, parts = _bar(len(models), settings, progress and done < len(models)), []
     try:
-        for number, named in enumerate(models, 1):
+        for number, (named, part) in enumerate(zip(models, kept, strict=True), 1):
             bar.begin(named.label)
-            part = folder.load(named.label, named.text, _identity(named))
             if part is None:
                 found = _analyze(named, images, settings, bar)
                 part = ModelPart(_identity(named), named.label, source, Measures.from_json(found, named.label))
@@ -172,7 +174,7 @@ def _chosen(models: Sequence[_NamedDefence], dataset: Dataset, settings: Gradien
         if tuple(named.model.image_shape) != tuple(dataset.image_shape):
             raise ConfigError(
                 f"model {named.text} takes images {list(named.model.image_shape)} (channels, height, width), data set {settings.dataset} "
-                f"has {list(dataset.image_shape)}; choose a model trained on such images"
+                f"has {list(dataset.image_shape)}; choose a model trained on such images, or other data with --data"
             )
         classes = named.model.num_classes
         if int(chosen.labels.max()) >= classes:
@@ -200,12 +202,10 @@ class _Bar:
     """One bar on stderr; a unit is one stage of one image."""
 
     def __init__(self, models: int, per_model: int, enabled: bool) -> None:
-        interval = 0.2 if on_terminal() else 15.0
         self._models, self._per_model, self._label = models, per_model, ""
         self.bar = bar(
             total=models * per_model,
             enabled=enabled,
-            mininterval=interval,
             dynamic_ncols=True,
             bar_format="gradients {percentage:3.0f}%|{bar:20}| {desc}[{elapsed}, {remaining} left]",
         )

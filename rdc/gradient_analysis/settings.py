@@ -7,6 +7,7 @@ import math
 import re
 from typing import Any
 
+from rdc.arguments.close_names import did_you_mean
 from rdc.arguments.defaults import GradientDefaults
 from rdc.attacks import parse_eps
 from rdc.errors import ConfigError
@@ -155,7 +156,8 @@ def parse_model(text: str) -> ModelText:
     for setting, value in zip(rest[::2], rest[1::2], strict=True):
         if setting not in MODEL_SETTINGS:
             raise ConfigError(
-                f"model {text!r}: unknown setting {setting!r}; expected {', '.join(MODEL_SETTINGS)}, for example {_EXAMPLE}"
+                f"model {text!r}: unknown setting {setting!r}{did_you_mean(setting, MODEL_SETTINGS)}; expected "
+                f"{', '.join(MODEL_SETTINGS)}, for example {_EXAMPLE}"
             )
         if setting in found:
             raise ConfigError(f"model {text!r}: {setting} is given twice; give it once")
@@ -180,7 +182,8 @@ def _label(name: str, found: dict[str, str]) -> str:
 
 def _choice(what: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ConfigError(f"{what}: expected one of {', '.join(allowed)}; got {value!r}")
+        meant = did_you_mean(value, allowed)
+        raise ConfigError(f"{what}: expected one of {', '.join(allowed)}; got {value!r}{meant}")
 
 
 def _check_scale(settings: GradientSettings) -> None:

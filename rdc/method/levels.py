@@ -20,13 +20,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rdc.arguments.close_names import did_you_mean
 from rdc.arguments.scalars import as_integer, as_number, shown
 from rdc.arguments.seeds import checked_seed, random
 from rdc.errors import ConfigError, one_line
@@ -268,8 +269,7 @@ def noise_levels(
     Source: arXiv 2305.15241, sections 3.2 and 4; arXiv 2206.00364, table 1.
     """
     for what, name, table in (("scheme", scheme, {**SCHEMES, **_DRAWN}), ("weighting", weighting, WEIGHTINGS)):
-        if not isinstance(name, str) or name not in table:
-            raise ConfigError(f"noise-level {what}: expected one of {', '.join(table)}; got {shown(name)}")
+        _expect_name(what, name, table)
     low, high = SIGMA_RANGE
     number, begin, end = as_integer(count), as_number(sigma_min), as_number(sigma_max)
     if (
@@ -297,6 +297,12 @@ def noise_levels(
     if times > 1:
         sigma, weight, scheme = sigma.repeat(times), weight.repeat(times), f"{scheme}, {times} draws each"
     return NoiseLevels(tuple(sigma), tuple(weight), scheme, weighting, noise)
+
+
+def _expect_name(what: str, name: object, table: Mapping[str, Any]) -> None:
+    if not isinstance(name, str) or name not in table:
+        meant = did_you_mean(name, table)
+        raise ConfigError(f"noise-level {what}: expected one of {', '.join(table)}; got {shown(name)}{meant}")
 
 
 #: Named settings. ``edm`` and ``rdc-released`` are the paper's 125 levels under the right and the released density.
@@ -335,6 +341,7 @@ def parse_levels(text: str) -> NoiseLevels:
         raise ConfigError(
             f"levels: expected a preset ({', '.join(LEVEL_PRESETS)}), scheme:count:sigma_min:sigma_max:weighting "
             f"such as log:8:0.8:4:flat, or a JSON file with the lists sigma and weight; got {one_line(repr(text))}"
+            f"{did_you_mean(text, (*LEVEL_PRESETS, 'fast', 'accurate'))}"
         ) from error
 
 

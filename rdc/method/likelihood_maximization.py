@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rdc.arguments.close_names import did_you_mean
 from rdc.arguments.scalars import as_flag, as_integer, as_number, shown
 from rdc.contracts import NoisePolicy
 from rdc.errors import ConfigError
@@ -163,7 +164,7 @@ def resolve_lm(setting: str | LikelihoodMaximization | None) -> LikelihoodMaximi
     if name not in LM_PRESETS:
         raise ConfigError(
             f"lm: expected none, {', '.join(LM_PRESETS)} (also with changes: paper-v2,steps=10,eta=16/255) or "
-            f"LikelihoodMaximization(...); got {shown(setting)}"
+            f"LikelihoodMaximization(...); got {shown(setting)}{did_you_mean(name, ('none', *LM_PRESETS))}"
         )
     if not changes:
         return LM_PRESETS[name]
@@ -176,7 +177,8 @@ def _parse_field(change: str) -> tuple[str, Any]:
     """``"eta=16/255"`` -> ("eta", 0.0627...)."""
     field, _, text = (part.strip() for part in change.partition("="))
     if field not in _FIELDS:
-        raise ConfigError(f"lm: expected field=value with a field of {', '.join(_FIELDS)}; got {shown(change)}")
+        meant = did_you_mean(field, _FIELDS)
+        raise ConfigError(f"lm: expected field=value with a field of {', '.join(_FIELDS)}; got {shown(change)}{meant}")
     try:
         return field, _FIELDS[field](text)
     except (ValueError, ZeroDivisionError) as error:

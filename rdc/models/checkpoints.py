@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rdc.errors import CheckpointError, ConfigError, one_line
+from rdc.models.advice import OWN
 from rdc.models.descriptions import description_text, read_description
 from rdc.networks.bounds import check_description, least_size
 from rdc.networks.presets import build_network
@@ -89,11 +90,14 @@ def save_model(
     return weights_path
 
 
-def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+def load_model(
+    path: str | os.PathLike[str], *, weights: str | os.PathLike[str] | None = None
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     """Read a checkpoint written by :func:`save_model`. No code from it is run.
 
     Args:
         path: see :func:`checkpoint_paths`.
+        weights: the safetensors file, where it does not lie beside the description.
 
     Returns:
         The network in evaluation mode, float32, on the CPU; its description; the free ``info``.
@@ -104,6 +108,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any],
     """
     _refuse_pickle(Path(path))
     weights_path, json_path = checkpoint_paths(path)
+    weights_path = weights_path if weights is None else Path(weights)
     _check_both(weights_path, json_path)
     described = read_description(json_path)
     _refuse_pickle(weights_path)
@@ -236,7 +241,7 @@ def _refuse_pickle(path: Path) -> None:
     if (path.suffix.lower() in _PICKLE_SUFFIXES or looks) and not is_safetensors(head):
         raise CheckpointError(
             f"{path}: expected an rdc checkpoint (.safetensors and .json), got a pickle or torch.save file, which may "
-            f"run code when loaded. Convert it once, safely: rdc convert {path} DESTINATION"
+            f"run code when loaded. Convert a diffusion model once, safely: rdc convert {path} DESTINATION; {OWN}"
         )
 
 

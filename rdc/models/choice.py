@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from rdc.defences.factory import is_factory, load_factory
-from rdc.errors import ConfigError
+from rdc.errors import ConfigError, InputError, one_line
+from rdc.execution.devices import chosen_device
 from rdc.execution.processes import is_first_process, start_processes
 from rdc.models import zoo
 from rdc.models.derived import is_derived
 
-__all__ = ["ModelChoice", "chosen_device"]
+__all__ = ["ModelChoice"]
 
 _WEEK = 7 * 24 * 3600.0  # seconds; processes wait for the slowest share
 _OPTION = {"memory_budget_mb": "memory-mb"}  # settings whose option has another name
@@ -25,10 +26,10 @@ class ModelChoice:
     """A model as a user names it, and what is set in place of its own settings.
 
     Args:
-        name: preset, checkpoint path or ``package.module:factory``.
+        name: preset, checkpoint path, ``package.module:factory`` or ``file.py:factory``.
         levels, lm, precision: see ``rdc.load``; None: the model's own.
         memory_budget_mb: working memory of a diffusion model, in MiB; None: as ``rdc.load`` has it.
-        device: "cpu", "cuda" or "cuda:N"; None: cuda if there is one.
+        device: as of :func:`rdc.execution.devices.chosen_device`; None: cuda if there is one.
         threads: CPU threads of this process from loading on; None: as they are.
     """
 
@@ -56,7 +57,7 @@ class ModelChoice:
         """The classifier, on its device, in eval mode.
 
         Args:
-            data: data set; a model given as ``package.module:factory`` is called on its first images to learn what it is.
+            data: data set; a model given as a factory is called on its first images to learn what it is.
             settings: further settings of a diffusion classifier.
 
         Raises:
@@ -74,29 +75,17 @@ class ModelChoice:
             raise ConfigError(f"{named}: a model given as a function sets that itself; leave it out")
         if data is None:
             raise ConfigError(f"--model {self.name}: this command takes presets and checkpoint paths only")
-        count = min(2, len(data))
-        return load_factory(self.name, data.pixels(range(count)), data.class_names, device)
+        return self._of_somebody(data, device)
 
-
-def chosen_device(name: str | None) -> torch.device:
-    """The device of a name; None: cuda if there is one.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device: expected cpu, cuda or cuda:N; got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device: expected cpu, cuda or cuda:N; got {name!r}")
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise ConfigError(
-                f"device: {name} asked for, but PyTorch sees {count} CUDA devices here (`rdc info` says more). "
-                "Use --device cpu"
-            )
-    return device
+    def _of_somebody(self, data: Any, device: torch.device) -> Any:
+        """The model that a function of somebody's makes, called on the first images: whether the two fit shows there."""
+        try:
+            return load_factory(self.name, data.pixels(range(min(2, len(data)))), data.class_names, device)
+        except InputError as error:
+            cause = error.__cause__
+            if cause is None:  # it answered, but no logits
+                raise
+            raise InputError(
+                f"model {self.name} raised {type(cause).__name__} on images of {data.name}, {list(data.image_shape)} (channels, height, "
+                f"width): {one_line(cause, 500)}. Name the data that it was made for with --data; RDC_DEBUG=1 shows where"
+            ) from cause

@@ -13,14 +13,13 @@ from rdc.errors import ConfigError
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.denoiser import make_denoiser
 from rdc.method.levels import levels_from_json
+from rdc.models.assets import ASSETS, load_shipped
 from rdc.models.checkpoints import load_model
 from rdc.models.origins import mark
 from rdc.networks.blocks import fastest_layout
 from rdc.networks.presets import DISCRIMINATIVE
 
 __all__ = ["ASSETS", "SINGLE", "load_single"]
-
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 #: Shipped models of one network and what they are.
 SINGLE: dict[str, str] = {
@@ -50,7 +49,7 @@ def load_single(name: str, device: torch.device, settings: dict[str, Any]) -> Ba
     Args, Returns, Raises: as :func:`rdc.models.zoo.load`; ``name`` is a key of :data:`SINGLE` or a path.
     """
     path = ASSETS / name if name in SINGLE else Path(name)
-    network, config, info = load_model(path)
+    network, config, info = load_shipped(name) if name in SINGLE else load_model(path)
     mark(network, config, info)
     if config["kind"] in DISCRIMINATIVE:
         return _discriminative(network.to(device), config, info, settings, path)

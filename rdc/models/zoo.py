@@ -13,6 +13,7 @@ from rdc.arguments.scalars import as_integer, shown
 from rdc.contracts import BaseDefence
 from rdc.errors import ConfigError, one_line
 from rdc.execution.surroundings import never_inference
+from rdc.models.advice import how_to_name
 from rdc.models.derived import is_derived, load_derived
 from rdc.models.joined import JOINED, load_joined
 from rdc.models.settings import Settings
@@ -76,9 +77,10 @@ def load(
         return load_joined(name, device, chosen)
     if is_derived(name):
         return load_derived(name, device, chosen)
-    if name not in SINGLE and not _exists(Path(name)):
+    if name not in SINGLE and (name.endswith((".py", ".onnx")) or not _exists(Path(name))):
+        absent = "" if _exists(Path(name)) else ", and no such file exists"
         raise ConfigError(
-            f"model: expected {', '.join(MODELS)} or the path of a checkpoint; got {shown(name, 300)}, and no such file exists"
+            f"model: expected {', '.join(MODELS)} or the path of a checkpoint; got {shown(name, 300)}{absent}{how_to_name(name, MODELS)}"
         )
     return load_single(name, device, chosen)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from rdc.arguments.close_names import did_you_mean
 from rdc.arguments.scalars import shown
 from rdc.errors import ConfigError, one_line
 from rdc.networks.blocks import Linear
@@ -136,7 +137,9 @@ def network_preset(name: str, num_classes: int) -> dict[str, Any]:
         ConfigError: no preset has that name.
     """
     if name not in NETWORK_PRESETS:
-        raise ConfigError(f"network preset: expected one of {', '.join(NETWORK_PRESETS)}; got {name!r}")
+        raise ConfigError(
+            f"network preset: expected one of {', '.join(NETWORK_PRESETS)}; got {name!r}{did_you_mean(name, NETWORK_PRESETS)}"
+        )
     config = {**copy.deepcopy(NETWORK_PRESETS[name]), "num_classes": num_classes}
     return config if config["kind"] in DISCRIMINATIVE else {**config, "sigma_data": 0.5}
 

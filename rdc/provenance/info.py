@@ -6,10 +6,11 @@ import importlib
 import os
 import platform
 from importlib import metadata
+from typing import Any
 
 from rdc.errors import one_line
 
-__all__ = ["format_info"]
+__all__ = ["describe_info", "format_info"]
 
 _PACKAGES = ("torch", "numpy", "safetensors", "pillow", "matplotlib", "onnx", "onnxruntime")
 
@@ -44,11 +45,26 @@ def format_info() -> str:
     return "\n".join(lines)
 
 
-def _without(problem: ImportError) -> str:
-    """What can be said where torch (or numpy) cannot be imported."""
+def describe_info() -> dict[str, Any]:
+    """The same as values that JSON can hold: ``versions``, and where torch is installed what :func:`rdc.ops.backends.describe` says."""
+    try:
+        from rdc.ops import backends
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "rdc":
+            raise
+        return {"versions": _versions(), "missing": error.name}
+    return backends.describe()
+
+
+def _versions() -> dict[str, str]:
     from rdc import __version__
 
-    found = {"python": platform.python_version(), "rdc": __version__, **{name: _version(name) for name in _PACKAGES}}
+    return {"python": platform.python_version(), "rdc": __version__, **{name: _version(name) for name in _PACKAGES}}
+
+
+def _without(problem: ImportError) -> str:
+    """What can be said where torch (or numpy) cannot be imported."""
+    found = _versions()
     name = (problem.name or "torch").partition(".")[0]
     missing = isinstance(problem, ModuleNotFoundError)
     reason = "is not installed" if missing else f"cannot be imported ({one_line(problem, 300)})"

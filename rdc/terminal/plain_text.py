@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-__all__ = ["printable"]
+__all__ = ["percent", "printable"]
 
 _HIDDEN = frozenset("\u2028\u2029")  # line and paragraph separator
 
@@ -25,6 +25,13 @@ def printable(value: object, limit: int | None = None) -> str:
     if text.isprintable():
         return text
     return "".join(character if _shown(character) else _escape(character) for character in text)
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1] as a percentage of one digit; what is neither 0 nor 1 is never rounded to them."""
+    if 0.9995 <= share < 1:
+        return ">99.9 %"
+    return "<0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
 
 
 def _shown(character: str) -> bool:

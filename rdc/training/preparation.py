@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from rdc.data import Dataset, train_holdout
 from rdc.errors import ConfigError, DataError
 from rdc.method.denoiser import make_denoiser
+from rdc.models.assets import load_shipped
 from rdc.models.checkpoints import load_model
-from rdc.models.single import ASSETS, SINGLE
+from rdc.models.single import SINGLE
 from rdc.networks.presets import (
     DISCRIMINATIVE,
     NETWORK_PRESETS,
@@ -119,7 +120,7 @@ def held_out_of(folder: str | os.PathLike[str], data: Dataset) -> int | None:
 
 def open_model(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     """(network, its description, what is recorded about it) of a shipped model or of a path."""
-    return load_model(ASSETS / name if name in SINGLE else name)
+    return load_shipped(name) if name in SINGLE else load_model(name)
 
 
 def fingerprint(*tensors: Tensor) -> str:

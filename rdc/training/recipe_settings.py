@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from rdc.arguments.close_names import did_you_mean
 from rdc.arguments.scalars import as_flag, as_integer, as_number, shown
 from rdc.attacks import parse_eps
 from rdc.errors import ConfigError, one_line
@@ -71,7 +72,9 @@ def recipe_from(settings: Mapping[str, Any], source: Source = Source()) -> Recip
     """
     method = settings.get("method", Recipe.method)
     if method not in METHODS:
-        raise ConfigError(f"{source.name('method')}: expected one of {', '.join(METHODS)}; got {shown(method)}")
+        raise ConfigError(
+            f"{source.name('method')}: expected one of {', '.join(METHODS)}; got {shown(method)}{did_you_mean(method, METHODS)}"
+        )
     tree = _read(Recipe, settings, "", source)
     for key in _keys(tree):
         _expect_method(key, method, source)
@@ -121,7 +124,7 @@ def _read(kind: type, settings: Any, prefix: str, source: Source) -> dict[str, A
         dotted = f"{prefix}.{key}".lstrip(".")
         if key not in fields:
             raise ConfigError(
-                f"{source.name(one_line(dotted))}: there is no such setting; expected one of {', '.join(fields)}"
+                f"{source.name(one_line(dotted))}: there is no such setting{did_you_mean(key, fields)}; expected one of {', '.join(fields)}"
             )
         tree[key] = _value(fields[key], key, given, dotted, source)
     return tree

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from rdc.data import Dataset
 from rdc.errors import CheckpointError, ConfigError, one_line
 from rdc.networks.blocks import allow_backward_again, half_norms
-from rdc.terminal.progress import bar, on_terminal
+from rdc.terminal.progress import bar, say_begin
 from rdc.training.batches import Batches
 from rdc.training.config import TrainConfig, optimizer_of
 from rdc.training.cuda_graph import GraphedStep
@@ -203,6 +203,9 @@ class Trainer:
 
     def _run(self) -> dict[str, Tensor]:
         self.resume()
+        batch = self.config.batch_size
+        places = (self.step * batch, self.config.steps * batch)
+        say_begin(self.folder.path, *places, "images", enabled=self.progress)
         config, first, saved = self.config, self.step, time.monotonic()
         with stop_on_signals(alone=self.world == 1) as self.stop, self._bar() as line:
             since, before = time.monotonic(), len(self.window)
@@ -245,9 +248,8 @@ class Trainer:
 
     def _bar(self) -> tqdm:
         done, total = (steps * self.config.batch_size for steps in (self.step, self.config.steps))
-        every = 0.5 if on_terminal() else 30.0  # seconds; a log file needs few lines
-        options = {"unit": " images", "dynamic_ncols": True, "mininterval": every, "maxinterval": max(10.0, every)}
-        return bar(total=total, initial=done, enabled=self.progress, **options)
+        enabled = self.progress and done < total
+        return bar(total=total, initial=done, enabled=enabled, unit=" images", dynamic_ncols=True)
 
     def _log(self, speed: float) -> dict[str, float]:
         """Write the means of the window as a row and empty it."""

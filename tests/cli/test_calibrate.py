@@ -69,17 +69,85 @@ def test_score_under_attack(trained, tmp_path, capsys):
     assert "its score under attack: made to pass" in capsys.readouterr().out
 
 
-def test_write(trained, tmp_path):
-    assert calibrate(trained, tmp_path / "out", "--write") == 0
-    fitted = json.loads((tmp_path / "out" / "calibration.json").read_text())["logit_scale"]["fitted"]
-    info = load_model(trained[0])[2]
-    assert info["classifier"] == {"levels": "log:3:0.5:3:flat", "logit_scale": fitted}
-    assert load(trained[0]).scale == fitted
+def copied(trained, folder):
+    """A checkpoint of one's own: its description may be written."""
+    network, config, info = load_model(trained[0])
+    save_model(folder / "mine", network, config, info)
+    return str(folder / "mine"), *trained[1:]
+
+
+def fitted_in(out):
+    return json.loads((out / "calibration.json").read_text())["logit_scale"]["fitted"]
+
+
+def test_write(trained, tmp_path, capsys):
+    mine = copied(trained, tmp_path)
+    assert calibrate(mine, tmp_path / "out", "--write") == 0
+    fitted = fitted_in(tmp_path / "out")
+    assert load_model(mine[0])[2]["classifier"] == {"levels": "log:3:0.5:3:flat", "logit_scale": fitted}
+    assert load(mine[0]).scale == fitted
+    said = capsys.readouterr().out
+    assert f"written into {mine[0]}.json: logit scale {fitted:.4g}\n" in said
+    assert f"written to {tmp_path / 'out'}: calibration.json, reliability.png, risk_coverage.png\n" in said
+
+
+@pytest.mark.parametrize("kind", ["text", "file", "name"])
+def test_levels_become_the_checkpoints_own(trained, tmp_path, capsys, kind):
+    mine = copied(trained, tmp_path)
+    levels = {"text": "log:2:1:3:eps", "file": str(tmp_path / "levels.json"), "name": "edm"}[kind]
+    (tmp_path / "levels.json").write_text('{"sigma": [1.0, 2.0], "weight": [3, 1]}')
+    before = load_model(mine[0])[0].state_dict()
+    assert calibrate(mine, tmp_path / "out", "--write", "--levels", levels) == 0
+    classifier = load(mine[0])
+    (tmp_path / "levels.json").unlink()  # what it said is in the checkpoint
+    assert load(mine[0]).levels == classifier.levels == load(mine[0], levels=classifier.levels).levels
+    assert len(classifier.levels) == {"text": 2, "file": 2, "name": 125}[kind]
+    assert classifier.levels.weight[0] == {"file": 0.75}.get(kind, classifier.levels.weight[0])
+    assert classifier.scale == fitted_in(tmp_path / "out")
+    assert f"written into {mine[0]}.json: levels {levels}, logit scale " in capsys.readouterr().out
+    after = load_model(mine[0])[0].state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_is_printed(trained, tmp_path, capsys):
+    assert calibrate(trained, tmp_path / "out", "--quiet") == 0
+    quiet = capsys.readouterr()
+    assert "calibration error" in quiet.out and "written" not in quiet.out and quiet.err == ""
+    assert calibrate(trained, tmp_path / "out", "--json", "--n", "all", "--test-n", "all") == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert found == json.loads((tmp_path / "out" / "calibration.json").read_text())
+    assert found["fitted_on"] == 60 == found["tested_on"]
+    assert "--write puts this one into a checkpoint" in printed.err
+
+
+def test_all_held_out_images_right(trained, tmp_path, capsys):
+    """No scale is best then; the one taken is that of the accuracy to be expected after 60 of 60."""
+    model, _, folder = trained
+    made = labelled_by(load(model), 300, 0)
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        data = Dataset(made.images, made.labels, NAMES, "blobs", split)
+        save_npz(data, tmp_path / "data" / f"{split}.npz")
+    options = ["--holdout", "60", "--n", "all", "--test-n", "40", "--device", "cpu", "--risk", "0.5"]
+    words = ["calibrate", "--model", model, "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), *options]
+    assert main(words) == 0
+    result = json.loads((tmp_path / "out" / "calibration.json").read_text())
+    assert result["all_held_out_right"] is True and result["accuracy"] == 1
+    assert (
+        "all 60 held-out images are classified right: no scale fits best, and the one taken makes their mean confidence 98.4 %"
+        in capsys.readouterr().out
+    )
+    rows = result["reliability"]
+    assert 0.95 < sum(m * n for m, n in zip(rows["confidence"], rows["count"], strict=True)) / 40 < 1
 
 
 def test_refusals(trained, tmp_path, capsys):
-    assert calibrate(trained, tmp_path, "--write", "--levels", "edm") == 2
-    assert "leave --levels and --lm out" in capsys.readouterr().err
+    assert calibrate(trained, tmp_path, "--write", "--lm", "paper-v2") == 2
+    assert "leave --lm out" in capsys.readouterr().err
+    words = ["calibrate", "--data", trained[1], "--out", str(tmp_path), "--write", "--model"]
+    for model, kind in (("fashion-mnist", "a shipped model"), ("no-such-model", "none")):  # before anything is loaded
+        assert main([*words, model]) == 2 and f"{model} is {kind}" in capsys.readouterr().err
     assert calibrate(trained, tmp_path, "--ood-eps", "8/255") == 2
     assert "name their files with --ood" in capsys.readouterr().err
     assert calibrate(trained, tmp_path, "--ood", str(trained[2] / "noise.npz"), "--ood-eps", "eight") == 2

@@ -14,10 +14,11 @@ from rdc.cli import evaluate, gradients, likelihood
 from rdc.cli.options import model_choice
 from rdc.errors import RdcError
 from rdc.evaluation import EvaluationSettings
+from rdc.execution.devices import chosen_device
 from rdc.gradient_analysis import GradientSettings
 from rdc.method.likelihood import LikelihoodSettings
 from rdc.method.probability_flow import FlowSettings
-from rdc.models.choice import ModelChoice, chosen_device
+from rdc.models.choice import ModelChoice
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -106,7 +107,7 @@ def test_what_a_choice_refuses():
             r"lm and --memory-mb: a model given as a function",
         ),
         (ModelChoice("json:loads"), "--model json:loads: this command takes presets and checkpoint paths only"),
-        (ModelChoice("fashion-mnist", device="tpu"), "device: expected cpu, cuda or cuda:N; got 'tpu'"),
+        (ModelChoice("fashion-mnist", device="tpu"), "device: expected auto, cpu, cuda, cuda:N or mps; got 'tpu'"),
         (ModelChoice("no-such-model"), "no-such-model"),
     ):
         with pytest.raises(RdcError, match=message):

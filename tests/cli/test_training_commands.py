@@ -270,7 +270,7 @@ def test_sample_draws_the_asked_for_grid(teacher: Path, tmp_path: Path) -> None:
             ["train", "--network", "small-32"],
             "images of 3x32x32.*1 x 28 x 28.*: choose --network tiny-28 or small-28$",
         ),
-        (["train", "--device", "tpu"], "--device: expected cpu, cuda or auto; got 'tpu'"),
+        (["train", "--device", "tpu"], "device: expected auto, cpu, cuda, cuda:N or mps; got 'tpu'"),
         (["train", "--threads", "0"], "--threads"),
         (["train", "--images", "3"], "images: expected at least batch_size"),
         (["train", "--holdout", "-1"], "--holdout: expected 0 or more"),

@@ -46,6 +46,23 @@ def test_logit_scale_without_a_best():
     assert c.fit_logit_scale(np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1])) == pytest.approx(1e-8)
 
 
+def test_logit_scale_of_images_that_are_all_right():
+    """Two of two right: three of four are to be expected. Two classes at a distance of one get there at the scale ln 3."""
+    losses, labels = np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([0, 1])
+    with pytest.raises(c.SeparableError):
+        c.fit_logit_scale(losses, labels)
+    assert c.cautious_logit_scale(losses, labels) == pytest.approx(math.log(3), rel=LINE_SEARCH)
+    many = np.abs(np.random.default_rng(0).standard_normal((50, 4))) + 0.01
+    labels, prior = many.argmin(1), np.log([0.7, 0.1, 0.1, 0.1])
+    for log_prior in (None, prior):
+        p = np.exp(
+            c.log_softmax(-c.cautious_logit_scale(many, labels, log_prior) * many + (0 if log_prior is None else prior))
+        )
+        assert p[np.arange(50), labels].mean() == pytest.approx(51 / 52, rel=LINE_SEARCH)
+    with pytest.raises(InputError, match="all classified right"):
+        c.cautious_logit_scale(losses, np.array([0, 0]))
+
+
 def test_reliability_by_hand():
     p = np.array([[0.9, 0.1], [0.92, 0.08], [0.3, 0.7], [0.55, 0.45]])
     rows = c.reliability(p, np.array([0, 1, 1, 1]), bins=10)

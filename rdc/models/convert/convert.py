@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rdc.arguments.class_names import checked_names
+from rdc.arguments.close_names import did_you_mean
 from rdc.errors import CheckpointError, ConfigError
 from rdc.models.checkpoints import checkpoint_paths, network_from_state, save_model
 from rdc.models.convert.diffusers_folder import read_diffusers_folder
@@ -105,7 +106,7 @@ def _convert(
 def _kind(source: Path, kind: str) -> str:
     """Check that the source exists and say what it is."""
     if kind not in KINDS:
-        raise ConfigError(f"kind: expected one of {', '.join(KINDS)}; got {kind!r}")
+        raise ConfigError(f"kind: expected one of {', '.join(KINDS)}; got {kind!r}{did_you_mean(kind, KINDS)}")
     if not source.exists():
         raise CheckpointError(f"{source}: no such file or folder")
     if source.is_dir() != (kind == "diffusers") and kind != "auto":
