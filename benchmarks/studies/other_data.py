@@ -301,32 +301,45 @@ def summary(row: dict[str, Any], names: list[str], clean: str = "clean") -> dict
         "softmax": auroc(-confidence.ravel(), -_values(unchanged["confidence"])),
     }
     if "own" in unchanged:
-        made["own"] = auroc(np.concatenate([_values(cell["own"]) for cell in found]), _values(unchanged["own"]))
+        own, usual = np.concatenate([_values(cell["own"]) for cell in found]), _values(unchanged["own"])
+        made["own"], made["flagged"] = auroc(own, usual), float((own > np.quantile(usual, 0.95)).mean())
     return made
 
 
 def tables() -> str:
     """Markdown: severities, kinds, Tiny-ImageNet."""
-    found = _kept()
-    head = (
-        "| model | n | severity | accuracy, six kinds | ECE | decided | of these wrong | AUROC softmax | AUROC own |\n"
-        + "|---" * 9
-        + "|\n"
-    )
-    lines = [head]
+    kept = _kept()
+    found = {name: kept[name] for name in (*FASHION, *CIFAR) if name in kept}
+    lines = [
+        "| model | severity | accuracy, six kinds | ECE | decided | of these wrong | AUROC softmax | AUROC own |\n"
+    ]
+    lines.append("|---" * 8 + "|\n")
     for name, row in found.items():
         for severity in (0, 1, 3, 5):
             names = ["clean"] if severity == 0 else [f"{kind}:{severity}" for kind in KINDS]
             if all(cell in row["cells"] for cell in names):
                 figures = summary(row, names)
                 lines.append(
-                    f"| {name} | {figures['n']} | {severity or 'clean'} | {_columns(figures, severity > 0)} |\n"
+                    f"| {name}, n = {figures['n']} | {severity or 'clean'} | {_columns(figures, severity > 0)} |\n"
                 )
     text = "".join(lines) + "\n| severity 5 | " + " | ".join(kind.replace("_", " ") for kind in KINDS) + " |\n"
     text += "|---" * (1 + len(KINDS)) + "|\n"
     for name, row in found.items():
         of_kinds = [_share(summary(row, [f"{kind}:5"])) if f"{kind}:5" in row["cells"] else "-" for kind in KINDS]
         text += f"| {name} | {' | '.join(of_kinds)} |\n"
+    text += "\n| severity 5 | kind | accuracy | decided | of these wrong | AUROC own | flagged |\n" + "|---" * 7 + "|\n"
+    for name, row in found.items():
+        for kind in KINDS if "score" in row else ():
+            if f"{kind}:5" in row["cells"]:
+                one = summary(row, [f"{kind}:5"])
+                columns = [
+                    _share(one),
+                    _percent(one["coverage"]),
+                    _percent(one["wrong"]),
+                    f"{one['own']:.3f}",
+                    _percent(one["flagged"]),
+                ]
+                text += f"| {name} | {kind.replace('_', ' ')} | {' | '.join(columns)} |\n"
     row = found.get("DC, CIFAR-10", {"cells": {}})
     words = {
         "same-classes": "CIFAR-10's test images of these classes",
@@ -354,10 +367,14 @@ def _share(figures: dict[str, Any]) -> str:
     return f"{100 * figures['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
 def _columns(figures: dict[str, Any], changed: bool) -> str:
-    wrong = "-" if figures["wrong"] is None else f"{100 * figures['wrong']:.1f} %"
+    shares = [_percent(figures[key]) for key in ("ece", "coverage", "wrong")]
     scores = [f"{figures[key]:.3f}" if changed and key in figures else "-" for key in ("softmax", "own")]
-    return f"{_share(figures)} | {100 * figures['ece']:.1f} % | {100 * figures['coverage']:.1f} % | {wrong} | {' | '.join(scores)}"
+    return " | ".join([_share(figures), *shares, *scores])
 
 
 if __name__ == "__main__":

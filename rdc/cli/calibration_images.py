@@ -71,15 +71,7 @@ def _holdout(model: str, train: Any, asked: int | None) -> int:
 
 def _resized(data: Any, shape: tuple[int, int, int], count: int) -> Any:
     """The first ``count`` images, converted to the model's size and channels."""
-    import numpy as np
-    import torch
-    from PIL import Image
+    from rdc.data.pictures import Form
+    from rdc.data.resizing import reshaped
 
-    from rdc.images.files import from_picture
-
-    pixels = data.pixels(range(min(count, len(data))))
-    if tuple(pixels.shape[1:]) == tuple(shape):
-        return pixels
-    images = (255 * pixels).round().byte().permute(0, 2, 3, 1).numpy()
-    images = images[..., 0] if images.shape[3] == 1 else images
-    return torch.from_numpy(np.stack([from_picture(Image.fromarray(image), shape)[0] for image in images]))
+    return reshaped(data[:count], Form(shape[1:], shape[0])).pixels()
