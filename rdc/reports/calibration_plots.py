@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from rdc.plots.drawing import drawing, shown
+from rdc.plots.drawing import drawing, new_figure, plain_axes, shown
 from rdc.plots.reliability import draw_reliability
-from rdc.reports.plots import GREEN, RED, _figure, _png
+from rdc.reports.plots import GREEN, RED
 from rdc.statistics.reliability import ReliabilityRows
 
 __all__ = ["reliability_plot", "risk_coverage_plot", "score_plot"]
@@ -49,3 +51,17 @@ def score_plot(like: np.ndarray, unlike: Mapping[str, np.ndarray]) -> bytes:
         axis.set_yticks([])
         axis.set_xlabel("log10 of the score")
     return _png(figure)
+
+
+def _figure(width: float, height: float, panels: int) -> tuple[Any, Any]:
+    figure = new_figure(width, height, dpi=144, layout="constrained")
+    all_axes = figure.subplots(1, panels, squeeze=False)[0]
+    for axes in all_axes:
+        plain_axes(axes)
+    return figure, all_axes
+
+
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.canvas.print_png(file, metadata={"Software": None})
+    return file.getvalue()

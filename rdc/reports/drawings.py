@@ -1,4 +1,4 @@
-"""Every picture and plot of the HTML page as PNG, drawn before the page is laid out."""
+"""Every picture (PNG) and plot (SVG) of the HTML page, drawn before the page is laid out."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from rdc.evaluation import Evaluation, accuracy_per_step
 from rdc.reports.pictures import Gallery, difference_picture, picture
 from rdc.reports.plots import losses_plot, steps_plot
+from rdc.reports.svg import Plot
 
 __all__ = ["Drawings", "draw"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawings:
-    """What the page shows, as PNG.
+    """What the page shows; pictures are PNG.
 
     Args:
         rows: m positions in the evaluation: the images that are shown, in order.
@@ -33,8 +34,8 @@ class Drawings:
     maximized: Sequence[bytes] | None
     gain: float
     grey: bool
-    steps: bytes | None
-    losses: Mapping[int, bytes]
+    steps: Plot | None
+    losses: Mapping[int, Plot]
 
 
 def draw(evaluation: Evaluation, gallery: Gallery) -> Drawings:

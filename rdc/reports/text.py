@@ -18,7 +18,7 @@ def text_report(evaluation: Evaluation) -> str:
     first, last = settings.start, settings.start + report.n - 1
     lines = [
         f"{one_line(report.model)} on {one_line(report.dataset)}, images {first} to {last} of the {settings.split} split",
-        f"{report.classifier['head']} network; {said.levels}; likelihood maximisation: {said.lm}",
+        "; ".join(said.defence),
     ]
     if report.preset:
         lines.append(f"preset {one_line(report.preset.name)}" + (", but for" if report.preset.deviations else ""))

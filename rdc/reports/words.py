@@ -10,7 +10,7 @@ from rdc.evaluation.records import SettingsRecord
 from rdc.evaluation.report import PresetReport, Rate, RobustRate
 from rdc.storage.json_records import Absent, JsonObject
 
-__all__ = ["Wording", "interval", "percent", "rate", "seconds_words", "wording"]
+__all__ = ["Wording", "interval", "is_calibrated", "percent", "rate", "seconds_words", "wording"]
 
 _NORMS = {"linf": "l∞", "l2": "l2", "l1": "l1", "flow": "flow"}
 
@@ -24,6 +24,9 @@ class Wording:
         lm: likelihood maximisation: "none", or the preset's name with steps and radius.
         budget: what an attack may change: "l∞ 8/255".
         noise: "known noise", or "fresh noise, EOT 20, worst of 10".
+        plain: it has no noise levels and maximises no likelihood: nothing is said of either.
+        silent: it draws no noise, and none was asked for: nothing is said of noise.
+        defence: "multi-head network", levels, "likelihood maximisation: none"; of a plain one the network alone.
         threat: "l∞ 8/255, exact gradient, known noise".
         restarts: "1 restart".
         time: of the whole run: "1 min 15 s".
@@ -35,6 +38,9 @@ class Wording:
     lm: str
     budget: str
     noise: str
+    plain: bool
+    silent: bool
+    defence: tuple[str, ...]
     threat: str
     restarts: str
     time: str
@@ -45,19 +51,37 @@ class Wording:
 def wording(evaluation: Evaluation) -> Wording:
     """The words for a finished run; of one without attacks only levels, likelihood maximisation and noise mean anything."""
     report, settings = evaluation.figures, evaluation.record.identity.settings
+    classifier = report.classifier
+    plain = classifier.get("levels") is None and not classifier.get("lm")
+    silent = settings.noise == "known" and classifier.get("noise") == "none"
+    levels, lm = _level_words(classifier), _lm_words(classifier)
+    head = f"{classifier['head']} network"
     budget = f"{_NORMS.get(str(settings.norm), settings.norm)} {settings.eps}"
     noise = _noise_words(settings)
     return Wording(
-        _level_words(report.classifier),
-        _lm_words(report.classifier),
+        levels,
+        lm,
         budget,
         noise,
-        threat=f"{budget}, {settings.gradient} gradient, {noise}",
+        plain=plain,
+        silent=silent,
+        defence=(head,) if plain else (head, levels, f"likelihood maximisation: {lm}"),
+        threat=f"{budget}, {settings.gradient} gradient" + ("" if silent else f", {noise}"),
         restarts=f"{settings.restarts} restart{'s' if (settings.restarts or 1) > 1 else ''}",
         time=seconds_words(report.seconds),
         times=tuple(seconds_words(attack.seconds) for attack in report.attacks),
         preset=_preset_words(report.preset),
     )
+
+
+def is_calibrated(classifier: JsonObject) -> bool:
+    """Whether a classifier's probabilities were fitted to how often it is right: its logit scale is a number, no convention.
+
+    Args:
+        classifier: what the defence says of itself (``describe``).
+    """
+    scale = classifier.get("logit_scale")
+    return isinstance(scale, (int, float)) and not isinstance(scale, bool)
 
 
 def percent(value: float | None, digits: int = 1) -> str:

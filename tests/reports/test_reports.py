@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from rdc.evaluation import EvaluationSettings, evaluate
-from rdc.reports import model_info, write_reports
+from rdc.reports import model_info, text_report, write_reports
 from rdc.reports.markdown import COLUMNS, markdown_report, markdown_row
 from rdc.reports.pictures import difference_picture, gallery, picture
 from rdc.reports.words import interval, percent, seconds_words
@@ -45,6 +46,72 @@ def pngs(page):
     ]
 
 
+def svgs(page):
+    """Plots, each parsed: the wide one, and before it that of a phone."""
+    found = re.findall(r'(?:src|srcset)="data:image/svg\+xml;base64,([^"]+)"', page)
+    return [ElementTree.fromstring(base64.b64decode(code)) for code in found]
+
+
+def words_of(plot):
+    return " ".join(text.text or "" for text in plot.iter("{http://www.w3.org/2000/svg}text"))
+
+
+def test_plots_are_words_and_lines_in_two_widths(attacked):
+    evaluation, _, files = attacked
+    plots = svgs(files["report.html"].read_text())
+    widths = [float(plot.attrib["width"].removesuffix("pt")) for plot in plots]
+    assert set(widths[::2]) == {72 * 3.9} and set(widths[1::2]) == {72 * 9.2}
+    for narrow, wide in zip(plots[::2], plots[1::2], strict=True):
+        assert sorted(words_of(narrow).split()) and "var(--ink)" in ElementTree.tostring(wide, "unicode")
+        assert "prefers-color-scheme:dark" in ElementTree.tostring(narrow, "unicode")
+    assert percent(evaluation.figures.robust.accuracy) in words_of(plots[0])
+
+
+def test_pictures_stand_image_by_image(attacked):
+    """So that a style sheet makes columns of them, or rows on a phone."""
+    evaluation, classifier, files = attacked
+    page = files["report.html"].read_text()
+    assert '<div class="pictures" style="--lines:5;--images:8">' in page
+    names = re.findall(r'<div class="name">([^<]*)', page)
+    assert names == ["true class", "clean", "adversarial", "difference", "after LM"]
+    cells = re.findall(r'<div class="(cell first|cell)">', page)
+    assert cells == ["cell first", *["cell"] * 4] * 8
+
+
+def test_every_figure_says_its_heading_where_the_head_is_hidden(attacked):
+    _, _, files = attacked
+    page = files["report.html"].read_text()
+    assert page.count("<table") == page.count('<table class="figures">') == 3  # attacks, scores, classes
+    assert "<td>" not in page and '<td class="n" data-label="survivors">' in page
+
+
+def test_a_plain_model_has_no_words_of_diffusion(tmp_path):
+    from torch import nn
+
+    from rdc.defences import PlainClassifier
+
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    plain = PlainClassifier(network, image_shape=(1, 8, 8), num_classes=4)
+    data = labelled_by(gaussian_classifier())
+    evaluation = evaluate(
+        plain, data, EvaluationSettings("net", "blobs", n=4, eps="4/255", steps=2), tmp_path, progress=False
+    )
+    page = write_reports(evaluation, plain)["report.html"].read_text()
+    for words in ("likelihood", "LM", "noise level", "known noise", "very noise"):
+        body = page.partition("</style>")[2]
+        assert words not in re.sub(r'base64,[^"]*', "", body) and words not in text_report(evaluation), words
+    assert "100 % does not mean certain" in page and re.search(r"\d %\*<", page)
+
+
+def test_fitted_probabilities_need_no_star(attacked, tmp_path):
+    _, _, files = attacked
+    assert re.search(r"\d %\*<", files["report.html"].read_text())  # logit scale "sum"
+    evaluation, classifier = make(tmp_path / "run", gaussian_classifier(logit_scale=0.5), n=4, attacks=())
+    page = write_reports(evaluation, classifier)["report.html"].read_text()
+    assert not re.search(r"\d %\*<", page) and "does not mean certain" not in page
+
+
 def test_files(attacked):
     evaluation, _, files = attacked
     assert set(files) == {"report.html", "report.md", "report.json", "model_info.json"}
@@ -55,7 +122,18 @@ def test_files(attacked):
 def test_page_is_one_file_with_everything_in_it(attacked):
     evaluation, _, files = attacked
     page = files["report.html"].read_text()
-    assert not re.search(r"<script|<link|@import|url\(|src=\"(?!data:)|href=", page)
+    assert not re.search(r"<script|<link|@import|src=\"(?!data:)|srcset=\"(?!data:)", page)
+    links = [part.attrib[key] for plot in svgs(page) for part in plot.iter() for key in part.attrib if "href" in key]
+    assert "url(" not in page and all(link.startswith("#") for link in links)
+        "href" in key
+        for plot in svgs(page)
+        for part in plot.iter()
+        for key in part.attrib
+        if part.attrib[key][:1] != "#"
+    )
+    linked = re.findall(r'href="([^"]*)"', page)
+    assert linked == ["report.json", "results.jsonl", "report.md", "model_info.json"]
+    assert all((files["report.html"].parent / name).is_file() for name in linked)
     assert f"{100 * evaluation.report['robust']['accuracy']:.1f} %" in page
     assert interval(evaluation.report["robust"]["ci95"]) in page
     for flag in evaluation.report["flags"]:
@@ -63,7 +141,7 @@ def test_page_is_one_file_with_everything_in_it(attacked):
     found = pngs(page)
     shown = 8
     assert sum(image.size == (8, 8) for image in found) == 4 * shown  # clean, adversarial, difference, after LM
-    assert sum(image.width > 1000 for image in found) == 1 + 3  # accuracy against steps, three images' losses
+    assert len(svgs(page)) == 2 * (1 + 3)  # accuracy against steps, three images' losses; each wide and narrow
     for image in found:
         image.load()
 
@@ -73,9 +151,9 @@ def test_pictures_are_the_images(attacked):
     chosen = gallery(evaluation, classifier)
     small = [np.asarray(image) for image in pngs(files["report.html"].read_text()) if image.size == (8, 8)]
     clean = evaluation.dataset.images[chosen.rows, 0].numpy()
-    assert np.array_equal(np.stack(small[:8]), clean)
+    assert np.array_equal(np.stack(small[::4]), clean)  # clean, adversarial, difference, after LM of each image
     adversarial = np.rint(255 * evaluation.x_adv[chosen.rows, 0])
-    assert np.array_equal(np.stack(small[8:16]), adversarial)
+    assert np.array_equal(np.stack(small[1::4]), adversarial)
     assert chosen.gain == pytest.approx(255 / 4)
     broken = [evaluation.images[row]["robust"] for row in chosen.rows]
     assert broken == sorted(broken) and len(set(chosen.rows)) == 8
