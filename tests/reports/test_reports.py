@@ -125,12 +125,6 @@ def test_page_is_one_file_with_everything_in_it(attacked):
     assert not re.search(r"<script|<link|@import|src=\"(?!data:)|srcset=\"(?!data:)", page)
     links = [part.attrib[key] for plot in svgs(page) for part in plot.iter() for key in part.attrib if "href" in key]
     assert "url(" not in page and all(link.startswith("#") for link in links)
-        "href" in key
-        for plot in svgs(page)
-        for part in plot.iter()
-        for key in part.attrib
-        if part.attrib[key][:1] != "#"
-    )
     linked = re.findall(r'href="([^"]*)"', page)
     assert linked == ["report.json", "results.jsonl", "report.md", "model_info.json"]
     assert all((files["report.html"].parent / name).is_file() for name in linked)
