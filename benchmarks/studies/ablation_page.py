@@ -125,7 +125,7 @@ def _drawn(cell: dict[str, Any] | None) -> list[str]:
     return [
         f"{100 * cell['mean']:.1f} ({100 * min(draws):.1f} to {100 * max(draws):.1f})",
         f"{100 * cell['changed']:.1f} %",
-        f"{cell['margin_noise']:.2f}",
+        f"{cell['margin_noise']:.3f}",
     ]
 
 
