@@ -16,7 +16,7 @@ import numpy as np
 from rdc.arguments.scalars import as_integer, shown
 from rdc.errors import ConfigError, RdcError
 
-__all__ = ["checked_seed", "random", "step_seed", "word"]
+__all__ = ["checked_seed", "combined", "random", "step_seed", "word"]
 
 _WORD = 2**64
 _FACTOR, _STRIDE = 1_000_003, 4099  # of step_seed: seeds and steps below 2^32
@@ -54,6 +54,11 @@ def random(seed: int, stream: int = 0, counter: Sequence[int] = (0, 0, 0, 0)) ->
 def word(seed: int) -> int:
     """A seed as an integer below 2^64: itself if it is one, else 64 bits of a hash."""
     return seed if 0 <= seed < _WORD else int.from_bytes(_digest((seed,), 8), "little")
+
+
+def combined(*integers: int) -> int:
+    """A seed below 2^64 that depends on all of these integers and on their order."""
+    return int.from_bytes(_digest(integers, 8), "little")
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rdc.arguments.class_names import checked_names
 from rdc.arguments.scalars import as_integer, shown
-from rdc.arguments.seeds import checked_seed
+from rdc.contracts.component import Component
 from rdc.contracts.defence import Defence
 from rdc.contracts.modes import GradientMode, NoisePolicy
 from rdc.errors import ConfigError
-from rdc.execution.frozen import Frozen
 
 __all__ = ["BaseDefence"]
 
 MOST_CLASSES = 10**6
 
-Self = TypeVar("Self", bound="BaseDefence")
 
-
-class BaseDefence(Frozen):
+class BaseDefence(Component):
     """Base of defences, :class:`rdc.contracts.Defence`; a kind of defence writes ``forward`` and what is special about it.
 
     Args:
@@ -37,17 +33,14 @@ class BaseDefence(Frozen):
         noise_seed: of the draws, any integer.
         device: where it computes if it has no parameter or buffer of its own; None: the CPU.
 
+    One that holds others, as members or anywhere :mod:`rdc.contracts.parts` looks, rules them: see :class:`rdc.contracts.Component`.
     It stays in evaluation mode, as every defence does: ``train()`` is without effect.
 
     Raises:
         ConfigError: an unknown setting.
     """
 
-    stochastic: bool = False
     head: str = "discriminative"
-    gradient: GradientMode
-    noise_policy: NoisePolicy
-    _no_other_setting = "This model ({head}) has no such setting"  # what `with_` says of a setting that it lacks
 
     def __init__(
         self,
@@ -60,47 +53,10 @@ class BaseDefence(Frozen):
         noise_seed: int = 0,
         device: torch.device | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(gradient=gradient, noise=noise, noise_seed=noise_seed)
         self.image_shape, self.num_classes = checked_shape(image_shape), checked_count(num_classes)
         self.class_names = checked_names(class_names, self.num_classes)
         self._home = torch.device("cpu") if device is None else device
-        self._begin(gradient, noise, noise_seed)
-
-    def _begin(self, gradient: str, noise: str, noise_seed: int) -> None:
-        """Take these settings, with counter and draws at 0."""
-        self.gradient = GradientMode.of(gradient, "gradient")
-        self.noise_policy = NoisePolicy.of(noise, "noise")
-        self.noise_seed = checked_seed(noise_seed, "noise_seed")
-        self.network_evaluations, self._draw = 0, 0
-
-    # --- settings -------------------------------------------------------------------------------------------------
-    def settings(self) -> dict[str, Any]:
-        """What :meth:`with_` takes, with its values."""
-        return {"gradient": self.gradient, "noise": self.noise_policy, "noise_seed": self.noise_seed}
-
-    def with_(self: Self, **changes: Any) -> Self:
-        """The same defence (weights shared) with some of :meth:`settings` changed, its counter at 0, its draws anew.
-
-        Raises:
-            ConfigError: an unknown setting or value.
-        """
-        if unknown := set(changes) - set(self.settings()):
-            raise ConfigError(
-                f"settings: expected some of {', '.join(self.settings())}; got {', '.join(sorted(unknown))}. "
-                f"{self._no_other_setting.format(head=self.head)}"
-            )
-        return self._changed({**self.settings(), **changes})
-
-    def _changed(self: Self, settings: dict[str, Any]) -> Self:
-        made = copy.copy(self)
-        for name in (
-            "_modules",
-            "_parameters",
-            "_buffers",
-        ):  # a copy shares them, and what it is given would reach this one
-            made.__dict__[name] = dict(self.__dict__[name])
-        made._begin(settings["gradient"], settings["noise"], settings["noise_seed"])
-        return made
 
     def describe(self) -> dict[str, Any]:
         """Settings as plain JSON values, for reports."""
@@ -116,51 +72,10 @@ class BaseDefence(Frozen):
             return tensor.device
         return self._home
 
-    @property
-    def evaluations_per_image(self) -> int:
-        """Network passes for one decision."""
-        return 1
-
-    # --- draws ----------------------------------------------------------------------------------------------------
-    def redraw(self) -> None:
-        """Go to the next draw; under FRESH every call does so by itself."""
-        if self.noise_policy == NoisePolicy.FRESH:
-            self._draw += 1
-
-    def set_draw(self, draw: int) -> None:
-        """Use this draw in the next call (under FRESH the calls after it go on from there).
-
-        Raises:
-            ConfigError: no integer.
-        """
-        number = as_integer(draw)
-        if number is None:
-            raise ConfigError(f"draw: expected an integer; got {shown(draw)}")
-        self._draw = number
-
-    def _next_draw(self) -> int:
-        draw = self._draw
-        self.redraw()
-        return draw
-
     # --- purification ---------------------------------------------------------------------------------------------
-    @property
-    def purifies(self) -> bool:
-        """Whether the input is changed first, so that the exact gradient and BPDA differ."""
-        return False
-
     def purify(self, pixels: Tensor) -> Tensor:
         """The image that is classified in place of the pixels; the pixels themselves if nothing is purified."""
         return pixels
-
-    def _through(self, purify: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """purify(x) with the gradient that this defence is set to.
-
-        BPDA is x' + (x - x), where x' and the second x carry no gradient: the value of x', the Jacobian of the identity.
-        """
-        if self.gradient == GradientMode.EXACT:
-            return purify(x)
-        return purify(x.detach()).detach() + (x - x.detach())
 
     # --- what adaptive attacks and reports ask for ----------------------------------------------------------------
     @property

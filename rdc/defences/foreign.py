@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rdc.contracts import BaseDefence
+from rdc.contracts import BaseDefence, NetworkUse
+from rdc.defences.described import described_parts
 from rdc.defences.plain import call_model, checked_logits
 from rdc.errors import InputError
 from rdc.execution.frozen import at_rest
@@ -21,7 +23,8 @@ class ForeignDefence(BaseDefence):
     """Anybody's defence with ``purify(pixels) -> pixels`` and ``classify(pixels) -> logits``.
 
     The exact gradient goes through both, ``purify`` rebuilt in the backward pass (with the same random numbers); "bpda"
-    takes the Jacobian of ``purify`` as the identity. Its own randomness is its own affair: evaluate it with fresh noise.
+    takes the Jacobian of ``purify`` as the identity. Its own randomness is its own affair: evaluate it with fresh noise. Defences and
+    purifiers of rdc that it is made of are set as those of ``PlainClassifier`` are.
 
     Args:
         defence: the object; an ``nn.Module`` is lent, as the model of ``PlainClassifier`` is.
@@ -32,39 +35,55 @@ class ForeignDefence(BaseDefence):
         InputError: in a call, if ``purify`` changes the shape, breaks the gradient or raises.
     """
 
-    purifies = True
+    purifies = True  # whatever it is made of
 
     def __init__(
         self, defence: Any, *, image_shape: Any, num_classes: int, name: str = "defence", **settings: Any
     ) -> None:
         super().__init__(image_shape, num_classes, **settings)
         self.defence, self.head = defence, name
+        self._rule_parts()
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), **described_parts(self.parts())}
+
+    def networks(self) -> tuple[NetworkUse, ...]:
+        """Those of its parts; of a module without parts the module itself."""
+        own = (NetworkUse("purification and classification", self.defence),)
+        return super().networks() or (own if isinstance(self.defence, nn.Module) else ())
 
     def purify(self, pixels: Tensor) -> Tensor:
         """The purified image, [N, C, H, W]."""
-        return self._through(self._call_purify, checked_pixels(pixels, self.image_shape))
+        with self.counting():
+            return self._purified(checked_pixels(pixels, self.image_shape), self._draw)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        self.network_evaluations += len(pixels)
-        moved = self.purify(pixels)
-        with at_rest(self.defence):
-            logits = call_model(self.defence.classify, moved, f"{self.head}.classify")
+        draw = self._next_draw()
+        with self.counting(otherwise=len(pixels)):
+            moved = self._purified(checked_pixels(pixels, self.image_shape), draw)
+            with at_rest(self.defence):
+                logits = call_model(self.defence.classify, moved, f"{self.head}.classify")
         return checked_logits(logits, pixels, self.num_classes, f"{self.head}.classify")
 
-    def _call_purify(self, pixels: Tensor) -> Tensor:
+    def _purified(self, pixels: Tensor, draw: int) -> Tensor:
+        return self._through(lambda pixels: self._call_purify(pixels, draw), pixels)
+
+    def _call_purify(self, pixels: Tensor, draw: int) -> Tensor:
         rebuild = pixels.requires_grad and torch.is_grad_enabled()
         # checkpoint ends a rebuild by an exception of its own, so what catches exceptions stays outside of it
-        moved = call_model(self._rebuilt if rebuild else self._purify_at_rest, pixels, f"{self.head}.purify")
+        purify = functools.partial(self._rebuilt if rebuild else self._purify_at_rest, draw)
+        moved = call_model(purify, pixels, f"{self.head}.purify")
         if not isinstance(moved, Tensor) or moved.shape != pixels.shape:
             got = list(moved.shape) if isinstance(moved, Tensor) else type(moved).__name__
             raise InputError(f"{self.head}.purify: expected pixels {list(pixels.shape)}, got {got}")
         return moved
 
-    def _rebuilt(self, pixels: Tensor) -> Tensor:
-        moved: Tensor = checkpoint(self._purify_at_rest, pixels, use_reentrant=False)
+    def _rebuilt(self, draw: int, pixels: Tensor) -> Tensor:
+        moved: Tensor = checkpoint(self._purify_at_rest, draw, pixels, use_reentrant=False)
         return moved
 
-    def _purify_at_rest(self, pixels: Tensor) -> Tensor:
-        with at_rest(self.defence):  # here, since the backward pass comes back to this function alone
+    def _purify_at_rest(self, draw: int, pixels: Tensor) -> Tensor:
+        self._draw_parts(draw)  # here, since the backward pass comes back to this function alone
+        with at_rest(self.defence):
             moved: Tensor = self.defence.purify(pixels)
             return moved

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from rdc.contracts import BaseDefence
+from rdc.contracts import BaseDefence, NetworkUse
+from rdc.defences.described import described_parts
 from rdc.errors import ConfigError, InputError
 from rdc.execution.frozen import at_rest
 from rdc.execution.precision import in_own_type
@@ -26,6 +27,9 @@ class PlainClassifier(BaseDefence):
         image_shape, num_classes, class_names, settings: as of :class:`rdc.contracts.BaseDefence`.
         name: for reports, e.g. ``"resnet"``.
 
+    A model that is made of defences or purifiers of rdc (an ensemble, a purifier before a classifier) is copied as far as it leads to
+    them: their noise, draws and gradients are set as this defence's are, and their network evaluations counted.
+
     Raises:
         InputError: in a call, if the answer is not a floating tensor [N, K], or the model raised.
     """
@@ -42,12 +46,21 @@ class PlainClassifier(BaseDefence):
     ) -> None:
         super().__init__(image_shape, num_classes, class_names, **settings)
         self.model, self.head = model, name
+        self._rule_parts()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        self.network_evaluations += len(pixels)
-        with at_rest(self.model):
+        self._next_draw()
+        with self.counting(otherwise=len(pixels)), at_rest(self.model):
             logits = call_model(self.model, pixels, self.head)
         return checked_logits(logits, pixels, self.num_classes, self.head)
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), **described_parts(self.parts())}
+
+    def networks(self) -> tuple[NetworkUse, ...]:
+        """Those of its parts; of a module without parts the module itself."""
+        own = (NetworkUse("classification", self.model),) if isinstance(self.model, nn.Module) else ()
+        return super().networks() or own
 
 
 def call_model(function: Callable[..., Any], pixels: Tensor, name: str) -> Any:

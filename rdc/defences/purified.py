@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from rdc.arguments.scalars import shown
-from rdc.contracts import BaseDefence, Defence, NoisePolicy
+from rdc.contracts import BaseDefence, Component, Defence, NetworkUse, NoisePolicy
+from rdc.defences.described import described_parts
 from rdc.defences.plain import PlainClassifier, checked_logits
 from rdc.defences.purifiers import LikelihoodPurifier, Purifier
 from rdc.errors import ConfigError
@@ -24,7 +25,8 @@ class PurifiedClassifier(BaseDefence):
 
     Args:
         purifier: of this package.
-        classifier: pixels -> logits [N, K]; lent, as the model of ``PlainClassifier`` is.
+        classifier: pixels -> logits [N, K]; lent, as the model of ``PlainClassifier`` is. A defence, or a model that is made of some, is
+            ruled: noise, draws and gradient mode are this defence's own, and its evaluations count.
         num_classes, class_names, settings: as of :class:`rdc.contracts.BaseDefence`.
         name: for reports.
     """
@@ -51,30 +53,67 @@ class PurifiedClassifier(BaseDefence):
             )
         super().__init__(purifier.denoiser.image_shape, num_classes, class_names, **settings)
         self.purifier, self.classifier, self.head = purifier, classifier, name
+        self._rule_parts()
+
+    @property
+    def _behind(self) -> tuple[Component, ...]:
+        """The parts behind the purifier."""
+        return tuple(part for part in self.parts() if part is not self.purifier)
 
     def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "lm": self.purifier.describe()}
+        lifted = ("levels", "weighting", "precision") if isinstance(self.classifier, BaseDefence) else ()
+        behind = described_parts(self._behind, lifted=lifted)
+        return {**super().describe(), **behind, "lm": self.purifier.describe()}
 
     @property
     def evaluations_per_image(self) -> int:
-        """Network passes for one decision: the purifier's and one of the classifier."""
-        return self.purifier.evaluations + 1
+        """Network passes for one decision: the purifier's and the classifier's."""
+        return self.purifier.evaluations + (sum(part.evaluations_per_image for part in self._behind) or 1)
+
+    def networks(self) -> tuple[NetworkUse, ...]:
+        """The purifier's, and those of the classifier as far as they are known."""
+        found = super().networks()
+        own = isinstance(self.classifier, nn.Module) and not self._behind
+        return (*found, NetworkUse("classification", self.classifier)) if own else found
 
     def purify(self, pixels: Tensor) -> Tensor:
-        """The purified image as the classifier gets it, [N, C, H, W]."""
-        return self._purified(checked_pixels(pixels, self.image_shape), self._draw_number(self._draw))
+        """The image that is classified in the end, [N, C, H, W]: a classifier that purifies too has moved it once more."""
+        pixels = checked_pixels(pixels, self.image_shape)
+        self._draw_parts(self._draw)
+        with self.counting():
+            moved = self._purified(pixels, self._draw)
+            return self.classifier.purify(moved) if isinstance(self.classifier, BaseDefence) else moved
 
     def forward(self, pixels: Tensor) -> Tensor:
+        return checked_logits(self._answer(pixels, self.classifier), pixels, self.num_classes, self.head)
+
+    def _answer(self, pixels: Tensor, classifier: Callable[[Tensor], Tensor]) -> Tensor:
+        """What the classifier, or a method of it, says of the purified image; takes a draw."""
         pixels = checked_pixels(pixels, self.image_shape)
-        draw = self._draw_number(self._next_draw())
-        self.network_evaluations += len(pixels) * (self.purifier.evaluations + 1)
-        moved = self._purified(pixels, draw)
-        with at_rest(self.classifier):
-            logits = self.classifier(moved)
-        return checked_logits(logits, pixels, self.num_classes, self.head)
+        draw, unknown = self._next_draw(), 0 if self._behind else len(pixels)
+        with self.counting(), at_rest(self.classifier):
+            answer = classifier(self._purified(pixels, draw))
+        self.network_evaluations += unknown
+        return answer
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether the classifier has noise levels."""
+        return isinstance(self.classifier, BaseDefence) and self.classifier.has_levels
+
+    def losses_per_level(self, pixels: Tensor) -> Tensor:
+        if not self.has_levels:
+            return super().losses_per_level(pixels)
+        return self._answer(pixels, self.classifier.losses_per_level)
 
     def _purified(self, pixels: Tensor, draw: int) -> Tensor:
-        return self._through(lambda x: self.purifier(x, draw), pixels)
+        moved = self._through(lambda x: self.purifier(x, self._draw_number(draw)), pixels)
+        return moved.clamp(0, 1) if self._takes_pixels_alone else moved
+
+    @property
+    def _takes_pixels_alone(self) -> bool:
+        """Whether the classifier refuses values beyond [0, 1], which DiffPure's last step may leave."""
+        return isinstance(self.classifier, BaseDefence) and not isinstance(self.classifier, PlainClassifier)
 
     def _draw_number(self, call: int) -> int:
         """Which draw of the purifier: far apart for different seeds, so that redraws of two seeds do not meet."""
@@ -82,10 +121,20 @@ class PurifiedClassifier(BaseDefence):
 
     @property
     def has_penalty(self) -> bool:
-        return isinstance(self.purifier, LikelihoodPurifier)
+        return isinstance(self.purifier, LikelihoodPurifier) or self._inner_penalty
+
+    @property
+    def _inner_penalty(self) -> bool:
+        return isinstance(self.classifier, BaseDefence) and self.classifier.has_penalty
 
     def penalty(self, pixels: Tensor) -> Tensor:
-        value = self.purifier.penalty(checked_pixels(pixels, self.image_shape), self._draw_number(self._draw))
+        """The purifier's own objective; of a purifier without one, that of the classifier at the purified image."""
+        pixels = checked_pixels(pixels, self.image_shape)
+        self._draw_parts(self._draw)
+        with self.counting():
+            value = self.purifier.penalty(pixels, self._draw_number(self._draw))
+            if value is None and self._inner_penalty:
+                value = self.classifier.penalty(self._purified(pixels, self._draw))
         return super().penalty(pixels) if value is None else value
 
     def surrogates(self) -> dict[str, Defence]:
@@ -98,12 +147,13 @@ class PurifiedClassifier(BaseDefence):
             one = dataclasses.replace(self.purifier.lm, steps=1, name="one step")
             made = self.with_()
             made.purifier = LikelihoodPurifier(self.purifier.denoiser, one, self.purifier.memory_budget_mb)
+            made._found = None  # the parts are others
             found["one-step"] = made
         return found
 
     def _plain(self) -> Defence:
         if isinstance(self.classifier, BaseDefence):
-            return self.classifier.with_()
+            return self.classifier.surrogates().get("plain", self.classifier.with_())
         return PlainClassifier(
             self.classifier,
             image_shape=self.image_shape,
@@ -111,4 +161,5 @@ class PurifiedClassifier(BaseDefence):
             class_names=self.class_names,
             name=self.head,
             device=self.device,
+            **self.settings(),
         )

@@ -17,9 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from rdc.arguments.scalars import as_integer, as_number, shown
 from rdc.arguments.seeds import checked_seed
-from rdc.contracts import NoisePolicy
+from rdc.contracts import Component, NetworkUse, NoisePolicy
 from rdc.errors import ConfigError
-from rdc.execution.frozen import Frozen
 from rdc.execution.memory import bytes_per_item, device_of, items_that_fit, memory_budget
 from rdc.execution.surroundings import measured, never_inference, refuse_inference_weights, undisturbed
 from rdc.method.classifier import gradient_bytes, lm_bytes
@@ -38,7 +37,7 @@ __all__ = ["DiffusionPurifier", "LikelihoodPurifier", "Purifier"]
 MOST_STEPS = 10_000  # of the reverse process; DiffPure takes 100 or fewer
 
 
-class Purifier(Frozen):
+class Purifier(Component):
     """Common part.
 
     Args:
@@ -46,8 +45,14 @@ class Purifier(Frozen):
         memory_budget_mb: working memory of a call, in MiB; None: 2048, or, where the denoiser lies on a CUDA device, half of the
             memory that is free there at this moment, if that is more.
 
-    Call: ``(pixels [N, C, H, W] in [0, 1], draw) -> pixels``. The caller's autocast and inference mode change nothing.
+    Call: ``(pixels [N, C, H, W] in [0, 1], draw) -> pixels``. Without a draw it takes its own: draw 0, or, where it is inside a defence
+    or was given other settings by ``with_``, what these say. The caller's autocast and inference mode change nothing.
     """
+
+    stochastic = True
+    purifies = True
+    head = "purifier"
+    ROLE = "purification"  # what its network is for, in reports
 
     @never_inference
     def __init__(self, denoiser: Denoiser, memory_budget_mb: float | None = None) -> None:
@@ -62,6 +67,19 @@ class Purifier(Frozen):
         """Network passes for one image."""
         raise NotImplementedError
 
+    @property
+    def evaluations_per_image(self) -> int:
+        """Network passes for one image."""
+        return self.evaluations
+
+    def parts(self) -> tuple[Component, ...]:
+        """None: it is made of a network alone."""
+        return ()
+
+    def networks(self) -> tuple[NetworkUse, ...]:
+        """The denoiser, asked without a label."""
+        return (NetworkUse(self.ROLE, self.denoiser, label_free=True),)
+
     def describe(self) -> dict[str, Any]:
         """Settings as plain JSON values."""
         raise NotImplementedError
@@ -70,7 +88,18 @@ class Purifier(Frozen):
         """What the purifier makes small, [N], differentiable; None if it minimises nothing."""
         return None
 
-    def forward(self, pixels: Tensor, draw: int = 0) -> Tensor:
+    def forward(self, pixels: Tensor, draw: int | None = None) -> Tensor:
+        if draw is not None:
+            return self._counted(pixels, draw)
+        number = self.draw_number(self._next_draw())
+        return self._through(lambda pixels: self._counted(pixels, number), pixels)
+
+    def draw_number(self, call: int) -> int:
+        """Which of its draws a call takes: far apart for different noise seeds, so that redraws of two seeds do not meet."""
+        return call + self.noise_seed * 2**20
+
+    def _counted(self, pixels: Tensor, draw: int) -> Tensor:
+        self.network_evaluations += len(pixels) * self.evaluations
         return undisturbed(lambda pixels: self._moved(pixels, draw), pixels, self.denoiser)
 
     def _moved(self, pixels: Tensor, draw: int) -> Tensor:
@@ -104,6 +133,8 @@ class LikelihoodPurifier(Purifier):
         ConfigError: ``lm`` is none or unknown.
     """
 
+    ROLE = "likelihood maximisation"
+
     def __init__(
         self, denoiser: Denoiser, lm: LikelihoodMaximization | str = "paper-v2", memory_budget_mb: float | None = None
     ) -> None:
@@ -125,6 +156,7 @@ class LikelihoodPurifier(Purifier):
             pairs = self._that_fit("pairs", pixels, lambda like: gradient_bytes(self.denoiser, like))
             return lm_penalty(self.denoiser, 2 * pixels - 1, self.lm, draw, pairs)
 
+        self.network_evaluations += len(pixels) * self.evaluations
         return undisturbed(objective, pixels, self.denoiser)
 
     def _image_bytes(self, like: Tensor) -> int:
@@ -157,6 +189,8 @@ class DiffusionPurifier(Purifier):
 
     Source: Nie et al. 2022 (arXiv 2205.07460); Karras et al. 2022 (arXiv 2206.00364) for the variables.
     """
+
+    ROLE = "purification (DiffPure)"
 
     def __init__(
         self,

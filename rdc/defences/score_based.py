@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rdc.arguments.scalars import shown
-from rdc.contracts import BaseDefence, Defence, GradientMode, NoisePolicy
+from rdc.contracts import BaseDefence, Component, Defence, GradientMode, NetworkUse, NoisePolicy
 from rdc.errors import ConfigError
 from rdc.execution.memory import items_that_fit, memory_budget
 from rdc.execution.opaque import opaque_with, refuse_batches, transformed
@@ -106,6 +106,14 @@ class ScoreBasedClassifier(BaseDefence):
         """Settings as plain JSON values, for reports."""
         flow = {"name": "probability-flow ODE", **self.flow.describe(), "gradient": self.solver_gradient}
         return {**super().describe(), "flow": flow, "logit_scale": self.logit_scale}
+
+    def parts(self) -> tuple[Component, ...]:
+        """None: it is made of a network alone."""
+        return ()
+
+    def networks(self) -> tuple[NetworkUse, ...]:
+        """The denoiser, asked for every class."""
+        return (NetworkUse("classification", self.denoiser),)
 
     @property
     def evaluations_per_image(self) -> int:

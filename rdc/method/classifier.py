@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rdc.arguments.scalars import shown
-from rdc.contracts import BaseDefence, Defence, GradientMode, NoisePolicy
+from rdc.contracts import BaseDefence, Component, Defence, GradientMode, NoisePolicy
 from rdc.errors import ConfigError
 from rdc.execution.memory import bytes_per_item, items_that_fit, memory_budget
 from rdc.execution.opaque import opaque_with, transformed
@@ -146,6 +146,10 @@ class DiffusionClassifier(BaseDefence):
     def noise(self) -> NoisePlan:
         """The family of draws that the noise settings stand for."""
         return NoisePlan(self.noise_seed, self.noise_policy)
+
+    def parts(self) -> tuple[Component, ...]:
+        """None: it is made of networks alone."""
+        return ()
 
     @property
     def evaluations_per_image(self) -> int:

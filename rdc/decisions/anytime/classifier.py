@@ -21,7 +21,6 @@ from rdc.errors import ConfigError
 from rdc.execution.surroundings import undisturbed
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.draw import Draw
-from rdc.method.likelihood_maximization import lm_evaluations
 
 __all__ = ["AnytimeClassifier", "AnytimeResult"]
 
@@ -57,6 +56,8 @@ class AnytimeClassifier(BaseDefence):
         ConfigError: noise is fresh, or the calibration belongs to another classifier, levels, noise or rate.
     """
 
+    stochastic = False  # the rule is calibrated for one draw
+
     def __init__(
         self,
         classifier: DiffusionClassifier,
@@ -64,12 +65,10 @@ class AnytimeClassifier(BaseDefence):
         calibration: AnytimeCalibration | None = None,
     ) -> None:
         _check_settings(classifier, error_rate, 0.95)
-        super().__init__(
-            classifier.image_shape, classifier.num_classes, classifier.class_names, gradient=classifier.gradient
-        )
+        settings = {"gradient": classifier.gradient, "noise_seed": classifier.noise_seed}
+        super().__init__(classifier.image_shape, classifier.num_classes, classifier.class_names, **settings)
         self.classifier, self.error_rate = classifier, error_rate
         self.calibration: AnytimeCalibration | None = None
-        self.noise_seed = classifier.noise_seed
         self.head = f"{classifier.denoiser.head}, anytime"
         if calibration is not None:
             self.use(calibration)
@@ -122,9 +121,7 @@ class AnytimeClassifier(BaseDefence):
         return AnytimeResult(undisturbed(decided, pixels, self.classifier.denoiser), *cost)
 
     def _decided(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x0 = 2 * self.classifier.purify(pixels) - 1
-        if self.classifier.lm is not None:
-            self.network_evaluations += len(x0) * lm_evaluations(self.classifier.lm)
+        x0 = 2 * self.purify(pixels) - 1
         eliminate = self.classifier.denoiser.passes_per_level > 1
         scores, levels, passes = self._eliminating(x0) if eliminate else self._stopping(x0)
         self.network_evaluations += int(passes.sum())
@@ -205,32 +202,22 @@ class AnytimeClassifier(BaseDefence):
         """``gradient`` changed; ``noise`` and ``noise_seed`` are accepted and change nothing: the rule is calibrated for one draw."""
         NoisePolicy.of(settings["noise"], "noise")
         checked_seed(settings["noise_seed"], "noise_seed")
-        made = super()._changed({**self.settings(), "gradient": settings["gradient"]})
-        made.classifier = self.classifier.with_(gradient=made.gradient)
-        return made
+        return super()._changed({**self.settings(), "gradient": settings["gradient"]})
 
     def describe(self) -> dict[str, Any]:
         """Settings as plain JSON values, with ``anytime``: rate, confidence, mean levels."""
         anytime = {"error_rate": self.error_rate} if self.calibration is None else self.calibration.describe()
         return {**self.classifier.describe(), "head": self.head, "anytime": anytime}
 
-    @property
-    def evaluations_per_image(self) -> int:
-        """Network passes of a decision at most."""
-        return self.classifier.evaluations_per_image
-
-    @property
-    def purifies(self) -> bool:
-        """Whether likelihood maximisation comes first."""
-        return self.classifier.purifies
-
     def purify(self, pixels: Tensor) -> Tensor:
         """Likelihood maximisation alone."""
-        return self.classifier.purify(pixels)
+        with self.counting():
+            return self.classifier.purify(pixels)
 
     def penalty(self, pixels: Tensor) -> Tensor:
         """Likelihood maximisation's objective."""
-        return self.classifier.penalty(pixels)
+        with self.counting():
+            return self.classifier.penalty(pixels)
 
     @property
     def has_penalty(self) -> bool:
