@@ -16,7 +16,7 @@ from rdc.attacks.losses import log_odds
 from rdc.certification.noised import BaseClassifier
 from rdc.certification.records import AttackedImage
 from rdc.certification.smoothing import ATTACK, JUDGING, NoisyVotes
-from rdc.contracts import BaseDefence
+from rdc.contracts import BaseDefence, Component
 from rdc.norm_balls import distance, project, steepest_direction
 
 __all__ = ["SmoothedClassifier", "attack_image"]
@@ -54,6 +54,10 @@ class SmoothedClassifier(BaseDefence):
     ) -> None:
         super().__init__(base.image_shape, base.num_classes, device=base.device, **settings)
         self.base, self.sigma, self.draws, self.image, self.fresh_levels = base, sigma, draws, image, fresh_levels
+
+    def parts(self) -> tuple[Component, ...]:
+        """None that it rules: what is smoothed is a function, whose noise is fixed or given with each vote."""
+        return ()
 
     @property
     def evaluations_per_image(self) -> int:

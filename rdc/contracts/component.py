@@ -202,4 +202,3 @@ class Component(Frozen):
         for part in self.parts() if self.stochastic else ():
             if part.stochastic:
                 part.set_draw(draw * DRAWS_OF_A_CALL)
-

@@ -159,7 +159,9 @@ def _cell(cell: types.CellType, other: Callable[[Any], Any]) -> types.CellType:
 
 def _fill(made: Any, thing: Any, other: Callable[[Any], Any]) -> None:
     """What is inside ``thing``, or in its place, into ``made``: attributes, or the entries of a list or dictionary."""
-    if isinstance(thing, nn.Module) and made is not thing:  # a copy shares these tables, and what it is given would reach the other
+    if (
+        isinstance(thing, nn.Module) and made is not thing
+    ):  # a copy shares these tables, and what it is given would reach the other
         for table in ("_modules", "_parameters", "_buffers"):
             made.__dict__[table] = dict(thing.__dict__[table])
     into = made if isinstance(thing, (list, dict)) else made.__dict__

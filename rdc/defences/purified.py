@@ -56,12 +56,17 @@ class PurifiedClassifier(BaseDefence):
         self._rule_parts()
 
     @property
+    def _defence(self) -> BaseDefence | None:
+        """The classifier, if it is a defence of its own."""
+        return self.classifier if isinstance(self.classifier, BaseDefence) else None
+
+    @property
     def _behind(self) -> tuple[Component, ...]:
         """The parts behind the purifier."""
         return tuple(part for part in self.parts() if part is not self.purifier)
 
     def describe(self) -> dict[str, Any]:
-        lifted = ("levels", "weighting", "precision") if isinstance(self.classifier, BaseDefence) else ()
+        lifted = ("levels", "weighting", "precision") if self._defence is not None else ()
         behind = described_parts(self._behind, lifted=lifted)
         return {**super().describe(), **behind, "lm": self.purifier.describe()}
 
@@ -82,7 +87,7 @@ class PurifiedClassifier(BaseDefence):
         self._draw_parts(self._draw)
         with self.counting():
             moved = self._purified(pixels, self._draw)
-            return self.classifier.purify(moved) if isinstance(self.classifier, BaseDefence) else moved
+            return moved if self._defence is None else self._defence.purify(moved)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return checked_logits(self._answer(pixels, self.classifier), pixels, self.num_classes, self.head)
@@ -99,12 +104,12 @@ class PurifiedClassifier(BaseDefence):
     @property
     def has_levels(self) -> bool:
         """Whether the classifier has noise levels."""
-        return isinstance(self.classifier, BaseDefence) and self.classifier.has_levels
+        return self._defence is not None and self._defence.has_levels
 
     def losses_per_level(self, pixels: Tensor) -> Tensor:
-        if not self.has_levels:
+        if self._defence is None or not self.has_levels:
             return super().losses_per_level(pixels)
-        return self._answer(pixels, self.classifier.losses_per_level)
+        return self._answer(pixels, self._defence.losses_per_level)
 
     def _purified(self, pixels: Tensor, draw: int) -> Tensor:
         moved = self._through(lambda x: self.purifier(x, self._draw_number(draw)), pixels)
@@ -113,7 +118,7 @@ class PurifiedClassifier(BaseDefence):
     @property
     def _takes_pixels_alone(self) -> bool:
         """Whether the classifier refuses values beyond [0, 1], which DiffPure's last step may leave."""
-        return isinstance(self.classifier, BaseDefence) and not isinstance(self.classifier, PlainClassifier)
+        return self._defence is not None and not isinstance(self._defence, PlainClassifier)
 
     def _draw_number(self, call: int) -> int:
         """Which draw of the purifier: far apart for different seeds, so that redraws of two seeds do not meet."""
@@ -121,11 +126,9 @@ class PurifiedClassifier(BaseDefence):
 
     @property
     def has_penalty(self) -> bool:
-        return isinstance(self.purifier, LikelihoodPurifier) or self._inner_penalty
-
-    @property
-    def _inner_penalty(self) -> bool:
-        return isinstance(self.classifier, BaseDefence) and self.classifier.has_penalty
+        return isinstance(self.purifier, LikelihoodPurifier) or (
+            self._defence is not None and self._defence.has_penalty
+        )
 
     def penalty(self, pixels: Tensor) -> Tensor:
         """The purifier's own objective; of a purifier without one, that of the classifier at the purified image."""
@@ -133,8 +136,8 @@ class PurifiedClassifier(BaseDefence):
         self._draw_parts(self._draw)
         with self.counting():
             value = self.purifier.penalty(pixels, self._draw_number(self._draw))
-            if value is None and self._inner_penalty:
-                value = self.classifier.penalty(self._purified(pixels, self._draw))
+            if value is None and self._defence is not None and self._defence.has_penalty:
+                value = self._defence.penalty(self._purified(pixels, self._draw))
         return super().penalty(pixels) if value is None else value
 
     def surrogates(self) -> dict[str, Defence]:
@@ -152,8 +155,8 @@ class PurifiedClassifier(BaseDefence):
         return found
 
     def _plain(self) -> Defence:
-        if isinstance(self.classifier, BaseDefence):
-            return self.classifier.surrogates().get("plain", self.classifier.with_())
+        if self._defence is not None:
+            return self._defence.surrogates().get("plain", self._defence.with_())
         return PlainClassifier(
             self.classifier,
             image_shape=self.image_shape,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rdc.arguments.scalars import shown
-from rdc.contracts import BaseDefence, Component, Defence, GradientMode, NoisePolicy
+from rdc.contracts import BaseDefence, Component, Defence, GradientMode, NetworkUse, NoisePolicy
 from rdc.errors import ConfigError
 from rdc.execution.memory import bytes_per_item, items_that_fit, memory_budget
 from rdc.execution.opaque import opaque_with, transformed
@@ -151,6 +151,12 @@ class DiffusionClassifier(BaseDefence):
         """None: it is made of networks alone."""
         return ()
 
+    def networks(self) -> tuple[NetworkUse, ...]:
+        """The denoiser, and that of likelihood maximisation where it is another."""
+        if self.lm is None:
+            return (NetworkUse("classification", self.denoiser),)
+        return (NetworkUse("classification and likelihood maximisation", self.denoiser, label_free=True),)
+
     @property
     def evaluations_per_image(self) -> int:
         """Network passes for one decision about one image."""
@@ -207,6 +213,10 @@ class DiffusionClassifier(BaseDefence):
         """Whether :meth:`penalty` can be asked for."""
         return self.lm is not None
 
+    def _lm_number(self, draw: int) -> int:
+        """Which of LM's draws call ``draw`` takes: under fresh noise two seeds share none, as of the classifier's own."""
+        return draw + self.noise_seed * 2**20 if self.noise_policy == NoisePolicy.FRESH else draw
+
     def penalty(self, pixels: Tensor) -> Tensor:
         """Likelihood maximisation's own objective [N] at pixels [N, C, H, W], over its own draws; differentiable.
 
@@ -215,7 +225,7 @@ class DiffusionClassifier(BaseDefence):
         """
         if self.lm is None:
             raise ConfigError('penalty: expected likelihood maximisation, e.g. lm="paper-v2"; this classifier has none')
-        pixels, draw, lm = checked_pixels(pixels, self.image_shape), self._draw, self.lm
+        pixels, draw, lm = checked_pixels(pixels, self.image_shape), self._lm_number(self._draw), self.lm
 
         def objective(pixels: Tensor) -> Tensor:
             x0 = 2 * pixels - 1
@@ -251,7 +261,7 @@ class DiffusionClassifier(BaseDefence):
         return torch.stack([self._losses(x0, unweighted[t : t + 1]) for t in range(len(drawn))], dim=1)
 
     def _uphill(self, x0: Tensor, draw: int) -> Tensor:
-        lm = self.lm
+        lm, draw = self.lm, self._lm_number(draw)
         if lm is None:
             return x0
         self.network_evaluations += len(x0) * lm_evaluations(lm)

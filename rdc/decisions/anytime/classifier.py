@@ -65,8 +65,8 @@ class AnytimeClassifier(BaseDefence):
         calibration: AnytimeCalibration | None = None,
     ) -> None:
         _check_settings(classifier, error_rate, 0.95)
-        settings = {"gradient": classifier.gradient, "noise_seed": classifier.noise_seed}
-        super().__init__(classifier.image_shape, classifier.num_classes, classifier.class_names, **settings)
+        named = classifier.image_shape, classifier.num_classes, classifier.class_names
+        super().__init__(*named, gradient=classifier.gradient, noise_seed=classifier.noise_seed)
         self.classifier, self.error_rate = classifier, error_rate
         self.calibration: AnytimeCalibration | None = None
         self.head = f"{classifier.denoiser.head}, anytime"
