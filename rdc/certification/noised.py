@@ -25,11 +25,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rdc.contracts import Defence
+from rdc.contracts import Defence, NetworkUse
 from rdc.errors import ConfigError
 from rdc.execution.surroundings import undisturbed
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.draw import Draw
+from rdc.provenance.networks import doubt_of, doubtful_null_labels, notable_networks
 
 __all__ = ["METHODS", "BaseClassifier", "NoisedDiffusion", "SmoothedPlain", "base_classifier", "noised_weights"]
 
@@ -142,8 +143,13 @@ class NoisedDiffusion:
     def describe(self) -> dict[str, Any]:
         return {
             "method": self.method, "s_tau": self.s_tau, "sigma": self.sigma, "weight": self.weight, "passes": self.passes,
-            "head": self.denoiser.head, "precision": self.denoiser.precision,
+            "head": self.denoiser.head, "precision": self.denoiser.precision, **self._doubt(),
         }  # fmt: skip
+
+    def _doubt(self) -> dict[str, Any]:
+        """APNDC asks for the clean image without a label."""
+        line = doubt_of(NetworkUse("APNDC's denoised image", self.denoiser, label_free=self.method == "apndc"))
+        return {"null_label": [line]} if line else {}
 
 
 class SmoothedPlain:
@@ -167,7 +173,15 @@ class SmoothedPlain:
         return self.classifier(noisy.clamp(0, 1))
 
     def describe(self) -> dict[str, Any]:
-        return {"method": "plain", "passes": self.passes, "head": self.classifier.head, "input": "clipped to [0, 1]"}
+        about: dict[str, Any] = {
+            "method": "plain",
+            "passes": self.passes,
+            "head": self.classifier.head,
+            "input": "clipped to [0, 1]",
+        }
+        networks, lines = notable_networks(self.classifier), doubtful_null_labels(self.classifier)
+        about |= {"networks": networks} if networks else {}
+        return about | ({"null_label": lines} if lines else {})
 
 
 def base_classifier(classifier: Defence, sigma: float, method: str, levels: int) -> BaseClassifier:

@@ -53,7 +53,7 @@ def summarize(run: RunRecord, images: Sequence[CertifiedImage], largest: float) 
         "largest_radius": largest,
         "network_evaluations": sum(image.network_evaluations for image in images),
         "attacked": attacked,
-        "flags": _flags(images, attacked, largest),
+        "flags": [*_null_labels(run.identity.base), *_flags(images, attacked, largest)],
     }
 
 
@@ -85,6 +85,11 @@ def _attacked(images: Sequence[CertifiedImage], place: int) -> JsonObject:
         "below": below,
         "contradicted": contradicted,
     }
+
+
+def _null_labels(base: JsonObject) -> list[JsonObject]:
+    lines = base.get("null_label") or []
+    return [{"severity": "warning", "name": "null-label-in-doubt", "evidence": line} for line in lines]
 
 
 def _flags(images: Sequence[CertifiedImage], attacked: Sequence[JsonObject], largest: float) -> list[JsonObject]:

@@ -53,7 +53,7 @@ class CertificationSettings:
         attack_steps: of each attack (APGD).
         attack_draws: draws averaged for a gradient.
         attack_votes: votes that judge an attacked image.
-        levels, lm, precision: what the command set in place of the model's own, for reports.
+        levels, lm, lm_model, precision: what the command set in place of the model's own, for reports.
 
     Raises:
         ConfigError: a setting is unknown or out of range.
@@ -80,6 +80,7 @@ class CertificationSettings:
     levels: str | None = None
     lm: str | None = None
     precision: str | None = None
+    lm_model: str | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("split", ("test", "train")), ("method", METHODS), ("noise", ("fresh", "known"))):

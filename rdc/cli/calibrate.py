@@ -149,8 +149,8 @@ def _check_options(args: argparse.Namespace) -> None:
     from rdc.cli.calibrated import description_to_write
     from rdc.errors import ConfigError
 
-    if args.write and (args.lm or args.preset):
-        raise ConfigError("--write: the scale belongs to the checkpoint's own LM; leave --lm out, and --preset")
+    if args.write and (args.lm or args.lm_model or args.preset):
+        raise ConfigError("--write: the scale belongs to the checkpoint's own LM; leave --lm, --lm-model and --preset out")
     if args.write:
         description_to_write(args.model)
     if not 0 < args.risk < 1:
@@ -191,6 +191,7 @@ def _fit(
         "data": args.data,
         "fitted_on": len(labels),
         "tested_on": len(test_labels),
+        **_networks(classifier),
         "logit_scale": {"before": classifier.scale, "fitted": scale},
         "all_held_out_right": all_right,
         "cross_entropy": {
@@ -214,6 +215,14 @@ def _fit(
     with contextlib.suppress(InputError):  # a loss of zero, or separable so: the rest stands
         result["log_losses"] = _of_log_losses(losses, labels, test_losses, test_labels, prior, args.bins)
     return result
+
+
+def _networks(classifier: Any) -> dict[str, Any]:
+    """``networks`` where there are two of them, or a null label is in doubt."""
+    from rdc.provenance.networks import notable_networks
+
+    found = notable_networks(classifier)
+    return {"networks": found} if found else {}
 
 
 def _of_log_losses(

@@ -10,7 +10,16 @@ from typing import Any
 
 from rdc.arguments.defaults import CertificationDefaults
 from rdc.cli.images import DATA, load_images
-from rdc.cli.options import add_format_options, add_model_options, count_all, image_count, model_choice, need, say_data
+from rdc.cli.options import (
+    add_format_options,
+    add_model_options,
+    count_all,
+    image_count,
+    model_choice,
+    need,
+    say_data,
+    warn_of_null_label,
+)
 from rdc.cli.shell import command_line
 from rdc.errors import ConfigError, one_line
 
@@ -124,6 +133,8 @@ def run(args: argparse.Namespace) -> int:
     if first:
         say_data(args, [args.model])
     classifier = choice.load(dataset)
+    if first:
+        warn_of_null_label(classifier)
     out, done = Path(args.out or _default_folder(settings)), [0]
 
     def count(finished: int, total: int) -> None:
@@ -152,7 +163,7 @@ def _settings(args: argparse.Namespace) -> Any:
 
     names = [
         "model", "n_images", "split", "start", "method", "sigma", "n0", "n", "alpha", "noised_levels", "noise", "seed", "batch",
-        "attack_steps", "attack_draws", "attack_votes", "levels", "lm", "precision",
+        "attack_steps", "attack_draws", "attack_votes", "levels", "lm", "lm_model", "precision",
     ]  # fmt: skip
     fields = {name: getattr(args, name) for name in names}
     return CertificationSettings(dataset=args.data, attack_radii=_radii(args.attack_radii), **fields)

@@ -24,6 +24,7 @@ from rdc.cli.options import (
     say_data,
     warn_if_other_classes,
     warn_if_sorted,
+    warn_of_null_label,
 )
 from rdc.cli.shell import command_line
 from rdc.errors import RdcError, one_line
@@ -43,6 +44,7 @@ EXAMPLES = """examples:
   rdc evaluate --model fashion-mnist --data fashion-mnist-sample --n 64 --out runs/first
   rdc evaluate --attacks none --n all --out runs/clean
   rdc evaluate --attacks autoattack,adaptive --lm paper-v2 --n 128 --out runs/everything
+  rdc evaluate --model models/edm-cond --lm paper-v2 --lm-model models/edm-uncond --data cifar10 --n 128 --out runs/two-networks
   rdc evaluate --norm flow --eps 0.05 --attacks stadv --steps 100 --out runs/stadv
   rdc evaluate --noise all --eot 20 --n 64 --out runs/stochastic
   rdc evaluate --model mynet.py:make --data cifar10 --attacks autoattack --out runs/mine   # runs the code in mynet.py
@@ -170,6 +172,7 @@ def run(args: argparse.Namespace) -> int:
     classifier = model.load(dataset)
     if first:
         warn_if_other_classes(classifier, dataset, settings.model)
+        warn_of_null_label(classifier)
     settings = request.settings_for(classifier)
     options: dict[str, Any] = {"command": request.command, "overwrite": request.overwrite, "progress": not quiet}
     with _what_is_kept(request) as count:

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 
-from rdc.cli.options import add_format_options, add_preset, apply_preset, need, up_to
+from rdc.cli.options import add_format_options, add_preset, apply_preset, need, up_to, warn_of_null_label
 from rdc.errors import one_line
 
 ABOUT = """Write a diffusion classifier as one ONNX file that needs no PyTorch: levels, weights and noise are in it, likelihood
@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   rdc export fashion-mnist fashion-mnist.onnx                          the classifier alone (DC)
   rdc export fashion-mnist rdc.onnx --lm paper-v2                      with likelihood maximisation (RDC)
   rdc export fashion-mnist rdc.onnx --lm paper-v2 --max-lm-steps 10    the input lm_steps may go up to 10
+  rdc export fashion-mnist two.onnx --lm paper-v2 --lm-model fashion-mnist-teacher      moved by another network
   rdc export runs/student small.onnx --levels log:4:1:4:flat --precision float16-weights --threshold 0.5
 
 then:
@@ -36,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LM",
         help="likelihood maximisation: none, paper-v1, paper-v2, released, also with changes: paper-v2,steps=10,eta=16/255 "
         "(default: the model's own)",
+    )
+    parser.add_argument(
+        "--lm-model",
+        metavar="NAME",
+        help="the diffusion model that likelihood maximisation moves the input by, in place of the model's own network: shipped model, "
+        "checkpoint path (an unconditional one, too) or optimal:DATA; both networks go into the file",
     )
     parser.add_argument(
         "--levels",
@@ -90,8 +97,9 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     apply_preset(args)
     say(f"loading {args.model}")
-    chosen = {"lm": args.lm, "levels": args.levels, "logit_scale": args.logit_scale}
+    chosen = {"lm": args.lm, "lm_denoiser": args.lm_model, "levels": args.levels, "logit_scale": args.logit_scale}
     classifier = load(args.model, **{name: value for name, value in chosen.items() if value is not None})
+    warn_of_null_label(classifier)
     summary = export_onnx(
         classifier,
         args.out,

@@ -20,6 +20,7 @@ from rdc.cli.options import (
     need,
     say_data,
     warn_if_sorted,
+    warn_of_null_label,
 )
 from rdc.cli.shell import command_line
 from rdc.errors import one_line
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 _HERE = {"--overwrite", "--quiet"}  # options that do not belong in the recorded command
 _DEFAULT = GradientDefaults()
-_PARTS = ("levels", "lm")  # settings of one model, after @, that stand for a command's option
+_PARTS = ("levels", "lm", "lm_model")  # settings of one model, after @, that stand for a command's option
 
 ABOUT = """Are a model's input gradients usable, and how rough is what an attack climbs? Models beside each other: agreement of
 gradients over redraws of the noise and over images, local Lipschitz constants, slices of the margin, smoothness along an
@@ -37,7 +38,7 @@ attack, exact gradients against BPDA. DIR gets gradients.json and plots. Killed 
 after the last finished model; with another --model added, only that one is measured. docs/gradients.md says what each
 measure means."""
 EXAMPLES = """a model: NAME[@setting=value]...
-  NAME is a preset, a checkpoint path or package.module:factory; settings are levels, lm, gradient (exact or bpda) and label
+  NAME is a preset, a checkpoint path or package.module:factory; settings are levels, lm, lm-model, gradient (exact or bpda) and label
   (its name in tables and plots). Values may hold colons and commas.
 
 examples:
@@ -160,6 +161,7 @@ def _named(choice: ModelChoice, text: Any, dataset: Any) -> Any:
 
     own = {name: getattr(text, name) for name in _PARTS if getattr(text, name) is not None}
     model = dataclasses.replace(choice, **own).load(dataset)
+    warn_of_null_label(model)
     if text.gradient is not None:
         model = model.with_(gradient=text.gradient).eval()
     return NamedModel(label=text.label, text=text.text, model=model)

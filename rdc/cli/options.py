@@ -37,6 +37,7 @@ __all__ = [
     "up_to",
     "warn_if_other_classes",
     "warn_if_sorted",
+    "warn_of_null_label",
 ]
 
 ALL = "all"  #: in place of a number of images
@@ -45,7 +46,7 @@ MOST_MEGABYTES = 2**24  #: --memory-mb: 16 TiB
 
 
 def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
-    """--model, --preset, --levels, --lm, --precision, --memory-mb, --device, --threads."""
+    """--model, --preset, --levels, --lm, --lm-model, --precision, --memory-mb, --device, --threads."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
@@ -69,6 +70,12 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
         metavar="LM",
         help="likelihood maximisation in place of the model's own: none, paper-v1, paper-v2, released; a preset with "
         "changes: paper-v2,steps=10,eta=16/255",
+    )
+    group.add_argument(
+        "--lm-model",
+        metavar="NAME",
+        help="the diffusion model that likelihood maximisation moves the input by, in place of the model's own network: preset, "
+        "checkpoint path (an unconditional one, too) or optimal:DATA",
     )
     group.add_argument(
         "--precision",
@@ -293,11 +300,21 @@ def model_choice(args: argparse.Namespace, name: str | None = None) -> ModelChoi
     from rdc.models.choice import ModelChoice
 
     apply_preset(args)
-    given = {name: getattr(args, name, None) for name in ("levels", "lm", "precision", "device", "threads")}
+    given = {name: getattr(args, name, None) for name in ("levels", "lm", "lm_model", "precision", "device", "threads")}
     given["device"] = None if given["device"] == "auto" else given["device"]
     return ModelChoice(name or args.model, memory_budget_mb=getattr(args, "memory_mb", None), **given)
 
 
+def warn_of_null_label(model: Any) -> None:
+    """Say on stderr that a network is asked without a label, and that it was never trained so, or that nobody knows."""
+    from rdc.provenance.networks import doubtful_null_labels
+
+    for line in doubtful_null_labels(model):
+        print(f"rdc: warning: {one_line(line, 600)}; see docs/evaluation_flags.md", file=sys.stderr)
+
+
 def load_classifier(args: argparse.Namespace, data: Any = None, **settings: Any) -> Any:
-    """The classifier these options name, see ``rdc.models.choice.ModelChoice.load``."""
-    return model_choice(args).load(data, **settings)
+    """The classifier these options name, see ``rdc.models.choice.ModelChoice.load``; a warning where its null label is in doubt."""
+    made = model_choice(args).load(data, **settings)
+    warn_of_null_label(made)
+    return made

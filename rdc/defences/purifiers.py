@@ -30,6 +30,7 @@ from rdc.method.likelihood_maximization import (
     maximize_likelihood,
     resolve_lm,
 )
+from rdc.method.lm_network import row_bytes_without_label
 from rdc.method.noise import NoisePlan
 
 __all__ = ["DiffusionPurifier", "LikelihoodPurifier", "Purifier"]
@@ -153,11 +154,16 @@ class LikelihoodPurifier(Purifier):
 
     def penalty(self, pixels: Tensor, draw: int) -> Tensor:
         def objective(pixels: Tensor) -> Tensor:
-            pairs = self._that_fit("pairs", pixels, lambda like: gradient_bytes(self.denoiser, like))
+            pairs = self._that_fit("pairs", pixels, self._row_bytes)
             return lm_penalty(self.denoiser, 2 * pixels - 1, self.lm, draw, pairs)
 
         self.network_evaluations += len(pixels) * self.evaluations
         return undisturbed(objective, pixels, self.denoiser)
+
+    def _row_bytes(self, like: Tensor) -> int:
+        """Peak bytes of one image at one level; an unconditional network has no classes whose losses could stand for it."""
+        measure = gradient_bytes if self.denoiser.num_classes else row_bytes_without_label
+        return measure(self.denoiser, like)
 
     def _image_bytes(self, like: Tensor) -> int:
         return lm_bytes(self.denoiser, self.lm, like)

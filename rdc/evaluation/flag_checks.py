@@ -134,6 +134,23 @@ def straight_through(identity: Identity, totals: RunTotals) -> str | None:
     return "LM steps take the sign of a gradient" if identity.settings.gradient == "exact" and through_sign else None
 
 
+def untrained_null_label(identity: Identity, totals: RunTotals) -> str | None:
+    return _null_labels(identity, "never trained")
+
+
+def unknown_null_label(identity: Identity, totals: RunTotals) -> str | None:
+    return _null_labels(identity, "unknown")
+
+
+def _null_labels(identity: Identity, state: str) -> str | None:
+    named = [
+        f"{network.name or network.kind}, {network.role}: {network.why}"
+        for network in given(identity.networks) or ()
+        if network.null_label == state
+    ]
+    return "; ".join(named) or None
+
+
 def square(identity: Identity, totals: RunTotals) -> str | None:
     white_box = False  # has one attacked before
     for attack in totals.attacks:

@@ -270,6 +270,25 @@ FLAGS = (
         check=checks.straight_through,
     ),
     Flag(
+        name="untrained-null-label",
+        severity="warning",
+        raised_if="likelihood maximisation or a purifier asks a network without a label, and its training never did",
+        explanation=(
+            "A class-conditional network trained with labels alone answers without one all the same, but what it says there was never "
+            "learnt: the input is not moved uphill in likelihood."
+        ),
+        what_to_do="Move the input by an unconditional network (--lm-model), or train with label dropout.",
+        check=checks.untrained_null_label,
+    ),
+    Flag(
+        name="null-label-unknown",
+        severity="note",
+        raised_if="likelihood maximisation or a purifier asks a network without a label, and nobody knows if its training ever did",
+        explanation="Of a network that never was trained so, the answer without a label means nothing.",
+        what_to_do="Find out how it was trained; or move the input by an unconditional network (--lm-model).",
+        check=checks.unknown_null_label,
+    ),
+    Flag(
         name="wide-interval",
         severity="note",
         raised_if="a 95 % interval is wider than 10 points (±5)",

@@ -40,7 +40,7 @@ from rdc.evaluation.files import (
 from rdc.evaluation.records import RunRecord, Sanity
 from rdc.evaluation.results import check_same_attacks, read_results
 from rdc.storage.files import atomic_write, open_in_place
-from rdc.storage.json_records import JsonObject
+from rdc.storage.json_records import ABSENT, JsonObject
 from rdc.storage.run_folder import ResumableFolder, as_written
 from rdc.storage.sealed import write_sealed
 
@@ -88,6 +88,9 @@ class RunFolder(ResumableFolder):
         if overwrite:
             return None
         self.run = read_run_file(self.path / self.IDENTITY)
+        if self.run.identity.networks is ABSENT:  # of an earlier version: the digest of all weights tells them apart
+            known = dataclasses.replace(self.run.identity, networks=self._start.identity.networks)
+            self.run = dataclasses.replace(self.run, identity=known)
         return {**self.run.identity.to_json(), "schema": SCHEMA}
 
     def _write_identity(self, identity: JsonObject) -> None:

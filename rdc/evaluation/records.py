@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from rdc.evaluation.network_records import NetworkRecord
 from rdc.storage.json_records import ABSENT, Absent, JsonObject, JsonRecord, anything, entry
 from rdc.storage.structure import choice, flag, integer, mapping, number, optional, record, sequence, text
 
@@ -339,6 +340,7 @@ class SettingsRecord(JsonRecord):
     lm: str | None | Absent = entry(absent=True)
     precision: str | None | Absent = entry(absent=True)
     preset: str | Absent = entry(text(), absent=True)
+    lm_model: str | None | Absent = entry(absent=True)
 
     @property
     def score_kinds(self) -> set[str]:
@@ -357,6 +359,7 @@ class Identity(JsonRecord):
         classifier: what the defence says of itself (``describe``).
         purifies: whether it changes images before it classifies.
         weights, images: digests.
+        networks: those that are known, one by one; absent in folders of earlier versions.
         device, torch: kind of device, version.
     """
 
@@ -367,6 +370,7 @@ class Identity(JsonRecord):
     purifies: bool | Absent = entry(absent=True)
     weights: str = entry(text())
     images: str = entry(text())
+    networks: tuple[NetworkRecord, ...] | Absent = entry(of=NetworkRecord, many=True, absent=True)
     device: str | Absent = entry(absent=True)
     torch: str | Absent = entry(absent=True)
 

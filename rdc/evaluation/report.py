@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from rdc.evaluation.network_records import NetworkRecord
 from rdc.evaluation.records import COUNT, NOISE, SHARE, AttackKey, Sanity
 from rdc.statistics.proportions import wilson_interval
 from rdc.storage.json_records import Absent, JsonObject, JsonRecord, anything, entry
@@ -149,6 +150,7 @@ class Report(JsonRecord):
         attacks: in order, policy after policy.
         sanity, flags: reasons to doubt them.
         network_evaluations, seconds: of the run.
+        networks: every known network with the digest of its weights.
         command, commit, versions: how it was made.
         preset: absent where none was named.
     """
@@ -171,3 +173,4 @@ class Report(JsonRecord):
     commit: str | None = entry(optional(text()))
     versions: Mapping[str, str] = entry(mapping(text()))
     preset: PresetReport | Absent = entry(of=PresetReport, absent=True)
+    networks: tuple[NetworkRecord, ...] | Absent = entry(of=NetworkRecord, many=True, absent=True)

@@ -23,12 +23,14 @@ from rdc.evaluation.batch import evaluate_batch
 from rdc.evaluation.class_names import names_of_classes, names_that_differ
 from rdc.evaluation.files import SCHEMA
 from rdc.evaluation.folder import RunFolder
+from rdc.evaluation.network_records import NetworkRecord
 from rdc.evaluation.progress import ProgressBars, sanity_line
 from rdc.evaluation.records import Identity, ImageRecord, RunRecord, Sanity, SettingsRecord
 from rdc.evaluation.report import Report
 from rdc.evaluation.sanity import run_sanity
 from rdc.evaluation.settings import EvaluationSettings
 from rdc.evaluation.summary import summarize
+from rdc.provenance.networks import described_networks
 from rdc.provenance.run import commit, versions, weights_digest
 from rdc.storage.json_records import JsonObject
 from rdc.terminal.progress import say_begin
@@ -132,6 +134,7 @@ def evaluate(
         classifier={key: value for key, value in classifier.describe().items() if key != "gradient"},
         purifies=classifier.purifies,
         weights=weights_digest(classifier),
+        networks=tuple(NetworkRecord.from_json(one, "networks") for one in described_networks(classifier)),
         images=_digest(images.images.numpy().tobytes() + images.labels.numpy().tobytes()),
         device=classifier.device.type,
         torch=torch.__version__,

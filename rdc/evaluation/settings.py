@@ -57,6 +57,8 @@ class EvaluationSettings:
         batch: images worked on together; also what is lost at most when the process is killed.
         levels: noise levels in place of the model's own: preset name or scheme:count:min:max:weighting.
         lm: likelihood maximisation in place of the model's own: preset name or "none".
+        lm_model: the diffusion model that likelihood maximisation moves the input by: preset name, path or ``optimal:DATA``; None: the
+            model's own network.
         precision: what a diffusion model's network computes in, "float32" or "bfloat16"; None: the model's own.
         preset: version of the paper that the run is to follow (``rdc.arguments.paper_presets``); it sets nothing here, and the report
             names what differs from it.
@@ -86,11 +88,12 @@ class EvaluationSettings:
     lm: str | None = None
     precision: str | None = None
     preset: str | None = None
+    lm_model: str | None = None
 
     def __post_init__(self) -> None:
         _choice("split", self.split, ("test", "train"))
         _choice("noise", self.noise, tuple(_POLICIES))
-        for name in ("model", "dataset", "levels", "lm", "precision"):
+        for name in ("model", "dataset", "levels", "lm", "lm_model", "precision"):
             self._text(name, optional=name not in ("model", "dataset"))
         for name, least in (("n", 1), ("start", 0), ("seed", 0), ("batch", 1), ("resubmissions", 1)):
             self._count(name, least, _MOST.get(name))

@@ -20,6 +20,7 @@ __all__ = ["Curve", "accuracy_per_class", "accuracy_per_step", "summarize"]
 
 #: of what a defence says of itself, in the report
 _OF_A_CLASSIFIER = ("levels", "weighting", "lm", "noise", "head", "precision")
+_OF_A_COMPOSITION = ("lm_network", "parts")  #: of one with a second network, or made of others
 
 
 def summarize(run: RunRecord, batches: Sequence[Batch], sanity: Sanity) -> Report:
@@ -40,7 +41,10 @@ def summarize(run: RunRecord, batches: Sequence[Batch], sanity: Sanity) -> Repor
         dataset=settings.dataset,
         n=totals.n,
         seed=settings.seed,
-        classifier={key: described.get(key) for key in _OF_A_CLASSIFIER},
+        classifier={
+            **{key: described.get(key) for key in _OF_A_CLASSIFIER},
+            **{key: described[key] for key in _OF_A_COMPOSITION if key in described},
+        },
         clean=totals.clean,
         robust=totals.robust,
         scores=totals.scores,
@@ -53,6 +57,7 @@ def summarize(run: RunRecord, batches: Sequence[Batch], sanity: Sanity) -> Repor
         commit=", ".join(map(str, run.commits)) if run.commits != (None,) else None,
         versions=run.versions,
         preset=_preset(identity),
+        networks=identity.networks,
     )
 
 

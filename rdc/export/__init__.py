@@ -32,7 +32,8 @@ def export_onnx(
     check: bool = True,
     say: Callable[[str], None] = lambda words: None,
 ) -> dict[str, Any]:
-    """Write a diffusion classifier, likelihood maximisation (LM) and its gradients included, as one ONNX file.
+    """Write a diffusion classifier, likelihood maximisation (LM) and its gradients included, as one ONNX file: both networks where LM
+    has one of its own.
 
     Inputs of the file: ``pixels`` [N, C, H, W] (any N); ``lm_steps`` int64 [] (files with LM; may be left out: the
     classifier's own number; 0: no LM); ``confidence_threshold`` float32 [] (may be left out). Outputs: see
@@ -107,7 +108,8 @@ def _serialized(model: Any, properties: dict[str, str]) -> bytes:
 def _summary(classifier: Any, model: Any, path: Any, content: bytes, bytes_per_image: int) -> dict[str, Any]:
     from rdc.export.graph import OPSET
 
-    weights = sum(parameter.numel() for parameter in classifier.denoiser.parameters())
+    networks = [classifier.denoiser] + [classifier.moved_by] * (classifier.lm is not None)
+    weights = sum(parameter.numel() for network in dict.fromkeys(networks) for parameter in network.parameters())
     return {
         "path": str(Path(path)),
         "bytes": len(content),
@@ -148,8 +150,14 @@ def _on_cpu(classifier: Any) -> Any:
     """A copy in float32 on the CPU; the weights are shared where they are there already."""
     import torch
 
-    denoiser = classifier.denoiser.recordable()
-    tensors = *denoiser.parameters(), *denoiser.buffers()
-    if any(t.device.type != "cpu" or (t.is_floating_point() and t.dtype != torch.float32) for t in tensors):
-        denoiser = copy.deepcopy(denoiser).to("cpu", torch.float32)
-    return type(classifier)(denoiser, **{**classifier.settings(), "precision": "float32"})
+    def plain(denoiser: Any) -> Any:
+        if denoiser is None:
+            return None
+        denoiser = denoiser.recordable()
+        tensors = *denoiser.parameters(), *denoiser.buffers()
+        if any(t.device.type != "cpu" or (t.is_floating_point() and t.dtype != torch.float32) for t in tensors):
+            denoiser = copy.deepcopy(denoiser).to("cpu", torch.float32)
+        return denoiser
+
+    changes = {"precision": "float32", "lm_denoiser": plain(classifier.lm_denoiser)}
+    return type(classifier)(plain(classifier.denoiser), **{**classifier.settings(), **changes})

@@ -16,6 +16,7 @@ from rdc import __version__
 from rdc.errors import ConfigError
 from rdc.export.graph import OPSET
 from rdc.method.classifier import DiffusionClassifier
+from rdc.provenance.networks import notable_networks
 
 __all__ = ["checkpoint_info", "describe_model", "seal"]
 
@@ -73,6 +74,9 @@ def describe_model(
         "rdc.licence": str(info.get("licence", "not stated")),
         "rdc.model_card": info,
     }
+    networks = notable_networks(classifier)
+    if networks:
+        values["rdc.networks"] = networks
     return {
         key: value if isinstance(value, str) else json.dumps(value, allow_nan=False) for key, value in values.items()
     }

@@ -47,8 +47,7 @@ def build_model(
 
     constants = Constants(half=precision != "float32")
     graph = Graph(constants, half=precision == "float16")
-    network = classifier.denoiser.network
-    weights = {t.data_ptr(): name for name, t in (*network.named_parameters(), *network.named_buffers())}
+    weights = _names_of_weights(classifier)
     op, channels = graph.op, list(classifier.image_shape)
     graph.batch = op("Shape", "pixels", start=0, end=1)
     pixels = op("Div", op("Cast", "pixels", to=TensorProto.FLOAT), 255.0) if pixel_type == "uint8" else "pixels"
@@ -76,6 +75,17 @@ def build_model(
     return model, max(step_bytes, peak_bytes(traced))
 
 
+def _names_of_weights(classifier: DiffusionClassifier) -> dict[int, str]:
+    """Address -> name in the file; those of a second network, which likelihood maximisation asks, begin with ``lm.``."""
+    names: dict[int, str] = {}
+    others = [] if classifier.lm is None or classifier.lm_denoiser is None else [("lm.", classifier.lm_denoiser)]
+    for prefix, denoiser in (*others, ("", classifier.denoiser)):
+        network = denoiser.network
+        for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+            names[tensor.data_ptr()] = prefix + name
+    return names
+
+
 def _loop(
     classifier: DiffusionClassifier,
     graph: Graph,
@@ -88,7 +98,7 @@ def _loop(
     Arithmetic is float32: gradients of mean losses vanish in float16."""
     from onnx import TensorProto, helper
 
-    settings, denoiser = classifier.lm, classifier.denoiser
+    settings, denoiser = classifier.lm, classifier.moved_by
     assert settings is not None
     one = example_images(denoiser, 1)
     with torch.no_grad():

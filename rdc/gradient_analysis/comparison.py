@@ -21,6 +21,7 @@ from rdc.gradient_analysis.analysis import STAGES, analyze_model
 from rdc.gradient_analysis.folder import SCHEMA, ComparisonFolder
 from rdc.gradient_analysis.records import ComparedModel, ComparisonReport, Measures, ModelIdentity, ModelPart
 from rdc.gradient_analysis.settings import GradientSettings
+from rdc.provenance.networks import notable_networks
 from rdc.provenance.run import commit, versions, weights_digest
 from rdc.storage.json_files import write_json
 from rdc.storage.json_records import JsonObject
@@ -187,10 +188,10 @@ def _chosen(models: Sequence[_NamedDefence], dataset: Dataset, settings: Gradien
 
 def _identity(named: _NamedDefence) -> ModelIdentity:
     """What decides the figures of one model, apart from the shared settings."""
-    model = named.model
+    model, networks = named.model, notable_networks(named.model)
     found = {
         "text": named.text,
-        "classifier": model.describe(),
+        "classifier": {**model.describe(), **({"networks": networks} if networks else {})},
         "weights": weights_digest(model),
         "device": model.device.type,
         "torch": torch.__version__,

@@ -15,7 +15,7 @@ from rdc.errors import ConfigError
 __all__ = ["MODEL_SETTINGS", "GradientSettings", "ModelText", "parse_model"]
 
 #: settings that may follow a model's name, each after an ``@``
-MODEL_SETTINGS = ("levels", "lm", "gradient", "label")
+MODEL_SETTINGS = ("levels", "lm", "lm-model", "gradient", "label")
 #: what takes a machine's memory or a year beyond these is a slip of the keyboard
 _MOST = {
     "n": 10**8,
@@ -127,7 +127,7 @@ class ModelText:
     Args:
         text: all of it, as given.
         name: preset, checkpoint path or ``package.module:factory``.
-        levels, lm, gradient: its own settings; None: the command's, else the model's.
+        levels, lm, lm_model, gradient: its own settings; None: the command's, else the model's.
         label: what tables and plots call it.
     """
 
@@ -135,6 +135,7 @@ class ModelText:
     name: str
     levels: str | None = None
     lm: str | None = None
+    lm_model: str | None = None
     gradient: str | None = None
     label: str = ""
 
@@ -144,7 +145,7 @@ def parse_model(text: str) -> ModelText:
 
     Args:
         text: e.g. ``fashion-mnist``, ``runs/a@b``, ``fashion-mnist@lm=paper-v2,steps=10@gradient=bpda``,
-            ``my.models:make@label=PGD-AT``. Settings: levels, lm, gradient (exact or bpda), label.
+            ``my.models:make@label=PGD-AT``. Settings: levels, lm, lm-model, gradient (exact or bpda), label.
 
     Raises:
         ConfigError: no name, an unknown setting, one without value or given twice.
@@ -167,7 +168,8 @@ def parse_model(text: str) -> ModelText:
     if found.get("gradient", "exact") not in ("exact", "bpda"):
         raise ConfigError(f"model {text!r}, gradient: expected exact or bpda; got {found['gradient']!r}")
     label = found.pop("label", None) or _label(name.strip(), found)
-    return ModelText(text=text, name=name.strip(), label=label, **found)
+    fields = {setting.replace("-", "_"): value for setting, value in found.items()}
+    return ModelText(text=text, name=name.strip(), label=label, **fields)
 
 
 _EXAMPLE = "fashion-mnist@lm=paper-v2@gradient=bpda"
@@ -176,7 +178,7 @@ _EXAMPLE = "fashion-mnist@lm=paper-v2@gradient=bpda"
 def _label(name: str, found: dict[str, str]) -> str:
     """ "fashion-mnist, lm paper-v2, bpda"."""
     short = name.rstrip("/").rsplit("/", 1)[-1]
-    words = {"levels": "levels {}", "lm": "lm {}", "gradient": "{}"}
+    words = {"levels": "levels {}", "lm": "lm {}", "lm-model": "moved by {}", "gradient": "{}"}
     return ", ".join([short, *(words[key].format(found[key]) for key in words if key in found)])
 
 

@@ -83,7 +83,18 @@ def comparison_table(report: JsonObject) -> str:
             shown = group
             lines.append("  " + group.format(eps=settings["eps"], eps_l2=settings["eps_l2"], norm=_ball(settings)))
         lines.append("    " + words.ljust(_WORDS - 2) + "".join(figure_text(one).rjust(_WIDTH) for one in summaries))
+    lines += _doubts(models)
     return "\n".join(one_line(line.rstrip(), 4000) for line in lines) + "\n"
+
+
+def _doubts(models: Sequence[ComparedModel]) -> list[str]:
+    """A line for each model whose likelihood maximisation asks a network in a way that it was never trained for, or nobody knows."""
+    lines = []
+    for number, model in enumerate(models, 1):
+        for network in (model.classifier or {}).get("networks", ()):
+            if network.get("null_label") in ("never trained", "unknown"):
+                lines.append(f"  {number}  {network['role']}: null label {network['null_label']} ({network['why']})")
+    return ["", *lines] if lines else []
 
 
 def _ball(settings: JsonObject) -> str:

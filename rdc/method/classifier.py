@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rdc.arguments.scalars import shown
 from rdc.contracts import BaseDefence, Component, Defence, GradientMode, NetworkUse, NoisePolicy
@@ -34,6 +34,7 @@ from rdc.method.likelihood_maximization import (
     maximize_likelihood,
     resolve_lm,
 )
+from rdc.method.lm_network import checked_lm_denoiser, row_bytes_without_label
 from rdc.method.noise import NoisePlan
 from rdc.method.posterior import log_posterior, log_prior, resolve_scale
 
@@ -59,6 +60,9 @@ class DiffusionClassifier(BaseDefence):
             the denoiser lies on a CUDA device, half of the memory that is free there at this moment, if that is more.
             :meth:`settings` and :meth:`with_` have the number that came of it.
         class_names: K different names; None: "0", "1", ...
+        lm_denoiser: another network that likelihood maximisation moves the input by, unconditional or with a null label; None: the
+            classifier's own. As ``denoiser``: same images, device and type; ``precision`` and the memory budget hold for both, whose
+            working sets follow each other (the larger one counts), their weights beside them.
         precision: what the network computes in: "float32", or "bfloat16" (1.06 times as many attack steps a
             second on an H200; slower on a CPU with AVX512-bf16: docs/benchmarks.md). Squared errors and sums keep the type of the pixels.
 
@@ -86,6 +90,7 @@ class DiffusionClassifier(BaseDefence):
         memory_budget_mb: float | None = None,
         class_names: Sequence[str] | None = None,
         precision: str = "float32",
+        lm_denoiser: Denoiser | None = None,
     ) -> None:
         if not isinstance(denoiser, Denoiser):
             raise ConfigError(
@@ -95,6 +100,7 @@ class DiffusionClassifier(BaseDefence):
         super().__init__(shape, count, class_names, gradient=gradient, noise=noise, noise_seed=noise_seed)
         refuse_inference_weights(denoiser)
         self.denoiser = denoiser.eval().requires_grad_(False).in_precision(precision)
+        self.lm_denoiser = checked_lm_denoiser(lm_denoiser, denoiser, precision)
         self.levels = _levels(levels)
         self.lm = resolve_lm(lm)
         self.scale = resolve_scale(logit_scale, denoiser.image_shape)
@@ -117,11 +123,12 @@ class DiffusionClassifier(BaseDefence):
             "memory_budget_mb": self.memory_budget_mb,
             "class_names": self.class_names,
             "precision": self.denoiser.precision,
+            "lm_denoiser": self.lm_denoiser,
         }
 
     def _changed(self, settings: dict[str, Any]) -> DiffusionClassifier:
         made = DiffusionClassifier(self.denoiser, **settings)
-        if made.denoiser.precision == self.denoiser.precision:
+        if made.denoiser is self.denoiser and made.lm_denoiser is self.lm_denoiser:
             made._bytes = self._bytes
         return made
 
@@ -135,7 +142,19 @@ class DiffusionClassifier(BaseDefence):
             "logit_scale": self.logit_scale,
             "precision": self.denoiser.precision,
             **self.denoiser.describe(),
+            **self._lm_network(),
         }
+
+    def _lm_network(self) -> dict[str, Any]:
+        if self.lm is None or self.lm_denoiser is None:
+            return {}
+        other = self.lm_denoiser
+        return {"lm_network": {"head": other.head, "num_classes": other.num_classes, **other.describe()}}
+
+    @property
+    def moved_by(self) -> Denoiser:
+        """The denoiser that likelihood maximisation asks: ``lm_denoiser``, or the classifier's own."""
+        return self.denoiser if self.lm_denoiser is None else self.lm_denoiser
 
     @property
     def head(self) -> str:  # type: ignore[override]  # of a defence it can only be read, as here
@@ -155,7 +174,10 @@ class DiffusionClassifier(BaseDefence):
         """The denoiser, and that of likelihood maximisation where it is another."""
         if self.lm is None:
             return (NetworkUse("classification", self.denoiser),)
-        return (NetworkUse("classification and likelihood maximisation", self.denoiser, label_free=True),)
+        if self.lm_denoiser is None:
+            return (NetworkUse("classification and likelihood maximisation", self.denoiser, label_free=True),)
+        moves = NetworkUse("likelihood maximisation", self.lm_denoiser, label_free=True)
+        return NetworkUse("classification", self.denoiser), moves
 
     @property
     def evaluations_per_image(self) -> int:
@@ -230,7 +252,7 @@ class DiffusionClassifier(BaseDefence):
         def objective(pixels: Tensor) -> Tensor:
             x0 = 2 * pixels - 1
             self.network_evaluations += len(x0) * lm_evaluations(lm)
-            return lm_penalty(self.denoiser, x0, lm, draw, self.pairs_that_fit(x0))
+            return lm_penalty(self.moved_by, x0, lm, draw, self._rows_without_label(x0))
 
         return self._undisturbed(objective, pixels)
 
@@ -245,10 +267,13 @@ class DiffusionClassifier(BaseDefence):
 
     # --- parts ----------------------------------------------------------------------------------------------------
     def _undisturbed(self, function: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
-        def plain(pixels: Tensor) -> Tensor:
-            return undisturbed(function, pixels, self.denoiser)
+        # a list of two holds their weights where they are, so that functional_call reaches them
+        networks = self.denoiser if self.lm_denoiser is None else nn.ModuleList([self.denoiser, self.lm_denoiser])
 
-        return opaque_with(self.denoiser, plain, pixels) if transformed() else plain(pixels)
+        def plain(pixels: Tensor) -> Tensor:
+            return undisturbed(function, pixels, networks)
+
+        return opaque_with(networks, plain, pixels) if transformed() else plain(pixels)
 
     def _class_losses(self, pixels: Tensor, draw: int) -> Tensor:
         x0 = self._uphill(2 * pixels - 1, draw)
@@ -268,7 +293,7 @@ class DiffusionClassifier(BaseDefence):
         size = self._images_of_lm(x0)
 
         def uphill(start: Tensor) -> Tensor:
-            parts = (maximize_likelihood(self.denoiser, part, lm, draw) for part in start.split(size))
+            parts = (maximize_likelihood(self.moved_by, part, lm, draw) for part in start.split(size))
             moved = joined(parts, len(start))
             # under BPDA rounded as a step from the start, as every figure of docs/ was made: the last bit differs from EXACT's
             return moved if self.gradient == GradientMode.EXACT else start + (moved - start)
@@ -280,7 +305,7 @@ class DiffusionClassifier(BaseDefence):
         assert self.lm is not None
         key = (self.lm, like.dtype, like.device)
         if key not in self._bytes:
-            self._bytes[key] = lm_bytes(self.denoiser, self.lm, like)
+            self._bytes[key] = lm_bytes(self.moved_by, self.lm, like)
         return items_that_fit(
             self.memory_budget_mb, self._bytes[key], like.device, "likelihood maximisation of one image"
         )
@@ -291,7 +316,7 @@ class DiffusionClassifier(BaseDefence):
             return pixels[:, None]
         self.network_evaluations += len(pixels) * lm_evaluations(self.lm)
         parts = [
-            maximize_likelihood(self.denoiser, part, self.lm, draw, return_path=True)
+            maximize_likelihood(self.moved_by, part, self.lm, self._lm_number(draw), return_path=True)
             for part in (2 * pixels - 1).split(self._images_of_lm(pixels))
         ]
         return (torch.cat(parts) + 1) / 2
@@ -315,6 +340,15 @@ class DiffusionClassifier(BaseDefence):
         if x0.requires_grad and torch.is_grad_enabled():
             return rebuilt(*operands)
         return streamed(*operands)
+
+    def _rows_without_label(self, like: Tensor) -> int:
+        """Images at one level whose label-free loss and gradient fit the budget."""
+        if self.lm_denoiser is None:
+            return self.pairs_that_fit(like)
+        key = ("without label", like.dtype, like.device)
+        if key not in self._bytes:
+            self._bytes[key] = row_bytes_without_label(self.lm_denoiser, like)
+        return items_that_fit(self.memory_budget_mb, self._bytes[key], like.device, "one image at one level")
 
     def pairs_that_fit(self, like: Tensor) -> int:
         """Pairs of image and level, all classes, whose losses and gradient fit the budget; measured once."""

@@ -12,6 +12,7 @@ from rdc.arguments.scalars import shown
 from rdc.errors import ConfigError
 from rdc.method.denoiser import Denoiser
 from rdc.method.draw import Draw
+from rdc.method.null_label import NullLabel
 from rdc.method.schedules import FlowSchedule, Schedule, to_f
 
 __all__ = ["CustomDenoiser"]
@@ -54,6 +55,12 @@ class CustomDenoiser(Denoiser):
         super().__init__(f if isinstance(f, nn.Module) else _Function(f), num_classes, image_shape, sigma_data)
         self.schedule, self.predicts, self.null_label = schedule, predicts, null_label
         self.passes_per_level = num_classes
+        if null_label is not None:
+            self.null_training = NullLabel(True, f"label {null_label} was named as the one for no label")
+
+    @property
+    def label_free(self) -> bool:
+        return self.null_label is not None
 
     def describe(self) -> dict[str, Any]:
         kind = {"kind": "custom", "predicts": self.predicts, **self.schedule.describe()}

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from rdc.arguments.scalars import shown
 from rdc.errors import ConfigError
 from rdc.method.draw import Draw
+from rdc.method.null_label import NullLabel
 from rdc.method.preconditioning import Preconditioning
 from rdc.networks.blocks import fastest_layout
 from rdc.networks.heads import MultiHeadUNet
 from rdc.networks.presets import DISCRIMINATIVE
+from rdc.networks.vp import VPNetwork
 from rdc.ops.multihead_loss import multihead_loss
 
 __all__ = ["PRECISIONS", "ConditionalDenoiser", "Denoiser", "MultiHeadDenoiser", "make_denoiser"]
@@ -39,6 +41,8 @@ class Denoiser(nn.Module):
         head: name for reports.
         precision: what the network computes in, "float32" (its weights' type) or "bfloat16" (autocast). Noise, targets, squared
             errors and their sums keep the type of the images in either case.
+        null_training: whether it was ever trained without a label.
+        source: the name that it was loaded by, for reports; None: it was made otherwise.
     """
 
     network: nn.Module
@@ -46,6 +50,8 @@ class Denoiser(nn.Module):
     passes_per_level: int
     head: str
     precision = "float32"
+    null_training = NullLabel()
+    source: str | None = None
 
     def __init__(
         self, network: nn.Module, num_classes: int, image_shape: tuple[int, int, int], sigma_data: float
@@ -73,6 +79,11 @@ class Denoiser(nn.Module):
         made = copy.copy(self)
         made.precision = precision
         return made
+
+    @property
+    def label_free(self) -> bool:
+        """Whether it can be asked without a label (:meth:`f_null`)."""
+        return True
 
     def describe(self) -> dict[str, Any]:
         """For reports: what else there is to know of this kind of denoiser, as plain JSON values."""
@@ -157,6 +168,12 @@ class ConditionalDenoiser(Denoiser):
     ) -> None:
         super().__init__(network, num_classes, image_shape, sigma_data)
         self.passes_per_level = num_classes
+        if not num_classes:
+            self.head, self.null_training = "unconditional", NullLabel(True, "the network takes no label")
+
+    @property
+    def label_free(self) -> bool:
+        return not (self.num_classes and isinstance(self.network, VPNetwork) and self.network.null_label is None)
 
     def f(self, x_t: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         onehot = F.one_hot(labels, self.num_classes + 1)[:, : self.num_classes].to(x_t.dtype)

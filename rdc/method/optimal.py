@@ -24,6 +24,7 @@ from rdc.arguments.scalars import shown
 from rdc.errors import ConfigError, InputError
 from rdc.method.denoiser import Denoiser
 from rdc.method.draw import Draw
+from rdc.method.null_label import NullLabel
 from rdc.ops.empirical_denoiser import empirical_denoiser
 
 __all__ = ["EXPONENTS", "EmpiricalDistribution", "OptimalDenoiser"]
@@ -113,6 +114,7 @@ class OptimalDenoiser(Denoiser):
     """
 
     head = "optimal"
+    null_training = NullLabel(True, "the mean over the images of all classes")
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from rdc.models.derived import is_derived
 __all__ = ["ModelChoice"]
 
 _WEEK = 7 * 24 * 3600.0  # seconds; processes wait for the slowest share
-_OPTION = {"memory_budget_mb": "memory-mb"}  # settings whose option has another name
+_OPTION = {"memory_budget_mb": "memory-mb", "lm_denoiser": "lm-model"}  # settings whose option has another name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,7 @@ class ModelChoice:
         memory_budget_mb: working memory of a diffusion model, in MiB; None: as ``rdc.load`` has it.
         device: as of :func:`rdc.execution.devices.chosen_device`; None: cuda if there is one.
         threads: CPU threads of this process from loading on; None: as they are.
+        lm_model: the network that likelihood maximisation moves the input by, see ``rdc.load``; None: the model's own.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ModelChoice:
     memory_budget_mb: float | None = None
     device: str | None = None
     threads: int | None = None
+    lm_model: str | None = None
 
     def joined(self) -> tuple[ModelChoice, bool]:
         """Join the other processes under ``torchrun``.
@@ -67,7 +69,7 @@ class ModelChoice:
             torch.set_num_threads(self.threads)
         device = chosen_device(self.device)
         own = {name: getattr(self, name) for name in ("levels", "lm", "precision", "memory_budget_mb")}
-        chosen = {name: value for name, value in own.items() if value is not None}
+        chosen = {name: value for name, value in {**own, "lm_denoiser": self.lm_model}.items() if value is not None}
         if is_derived(self.name) or not is_factory(self.name):
             return zoo.load(self.name, device=device, **chosen, **settings)
         if chosen or settings:

@@ -11,11 +11,13 @@ from torch import Tensor
 from rdc.arguments.scalars import as_integer, shown
 from rdc.contracts.base import checked_count, checked_shape
 from rdc.errors import ConfigError, one_line
+from rdc.execution.memory import device_of
 from rdc.execution.surroundings import never_inference
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.custom_denoiser import CustomDenoiser
 from rdc.method.levels import NoiseLevels, parse_levels
 from rdc.method.schedules import Schedule, resolve_schedule
+from rdc.models.lm_model import checked_use, lm_denoiser_of
 from rdc.models.single import DEFAULT_LEVELS
 
 if TYPE_CHECKING:
@@ -79,12 +81,15 @@ def from_denoiser(
     given = settings.get("levels", DEFAULT_LEVELS)
     levels = given if isinstance(given, NoiseLevels) else parse_levels(given)
     _covered(levels, chosen)
-    if settings.get("lm") not in (None, "none") and null is None:
+    other = lm_denoiser_of(settings.pop("lm_denoiser", None), device_of(denoiser))
+    if settings.get("lm") not in (None, "none") and null is None and other is None:
         raise ConfigError(
             "lm: expected a model with a null label, which likelihood maximisation moves by; say which it is (null_label=)"
         )
     settings["levels"] = levels
-    classifier = DiffusionClassifier(denoiser, **settings)
+    own: dict[str, Any] = {**settings}
+    classifier = DiffusionClassifier(denoiser, **own, lm_denoiser=other)
+    checked_use(classifier, other)
     if check:
         _check(denoiser, levels)
     return classifier

@@ -33,7 +33,7 @@ from rdc.method.per_class_noise import PerClassNoise
 from rdc.method.probability_flow import EXACT
 from rdc.models.single import load_single
 
-__all__ = ["DERIVED", "is_derived", "load_derived"]
+__all__ = ["DERIVED", "is_derived", "load_derived", "optimal_denoiser"]
 
 _FLOW_NUMBERS = ("steps", "probes", "sigma_min", "sigma_max")
 OPTIMAL_LEVELS = "log:12:0.3:4:flat"
@@ -60,6 +60,24 @@ def load_derived(name: str, device: torch.device, settings: dict[str, Any]) -> B
 
 
 def _load_optimal(text: str, device: torch.device, settings: dict[str, Any]) -> BaseDefence:
+    if unknown := set(settings) - _SETTINGS:
+        raise ConfigError(
+            f"settings: expected some of {', '.join(sorted(_SETTINGS))}; got {', '.join(sorted(unknown))}"
+        )
+    denoiser, class_names = optimal_denoiser(text, device)
+    return DiffusionClassifier(denoiser, **{"levels": OPTIMAL_LEVELS, "class_names": class_names, **settings})
+
+
+def optimal_denoiser(text: str, device: torch.device) -> tuple[OptimalDenoiser, tuple[str, ...]]:
+    """The optimal denoiser of a data set, and the names of its classes.
+
+    Args:
+        text: what stands behind ``optimal:``.
+        device: where the images are put.
+
+    Raises:
+        ConfigError: a field that there is not, or a value that does not fit.
+    """
     data_name, fields = _fields(text, "optimal", {"images": None, "split": "train", "exponent": "gaussian"})
     if fields["exponent"] not in EXPONENTS:
         raise ConfigError(
@@ -68,13 +86,9 @@ def _load_optimal(text: str, device: torch.device, settings: dict[str, Any]) -> 
     data = load_dataset(data_name, fields["split"])
     if fields["images"] is not None:
         data = first_balanced(data, _count(fields["images"], data.num_classes, len(data)))
-    if unknown := set(settings) - _SETTINGS:
-        raise ConfigError(
-            f"settings: expected some of {', '.join(sorted(_SETTINGS))}; got {', '.join(sorted(unknown))}"
-        )
     images = (data.pixels() * 2 - 1).to(device)
     denoiser = OptimalDenoiser(images, data.labels.to(device), data.num_classes, exponent=fields["exponent"])
-    return DiffusionClassifier(denoiser, **{"levels": OPTIMAL_LEVELS, "class_names": data.class_names, **settings})
+    return denoiser, tuple(data.class_names)
 
 
 def _fields(text: str, prefix: str, known: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -21,14 +21,15 @@ from rdc.defences.purified import PurifiedClassifier
 from rdc.defences.purifiers import DiffusionPurifier, LikelihoodPurifier, Purifier
 from rdc.errors import ConfigError
 from rdc.method.classifier import DiffusionClassifier
-from rdc.models.single import load_single
+from rdc.method.denoiser import Denoiser
+from rdc.models.single import load_denoiser, load_single
 
 __all__ = ["JOINED", "Joined", "diffpure_in_front", "lm_in_front", "load_joined"]
 
 
 def lm_in_front(
     classifier: nn.Module,
-    diffusion: DiffusionClassifier | str = "fashion-mnist",
+    diffusion: DiffusionClassifier | Denoiser | str = "fashion-mnist",
     *,
     lm: Any = "paper-v2",
     **settings: Any,
@@ -37,21 +38,21 @@ def lm_in_front(
 
     Args:
         classifier: pixels [N, C, H, W] -> logits [N, K], with ``num_classes``, ``image_shape`` and ``class_names`` as
-            ``rdc.load`` and ``rdc.defences.PlainClassifier`` give.
-        diffusion: whose label-free network is used: a classifier, or a name for ``rdc.load``.
+            ``rdc.load`` and ``rdc.defences.PlainClassifier`` give. Any defence will do; its noise is the whole's.
+        diffusion: whose label-free network is used: a classifier, a denoiser, or the name or path of either (an unconditional one, too).
         lm: see ``rdc.method.likelihood_maximization``.
         settings: ``gradient``, ``noise``, ``noise_seed``.
 
     Raises:
         ConfigError: the two do not take the same images, or a setting is unknown.
     """
-    source = _diffusion(diffusion)
-    return _joined(LikelihoodPurifier(source.denoiser, lm), classifier, source, "LM", settings)
+    source = _denoiser(diffusion)
+    return _joined(LikelihoodPurifier(source, lm), classifier, source, "LM", settings)
 
 
 def diffpure_in_front(
     classifier: nn.Module,
-    diffusion: DiffusionClassifier | str = "fashion-mnist",
+    diffusion: DiffusionClassifier | Denoiser | str = "fashion-mnist",
     *,
     sigma: float = 0.34,
     steps: int = 20,
@@ -67,8 +68,8 @@ def diffpure_in_front(
     Raises:
         ConfigError: the two do not take the same images, or a setting is unknown.
     """
-    source = _diffusion(diffusion)
-    purifier = DiffusionPurifier(source.denoiser, sigma=sigma, steps=steps, sampler=sampler)
+    source = _denoiser(diffusion)
+    purifier = DiffusionPurifier(source, sigma=sigma, steps=steps, sampler=sampler)
     return _joined(purifier, classifier, source, "DiffPure", settings)
 
 
@@ -97,7 +98,7 @@ JOINED = {
         lm_in_front,
         "fashion-mnist-standard",
         "fashion-mnist-teacher",
-        frozenset({"lm"}),
+        frozenset({"lm", "lm_denoiser"}),
     ),
     "fashion-mnist-diffpure": Joined(
         "DiffPure by fashion-mnist-teacher, then fashion-mnist-standard",
@@ -120,18 +121,21 @@ def load_joined(name: str, device: torch.device, settings: dict[str, Any]) -> Pu
             f"{name}: expected no {', '.join(sorted(unknown))}, this model has none; leave it out, or put one together with "
             f"rdc.models.joined.{model.join.__name__}"
         )
-    return model.join(load_single(model.classifier, device, {}), load_single(model.diffusion, device, {}), **settings)
+    given = dict(settings)
+    moved_by = given.pop("lm_denoiser", None) or load_denoiser(model.diffusion, device)
+    return model.join(load_single(model.classifier, device, {}), moved_by, **given)
 
 
-def _diffusion(diffusion: DiffusionClassifier | str) -> DiffusionClassifier:
-    found = load_single(diffusion, torch.device("cpu"), {}) if isinstance(diffusion, str) else diffusion
-    if not isinstance(found, DiffusionClassifier):
+def _denoiser(diffusion: Any) -> Denoiser:
+    found = load_denoiser(diffusion, torch.device("cpu")) if isinstance(diffusion, str) else diffusion
+    found = found.denoiser if isinstance(found, DiffusionClassifier) else found
+    if not isinstance(found, Denoiser):
         raise ConfigError(f"diffusion: expected a diffusion model, got {type(found).__name__} ({diffusion!r})")
     return found
 
 
 def _joined(
-    purifier: Purifier, classifier: Any, source: DiffusionClassifier, name: str, settings: dict[str, Any]
+    purifier: Purifier, classifier: Any, source: Denoiser, name: str, settings: dict[str, Any]
 ) -> PurifiedClassifier:
     if tuple(classifier.image_shape) != tuple(source.image_shape):
         raise ConfigError(

@@ -35,6 +35,10 @@ def network_of(classifier: Defence) -> nn.Module:
     from rdc.method.classifier import DiffusionClassifier
 
     if isinstance(classifier, DiffusionClassifier):
+        if classifier.lm is not None and classifier.lm_denoiser is not None:
+            raise ConfigError(
+                "save_pretrained: expected a classifier of one network; this one has two: save it with lm_denoiser=None, and the other by itself"
+            )
         return classifier.denoiser.network
     if isinstance(classifier, PlainClassifier) and isinstance(classifier.model, nn.Module):
         return classifier.model

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TypedDict
 
+from rdc.method.classifier import DiffusionClassifier
+from rdc.method.denoiser import Denoiser
 from rdc.method.levels import NoiseLevels
 from rdc.method.likelihood_maximization import LikelihoodMaximization
 
@@ -27,3 +30,4 @@ class Settings(TypedDict, total=False):
     memory_budget_mb: float | None
     class_names: Sequence[str] | None
     precision: str
+    lm_denoiser: Denoiser | DiffusionClassifier | str | os.PathLike[str] | None

@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from rdc.contracts import BaseDefence
 from rdc.errors import ConfigError
 from rdc.method.classifier import DiffusionClassifier
-from rdc.method.denoiser import make_denoiser
+from rdc.method.denoiser import Denoiser, make_denoiser
 from rdc.method.levels import levels_from_json
 from rdc.models.assets import ASSETS, load_shipped
 from rdc.models.checkpoints import load_model
+from rdc.models.null_labels import null_label_of
 from rdc.models.origins import mark
 from rdc.networks.blocks import fastest_layout
 from rdc.networks.presets import DISCRIMINATIVE
 
-__all__ = ["ASSETS", "SINGLE", "load_single"]
+__all__ = ["ASSETS", "SINGLE", "load_denoiser", "load_single"]
 
 #: Shipped models of one network and what they are.
 SINGLE: dict[str, str] = {
@@ -54,9 +56,11 @@ def load_single(name: str, device: torch.device, settings: dict[str, Any]) -> Ba
     if config["kind"] in DISCRIMINATIVE:
         return _discriminative(network.to(device), config, info, settings, path)
     if not config.get("num_classes"):
-        raise ConfigError(f"{path}: expected a class-conditional network; this one has no classes and cannot classify")
-    network = network.to(device, memory_format=fastest_layout(device))  # type: ignore[call-overload]
-    denoiser = make_denoiser(network, config)
+        raise ConfigError(
+            f"{path}: expected a class-conditional network; this one has no classes and cannot classify. It can move the input of one that "
+            "does: lm_denoiser=, --lm-model"
+        )
+    denoiser = _denoiser(network, config, info, device, name)
     if unknown := set(settings) - _SETTINGS:
         raise ConfigError(
             f"settings: expected some of device, {', '.join(sorted(_SETTINGS))}; got {', '.join(sorted(unknown))}"
@@ -65,6 +69,33 @@ def load_single(name: str, device: torch.device, settings: dict[str, Any]) -> Ba
     defaults = {"levels": DEFAULT_LEVELS, **recommended, "class_names": info.get("class_names")}
     chosen = {**defaults, **settings}
     return DiffusionClassifier(denoiser, **{**chosen, "levels": _levels(chosen["levels"], info, path)})
+
+
+def load_denoiser(name: str, device: torch.device) -> Denoiser:
+    """The network of a diffusion model by itself; it may be unconditional.
+
+    Args:
+        name: a key of :data:`SINGLE` or a path.
+        device: where to put the weights.
+
+    Raises:
+        ConfigError: no such file, or a classifier.
+        CheckpointError: the file is damaged.
+    """
+    path = ASSETS / name if name in SINGLE else Path(name)
+    network, config, info = load_model(path)
+    if config["kind"] in DISCRIMINATIVE:
+        raise ConfigError(f"{path}: expected a diffusion model; this is a discriminative classifier ({config['kind']})")
+    return _denoiser(network, config, info, device, name)
+
+
+def _denoiser(
+    network: nn.Module, config: dict[str, Any], info: dict[str, Any], device: torch.device, name: str
+) -> Denoiser:
+    network = network.to(device, memory_format=fastest_layout(device))  # type: ignore[call-overload]
+    denoiser = make_denoiser(network, config)
+    denoiser.null_training, denoiser.source = null_label_of(config, info, name), name
+    return denoiser
 
 
 def _levels(levels: Any, info: dict[str, Any], path: Path) -> Any:

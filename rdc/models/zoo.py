@@ -16,6 +16,7 @@ from rdc.execution.surroundings import never_inference
 from rdc.models.advice import how_to_name
 from rdc.models.derived import is_derived, load_derived
 from rdc.models.joined import JOINED, load_joined
+from rdc.models.lm_model import checked_use, lm_denoiser_of
 from rdc.models.settings import Settings
 from rdc.models.single import SINGLE, load_single
 
@@ -57,7 +58,8 @@ def load(
         device: where to put the weights: "cpu", "cuda", "cuda:1", "mps", ..., or a ``torch.device``.
         settings: override any setting of :class:`DiffusionClassifier`, e.g. ``levels="edm"``, ``levels="accurate"`` (a name of
             the checkpoint's own: the shipped models have "fast" and "accurate"), ``lm="released"``,
-            ``gradient="bpda"``, ``noise="fresh"``.
+            ``gradient="bpda"``, ``noise="fresh"``; ``lm_denoiser``, the network that likelihood maximisation moves the input by, may be
+            named here: a shipped diffusion model, the path of a checkpoint (an unconditional one, too), or ``optimal:DATA``.
 
     Returns:
         A classifier: pixels [N, C, H, W] in [0, 1] -> log-probabilities [N, K], in evaluation mode for good (``train()`` is without
@@ -73,16 +75,38 @@ def load(
         raise ConfigError(f"model: expected {', '.join(MODELS)} or the path of a checkpoint; got {shown(name)}")
     name, device = str(os.fspath(name)), _device(device)
     chosen: dict[str, Any] = {**settings}
+    lm_denoiser = lm_denoiser_of(_there(chosen.pop("lm_denoiser", None), "lm_denoiser"), device)
+    if lm_denoiser is not None:
+        chosen["lm_denoiser"] = lm_denoiser
+    made = _load(name, device, chosen)
+    checked_use(made, lm_denoiser)
+    return made
+
+
+def _load(name: str, device: torch.device, chosen: dict[str, Any]) -> BaseDefence:
     if name in JOINED:
         return load_joined(name, device, chosen)
     if is_derived(name):
         return load_derived(name, device, chosen)
-    if name not in SINGLE and (name.endswith((".py", ".onnx")) or not _exists(Path(name))):
-        absent = "" if _exists(Path(name)) else ", and no such file exists"
+    return load_single(_there(name, "model"), device, chosen)
+
+
+def _there(name: Any, what: str) -> Any:
+    """A name that a model can be loaded by; what is no name as it is.
+
+    Raises:
+        ConfigError: no shipped model and no file has that name.
+    """
+    if not isinstance(name, (str, os.PathLike)) or is_derived(str(name)):
+        return name
+    text = str(name)
+    if text not in SINGLE and (text.endswith((".py", ".onnx")) or not _exists(Path(text))):
+        absent = "" if _exists(Path(text)) else ", and no such file exists"
+        known = MODELS if what == "model" else SINGLE
         raise ConfigError(
-            f"model: expected {', '.join(MODELS)} or the path of a checkpoint; got {shown(name, 300)}{absent}{how_to_name(name, MODELS)}"
+            f"{what}: expected {', '.join(known)} or the path of a checkpoint; got {shown(text, 300)}{absent}{how_to_name(text, known)}"
         )
-    return load_single(name, device, chosen)
+    return name
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -1,4 +1,4 @@
-"""A class-conditional U-Net that takes the weights of the diffusers library's ``UNet2DModel``.
+"""A U-Net, class-conditional or not, that takes the weights of the diffusers library's ``UNet2DModel``.
 
 Written from the architecture (Ho et al. 2020, arXiv 2006.11239, with the block layout that ``UNet2DModel`` configures)
 so that rdc needs no diffusers at run time. Parameter names are those of its checkpoints. Everything is twice
@@ -27,7 +27,7 @@ class DiffusersUNet(nn.Module):
     Args:
         sample_size: H = W.
         in_channels, out_channels: image channels in and out.
-        num_class_embeds: rows of the class embedding.
+        num_class_embeds: rows of the class embedding; 0: an unconditional network.
         down_block_types: per level ``DownBlock2D`` or ``AttnDownBlock2D``; ``up_block_types`` likewise, deepest first.
         block_out_channels: width of each level.
         num_train_timesteps: needed by ``time_embedding_type="learned"`` only.
@@ -97,7 +97,7 @@ class DiffusersUNet(nn.Module):
         self.time_proj = nn.Embedding(steps, widths[0]) if time_embedding_type == "learned" else None
         self.time_channels = widths[0]
         self.time_embedding = nn.ModuleDict({"linear_1": nn.Linear(widths[0], emb), "linear_2": nn.Linear(emb, emb)})
-        self.class_embedding = nn.Embedding(num_class_embeds, emb)
+        self.class_embedding = nn.Embedding(num_class_embeds, emb) if num_class_embeds else None
 
         down, up = (
             (attention_head_dim, layers_per_block, downsample_type),
@@ -123,7 +123,9 @@ class DiffusersUNet(nn.Module):
         else:
             emb = self._sinusoids(timesteps).to(dtype)
         emb = self.time_embedding["linear_2"](F.silu(self.time_embedding["linear_1"](emb)))
-        embedding: Tensor = emb + class_weights.to(dtype) @ self.class_embedding.weight
+        if self.class_embedding is not None:
+            emb = emb + class_weights.to(dtype) @ self.class_embedding.weight
+        embedding: Tensor = emb
         return embedding
 
     def _sinusoids(self, timesteps: Tensor) -> Tensor:

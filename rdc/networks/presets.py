@@ -318,13 +318,18 @@ def _build_vp(config: dict[str, Any], unet: dict[str, Any]) -> VPNetwork:
     named = null_label is None or null_label == "mean"
     if not (named or (isinstance(null_label, int) and trained_null and 0 <= null_label <= num_classes)):
         raise ConfigError(f'vp.null_label: expected null, "mean" or an index 0..{num_classes}; got {shown(null_label)}')
-    if num_classes < 1 or embeddings != num_classes + trained_null:
+    if not num_classes and (embeddings is not None or null_label is not None):
+        raise ConfigError(
+            f"num_classes: expected 1 or more with num_class_embeds {shown(embeddings)} and null_label {shown(null_label)}; got 0, an "
+            "unconditional network, which has neither"
+        )
+    if num_classes and embeddings != num_classes + trained_null:
         raise ConfigError(
             f"num_class_embeds: expected {num_classes + trained_null} (num_classes {num_classes}, null_label "
             f"{null_label!r}); got {shown(embeddings)}"
         )
     with _building("UNet2DModel"):
-        net = DiffusersUNet(size, channels, unet.pop("out_channels", channels), embeddings, **unet)
+        net = DiffusersUNet(size, channels, unet.pop("out_channels", channels), embeddings or 0, **unet)
         sigmas = vp_sigmas(vp.get("schedule") or {})
         sigma_data = config.get("sigma_data", 0.5)
         return VPNetwork(net, sigmas, vp.get("prediction", "epsilon"), num_classes, null_label, sigma_data)

@@ -107,7 +107,7 @@ class VPNetwork(nn.Module):
             (learned variance) the first C are used.
         sigmas: noise level of each training step [T], increasing.
         prediction: "epsilon", "v_prediction" or "sample".
-        num_classes: K.
+        num_classes: K; 0: an unconditional model, and there is no label to be given.
         null_label: what no label means: the index of the embedding trained for it (the other E - 1 = K indices, in
             order, are the classes), "mean" (the mean of the class embeddings, an approximation that was never trained),
             or None: the model has no unconditional mode, and asking for it is an error.
@@ -148,6 +148,8 @@ class VPNetwork(nn.Module):
         """Weights [B, E] of the class embeddings for labels [B, K]."""
         if class_labels is None:
             class_labels = x.new_zeros(len(x), self.num_classes)
+        if not self.num_classes:
+            return class_labels
         rest = 1 - class_labels.sum(1, keepdim=True)  # 1 where there is no label
         if self.null_label is None:
             recorded = torch.compiler.is_compiling() or isinstance(

@@ -13,7 +13,7 @@ from rdc.reports.picture_grid import pictures_section
 from rdc.reports.style import CSS
 from rdc.reports.svg import Plot
 from rdc.reports.tags import escaped, section, tag
-from rdc.reports.words import Wording, interval, percent
+from rdc.reports.words import Wording, interval, network_words, percent
 from rdc.storage.json_records import ABSENT, JsonObject
 
 __all__ = ["html_report"]
@@ -310,6 +310,7 @@ def _settings(evaluation: Evaluation, said: Wording) -> str:
         "model": f"{settings.model} (weights {identity.weights})",
         "images": f"{images} (content {identity.images})",
         "network": _network(report.classifier),
+        **{f"network {place}": words for place, words in enumerate(network_words(report), 1)},
         **({} if said.plain else {"noise levels": said.levels, "likelihood maximisation": said.lm}),
         **({} if said.silent else {"classifier's noise": _plain(report.classifier["noise"])}),
         "threat": said.budget if settings.attacks else "none",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rdc.evaluation import Evaluation
-from rdc.reports.words import rate, wording
+from rdc.reports.words import network_words, rate, wording
 from rdc.terminal.plain_text import printable
 
 __all__ = ["COLUMNS", "markdown_report", "markdown_row"]
@@ -37,7 +37,8 @@ def markdown_report(evaluation: Evaluation) -> str:
     """Table head, the row, the preset with what differs from it, and the names of raised flags."""
     head = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS)
     flags, preset = [flag.name for flag in evaluation.figures.flags], wording(evaluation).preset
-    below = (f"\nPreset: {_text(preset)}\n" if preset else "") + (f"\nFlags: {', '.join(flags)}\n" if flags else "")
+    below = "".join(f"\nNetwork of {_text(words)}\n" for words in network_words(evaluation.figures))
+    below += (f"\nPreset: {_text(preset)}\n" if preset else "") + (f"\nFlags: {', '.join(flags)}\n" if flags else "")
     return f"{head}\n{markdown_row(evaluation)}\n{below}"
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from rdc.evaluation import Evaluation
 from rdc.evaluation.records import SettingsRecord
-from rdc.evaluation.report import PresetReport, Rate, RobustRate
-from rdc.storage.json_records import Absent, JsonObject
+from rdc.evaluation.report import PresetReport, Rate, Report, RobustRate
+from rdc.storage.json_records import Absent, JsonObject, given
 
-__all__ = ["Wording", "interval", "is_calibrated", "percent", "rate", "seconds_words", "wording"]
+__all__ = ["Wording", "interval", "is_calibrated", "network_words", "percent", "rate", "seconds_words", "wording"]
 
 _NORMS = {"linf": "l∞", "l2": "l2", "l1": "l1", "flow": "flow"}
 
@@ -82,6 +82,21 @@ def is_calibrated(classifier: JsonObject) -> bool:
     """
     scale = classifier.get("logit_scale")
     return isinstance(scale, (int, float)) and not isinstance(scale, bool)
+
+
+def network_words(report: Report) -> tuple[str, ...]:
+    """A line for each network where there are several: its use, name, kind, weights and digest, and what its null label is worth."""
+    networks = given(report.networks) or ()
+    if len(networks) < 2:
+        return ()
+    lines = []
+    for network in networks:
+        name = f"{network.name}, " if network.name else ""
+        null = f"; null label: {network.null_label}" if network.null_label and network.kind != "unconditional" else ""
+        lines.append(
+            f"{network.role}: {name}{network.kind}, {network.parameters:,} weights, digest {network.weights}{null}"
+        )
+    return tuple(lines)
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -13,6 +13,8 @@ from rdc.errors import DataError
 from rdc.method.denoiser import make_denoiser
 from rdc.method.sampling import sample_classes
 from rdc.models.checkpoints import save_model
+from rdc.models.null_labels import null_label_of
+from rdc.networks.presets import DISCRIMINATIVE
 
 __all__ = ["Exporter"]
 
@@ -38,8 +40,10 @@ class Exporter:
         """After every checkpoint: the averaged weights, and the loss curve so far."""
         from rdc.plots.figures import plot_losses
 
-        about = {"dataset": self.data.name, "class_names": list(self.data.class_names)}
-        save_model(self.out / "model", network, self.config, {**about, **self.settings, **info})
+        about = {"dataset": self.data.name, "class_names": list(self.data.class_names), **self.settings, **info}
+        if self.config["kind"] not in DISCRIMINATIVE:
+            about["null_label"] = null_label_of(self.config, about, str(self.out)).to_json()
+        save_model(self.out / "model", network, self.config, about)
         log = self.out / "log.jsonl"
         if not log.exists() or not log.stat().st_size:
             return

@@ -12,11 +12,13 @@ from torch import Tensor
 from rdc.arguments.class_names import checked_names
 from rdc.arguments.close_names import did_you_mean
 from rdc.errors import CheckpointError, ConfigError
+from rdc.method.null_label import NullLabel
 from rdc.models.checkpoints import checkpoint_paths, network_from_state, save_model
 from rdc.models.convert.diffusers_folder import read_diffusers_folder
 from rdc.models.convert.edm_pickle import read_edm_pickle
 from rdc.models.convert.state_dicts import infer_config, read_safetensors, read_torch_file, strip_prefix
 from rdc.models.convert.torch_files import is_torch_file
+from rdc.models.null_labels import null_label_of
 from rdc.networks.presets import NETWORK_PRESETS, build_network, network_preset
 from rdc.storage.json_files import read_json
 from rdc.storage.reading import reading, regular_file
@@ -54,7 +56,8 @@ def convert_checkpoint(
 
     Returns:
         ``source``, ``kind``, ``destination`` (safetensors file), ``description`` (JSON file), ``config``,
-        ``parameters``, ``tensors``, ``notes`` (list of texts that the user should see).
+        ``parameters``, ``tensors``, ``null_label`` (see :class:`rdc.method.null_label.NullLabel`), ``notes`` (list of texts that the
+        user should see).
 
     Raises:
         CheckpointError: the source is missing, damaged, asks for code, or its weights fit no supported network.
@@ -89,7 +92,10 @@ def _convert(
     config, state, notes = _read(source, kind, network, num_classes, null_label)
     info = _checked_info(info, config)
     made = network_from_state(config, state, source)
-    about = {"converted_from": {"file": source.name, "kind": kind, "notes": notes}, **info}
+    origin = {"converted_from": {"file": source.name, "kind": kind, "notes": notes}, **info}
+    null = null_label_of(config, origin, str(source))
+    about = {**origin, "null_label": null.to_json()}
+    notes = [*notes, *_null_note(config, null)]
     written = save_model(destination, made, config, about, dtype)
     return {
         "source": str(source),
@@ -99,8 +105,19 @@ def _convert(
         "config": config,
         "parameters": sum(parameter.numel() for parameter in made.parameters()),
         "tensors": len(made.state_dict()),
+        "null_label": null.to_json(),
         "notes": notes,
     }
+
+
+def _null_note(config: dict[str, Any], null: NullLabel) -> list[str]:
+    """What the user should know of the null label; diffusers folders have notes of their own."""
+    if null.trained or "vp" in config:
+        return []
+    asked = "likelihood maximisation by this network asks it without a label; use an unconditional network for that (--lm-model)"
+    if null.trained is None:
+        return [f"null label: nobody knows if it was trained ({null.why}); {asked}, or know better"]
+    return [f"null label: never trained ({null.why}); {asked}"]
 
 
 def _kind(source: Path, kind: str) -> str:

@@ -1,4 +1,4 @@
-"""Folders of the diffusers library: a class-conditional ``UNet2DModel`` and its noise schedule."""
+"""Folders of the diffusers library: a ``UNet2DModel``, class-conditional or not, and its noise schedule."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from rdc.arguments.scalars import shown
-from rdc.errors import CheckpointError, one_line
+from rdc.errors import CheckpointError, ConfigError, one_line
 from rdc.models.convert.diffusers_weights import read_diffusers_weights
 from rdc.models.convert.state_dicts import strip_prefix
 from rdc.networks.vp import PREDICTIONS
@@ -69,7 +69,8 @@ def read_diffusers_folder(
         for the caller to compute), notes for the user.
 
     Raises:
-        CheckpointError: a file is missing or damaged, the model has no class embedding, or an option is not supported.
+        CheckpointError: a file is missing or damaged, or an option is not supported.
+        ConfigError: a null label of a model without class labels.
     """
     with reading(folder, CheckpointError, "a diffusers folder"):
         return _read(folder, null_label)
@@ -84,8 +85,12 @@ def _read(folder: Path, null_label: int | str | None) -> tuple[dict[str, Any], d
         )
     unet, shape = _unet_config(options, unet_folder)
     prediction, schedule, notes = _schedule(folder, unet_folder)
-    embeddings = unet["num_class_embeds"]
-    null = "mean" if null_label is None else None if null_label == "none" else null_label
+    embeddings = unet.get("num_class_embeds", 0)
+    if not embeddings and null_label is not None:
+        raise ConfigError(
+            f"null_label: expected none, the model in {unet_folder} takes no class labels; got {shown(null_label)}"
+        )
+    null = None if null_label == "none" or not embeddings else "mean" if null_label is None else null_label
     vp = {"prediction": prediction, "null_label": null, "schedule": schedule}
     config = {
         "kind": "conditional",
@@ -95,7 +100,12 @@ def _read(folder: Path, null_label: int | str | None) -> tuple[dict[str, Any], d
         "unet": unet,
         "vp": vp,
     }
-    if null_label is None:
+    if not embeddings:
+        notes.append(
+            "num_class_embeds is not set, so the model is unconditional: it cannot classify, but likelihood maximisation can move the "
+            "input of another by it (--lm-model)"
+        )
+    elif null_label is None:
         notes.append(
             "null label: the mean of the class embeddings stands in for it, an input the model was never trained on; "
             "it affects likelihood maximisation only. Name the embedding's index if one was trained for it (null_label)"
@@ -118,10 +128,9 @@ def _unet_config(options: dict[str, Any], folder: Path) -> tuple[dict[str, Any],
             f"{where}: class_embed_type {shown(options['class_embed_type'])} is not supported; expected null"
         )
     embeddings = options.get("num_class_embeds")
-    if type(embeddings) is not int or embeddings < 1:
+    if embeddings is not None and (type(embeddings) is not int or embeddings < 1):
         raise CheckpointError(
-            f"{where}: num_class_embeds is not set, so the model is not class-conditional (labels would be ignored "
-            "silently) and cannot classify; use a model trained with class labels"
+            f"{where}: num_class_embeds: expected a whole number >= 1, or null for an unconditional model; got {shown(embeddings)}"
         )
     channels, out_channels = options.get("in_channels", 3), options.get("out_channels", 3)
     if type(channels) is not int:
@@ -135,6 +144,8 @@ def _unet_config(options: dict[str, Any], folder: Path) -> tuple[dict[str, Any],
             f"{where}: expected a square sample_size in pixels; got {shown(size)}. Write it into the file"
         )
     unet = {name: options[name] for name in _UNET_OPTIONS if name in options}
+    if embeddings is None:
+        unet.pop("num_class_embeds", None)
     return {"architecture": "UNet2DModel", "out_channels": out_channels, **unet}, [channels, height, width]
 
 
