@@ -169,7 +169,9 @@ def _fit(
 
     from rdc.decisions import calibration
     from rdc.errors import InputError
+    from rdc.provenance.networks import notable_networks
 
+    networks = notable_networks(classifier)
     prior = None if classifier.class_prior is None else np.log(np.array(classifier.class_prior))
     try:
         scale, all_right = calibration.fit_logit_scale(losses, labels, prior), False
@@ -191,7 +193,7 @@ def _fit(
         "data": args.data,
         "fitted_on": len(labels),
         "tested_on": len(test_labels),
-        **_networks(classifier),
+        **({"networks": networks} if networks else {}),
         "logit_scale": {"before": classifier.scale, "fitted": scale},
         "all_held_out_right": all_right,
         "cross_entropy": {
@@ -215,14 +217,6 @@ def _fit(
     with contextlib.suppress(InputError):  # a loss of zero, or separable so: the rest stands
         result["log_losses"] = _of_log_losses(losses, labels, test_losses, test_labels, prior, args.bins)
     return result
-
-
-def _networks(classifier: Any) -> dict[str, Any]:
-    """``networks`` where there are two of them, or a null label is in doubt."""
-    from rdc.provenance.networks import notable_networks
-
-    found = notable_networks(classifier)
-    return {"networks": found} if found else {}
 
 
 def _of_log_losses(

@@ -176,6 +176,7 @@ CORES = {
     "plain": (lambda: PlainClassifier(Counting(Net()), image_shape=SHAPE, num_classes=CLASSES), set()),
     "dc": (dc, {DC}),
     "rdc": (lambda: dc(lm=LM), {DC, LIKELIHOOD}),
+    "two-networks": (lambda: dc(lm=LM, lm_denoiser=denoiser(8)), {DC, LIKELIHOOD}),
     "sbgc": (sbgc, {SIGNS}),
     "anytime": (anytime, set()),
     "diffpure-dc": (lambda: behind(diffpure(), dc()), {DC, DIFFPURE}),
@@ -378,7 +379,9 @@ def test_bpda_reaches_every_purification(parts, model):
     assert same is (not model.purifies)
     wrapper, core = parts
     assert model.purifies is (
-        "lm" in wrapper or wrapper in ("behind-diffpure", "foreign") or core in ("rdc", "anytime", "diffpure-dc")
+        "lm" in wrapper
+        or wrapper in ("behind-diffpure", "foreign")
+        or core in ("rdc", "two-networks", "anytime", "diffpure-dc")
     )
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from rdc.evaluation.flags import FLAGS, raise_flags
+from rdc.evaluation.network_records import NetworkRecord
 from rdc.evaluation.records import (
     AttackTotals,
     GradientPath,
@@ -48,8 +49,14 @@ TOTALS = RunTotals(
 
 def identity(**changes):
     """Settings by their names, parts of the identity by theirs."""
-    own = {name: changes.pop(name) for name in ("classifier", "purifies") if name in changes}
+    own = {name: changes.pop(name) for name in ("classifier", "purifies", "networks") if name in changes}
     return dataclasses.replace(IDENTITY, settings=dataclasses.replace(SETTINGS, **changes), **own)
+
+
+def network(null_label, name="models/m"):
+    """An identity with one network."""
+    why = None if null_label is None else "because"
+    return {"networks": (NetworkRecord("likelihood maximisation", name, "conditional", 1, "w", null_label, why),)}
 
 
 def checks(**changes):
@@ -202,6 +209,13 @@ CASES = [
     ("sanity-not-checked", {}, sanity(n=0), "no sanity checks were made (sanity 0, no image right, or another threat model)"),
     ("sanity-not-checked", {}, sanity(n=1), None),
     ("sanity-not-checked", {"attacks": ()}, {"sanity": Sanity()}, None),
+    ("untrained-null-label", network("never trained"), {}, "models/m, likelihood maximisation: because"),
+    ("untrained-null-label", network("unknown"), {}, None),
+    ("untrained-null-label", network("trained"), {}, None),
+    ("untrained-null-label", network(None), {}, None),
+    ("null-label-unknown", network("unknown"), {}, "models/m, likelihood maximisation: because"),
+    ("null-label-unknown", network("unknown", name=None), {}, "conditional, likelihood maximisation: because"),
+    ("null-label-unknown", network("trained"), {}, None),
     ("wide-interval", {}, {"clean": Rate(0.5, (0.4, 0.51))}, "n = 1000: clean 40.0 to 51.0 %"),
     (
         "wide-interval", {}, {"clean": Rate(0.5, (0.4, 0.51)), "robust": RobustRate(0.2, (0.1, 0.3))},
@@ -233,7 +247,16 @@ CASES = [
 def test_a_flag_is_raised_where_it_says_and_not_beside_it(name, about, totals, evidence):
     found = raised(identity(**about), totals)
     assert found.pop(name, None) == evidence
-    changed = {"no-attack", "anytime-decisions", "straight-through", "few-draws", "not-random", "budget-not-used"}
+    changed = {
+        "untrained-null-label",
+        "null-label-unknown",
+        "no-attack",
+        "anytime-decisions",
+        "straight-through",
+        "few-draws",
+        "not-random",
+        "budget-not-used",
+    }
     assert set(found) <= changed | {"sanity-not-checked", "loss-not-monotone", "few-steps", "bpda-gradient"}
 
 

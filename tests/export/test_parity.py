@@ -1,5 +1,8 @@
 """The exported file and PyTorch agree."""
 
+import copy
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -9,9 +12,12 @@ from onnx.reference import ReferenceEvaluator
 import rdc
 from rdc.errors import InputError
 from rdc.export import export_onnx
+from rdc.method.denoiser import make_denoiser
+from rdc.networks.presets import build_network
 from rdc.networks.vp import VPNetwork, vp_sigmas
 from tests.export.files import NETWORKS, answers, assert_parity, classifier_of, exported, images_of, open_file, relative
 from tests.networks.cases import DIFFUSERS_CASES, EDM_CASES
+from tests.tiny_models import randomize
 from tests.tolerances import FLOAT32_ULP, ONNX_PARITY
 
 LM = {
@@ -168,6 +174,26 @@ def test_variance_preserving_networks(name, tmp_path):
     classifier = classifier_of(config, lm="paper-v2,steps=2", levels="log:3:0.5:2:flat")
     pixels = images_of(classifier, 2)
     assert_parity(answers(exported(classifier, tmp_path), pixels), classifier, pixels)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16-weights"])
+def test_two_networks(tmp_path, precision):
+    """Likelihood maximisation by an unconditional network of another size, in the same file."""
+    config = copy.deepcopy(NETWORKS["conditional"]) | {"num_classes": 0}
+    config["unet"]["model_channels"] = 16
+    with torch.random.fork_rng():
+        other = make_denoiser(randomize(build_network(config), seed=7), config)
+    classifier = classifier_of(NETWORKS["multihead"], lm="paper-v2,steps=3", lm_denoiser=other)
+    if precision != "float32":
+        for parameter in classifier.parameters():
+            parameter.copy_(parameter.half())
+    pixels = images_of(classifier, 3)
+    session = exported(classifier, tmp_path, precision=precision)
+    assert_parity(answers(session, pixels), classifier, pixels)
+    networks = json.loads(session.get_modelmeta().custom_metadata_map["rdc.networks"])
+    assert [network["role"] for network in networks] == ["classification", "likelihood maximisation"]
+    names = {tensor.name for tensor in onnx.load(tmp_path / "model.onnx").graph.initializer}
+    assert sum(name.startswith("lm.") for name in names) > 10
 
 
 def test_lm_needs_a_null_label(tmp_path):

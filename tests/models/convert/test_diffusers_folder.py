@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rdc.errors import CheckpointError, InputError
+from rdc.errors import CheckpointError, ConfigError, InputError
 from rdc.models.checkpoints import load_model
 from rdc.models.convert import convert_checkpoint
 from rdc.networks.presets import build_network
@@ -115,7 +115,12 @@ def test_converted_diffusers_model_classifies(tmp_path):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"num_class_embeds": None}, "num_class_embeds is not set"),
+        (
+            {"num_class_embeds": 0},
+            "num_class_embeds: expected a whole number >= 1, or null for an unconditional model; got 0",
+        ),
+        ({"num_class_embeds": "4"}, "num_class_embeds: expected a whole number >= 1"),
+        ({"num_class_embeds": None}, "unexpected unet.class_embedding.weight"),
         ({"class_embed_type": "timestep"}, "class_embed_type"),
         ({"_class_name": "UNet2DConditionModel"}, "expected a UNet2DModel"),
         ({"sample_size": None}, "sample_size"),
@@ -133,12 +138,44 @@ def test_bad_diffusers_config(tmp_path, change, match):
         convert_checkpoint(folder, tmp_path / "out")
 
 
-def test_class_embedding_missing_entirely(tmp_path):
-    folder = diffusers_folder(
-        tmp_path / "hub", {key: value for key, value in UNET.items() if key != "num_class_embeds"}
-    )
-    with pytest.raises(CheckpointError, match="labels would be ignored"):
-        convert_checkpoint(folder, tmp_path / "out")
+@pytest.mark.parametrize("missing", [False, True])
+def test_an_unconditional_model_moves_the_input_and_does_not_classify(tmp_path, missing):
+    import rdc
+
+    unet = {key: value for key, value in UNET.items() if key != "num_class_embeds"}
+    folder = diffusers_folder(tmp_path / "hub", unet if missing else {**unet, "num_class_embeds": None}, scheduler=DDPM)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    embedding = state.pop("class_embedding.weight")
+    save_file(state, weights)
+    summary = convert_checkpoint(folder, tmp_path / "uncond")
+    assert summary["config"]["num_classes"] == 0 and summary["null_label"]["trained"] is True
+    assert any("unconditional: it cannot classify" in note for note in summary["notes"])
+    found = load_model(tmp_path / "uncond")[0]
+    schedule = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 500}
+    conditional = vp_network(null_label="mean", schedule=schedule)
+    with torch.no_grad():
+        conditional.unet.class_embedding.weight.zero_()  # then the label says nothing
+    x, at = noise_like("x", (4, 3, 8, 8)).float(), torch.tensor([-1.0, 0.1, 0.3, 0.9])
+    with torch.no_grad():
+        assert torch.equal(found(x, at, None), conditional(x, at, None)) and len(embedding) == 4
+        assert torch.equal(found(x, at, x.new_zeros(4, 0)), found(x, at, None))
+    with pytest.raises(ConfigError, match="cannot classify"):
+        rdc.load(tmp_path / "uncond")
+    convert_checkpoint(diffusers_folder(tmp_path / "cond"), tmp_path / "classes", null_label="none")
+    settings = {"levels": "log:3:0.5:3:flat", "lm": "paper-v2,steps=2"}
+    model = rdc.load(tmp_path / "classes", lm_denoiser=tmp_path / "uncond", **settings)
+    pixels = noise_like("pixels", (2, 3, 8, 8)).float().sigmoid()
+    assert not torch.equal(model.purify(pixels), pixels) and model(pixels).isfinite().all()
+    with pytest.raises(InputError, match="no null label"):
+        rdc.load(tmp_path / "classes", **settings)(pixels)
+
+
+def test_an_unconditional_model_has_no_null_label(tmp_path):
+    folder = diffusers_folder(tmp_path / "hub", {**UNET, "num_class_embeds": None})
+    for label in (2, "mean", "none"):
+        with pytest.raises(ConfigError, match="null_label: expected none, the model in .* takes no class labels"):
+            convert_checkpoint(folder, tmp_path / "out", null_label=label)
 
 
 def test_bad_diffusers_folder(tmp_path):

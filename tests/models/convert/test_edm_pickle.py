@@ -39,6 +39,22 @@ def test_edm_pickle(tmp_path, edm_modules, name, protocol):
     assert torch.equal(outputs(loaded, case["num_classes"]), expected)
 
 
+def test_the_null_label_is_recorded(tmp_path, edm_modules):
+    """Public EDM networks are made without label dropout; who trained with it says so in the arguments."""
+    for changes, trained in (({}, False), ({"label_dropout": 0.1}, True), ({"label_dropout": 0.0}, False)):
+        network = edm_object("ddpmpp")
+        network._init_kwargs.update(changes)
+        summary = convert_checkpoint(write_pickle(tmp_path / "edm.pkl", network), tmp_path / "out")
+        recorded = load_model(tmp_path / "out")[2]["null_label"]
+        assert (
+            recorded == summary["null_label"] and recorded["trained"] is trained and "label dropout" in recorded["why"]
+        )
+        assert any("null label: never trained" in note for note in summary["notes"]) is (not trained)
+    summary = convert_checkpoint(write_pickle(tmp_path / "u.pkl", edm_object("ddpmpp-uncond")), tmp_path / "u")
+    assert summary["null_label"] == {"trained": True, "why": "the network takes no label"}
+    assert not any("null label" in note for note in summary["notes"])
+
+
 def test_edm_pickle_variants(tmp_path, edm_modules):
     """Positional constructor arguments, half precision weights, the network as the whole file, float16 storage."""
     network = edm_object("ddpmpp", positional=3)
