@@ -39,6 +39,11 @@ class PerClassNoise(Denoiser):
         super().__init__(denoiser.network, denoiser.num_classes, denoiser.image_shape, denoiser.precondition.sigma_data)
         self.inner = denoiser
         self.head, self.precision, self.passes_per_level = denoiser.head, denoiser.precision, denoiser.num_classes
+        self.null_training, self.source = denoiser.null_training, denoiser.source
+
+    @property
+    def label_free(self) -> bool:
+        return self.inner.label_free
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:

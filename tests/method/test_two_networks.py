@@ -187,6 +187,14 @@ def test_a_null_label_in_doubt_is_named_where_it_is_asked():
     assert isinstance(model.networks()[0], NetworkUse)
 
 
+def test_an_anytime_calibration_belongs_to_both_networks():
+    from rdc.decisions.anytime.calibration import fingerprint
+
+    model, another = rdc2(), rdc2(other=unconditional(seed=6))
+    assert fingerprint(model) == fingerprint(rdc2()) != fingerprint(another)
+    assert fingerprint(model.with_(lm=None)) == fingerprint(another.with_(lm=None))
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------
 def labels_only() -> Denoiser:
     network = VPNetwork(lambda x, step, weights: x, vp_sigmas({}), "epsilon", CLASSES)

@@ -297,7 +297,10 @@ def fingerprint(classifier: DiffusionClassifier) -> str:
 
     settings = {key: value for key, value in classifier.describe().items() if key != "gradient"}
     prior = None if classifier.class_prior is None else [float(p) for p in classifier.class_prior]
-    text = json.dumps([weights_digest(classifier.denoiser), settings, prior], sort_keys=True, default=str)
+    parts = [weights_digest(classifier.denoiser), settings, prior]
+    if classifier.lm is not None and classifier.lm_denoiser is not None:
+        parts.append(weights_digest(classifier.lm_denoiser))
+    text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
