@@ -37,7 +37,7 @@ def markdown_report(evaluation: Evaluation) -> str:
     """Table head, the row, the preset with what differs from it, and the names of raised flags."""
     head = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS)
     flags, preset = [flag.name for flag in evaluation.figures.flags], wording(evaluation).preset
-    below = "".join(f"\nNetwork of {_text(words)}\n" for words in network_words(evaluation.figures))
+    below = "".join(f"\nNetwork for {_text(words)}\n" for words in network_words(evaluation.figures))
     below += (f"\nPreset: {_text(preset)}\n" if preset else "") + (f"\nFlags: {', '.join(flags)}\n" if flags else "")
     return f"{head}\n{markdown_row(evaluation)}\n{below}"
 

@@ -23,7 +23,7 @@ def text_report(evaluation: Evaluation) -> str:
     if report.preset:
         lines.append(f"preset {one_line(report.preset.name)}" + (", but for" if report.preset.deviations else ""))
         lines += [f"  {one_line(text, 400)}" for text in report.preset.deviations]
-    lines += [f"network of {one_line(words)}" for words in network_words(report)]
+    lines += [f"network for {one_line(words)}" for words in network_words(report)]
     if settings.attacks:
         lines.append(
             f"{said.threat}; {settings.steps} steps, {said.restarts}; each attack continues on what the one before left"
