@@ -92,6 +92,7 @@ def load_denoiser(name: str, device: torch.device) -> Denoiser:
 def _denoiser(
     network: nn.Module, config: dict[str, Any], info: dict[str, Any], device: torch.device, name: str
 ) -> Denoiser:
+    mark(network, config, info)
     network = network.to(device, memory_format=fastest_layout(device))  # type: ignore[call-overload]
     denoiser = make_denoiser(network, config)
     denoiser.null_training, denoiser.source = null_label_of(config, info, name), name
