@@ -37,7 +37,7 @@ def network_of(classifier: Defence) -> nn.Module:
     if isinstance(classifier, DiffusionClassifier):
         if classifier.lm is not None and classifier.lm_denoiser is not None:
             raise ConfigError(
-                "save_pretrained: expected a classifier of one network; this one has two. Save it with lm_denoiser=None, and the other alone"
+                "save_pretrained: expected a classifier of one network; this one has two. Save it with lm_denoiser=None, the other alone"
             )
         return classifier.denoiser.network
     if isinstance(classifier, PlainClassifier) and isinstance(classifier.model, nn.Module):
