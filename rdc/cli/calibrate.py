@@ -150,7 +150,9 @@ def _check_options(args: argparse.Namespace) -> None:
     from rdc.errors import ConfigError
 
     if args.write and (args.lm or args.lm_model or args.preset):
-        raise ConfigError("--write: the scale belongs to the checkpoint's own LM; leave --lm, --lm-model and --preset out")
+        raise ConfigError(
+            "--write: the scale belongs to the checkpoint's own LM; leave --lm, --lm-model and --preset out"
+        )
     if args.write:
         description_to_write(args.model)
     if not 0 < args.risk < 1:
