@@ -151,7 +151,7 @@ def _check_options(args: argparse.Namespace) -> None:
 
     if args.write and (args.lm or args.lm_model or args.preset):
         raise ConfigError(
-            "--write: the scale belongs to the checkpoint's own LM; leave --lm, --lm-model and --preset out"
+            "--write: the scale belongs to the checkpoint's own LM; leave --lm out, and --lm-model and --preset"
         )
     if args.write:
         description_to_write(args.model)
