@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from rdc.data.collected import as_array, dataset_of_arrays, dataset_of_items
-from rdc.data.dataset import Dataset
+from rdc.data.dataset import DataNotice, Dataset
 from rdc.data.load import load_dataset
-from rdc.errors import DataError
+from rdc.errors import DataError, one_line
 
 __all__ = ["as_dataset"]
 
@@ -27,8 +28,8 @@ def as_dataset(
 ) -> Dataset:
     """A data set of what the caller has.
 
-    Images are uint8, or floats in [0, 1], which become the nearest 8-bit values (a notice says so where that changes them by more than
-    float16 would). They are [N, C, H, W], [N, H, W, C] or [N, H, W] with 1 or 3 channels.
+    Images are uint8, or floats in [0, 1], which become the nearest 8-bit values (a notice and a warning say so where that changes them by
+    more than float16 would). They are [N, C, H, W], [N, H, W, C] or [N, H, W] with 1 or 3 channels.
 
     Args:
         data: a Dataset of rdc (given back as it is); images as an array or tensor, with ``labels``; a pair of both; a name or
@@ -56,14 +57,18 @@ def as_dataset(
     if labels is None:
         if as_array(data) is not None:
             raise DataError("images without labels; expected (images, labels)")
-        return dataset_of_items(data, split, name, class_names, image_ids, most=most, progress=progress)
-    images, numbers = as_array(data), as_array(labels)
-    if images is None or numbers is None:
-        raise DataError(
-            f"expected images and labels as arrays or tensors; got {type(data).__name__} and {type(labels).__name__}"
-        )
-    name = "images" if name is None else name
-    return dataset_of_arrays(images[:most], numbers[:most], split, name, class_names, image_ids)
+        found = dataset_of_items(data, split, name, class_names, image_ids, most=most, progress=progress)
+    else:
+        images, numbers = as_array(data), as_array(labels)
+        if images is None or numbers is None:
+            raise DataError(
+                f"expected images and labels as arrays or tensors; got {type(data).__name__} and {type(labels).__name__}"
+            )
+        name = "images" if name is None else name
+        found = dataset_of_arrays(images[:most], numbers[:most], split, name, class_names, image_ids)
+    for notice in found.notices:
+        warnings.warn(f"{one_line(found.name)}: {notice}", DataNotice, stacklevel=2)
+    return found
 
 
 def _is_batch(value: Any) -> bool:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ import torch
 
 from rdc.arguments.scalars import shown
 from rdc.contracts import BaseDefence
-from rdc.data import first_balanced, load_dataset
+from rdc.data import DataNotice, first_balanced, load_dataset
 from rdc.defences.score_based import SBGC_FLOW, ScoreBasedClassifier
 from rdc.errors import ConfigError
 from rdc.method.classifier import DiffusionClassifier
@@ -83,7 +84,9 @@ def optimal_denoiser(text: str, device: torch.device) -> tuple[OptimalDenoiser, 
         raise ConfigError(
             f"model optimal: exponent: expected {' or '.join(EXPONENTS)}; got {shown(fields['exponent'])}"
         )
-    data = load_dataset(data_name, fields["split"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataNotice)  # who names a split here knows what is in the file
+        data = load_dataset(data_name, fields["split"])
     if fields["images"] is not None:
         data = first_balanced(data, _count(fields["images"], data.num_classes, len(data)))
     images = (data.pixels() * 2 - 1).to(device)

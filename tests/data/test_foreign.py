@@ -13,6 +13,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from rdc.data import DataNotice, Dataset, as_dataset, load_dataset, save_npz
 from rdc.errors import DataError
+from rdc.images.pixels import SLACK
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 3, 6, 8), dtype=np.uint8)
 LABELS = np.array([1, 0, 2, 1, 0])
@@ -84,7 +85,9 @@ def test_a_data_set_is_itself_and_a_name_is_loaded(tmp_path):
 
 
 def test_floats_between_levels_are_said():
-    assert as_dataset(FLOATS.double() * 0.97, LABELS).notices[0].startswith("images are floats between the 256 levels")
+    with pytest.warns(DataNotice, match="^images: images are floats between the 256 levels"):
+        data = as_dataset(FLOATS.double() * 0.97, LABELS)
+    assert (data.pixels() - FLOATS * 0.97).abs().max() <= 0.5 / 255 + SLACK and len(data.notices) == 1
 
 
 @pytest.mark.parametrize(
