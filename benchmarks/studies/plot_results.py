@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rdc.costs import write_plot
+from rdc.costs.table import milliseconds
 from rdc.plots.drawing import drawing, new_figure
 from rdc.storage.files import atomic_write
 from rdc.storage.json_files import read_json
@@ -238,11 +241,77 @@ def table_suite(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+# --- cost.json, cost-grid.json: of rdc bench cost ----------------------------------------------------------------------------
+
+
+def plot_cost(found: dict[str, Any]) -> None:
+    """Accuracy against cost: docs/images/cost.png."""
+    write_plot(found, IMAGES)
+
+
+def _cost_where(found: dict[str, Any]) -> str:
+    machine, gpus = found["machine"], found["machine"]["gpus"]
+    return (
+        f"{machine['cpu']}, {found['threads']} thread, {found['clock']}, {found['settings']['rounds']} rounds, torch "
+        f"{found['versions']['torch']}, commit {found['commit']}; {'measured on ' + gpus[0] if gpus else 'not yet run on a GPU'}"
+    )
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 150, break_long_words=False, break_on_hyphens=False)
+
+
+def _cost_rows(found: dict[str, Any], words: Callable[[dict[str, Any]], str]) -> list[str]:
+    works, batches = found["settings"]["work"], found["settings"]["batches"]
+    names = {"prediction": "prediction", "gradient": "step"}
+    heads = [f"{names[work]}, {batch}" for work in works for batch in batches]
+    lines = ["| model | passes | " + " | ".join(heads) + " |", "|" + "---|" * (2 + len(heads))]
+    for model in found["models"]:
+        passes = next(cost["evaluations_per_image"] for cost in model["costs"] if "skipped" not in cost)
+        cells = ["left out" if "skipped" in cost else words(cost) for cost in model["costs"]]
+        lines.append(f"| {model['label']} | {passes:g} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def table_cost(found: dict[str, Any]) -> str:
+    """Milliseconds an image, then the peak of a process, by the kind of work and the batch."""
+    times = _cost_rows(found, lambda cost: milliseconds(cost["ms_per_image"]["median"]))
+    memory = _cost_rows(found, lambda cost: f"{cost['memory_mb']['peak']:.0f}" if cost["memory_mb"] else "-")
+    spread = max(_widest(found), 1.0)
+    head = f"{_cost_where(found)}. Milliseconds an image, median; the slowest round of a cell took at most {spread:.2g} times its fastest:"
+    return "\n".join([_wrapped(head), "", *times, "", "Peak of the process, MiB:", "", *memory])
+
+
+def _widest(found: dict[str, Any]) -> float:
+    times = [cost["ms_per_image"] for model in found["models"] for cost in model["costs"] if "skipped" not in cost]
+    return max(time["most"] / time["least"] for time in times)
+
+
+def table_cost_grid(found: dict[str, Any]) -> str:
+    """Milliseconds an image: levels down, steps of likelihood maximisation across; labels are "T 4 N 1"."""
+    places = {tuple(int(word) for word in model["label"].split()[1::2]): model for model in found["models"]}
+    steps = sorted({place[1] for place in places})
+    lines = ["| T' | " + " | ".join(f"N = {count}" for count in steps) + " |", "|" + "---|" * (1 + len(steps))]
+    for levels in sorted({place[0] for place in places}):
+        cells = []
+        for count in steps:
+            costs = {cost["work"]: cost for cost in places[levels, count]["costs"]}
+            cells.append(
+                " / ".join(f"{costs[work]['ms_per_image']['median']:.3g}" for work in ("prediction", "gradient"))
+            )
+        lines.append(f"| {levels} | " + " | ".join(cells) + " |")
+    batch = found["settings"]["batches"][0]
+    head = f"{_cost_where(found)}. Batch {batch}, milliseconds an image, prediction / attack step:"
+    return "\n".join([_wrapped(head), "", *lines])
+
+
 #: results file -> (plot or None, table)
 PARTS: dict[str, tuple[Callable[[Any], None] | None, Callable[[Any], str]]] = {
     "speed": (plot_speed, table_speed),
     "anytime": (plot_anytime, table_anytime),
     "anytime-teacher": (None, table_anytime),
+    "cost": (plot_cost, table_cost),
+    "cost-grid": (None, table_cost_grid),
     "scaling": (plot_scaling, table_scaling),
     "resident-memory": (None, table_resident),
     "suite": (None, table_suite),

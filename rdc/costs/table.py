@@ -46,7 +46,12 @@ def _section(report: JsonObject, work: str, words: str, cell: Callable[[JsonObje
 
 def _time(cost: JsonObject) -> str:
     found = cost["ms_per_image"]
-    return f"{found['median']:.3g} [{found['least']:.3g}, {found['most']:.3g}]"
+    return "{} [{}, {}]".format(*(milliseconds(found[name]) for name in ("median", "least", "most")))
+
+
+def milliseconds(value: float) -> str:
+    """Three digits; from 1,000 on whole numbers."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
 def _memory(cost: JsonObject) -> str:

@@ -15,6 +15,7 @@ from rdc.costs import Accuracy, CostSettings, MeasuredModel, cost_table, measure
 from rdc.costs import measure as measuring
 from rdc.costs.calls import filled, prepared
 from rdc.costs.memory import in_a_process, resident
+from rdc.costs.table import milliseconds
 from rdc.costs.timing import alternate, clock, spread
 from rdc.data import load_dataset
 from rdc.errors import ConfigError, DataError, InputError
@@ -94,12 +95,16 @@ def test_candidates_take_turns_and_the_first_one_moves_on():
     assert clock(1)[1] is time.process_time and clock(2)[1] is time.perf_counter
 
 
-def test_a_call_that_would_take_too_long_is_left_out(tiny):
-    settings = CostSettings(batches=(1, 64), rounds=1, memory=False, work=("prediction",), longest=1e-9)
+@pytest.mark.parametrize(("longest", "left_out"), [(0.6, True), (0.7, False)])
+def test_a_call_that_would_take_too_long_is_left_out(tiny, monkeypatch, longest, left_out):
+    """A hundredth of a second an image: 64 take 0.64 s."""
+    monkeypatch.setattr(measuring, "alternate", lambda calls, *rest: {name: [0.02, 0.01] for name in calls})
+    settings = CostSettings(batches=(1, 64), rounds=2, memory=False, work=("prediction",), longest=longest)
     (model,) = measure_costs(models_of(tiny)[:1], load_dataset(tiny[1]), settings, progress=False)["models"]
     first, second = model["costs"]
-    assert "ms_per_image" in first and "ms_per_image" not in second
-    assert "a call of 64 images would take about" in second["skipped"]
+    assert first["ms_per_image"] == {"median": 15.0, "least": 10.0, "most": 20.0}
+    assert ("skipped" in second) is left_out and ("ms_per_image" in second) is not left_out
+    assert not left_out or "a call of 64 images would take about 1 s" in second["skipped"]
 
 
 def test_memory_of_a_process_of_its_own(tiny):
@@ -141,6 +146,10 @@ def test_the_table_has_every_figure(report):
     shorter = json.loads(json.dumps(report))
     shorter["models"][0]["costs"][1] = {"work": "prediction", "batch": 3, "skipped": "too long"}
     assert "skipped" in cost_table(shorter).splitlines()[4]
+
+
+def test_long_times_are_whole_numbers():
+    assert [milliseconds(value) for value in (0.22712, 999.4, 999.6, 4360.2)] == ["0.227", "999", "1,000", "4,360"]
 
 
 def test_the_plot_has_the_models_with_an_accuracy(report, tmp_path):
