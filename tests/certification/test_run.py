@@ -211,7 +211,7 @@ def test_folders_of_others(place, tmp_path):
         (["--attack-radii", "a,b"], "attack_radii: expected numbers separated by commas"),
         (["--attack-radii", "1,0.5"], "attack_radii: expected at most 100 rising numbers"),
         (["--n-images", "41"], "has 40 images; expected n_images <= 40"),
-        (["--n-images", "x"], "invalid int value"),
+        (["--n-images", "x"], "expected an integer, or all"),
     ],
 )
 def test_bad_commands_end_in_one_line(place, tmp_path, capsys, words, message):
