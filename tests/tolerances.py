@@ -171,6 +171,8 @@ PLANNED_IMAGES = 3.4
 MILLIONS = 0.1
 #: pixels by which a bilinear warp moves the centre of a blob beside where the label says, over half the width.
 WARPED_CENTRE = 0.03
+#: the same in pixels, of a blob 1.3 pixels wide in an oblong image.
+WARPED_PIXELS = 0.5
 
 # statistics: seeded draws against what they estimate, at three or more standard errors ---------------------------------
 

@@ -96,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
     """Calibrate; returns the exit status."""
     import numpy as np
 
+    from rdc.decisions.held_out import level_losses, record_of_losses
     from rdc.reports import calibration_plots as plots
     from rdc.storage.files import atomic_write
     from rdc.storage.json_files import write_json
@@ -106,8 +107,9 @@ def run(args: argparse.Namespace) -> int:
     held, test = held_out_and_test(args)
     _check_labels(classifier, held, test)
     others = other_kinds(classifier, args, len(held))  # before hours of work
-    levels, labels = _losses(classifier, held.pixels(), args, "held-out"), held.labels.numpy()
-    test_levels, test_labels = _losses(classifier, test.pixels(), args, "test"), test.labels.numpy()
+    bars = not args.quiet
+    levels, labels = level_losses(classifier, held.pixels(), args.batch, "held-out", bars), held.labels.numpy()
+    test_levels, test_labels = level_losses(classifier, test.pixels(), args.batch, "test", bars), test.labels.numpy()
     weight = np.array(classifier.levels.weight)
     losses, test_losses = (np.einsum("ntk,t->nk", values, weight) for values in (levels, test_levels))
     result = _fit(classifier, args, losses, labels, test_losses, test_labels)
@@ -123,19 +125,23 @@ def run(args: argparse.Namespace) -> int:
         with atomic_write(out / name) as file:
             file.write(content)
     write_json(out / "calibration.json", result)
-    _say(args, result, ["calibration.json", *pictures])
+    _say(
+        args, result, ["calibration.json", *pictures], record_of_losses(classifier, levels, held) if args.write else {}
+    )
     return 0
 
 
-def _say(args: argparse.Namespace, result: dict[str, Any], files: list[str]) -> None:
-    """Change the checkpoint if that was asked for, and print the figures and what was written."""
+def _say(args: argparse.Namespace, result: dict[str, Any], files: list[str], record: dict[str, Any]) -> None:
+    """Put scale and record into the checkpoint if that was asked for, and print the figures and what was written."""
     from rdc.cli import calibrated
 
     scale = result["logit_scale"]["fitted"]
     closing = [f"written to {one_line(args.out, 400)}: {', '.join(files)}"]
     if args.write:
         path = calibrated.description_to_write(args.model)
-        closing.append(f"written into {one_line(path, 400)}: {calibrated.write_settings(path, scale, args.levels)}")
+        closing.append(
+            f"written into {one_line(path, 400)}: {calibrated.write_settings(path, scale, args.levels, record)}"
+        )
     else:
         closing.append("the model is as it was: its own scale is used until --write puts this one into a checkpoint")
     print(json.dumps(result, indent=2) if args.format == "json" else calibrated.outcome(result))
@@ -258,29 +264,6 @@ def _check_labels(classifier: Any, *parts: Any) -> None:
             )
 
 
-def _losses(classifier: Any, pixels: Any, args: argparse.Namespace, what: str) -> Any:
-    """Unweighted class losses [N, T, K] float64."""
-    import numpy as np
-    import torch
-
-    from rdc.errors import InputError
-    from rdc.terminal.progress import bar
-
-    parts = []
-    with torch.no_grad():
-        for part in bar(pixels.split(args.batch), desc=what, unit="batch", enabled=not args.quiet):
-            found = classifier.losses_per_level(part.to(classifier.device))
-            parts.append(found.cpu().double().numpy())  # there: Apple's GPUs have no float64
-    losses = np.concatenate(parts)
-    wrong = int((~np.isfinite(losses)).any((1, 2)).sum())
-    if wrong:
-        raise InputError(
-            f"calibrate: expected finite losses; {wrong} of {len(losses)} images ({what}) have NaN or infinity: the weights or the noise "
-            "levels are damaged or far out of range"
-        )
-    return losses
-
-
 def _unlike(
     classifier: Any, args: argparse.Namespace, others: dict[str, Any], held: Any, test: Any
 ) -> tuple[dict[str, Any], bytes]:
@@ -288,6 +271,7 @@ def _unlike(
     import numpy as np
 
     from rdc.decisions.calibration import auroc, fit_likelihood_score
+    from rdc.decisions.held_out import level_losses
     from rdc.reports.calibration_plots import score_plot
 
     weight = np.array(classifier.levels.weight)
@@ -306,7 +290,7 @@ def _unlike(
     found: dict[str, Any] = {}
     scores = {}
     for stem, other in others.items():
-        levels, x = _losses(classifier, other, args, stem), other.numpy()
+        levels, x = level_losses(classifier, other, args.batch, stem, not args.quiet), other.numpy()
         unlike = {
             "loss": raw(levels),
             "loss given complexity": total(raw(levels), x),

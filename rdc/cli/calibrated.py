@@ -27,13 +27,14 @@ def description_to_write(model: str) -> Path:
     return path
 
 
-def write_settings(path: Path, scale: float, levels: str | None) -> str:
+def write_settings(path: Path, scale: float, levels: str | None, record: dict[str, Any]) -> str:
     """Put the logit scale, and levels if any are given, into a checkpoint's recommended settings; the weights stay as they are.
 
     Args:
         path: the checkpoint's description.
         scale: fitted for these levels.
         levels: as of ``--levels``; a JSON file's lists are copied. None: the checkpoint's own stay.
+        record: of the held-out images, see :mod:`rdc.decisions.held_out`.
 
     Returns:
         What was written, for people.
@@ -45,7 +46,8 @@ def write_settings(path: Path, scale: float, levels: str | None) -> str:
     new: dict[str, Any] = {"logit_scale": scale}
     if levels is not None:
         new["levels"] = parse_levels(levels).to_json() if levels.endswith(".json") else levels
-    update_info(path, {"classifier": {**recommended, **new}})
+    known = {key: value for key, value in record.items() if key != "why"} | {"logit_scale": scale}
+    update_info(path, {"classifier": {**recommended, **new}, "calibration": known})
     return f"{'' if levels is None else f'levels {one_line(levels)}, '}logit scale {scale:.4g}"
 
 

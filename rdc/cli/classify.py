@@ -15,10 +15,12 @@ from rdc.terminal.plain_text import percent
 
 if TYPE_CHECKING:
     from rdc.contracts import Defence
+    from rdc.decisions.held_out import KnownKind
 
-ABOUT = """Classify PNG or JPEG files. Confidence is the probability of the top class under the model; it is not
-calibrated. Files that do not fit are converted, and a notice says how. Exit status 1 if a file could not be
-classified."""
+ABOUT = """Classify PNG or JPEG files. Confidence is the probability of the top class under the model; its heading says
+when no held-out image has set its scale. Files that do not fit are converted, and a notice says how; a picture of another
+kind than the model's (its size, its colour, a likelihood score beyond what held-out images have) is named as such.
+Exit status 1 if a file could not be classified."""
 EXAMPLES = """examples:
   rdc classify shoe.png
   rdc classify --invert photo-on-white.jpg          (Fashion-MNIST models know light things on black)
@@ -61,14 +63,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Classify; returns the exit status."""
     classifier = load_classifier(args)
+    why, kind = _confidence(classifier, args)
     if args.anytime is not None:
-        classifier = _anytime(classifier, args)
+        classifier, kind = _anytime(classifier, args), None
     answers, waiting = _read(args, classifier.image_shape)
     for begin in range(0, len(waiting), args.batch):
         part = waiting[begin : begin + args.batch]
-        found = _logits(classifier, [pixels for _, pixels in part])
+        pixels = [pixels for _, pixels in part]
+        found = _logits(classifier, pixels)
         for (answer, _), logits, probabilities, levels in zip(part, *found, strict=True):
             _answer(answer, logits, probabilities, levels, classifier.class_names)
+            answer["calibrated"] = None if why is None else not why
+        if kind is not None:
+            _compare(classifier, kind, [answer for answer, _ in part], pixels)
     print(json.dumps(answers, indent=2, allow_nan=False) if args.format == "json" else _table(answers, args.top))
     good = [answer for answer in answers if "class" in answer]
     if args.anytime is not None and args.format != "json" and good:
@@ -99,8 +106,38 @@ def _read(args: argparse.Namespace, shape: tuple[int, int, int]) -> tuple[list[d
             answer["error"] = str(error)
             continue
         answer["notices"] = [*image.notices, *_doubts(args, image.pixels)]
+        answer["unlike"] = list(image.unlike)
         waiting.append((answer, image.pixels))
     return answers, waiting
+
+
+def _confidence(classifier: Any, args: argparse.Namespace) -> tuple[str | None, KnownKind | None]:
+    """Why the confidence means little ("": it was fitted; None: nobody knows), and the images that the model knows."""
+    from rdc.decisions.answers import uncalibrated
+    from rdc.decisions.held_out import known_kind
+    from rdc.method.classifier import DiffusionClassifier
+    from rdc.models.single import recorded_info
+
+    if not isinstance(classifier, DiffusionClassifier):
+        return None, None
+    why = uncalibrated(classifier.logit_scale, args.levels is None and args.lm is None)
+    return why, known_kind(recorded_info(args.model).get("calibration"), classifier)
+
+
+def _compare(classifier: Any, kind: KnownKind, answers: list[dict[str, Any]], pixels: list[Any]) -> None:
+    """Say how far each image's likelihood lies from that of held-out images, and where that is farther than theirs."""
+    import numpy as np
+    import torch
+
+    for answer, score in zip(answers, kind.scores(classifier, torch.from_numpy(np.stack(pixels))), strict=True):
+        if "class" not in answer:
+            continue
+        answer["likelihood_score"] = {"value": float(score), "threshold": kind.threshold, "exceeded_by": kind.rate}
+        if score > kind.threshold:
+            answer["unlike"].append(
+                f"likelihood: score {score:.3g} above {kind.threshold:.3g}, which {100 * kind.rate:g} % of pictures of the model's kind "
+                f"exceed ({kind.images} held-out images)"
+            )
 
 
 def _answer(
@@ -162,7 +199,8 @@ def _table(answers: list[dict[str, Any]], top: int) -> str:
     good = [answer for answer in answers if "class" in answer]
     if not good:
         return "no file could be classified"
-    rows = [("file", "class", "confidence", "next")]
+    fitted = good[0]["calibrated"] is not False
+    rows = [("file", "class", "confidence" if fitted else "confidence (not calibrated)", "next")]
     for answer in good:
         ranked = list(answer["probabilities"].items())
         others = ", ".join(f"{one_line(name)} {percent(value)}" for name, value in ranked[1:top])
@@ -172,4 +210,5 @@ def _table(answers: list[dict[str, Any]], top: int) -> str:
     for row, about in zip(rows, (None, *good), strict=True):
         lines.append(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip())
         lines += [f"  ({notice})" for notice in (about or {}).get("notices", ())]
+        lines += [f"  (of another kind? {reason})" for reason in (about or {}).get("unlike", ())]
     return "\n".join(lines)

@@ -108,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
         max_lm_steps=args.max_lm_steps,
         confidence_threshold=args.threshold,
         info=checkpoint_info(args.model),
+        own_settings=args.logit_scale is not None or (args.lm is None and args.levels is None),
         check=not args.no_check,
         say=say,
     )
@@ -119,4 +120,6 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"{one_line(summary['path'], 400)}: {size:.2f} MB ({weights:.2f} MB of float32 weights), opset {summary['opset']}, {seconds:.0f} s"
     )
+    if not summary["calibrated"]:
+        print("its confidence is not calibrated, and the file says so: docs/deployment.md, Abstaining")
     return 0

@@ -14,8 +14,9 @@ from rdc.terminal.plain_text import percent
 
 ABOUT = """Classify PNG or JPEG files with a file written by `rdc export`. Needs numpy, pillow and onnxruntime;
 PyTorch is not loaded. Prints one line of JSON for each image: file, label, class, confidence, abstain,
-log_likelihood, probabilities, notices; or file and error (--format text: file, class, confidence). Exit status 1 if a file
-could not be classified."""
+log_likelihood, probabilities, notices, unlike (what tells the picture from those that the model takes), calibrated
+(whether the confidence was fitted on held-out images; null: the file does not say); or file and error (--format text:
+file, class, confidence). Exit status 1 if a file could not be classified."""
 EXAMPLES = """examples:
   rdc predict --onnx fashion-mnist.onnx shoe.png
   rdc predict --onnx rdc.onnx --lm-steps 0 --threshold 0.8 *.png
@@ -64,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if not args.quiet:
         print(f"rdc: {one_line(args.onnx, 400)} on {classifier.provider}", file=sys.stderr)
+        if classifier.properties.get("calibrated") is False:
+            print("rdc: its confidence is not calibrated: probabilities rank the classes, no more", file=sys.stderr)
     failed = False
     for begin in range(0, len(args.images), args.batch):
         answers = _answers(classifier, args, args.images[begin : begin + args.batch])
@@ -101,13 +104,15 @@ def _answers(classifier: Any, args: argparse.Namespace, paths: list[str]) -> lis
         except InputError as error:
             answers[-1]["error"] = str(error)
             continue
-        waiting.append((answers[-1], image.notices))
+        calibrated = classifier.properties.get("calibrated")
+        more = {"notices": list(image.notices), "unlike": list(image.unlike), "calibrated": calibrated}
+        waiting.append((answers[-1], more))
         pixels.append(image.pixels)
     if pixels:
         found = classifier(np.stack(pixels), lm_steps=args.lm_steps, threshold=args.threshold)
-        for row, (answer, notices) in enumerate(waiting):
+        for row, (answer, more) in enumerate(waiting):
             try:
-                answer.update(found.describe(row), notices=list(notices))
+                answer.update(found.describe(row), **more)
             except InputError as error:
-                answer.update(error=str(error), notices=list(notices))
+                answer.update(error=str(error), notices=more["notices"])
     return answers

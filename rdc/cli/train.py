@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples:
   rdc train --data fashion-mnist --out runs/teacher --images 360000 --lr 1.5e-3 --noise-mean -0.1 --noise-std 1.0
+  rdc train --data pictures.npz --network medium --out runs/pictures --images 500000
   rdc train --data cifar10 --data-root ~/cifar10 --network small-32 --out runs/cifar10 --images 5000000 --flip --compile
   rdc train --init runs/teacher --posterior-weight 0.3 --images 200000 --lr 5e-4 --out runs/sharper
   rdc train --method trades --eps 8/255 --out runs/trades --images 160000 --precision bfloat16
@@ -70,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--network",
         metavar="NAME",
-        help="preset (small-28; for classifiers resnet-small-28; jem: resnet-energy-28; hybvit: vit-small-28; to try things: tiny-28)",
+        help="preset (small-28; for classifiers resnet-small-28; jem: resnet-energy-28; hybvit: vit-small-28; where the images are of "
+        "another size: small); or tiny (to try things), small, medium or large, which are scaled to the images; or a .json or .toml "
+        "file that describes a network (docs/training.md)",
     )
     model.add_argument("--init", metavar="MODEL", help="start from these weights: a model of the same network")
     diffusion = parser.add_argument_group("--method diffusion")

@@ -29,6 +29,7 @@ AUGMENT_HELP = "probability of each of EDM's transformations, of which the netwo
 SETTINGS = {
     "data": "data",
     "holdout": "holdout",
+    "calibrate": "calibrate",
     "minutes": "minutes",
     "init": "init",
     "augment": "augment",
@@ -61,7 +62,14 @@ def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: str) -> No
     data.add_argument("--data", metavar="NAME", help=f"{DATA} (default: fashion-mnist)")
     data.add_argument("--data-root", type=Path, metavar="DIR", help="folder with the data set's files")
     data.add_argument("--download", action="store_true", help="fetch Fashion-MNIST if it is nowhere to be found")
-    data.add_argument("--holdout", type=int, metavar="N", help="training images to leave out, balanced")
+    data.add_argument(
+        "--holdout",
+        type=int,
+        metavar="N",
+        help="training images to leave out, balanced (a tenth for --calibrate, at most 500; else none)",
+    )
+    text = "at the end, fit a diffusion model's confidence on images that were left out (on); the second form: off"
+    data.add_argument("--calibrate", action=argparse.BooleanOptionalAction, default=None, help=text)
     _add_switch(data, "--flip", "mirror half of the images left to right")
     length = parser.add_argument_group("training")
     length.add_argument("--images", type=int, metavar="N", help="images to process (360000)")
@@ -121,6 +129,7 @@ def recipe_of(args: argparse.Namespace, settings: Mapping[str, str], methods: tu
     source = Source("" if args.config is None else str(args.config), options)
     tree = {} if args.config is None else read_toml(args.config)
     tree = {"method": methods[0], "data": DEFAULT_DATA, **merged(tree, given)}
+    args.network_named = "network" in tree
     if tree["method"] not in methods:
         raise ConfigError(
             f"{source.name('method')}: expected {' or '.join(methods)} for rdc {args.command}; got {one_line(repr(tree['method']))}"
@@ -135,9 +144,12 @@ def follow(args: argparse.Namespace, recipe: Recipe) -> int:
         Exit status: 0, or 128 + the signal that stopped the run.
     """
     from rdc import training
+    from rdc.training.preparation import fitted
     from rdc.training.trainer import TrainingStopped
 
     data = load_images(recipe.data, "train", args.data_root, args.download, progress=not args.quiet)
+    if not args.network_named:
+        recipe = fitted(recipe, data)
     surroundings = {"device": args.device, "threads": args.threads, "progress": not args.quiet, "begun": args.begun}
     try:
         done = training.run(recipe, data, args.out, **surroundings)
@@ -163,6 +175,21 @@ def _report(done: Training) -> None:
     elif done.first:
         print(f"{name}: {done.images:,} images in {done.seconds / 60:.1f} minutes;", end=" ")
         print(f"model.safetensors, model.json, loss.png{', samples.png' if done.samples else ''}")
+        if done.calibration is not None:
+            print(f"  {_confidence(done.calibration)}")
+
+
+def _confidence(calibration: dict[str, Any]) -> str:
+    """What was fitted, on how many images, and what for."""
+    scale, images = calibration["logit_scale"], calibration["images"]
+    if scale is None:
+        return f"confidence: not calibrated, {one_line(calibration['why'], 300)}"
+    cost, others = calibration["negative_log_likelihood"], ", ".join(calibration.get("seen_by", ()))
+    doubt = f"; {one_line(others, 300)} has seen some of them, so it is too sure" if others else ""
+    return (
+        f"confidence: logit scale {scale:.4g}, fitted on {images} images that training did not see (cross-entropy "
+        f"{cost['before']:.3g} -> {cost['after']:.3g} nats, {100 * calibration['accuracy']:.1f} % right){doubt}"
+    )
 
 
 def _same_command() -> str:

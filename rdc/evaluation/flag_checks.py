@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rdc.decisions.answers import uncalibrated
 from rdc.evaluation.records import Identity
 from rdc.evaluation.totals import RunTotals
 from rdc.storage.json_records import JsonObject, given
@@ -67,6 +68,15 @@ def not_log_probabilities(identity: Identity, totals: RunTotals) -> str | None:
     if value is None:
         return "some log-sum-exp is not finite"
     return f"the largest |log-sum-exp| is {value:.3g}; it should be 0" if value > 1e-3 else None
+
+
+def uncalibrated_confidence(identity: Identity, totals: RunTotals) -> str | None:
+    """Of diffusion classifiers, whose description has a logit scale."""
+    if "logit_scale" not in identity.classifier:
+        return None
+    settings = identity.settings
+    own = settings.levels is None and settings.lm is None
+    return uncalibrated(identity.classifier["logit_scale"], own) or None
 
 
 def softmax(identity: Identity, totals: RunTotals) -> str | None:

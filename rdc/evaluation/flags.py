@@ -133,6 +133,14 @@ FLAGS = (
         check=checks.not_log_probabilities,
     ),
     Flag(
+        name="uncalibrated-confidence",
+        severity="note",
+        raised_if="no held-out image has set the logit scale with which the run was made",
+        explanation="Accuracies stand; the probabilities in this report are no more than a ranking of the classes.",
+        what_to_do="Fit the scale: rdc calibrate --model NAME --write. It changes no decision.",
+        check=checks.uncalibrated_confidence,
+    ),
+    Flag(
         name="softmax-output",
         severity="warning",
         raised_if="the outputs are probabilities: not negative, each row sums to one",

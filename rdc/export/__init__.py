@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import os
 from collections.abc import Callable
@@ -29,6 +30,7 @@ def export_onnx(
     max_lm_steps: int | None = None,
     confidence_threshold: float = 0.0,
     info: dict[str, Any] | None = None,
+    own_settings: bool = True,
     check: bool = True,
     say: Callable[[str], None] = lambda words: None,
 ) -> dict[str, Any]:
@@ -50,11 +52,13 @@ def export_onnx(
         max_lm_steps: most steps ``lm_steps`` may ask for; each has its draw in the file. None: the classifier's own number.
         confidence_threshold: default of the input: below it the decision is -1.
         info: model card to put into the metadata (JSON values).
+        own_settings: levels and LM are those that the logit scale was fitted with; False: the file says "not calibrated".
         check: look the file over with ``onnx.checker`` and, where onnxruntime is installed, compare two images with PyTorch before writing.
         say: called with a line of progress at each stage.
 
     Returns:
-        ``path``, ``bytes``, ``weights_bytes`` (of all weights in float32), ``nodes``, ``opset``, ``bytes_per_image``.
+        ``path``, ``bytes``, ``weights_bytes`` (of all weights in float32), ``nodes``, ``opset``, ``bytes_per_image``,
+        ``calibrated``.
 
     Raises:
         ConfigError: not a diffusion classifier, noise "fresh", settings out of range, or onnx is not installed.
@@ -76,7 +80,8 @@ def export_onnx(
     }
     say("recording the network and its gradients" if classifier.lm is not None else "recording the network")
     model, bytes_per_image = build_model(frozen, **settings)
-    properties = describe_model(frozen, info or {}, bytes_per_image=bytes_per_image, **settings)
+    about: dict[str, Any] = {"bytes_per_image": bytes_per_image, "own_settings": own_settings}
+    properties = describe_model(frozen, info or {}, **about, **settings)
     content = seal(_serialized(model, properties))
     if check:
         say("checking against PyTorch")
@@ -84,7 +89,8 @@ def export_onnx(
     say(f"writing {path}")
     with atomic_write(path) as file:
         file.write(content)
-    return _summary(classifier, model, path, content, bytes_per_image)
+    summary = _summary(classifier, model, path, content, bytes_per_image)
+    return {**summary, "calibrated": json.loads(properties["rdc.calibrated"])}
 
 
 def _require_onnx() -> None:

@@ -13,6 +13,7 @@ import os
 from typing import Any
 
 from rdc import __version__
+from rdc.decisions.answers import uncalibrated
 from rdc.errors import ConfigError
 from rdc.export.graph import OPSET
 from rdc.method.classifier import DiffusionClassifier
@@ -21,6 +22,13 @@ from rdc.provenance.networks import notable_networks
 __all__ = ["checkpoint_info", "describe_model", "seal"]
 
 FORMAT, _ZEROS = 1, "0" * 64
+_FITTED = (
+    "logit_scale",
+    "images",
+    "split",
+    "negative_log_likelihood",
+    "accuracy",
+)  # of the record: what is said of the scale
 _PREPROCESSING = {
     "float32": "grey or RGB, channels first, 8-bit values / 255: float32 in [0, 1]; no mean, no deviation",
     "uint8": "grey or RGB, channels first, 8-bit values as they are; the graph divides by 255",
@@ -29,12 +37,9 @@ _PREPROCESSING = {
 
 def checkpoint_info(name: str | os.PathLike[str]) -> dict[str, Any]:
     """The model card of a shipped model or checkpoint: the ``info`` of its JSON description, {} if it has none."""
-    from rdc.models.checkpoints import checkpoint_paths
-    from rdc.models.descriptions import read_description
-    from rdc.models.single import ASSETS, SINGLE
+    from rdc.models.single import recorded_info
 
-    description = checkpoint_paths(ASSETS / str(name) if str(name) in SINGLE else name)[1]
-    return dict(read_description(description).get("info") or {}) if description.is_file() else {}
+    return recorded_info(name)
 
 
 def describe_model(
@@ -46,9 +51,13 @@ def describe_model(
     precision: str,
     pixel_type: str,
     bytes_per_image: int,
+    own_settings: bool = True,
 ) -> dict[str, str]:
     """Metadata properties of an exported classifier; see :func:`rdc.export.export_onnx` for the arguments."""
     lm = classifier.lm
+    why = uncalibrated(classifier.logit_scale, own_settings)
+    known = info.get("calibration")
+    fitted = {key: known[key] for key in _FITTED if key in known} if isinstance(known, dict) and not why else {}
     values: dict[str, Any] = {
         "rdc.format": FORMAT,
         "rdc.version": __version__,
@@ -65,6 +74,8 @@ def describe_model(
         "rdc.levels": classifier.levels.to_json(),
         "rdc.noise_seed": classifier.noise.seed,
         "rdc.logit_scale": classifier.scale,
+        "rdc.calibrated": not why,
+        "rdc.calibration": {"why": why} if why else fitted,
         "rdc.class_prior": None if classifier.class_prior is None else list(classifier.class_prior),
         "rdc.confidence_threshold": threshold,
         "rdc.lm": None if lm is None else lm.describe(),

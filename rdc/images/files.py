@@ -13,6 +13,7 @@ import numpy as np
 
 from rdc.errors import InputError, one_line
 from rdc.images.headers import jpeg_scans, png_header
+from rdc.images.kinds import unlike
 from rdc.storage.reading import FLOOR_BYTES, read_content
 
 __all__ = ["RESAMPLING", "ImageFile", "from_picture", "open_picture", "picture_content", "read_image"]
@@ -25,6 +26,7 @@ _LARGEST = 256 * 2**20  # bytes of a file
 _EXPANSION = 64  # a picture may unpack to 64 MiB, or to so many times the file's size, at four bytes a pixel
 _MOST_SCANNED = 10**9  # pixels that a JPEG's scans go over, all together
 _ROWS = 2**20  # numbers of a deep picture that are scaled at once
+_COLOUR = "colour"
 _DEEP = "16 bits reduced to 8"
 _ORIENTATION = 0x0112  # EXIF
 _UPRIGHT = {
@@ -46,11 +48,13 @@ class ImageFile:
         path: as given.
         pixels: [C, H, W] float32 in [0, 1].
         notices: what was converted, in words.
+        unlike: what tells it from the pictures that the model takes (:mod:`rdc.images.kinds`), in words.
     """
 
     path: str
     pixels: np.ndarray
     notices: tuple[str, ...]
+    unlike: tuple[str, ...] = ()
 
 
 def read_image(
@@ -75,7 +79,8 @@ def read_image(
     if strict and said:
         raise InputError(f"--strict: {'; '.join(said)}")
     pixels, notices = from_picture(image, shape, strict=strict, invert=invert)
-    return ImageFile(str(path), pixels, (*said, *notices))
+    coloured = any(notice.startswith(_COLOUR) for notice in notices)
+    return ImageFile(str(path), pixels, (*said, *notices), unlike(image.size, coloured, shape))
 
 
 def open_picture(content: bytes) -> tuple[Any, list[str]]:
@@ -229,7 +234,7 @@ def _mode(image: Any, channels: int) -> tuple[Any, list[str]]:
     wanted = "L" if channels == 1 else "RGB"
     if image.mode != wanted:
         notices.append(
-            f"colour ({image.mode}) turned to grey"
+            f"{_COLOUR} ({image.mode}) turned to grey"
             if channels == 1
             else f"{'grey' if image.mode == 'L' else image.mode} turned to RGB"
         )

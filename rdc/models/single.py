@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from rdc.method.classifier import DiffusionClassifier
 from rdc.method.denoiser import Denoiser, make_denoiser
 from rdc.method.levels import levels_from_json
 from rdc.models.assets import ASSETS, load_shipped
-from rdc.models.checkpoints import load_model
+from rdc.models.checkpoints import checkpoint_paths, load_model
+from rdc.models.descriptions import read_description
 from rdc.models.null_labels import null_label_of
 from rdc.models.origins import mark
 from rdc.networks.blocks import fastest_layout
 from rdc.networks.presets import DISCRIMINATIVE
 
-__all__ = ["ASSETS", "SINGLE", "load_denoiser", "load_single"]
+__all__ = ["ASSETS", "SINGLE", "load_denoiser", "load_single", "recorded_info"]
 
 #: Shipped models of one network and what they are.
 SINGLE: dict[str, str] = {
@@ -43,6 +45,16 @@ _SETTINGS = {
 
 #: Levels of a checkpoint that recommends none.
 DEFAULT_LEVELS = "log:12:0.3:4:flat"
+
+
+def recorded_info(name: str | os.PathLike[str]) -> dict[str, Any]:
+    """What is recorded of a shipped model or a checkpoint, the ``info`` of its description; {} of any other model.
+
+    Raises:
+        CheckpointError: the description is damaged.
+    """
+    description = checkpoint_paths(ASSETS / str(name) if str(name) in SINGLE else name)[1]
+    return dict(read_description(description).get("info") or {}) if description.is_file() else {}
 
 
 def load_single(name: str, device: torch.device, settings: dict[str, Any]) -> BaseDefence:

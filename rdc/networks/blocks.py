@@ -24,8 +24,10 @@ __all__ = [
     "PositionalEmbedding",
     "UNetBlock",
     "allow_backward_again",
+    "cut_to",
     "fastest_layout",
     "half_norms",
+    "padded_to",
 ]
 
 
@@ -55,6 +57,17 @@ def half_norms(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, GroupNorm):
             module.float32 = False
+
+
+def padded_to(x: Tensor, multiple: int) -> Tensor:
+    """x [B, C, H, W] with zeros below and on the right, so that both sides are multiples; x itself where they are."""
+    below, right = (-side % multiple for side in x.shape[2:])
+    return F.pad(x, (0, right, 0, below)) if below or right else x
+
+
+def cut_to(x: Tensor, height: int, width: int) -> Tensor:
+    """The upper left corner of x [B, C, H, W]: what :func:`padded_to` has begun with; x itself where that is all of it."""
+    return x if (height, width) == tuple(x.shape[2:]) else x[:, :, :height, :width]
 
 
 def _scaled_init(shape: tuple[int, ...], mode: str, fan_in: int, fan_out: int, scale: float) -> Tensor:

@@ -148,11 +148,11 @@ def build_network(config: dict[str, Any]) -> nn.Module:
     """Make the network that ``config`` describes, with freshly drawn weights.
 
     Args:
-        config: ``kind`` ("conditional", "multihead", "resnet" or "vit"), ``image_shape`` [C, H, W] with H = W, ``num_classes``
-            K, ``patch_size`` (default 1), ``unet`` (``architecture`` and its arguments), for "multihead" also
-            ``wide_channels``; for architecture "UNet2DModel" also ``vp``: ``schedule`` (see
-            ``networks.vp.vp_sigmas``), ``prediction``, ``null_label``. "resnet" has no ``unet`` but ``width`` and
-            ``blocks`` (see ``networks.resnet.ResNet``), "vit" ``width``, ``depth`` and ``heads`` (H and W may differ; see
+        config: ``kind`` ("conditional", "multihead", "resnet" or "vit"), ``image_shape`` [C, H, W], ``num_classes``
+            K, ``patch_size`` (default 1; of a U-Net it divides H and W, else patches are padded), ``unet`` (``architecture`` and
+            its arguments), for "multihead" also ``wide_channels``; for architecture "UNet2DModel", whose images are square, also
+            ``vp``: ``schedule`` (see ``networks.vp.vp_sigmas``), ``prediction``, ``null_label``. "resnet" has no ``unet`` but
+            ``width`` and ``blocks`` (see ``networks.resnet.ResNet``), "vit" ``width``, ``depth`` and ``heads`` (see
             ``networks.vision_transformer.VisionTransformer``).
 
     Returns:
@@ -178,10 +178,8 @@ def build_network(config: dict[str, Any]) -> nn.Module:
             f"{one_line(repr(error), 80)} in {shown(config, 400)}"
         ) from error
     check_description(config)
-    if height != width or height % patch:
-        raise ConfigError(
-            f"image_shape: expected square images divisible by patch_size {patch}; got {height} x {width}"
-        )
+    if height % patch or width % patch:
+        raise ConfigError(f"image_shape: expected sides divisible by patch_size {patch}; got {height} x {width}")
     if architecture == "UNet2DModel":
         return _build_vp(config, unet)
     classes = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
@@ -189,9 +187,9 @@ def build_network(config: dict[str, Any]) -> nn.Module:
         raise ConfigError(
             f"unet.architecture: expected one of {', '.join(classes)}, UNet2DModel; got {shown(architecture)}"
         )
-    folded = channels * patch**2
+    folded, grid = channels * patch**2, (height // patch, width // patch)
     with _building("unet"):
-        net = classes[architecture](height // patch, folded, folded, label_dim=num_classes, **unet)
+        net = classes[architecture](grid, folded, folded, label_dim=num_classes, **unet)
     if kind == "conditional":
         return net if patch == 1 else PatchUNet(net, patch)
     if kind == "multihead":
@@ -307,7 +305,9 @@ def _is_count(value: Any) -> bool:
 
 def _build_vp(config: dict[str, Any], unet: dict[str, Any]) -> VPNetwork:
     """A diffusers ``UNet2DModel`` with its discrete noise schedule, answering like an EDM network."""
-    channels, size, _ = config["image_shape"]
+    channels, size, width = config["image_shape"]
+    if width != size:
+        raise ConfigError(f'unet.architecture "UNet2DModel": expected square images; got {size} x {width}')
     num_classes, vp = config["num_classes"], config.get("vp") or {}
     if not isinstance(vp, dict) or not isinstance(vp.get("schedule") or {}, dict):
         raise ConfigError(f"vp: expected an object with schedule, prediction and null_label; got {shown(vp)}")

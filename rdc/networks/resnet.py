@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rdc.arguments.scalars import shown
 from rdc.errors import ConfigError
-from rdc.networks.blocks import GroupNorm
+from rdc.networks.blocks import GroupNorm, padded_to
 
 __all__ = ["ACTIVATIONS", "NORMS", "ResNet"]
 
@@ -33,7 +33,7 @@ class ResNet(nn.Module):
     """A pre-activation ResNet with group normalisation on space-to-depth images.
 
     Args:
-        image_shape: (C, H, W), H = W, divisible by ``patch_size``.
+        image_shape: (C, H, W). Sides that ``patch_size`` does not divide are padded with grey below and on the right.
         num_classes: K >= 2.
         width: channels of the first stage, >= 1.
         blocks: residual blocks of each stage, at least one stage of at least one block.
@@ -65,11 +65,6 @@ class ResNet(nn.Module):
         for name, value, known in (("norm", norm, NORMS), ("activation", activation, ACTIVATIONS)):
             if value not in known:
                 raise ConfigError(f"{name}: expected one of {', '.join(known)} for a resnet; got {shown(value)}")
-        channels, height, side = image_shape
-        if height != side or height % patch_size:
-            raise ConfigError(
-                f"image_shape: expected square images divisible by patch_size {patch_size}; got {height} x {side}"
-            )
         if num_classes < 2:
             raise ConfigError(f"num_classes: expected at least 2 for a resnet; got {num_classes}")
         if width < 1 or not blocks or min(blocks) < 1:
@@ -77,7 +72,7 @@ class ResNet(nn.Module):
                 f"resnet: expected width >= 1 and blocks a list of numbers >= 1; got width {width}, blocks {list(blocks)}"
             )
         self.image_shape, self.num_classes, self.patch_size = tuple(image_shape), num_classes, patch_size
-        self.stem = nn.Conv2d(channels * patch_size**2, width, 3, padding=1)
+        self.stem = nn.Conv2d(image_shape[0] * patch_size**2, width, 3, padding=1)
         widths = [width * 2**stage for stage, count in enumerate(blocks) for _ in range(count)]
         self.blocks = nn.ModuleList(
             _Block(before, after, 1 if after == before else 2, norm, _SLOPES[activation])
@@ -92,7 +87,7 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, K] of pixels [B, C, H, W] in [0, 1]."""
         with torch.autocast(x.device.type, enabled=False):
-            x = self.stem(F.pixel_unshuffle(2 * x - 1, self.patch_size))
+            x = self.stem(F.pixel_unshuffle(padded_to(2 * x - 1, self.patch_size), self.patch_size))
         for block in self.blocks:
             x = block(x)
         with torch.autocast(x.device.type, enabled=False):

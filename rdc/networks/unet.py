@@ -14,7 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdc.networks.blocks import Conv2d, FourierEmbedding, GroupNorm, Linear, PositionalEmbedding, UNetBlock
+from rdc.networks.blocks import (
+    Conv2d,
+    FourierEmbedding,
+    GroupNorm,
+    Linear,
+    PositionalEmbedding,
+    UNetBlock,
+    cut_to,
+    padded_to,
+)
 
 __all__ = ["DhariwalUNet", "SongUNet"]
 
@@ -23,7 +32,8 @@ class SongUNet(nn.Module):
     """DDPM++ (``embedding_type="positional"``, standard encoder) or NCSN++ (``"fourier"``, residual encoder) U-Net.
 
     Args:
-        img_resolution: H = W of the input; must be divisible by ``2 ** (len(channel_mult) - 1)``.
+        img_resolution: H = W of the input, or (H, W); at least ``2 ** (len(channel_mult) - 1)``. Sides that are no multiple of that
+            are padded with zeros below and on the right, and what comes of the padding is cut off again.
         in_channels, out_channels: image channels in and out.
         label_dim: number of classes K; 0 for an unconditional network.
         augment_dim: length of the augmentation label; 0 for none.
@@ -35,13 +45,13 @@ class SongUNet(nn.Module):
             shifting them before it (EDM's DDPM++ and NCSN++).
 
     Forward:
-        x [B, in_channels, R, R], noise_labels [B] (c_noise), class_labels [B, K] one-hot (zeros or None: null label),
-        augment_labels [B, augment_dim] or None -> [B, out_channels, R, R].
+        x [B, in_channels, H, W], noise_labels [B] (c_noise), class_labels [B, K] one-hot (zeros or None: null label),
+        augment_labels [B, augment_dim] or None -> [B, out_channels, H, W].
     """
 
     def __init__(
         self,
-        img_resolution: int,
+        img_resolution: int | tuple[int, int],
         in_channels: int,
         out_channels: int,
         label_dim: int = 0,
@@ -65,7 +75,7 @@ class SongUNet(nn.Module):
         _expect("embedding_type", embedding_type, ("positional", "fourier"))
         _expect("encoder_type", encoder_type, ("standard", "skip", "residual"))
         _expect("decoder_type", decoder_type, ("standard", "skip"))
-        _expect_divisible(img_resolution, len(channel_mult))
+        self.multiple = _multiple(len(channel_mult))
         self.label_dropout = label_dropout
         emb_channels = model_channels * channel_mult_emb
         noise_channels = model_channels * channel_mult_noise
@@ -91,8 +101,8 @@ class SongUNet(nn.Module):
         self.map_layer1 = Linear(emb_channels, emb_channels)
 
         levels = [
-            _Level(res, model_channels * mult, int(res in attn_resolutions))
-            for res, mult in _resolutions(img_resolution, channel_mult)
+            _Level(size, model_channels * mult, int(min(size) in attn_resolutions))
+            for size, mult in _resolutions(img_resolution, channel_mult)
         ]
         beside = _beside_the_encoder(encoder_type, in_channels, taps)
         self.enc, skips = _encoder(Conv2d(in_channels, model_channels, 3), levels, num_blocks, block, beside)
@@ -118,11 +128,17 @@ class SongUNet(nn.Module):
         return self.decode(x, self.embed(noise_labels, class_labels, augment_labels))[1]
 
     def decode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the U-Net on x [B, in_channels, R, R] with embedding ``emb`` [B, emb_channels].
+        """Run the U-Net on x [B, in_channels, H, W] with embedding ``emb`` [B, emb_channels].
 
         Returns:
-            Features [B, last_channels, R, R] in front of the last normalisation, and the output [B, out_channels, R, R].
+            Features [B, last_channels, H, W] in front of the last normalisation, and the output [B, out_channels, H, W].
         """
+        height, width = x.shape[2:]
+        features, output = self._decode(padded_to(x, self.multiple), emb)
+        return cut_to(features, height, width), cut_to(output, height, width)
+
+    def _decode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`decode` of an image whose sides every level can halve."""
         skips: list[Tensor] = []
         aux = x
         for name, block in self.enc.items():
@@ -159,13 +175,13 @@ class DhariwalUNet(nn.Module):
     """ADM U-Net. Arguments as for :class:`SongUNet`; attention heads are 64 channels wide.
 
     Forward:
-        x [B, in_channels, R, R], noise_labels [B], class_labels [B, K] or None, augment_labels or None
-        -> [B, out_channels, R, R].
+        x [B, in_channels, H, W], noise_labels [B], class_labels [B, K] or None, augment_labels or None
+        -> [B, out_channels, H, W].
     """
 
     def __init__(
         self,
-        img_resolution: int,
+        img_resolution: int | tuple[int, int],
         in_channels: int,
         out_channels: int,
         label_dim: int = 0,
@@ -179,7 +195,7 @@ class DhariwalUNet(nn.Module):
         label_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        _expect_divisible(img_resolution, len(channel_mult))
+        self.multiple = _multiple(len(channel_mult))
         _expect_even(model_channels, 2)
         self.label_dropout = label_dropout
         emb_channels = model_channels * channel_mult_emb
@@ -201,8 +217,8 @@ class DhariwalUNet(nn.Module):
             )
 
         levels = [
-            _Level(res, model_channels * mult, model_channels * mult // 64 if res in attn_resolutions else 0)
-            for res, mult in _resolutions(img_resolution, channel_mult)
+            _Level(size, model_channels * mult, model_channels * mult // 64 if min(size) in attn_resolutions else 0)
+            for size, mult in _resolutions(img_resolution, channel_mult)
         ]
         channels = levels[0].width
         first = Conv2d(in_channels, channels, 3, init="kaiming_uniform")
@@ -221,7 +237,8 @@ class DhariwalUNet(nn.Module):
         if self.map_label is not None and class_labels is not None:
             emb = emb + self.map_label(class_labels)
         emb = F.silu(emb)
-        skips = []
+        skips, (height, width) = [], x.shape[2:]
+        x = padded_to(x, self.multiple)
         for block in self.enc.values():
             x = block(x, emb) if isinstance(block, UNetBlock) else block(x)
             skips.append(x)
@@ -230,28 +247,37 @@ class DhariwalUNet(nn.Module):
                 x = torch.cat([x, skips.pop()], dim=1)
             x = block(x, emb)
         out: Tensor = self.out_conv(self.out_norm.silu(x))
-        return out
+        return cut_to(out, height, width)
 
 
 class _Level(NamedTuple):
-    """One resolution: its size, the width of its blocks, and the heads of their attention (0: none)."""
+    """One resolution: its height and width, the width of its blocks, and the heads of their attention (0: none)."""
 
-    size: int
+    size: tuple[int, int]
     width: int
     heads: int
 
     def named(self, part: str) -> str:
         """A part's name in the checkpoints."""
-        return f"{self.size}x{self.size}_{part}"
+        return f"{self.size[0]}x{self.size[1]}_{part}"
 
 
 #: what else belongs to a level: of it and the channels that arrive there, modules by name
 Beside = Callable[[_Level, int], Iterable[tuple[str, nn.Module]]]
 
 
-def _resolutions(img_resolution: int, channel_mult: Sequence[int]) -> list[tuple[int, int]]:
-    """Size and multiplier of every level."""
-    return [(img_resolution >> level, mult) for level, mult in enumerate(channel_mult)]
+def _resolutions(
+    img_resolution: int | tuple[int, int], channel_mult: Sequence[int]
+) -> list[tuple[tuple[int, int], int]]:
+    """Size, padding included, and multiplier of every level."""
+    sides = (img_resolution, img_resolution) if isinstance(img_resolution, int) else img_resolution
+    multiple = _multiple(len(channel_mult))
+    if min(sides) < multiple:  # most of what it computes would be padding
+        raise ValueError(
+            f"img_resolution: expected {multiple} or more for {len(channel_mult)} levels, got {min(sides)}; use fewer channel_mult entries"
+        )
+    height, width = (side + -side % multiple for side in sides)
+    return [((height >> level, width >> level), mult) for level, mult in enumerate(channel_mult)]
 
 
 def _nothing(level: _Level, channels: int) -> Iterable[tuple[str, nn.Module]]:
@@ -346,11 +372,8 @@ def _expect_even(channels: int, least: int) -> None:
         raise ValueError(f"model_channels: expected an even number of at least {least} channels; got {channels}")
 
 
-def _expect_divisible(resolution: int, levels: int) -> None:
+def _multiple(levels: int) -> int:
+    """What divides both sides of an image that so many levels can halve."""
     if levels < 1:
         raise ValueError("channel_mult: expected a number for each level, one at least; got none")
-    if resolution % (1 << (levels - 1)):
-        raise ValueError(
-            f"img_resolution: expected a multiple of {1 << (levels - 1)} for {levels} levels, got {resolution}; "
-            "use fewer channel_mult entries or pad the image"
-        )
+    return 1 << (levels - 1)

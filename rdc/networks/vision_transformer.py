@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdc.errors import ConfigError
-from rdc.networks.blocks import PositionalEmbedding
+from rdc.networks.blocks import PositionalEmbedding, cut_to, padded_to
 
 __all__ = ["VisionTransformer"]
 
@@ -29,7 +29,7 @@ class VisionTransformer(nn.Module):
     """A vision transformer with two heads.
 
     Args:
-        image_shape: (C, H, W); H and W divisible by ``patch_size``.
+        image_shape: (C, H, W). Sides that ``patch_size`` does not divide are padded with grey below and on the right.
         num_classes: K >= 2.
         patch_size: side P of a patch.
         width: D, channels of a token; a multiple of ``heads``, and even.
@@ -58,10 +58,6 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, side = image_shape
-        if height % patch_size or side % patch_size:
-            raise ConfigError(
-                f"image_shape: expected sides divisible by patch_size {patch_size}; got {height} x {side}"
-            )
         if num_classes < 2:
             raise ConfigError(f"num_classes: expected at least 2 for a vit; got {num_classes}")
         if depth < 1 or heads < 1 or width < 2 or width % heads or width % 2:
@@ -70,7 +66,7 @@ class VisionTransformer(nn.Module):
                 f"width {width}"
             )
         self.image_shape, self.num_classes, self.patch_size = tuple(image_shape), num_classes, patch_size
-        self.grid = (height // patch_size, side // patch_size)
+        self.grid = (-(-height // patch_size), -(-side // patch_size))
         folded, length = channels * patch_size**2, math.prod(self.grid)
         self.stem = nn.Linear(folded, width)
         self.places = nn.Parameter(torch.empty(1, length, width))
@@ -92,7 +88,8 @@ class VisionTransformer(nn.Module):
         """Logits [B, K] of pixels, or the noise [B, C, H, W] in noisy ones at ``times`` [B]."""
         at = x.new_zeros(len(x)) if times is None else times.to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            patches = F.pixel_unshuffle(2 * x - 1, self.patch_size).flatten(2).transpose(1, 2)  # [B, L, C P^2]
+            whole = padded_to(2 * x - 1, self.patch_size)
+            patches = F.pixel_unshuffle(whole, self.patch_size).flatten(2).transpose(1, 2)  # [B, L, C P^2]
             time = self.time1(F.silu(self.time0(self.sinusoids(_TIMES * at))))[:, None]
             tokens = torch.cat([self.class_token.expand(len(x), -1, -1), self.stem(patches) + self.places], 1) + time
         for block in self.blocks:
@@ -103,7 +100,7 @@ class VisionTransformer(nn.Module):
                 logits: Tensor = self.class_head(tokens[:, 0])
                 return logits
             noise = self.noise_head(tokens[:, 1:]).transpose(1, 2).unflatten(2, self.grid)
-            return F.pixel_shuffle(noise, self.patch_size)
+            return cut_to(F.pixel_shuffle(noise, self.patch_size), *x.shape[2:])
 
 
 class _Block(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 from rdc.errors import CheckpointError, one_line
 from rdc.storage.json_files import parse_json
 from rdc.storage.reading import reading
-from rdc.storage.structure import choice, integer, number, record, sequence, text
+from rdc.storage.structure import choice, flag, integer, number, record, sequence, text
 
 __all__ = ["FORMAT", "MOST_STEPS", "properties_of"]
 
@@ -25,7 +25,12 @@ _CHECK = record(
         "max_lm_steps": integer(0, MOST_STEPS),
         "bytes_per_image": integer(1, 2**50),
     },
-    {"lm_steps": integer(0, MOST_STEPS), "confidence_threshold": number(0, 1), "logit_scale": number(0)},
+    {
+        "lm_steps": integer(0, MOST_STEPS),
+        "confidence_threshold": number(0, 1),
+        "logit_scale": number(0),
+        "calibrated": flag(),
+    },
 )
 
 

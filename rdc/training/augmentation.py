@@ -138,7 +138,7 @@ class Augmented:
 
 
 def geometric(x: Tensor, probability: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """EDM's augmentation (Karras et al. 2022, appendix F.2, table 6): x [B, C, S, S] in [-1, 1] -> (the same, label [B, 9]).
+    """EDM's augmentation (Karras et al. 2022, appendix F.2, table 6): x [B, C, H, W] in [-1, 1] -> (the same, label [B, 9]).
 
     In this order, about the centre of the image, each but the first with ``probability``, independently:
 
@@ -150,7 +150,8 @@ def geometric(x: Tensor, probability: float, generator: torch.Generator) -> tupl
     scaled                by 2^(0.2 a), a normal                           2: a
     rotated               by b in (-pi, pi), counterclockwise              3, 4: cos b - 1, sin b
     stretched             2^(0.2 c) along an axis at d, 2^(-0.2 c) across  5, 6: c cos 2d, c sin 2d
-    moved                 e / 8 of the side right, f / 8 down, both normal 7, 8: e, f
+    moved                 e / 8 of the width right, f / 8 of the height    7, 8: e, f
+                          down, both normal
     ====================  ===============================================  =====================================
 
     What comes in from outside is mirrored. Images are resampled once, bicubically, without a filter against aliasing (EDM
@@ -165,12 +166,7 @@ def geometric(x: Tensor, probability: float, generator: torch.Generator) -> tupl
 
     Returns:
         Images in the memory format of x, and labels in its type.
-
-    Raises:
-        ConfigError: the images are not square.
     """
-    if x.shape[2] != x.shape[3]:
-        raise ConfigError(f"augment: expected square images; got {tuple(x.shape[2:])}")
     count = len(x)
     chance = uniform((count, 7), generator).to(x.device, x.dtype)
     angle = (uniform((count, 2), generator) * 2 - 1).to(x.device, x.dtype) * math.pi
@@ -187,13 +183,21 @@ def geometric(x: Tensor, probability: float, generator: torch.Generator) -> tupl
     with torch.autocast(x.device.type, enabled=False):  # places in bfloat16 would be off by tenths of a pixel
         # From places in the result back to places in x, coordinates (column, row) in -1..1: each inverted, the last first.
         turned = _rotation(b) @ (_rotation(d) @ _stretch(c) @ _rotation(-d))
-        linear = turned * torch.exp2(-0.2 * a)[:, None, None]
+        linear = _in_sides(turned * torch.exp2(-0.2 * a)[:, None, None], x)
         moved = torch.stack([e, f], 1)[:, :, None] / 4
         grid = F.affine_grid(torch.cat([linear, -linear @ moved], 2), list(x.shape), align_corners=False)
         made = F.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False).clamp(-1, 1)
     layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
     resampled = (on[:, 1:] > 0).any(1)
     return torch.where(_per_image(resampled), made, x).contiguous(memory_format=layout), label
+
+
+def _in_sides(linear: Tensor, x: Tensor) -> Tensor:
+    """Matrices [B, 2, 2] on pixels as matrices on coordinates of -1..1 along each side of x; the same where sides are equal."""
+    height, width = x.shape[2:]
+    if height == width:
+        return linear
+    return linear * linear.new_tensor([[1.0, height / width], [width / height, 1.0]])
 
 
 def _per_image(values: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from rdc.method.denoiser import make_denoiser
 from rdc.models.assets import load_shipped
 from rdc.models.checkpoints import load_model
 from rdc.models.single import SINGLE
+from rdc.networks.network_files import is_network_file, read_network_file
 from rdc.networks.presets import (
     DISCRIMINATIVE,
     NETWORK_PRESETS,
@@ -26,6 +27,7 @@ from rdc.networks.presets import (
     network_preset,
     with_augmentation_label,
 )
+from rdc.networks.sizes import SIZES, scaled_network
 from rdc.storage.json_files import read_json
 from rdc.training.adversarial import DEFAULT_BETA, ClassifierObjective
 from rdc.training.augmentation import AUGMENTATION_LABEL, Augmented, Shifted
@@ -36,7 +38,12 @@ from rdc.training.objective import ConditionalObjective, NoiseDistribution, Obje
 from rdc.training.recipes import NoiseChoice, Recipe
 from rdc.training.state import CONFIG
 
-__all__ = ["Prepared", "fingerprint", "held_out_of", "open_model", "prepare", "training_images"]
+__all__ = ["Prepared", "fingerprint", "fitted", "held_out_of", "open_model", "prepare", "training_images"]
+
+#: method -> family of ``rdc.networks.sizes``; others: "resnet"
+_FAMILIES = {"diffusion": "diffusion", "jem": "energy", "hybvit": "vit"}
+#: kinds of network that can be trained
+_KINDS = {"diffusion": ("conditional",), "hybvit": ("vit",), "classifier": DISCRIMINATIVE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +142,7 @@ def fingerprint(*tensors: Tensor) -> str:
 def _diffusion(recipe: Recipe, data: Dataset, device: torch.device) -> Prepared:
     terms, levels = recipe.diffusion, recipe.noise
     assert terms is not None and levels is not None
-    noise, config = levels.distribution(), _preset(recipe, data)
+    noise, config = levels.distribution(), _described(recipe, data)
     objective = ConditionalObjective(data.num_classes, noise, config["sigma_data"], **vars(terms))
     settings: dict[str, Any] = {
         "command": "train",
@@ -149,7 +156,7 @@ def _diffusion(recipe: Recipe, data: Dataset, device: torch.device) -> Prepared:
 
 
 def _classifier(recipe: Recipe, data: Dataset, device: torch.device) -> Prepared:
-    terms, config = recipe.classifier, _preset(recipe, data)
+    terms, config = recipe.classifier, _described(recipe, data)
     assert terms is not None
     objective = ClassifierObjective(recipe.method, recipe.attack, terms.beta, terms.label_smoothing, recipe.shift)
     settings: dict[str, Any] = {"command": "train", "method": recipe.method}
@@ -162,7 +169,7 @@ def _classifier(recipe: Recipe, data: Dataset, device: torch.device) -> Prepared
 
 
 def _energy(recipe: Recipe, data: Dataset, device: torch.device) -> Prepared:
-    terms, classifier, config = recipe.energy, recipe.classifier, _preset(recipe, data)
+    terms, classifier, config = recipe.energy, recipe.classifier, _described(recipe, data)
     assert terms is not None and classifier is not None
     objective = EnergyObjective(data.image_shape, terms, recipe.schedule.seed, classifier.label_smoothing)
     settings: dict[str, Any] = {"command": "train", "method": recipe.method, "energy": dataclasses.asdict(terms)}
@@ -171,7 +178,7 @@ def _energy(recipe: Recipe, data: Dataset, device: torch.device) -> Prepared:
 
 
 def _hybrid(recipe: Recipe, data: Dataset, device: torch.device) -> Prepared:
-    terms, classifier, config = recipe.hybrid, recipe.classifier, _preset(recipe, data)
+    terms, classifier, config = recipe.hybrid, recipe.classifier, _described(recipe, data)
     assert terms is not None and classifier is not None
     objective = HybridObjective(terms, classifier.label_smoothing, recipe.shift)
     settings: dict[str, Any] = {"command": "train", "method": recipe.method, "hybrid": dataclasses.asdict(terms)}
@@ -211,23 +218,45 @@ def _with_noise(recipe: Recipe, noise: NoiseDistribution) -> Recipe:
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
-def _preset(recipe: Recipe, data: Dataset) -> dict[str, Any]:
+def _described(recipe: Recipe, data: Dataset) -> dict[str, Any]:
     """Description of the network to train, which is of the method's kind and of the data's shape."""
-    config = network_preset(recipe.network, data.num_classes)
+    config = _named(recipe, data)
     diffusion, hybrid = recipe.method == "diffusion", recipe.method == "hybvit"
-    if (config["kind"] in DISCRIMINATIVE) is diffusion or hybrid and config["kind"] != "vit":
-        expected = "a classifier such as resnet-small-28"
+    expected = _KINDS["hybvit" if hybrid else "diffusion" if diffusion else "classifier"]
+    if config["kind"] not in expected:
+        example = "a classifier such as resnet-small-28"
         if diffusion or hybrid:
-            expected = "a diffusion network such as small-28" if diffusion else "a transformer such as vit-small-28"
-        raise ConfigError(f"--network {recipe.network}: --method {recipe.method} trains {expected}")
+            example = "a diffusion network such as small-28" if diffusion else "a transformer such as vit-small-28"
+        raise ConfigError(f"--network {recipe.network}: --method {recipe.method} trains {example}")
     if not _fits(config, data):
-        expected, got = ("x".join(map(str, shape)) for shape in (config["image_shape"], data.image_shape))
-        fitting = [
-            name for name, other in NETWORK_PRESETS.items() if _fits(other, data) and other["kind"] == config["kind"]
-        ]
-        advice = f"choose --network {' or '.join(fitting)}" if fitting else "resize the images"
-        raise ConfigError(f"--network {recipe.network}: expected images of {expected}; {data!r} has {got}: {advice}")
+        expects, got = ("x".join(map(str, shape)) for shape in (config["image_shape"], data.image_shape))
+        raise ConfigError(
+            f"--network {recipe.network}: expected images of {expects}; {data!r} has {got}: choose --network "
+            f"{', '.join(SIZES[:-1])} or {SIZES[-1]}, which take any size"
+        )
     return config
+
+
+def _named(recipe: Recipe, data: Dataset) -> dict[str, Any]:
+    """The description that ``--network`` names: a size, a preset, or a file."""
+    name, family = recipe.network, _FAMILIES.get(recipe.method, "resnet")
+    if name in SIZES:
+        return scaled_network(name, family, data.image_shape, data.num_classes)
+    if name not in NETWORK_PRESETS and is_network_file(name):
+        return read_network_file(name, family, data.image_shape, data.num_classes)
+    try:
+        return network_preset(name, data.num_classes)
+    except ConfigError as error:
+        raise ConfigError(
+            f"network preset: expected one of {', '.join(SIZES)} (scaled to the images), {', '.join(NETWORK_PRESETS)}, or a "
+            f".json or .toml file; got {name!r}"
+        ) from error
+
+
+def fitted(recipe: Recipe, data: Dataset) -> Recipe:
+    """The recipe, with the network "small" where its own preset is for images of another size; for a network that nobody has named."""
+    preset = NETWORK_PRESETS.get(recipe.network)
+    return recipe if preset is None or _fits(preset, data) else dataclasses.replace(recipe, network="small")
 
 
 def _fits(config: dict[str, Any], data: Dataset) -> bool:

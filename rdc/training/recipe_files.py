@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 from rdc.errors import ConfigError
-from rdc.storage.reading import read_content, reading
+from rdc.storage import toml_files
 from rdc.training.recipe_settings import Source, recipe_from, settings_of
 from rdc.training.recipes import Recipe
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 __all__ = ["from_toml", "read_toml", "to_toml"]
 
 _EXPECTED = "a recipe (TOML)"
-_LARGEST = 2**20  # bytes
 
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -30,9 +23,7 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, too large, or no TOML.
     """
-    content = read_content(path, ConfigError, _EXPECTED, _LARGEST)
-    with reading(path, ConfigError, _EXPECTED):
-        return tomllib.loads(content.decode("utf-8"))
+    return toml_files.read_toml(path, ConfigError, _EXPECTED)
 
 
 def from_toml(path: str | os.PathLike[str]) -> Recipe:

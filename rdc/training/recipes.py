@@ -29,6 +29,7 @@ GOES_WITH: dict[str, tuple[str, ...]] = {
     "teacher": ("distill",),
     "wide_channels": ("distill",),
     "augment": ("diffusion", "distill"),
+    "calibrate": ("diffusion", "distill"),
     "shift": (*CLASSIFIERS, "hybvit", "distill"),
     "noise": ("diffusion", "distill"),
     "diffusion": ("diffusion",),
@@ -80,14 +81,17 @@ class Recipe:
 
     Args:
         method: one of :data:`METHODS`.
-        network: preset to train, one of :data:`rdc.networks.presets.NETWORK_PRESETS`; "": the method's. A student has its
-            teacher's.
+        network: to train: a size, one of :data:`rdc.networks.sizes.SIZES`, scaled to the images; a preset, one of
+            :data:`rdc.networks.presets.NETWORK_PRESETS`; a JSON or TOML file (:mod:`rdc.networks.network_files`); "": the method's
+            preset. A student has its teacher's.
         init: model to start from, a shipped one's name or a path; "": fresh weights (a student: the teacher's).
         teacher: conditional model to distil, likewise; "": none, with ``init`` and no ``classes_per_image``.
         wide_channels: of a student's last residual block.
         data: what the run is told apart by beside a checksum of the images: the data's name or path; "": the data set's own
             name (the commands: :data:`DEFAULT_DATA`).
-        holdout: training images to leave out, the same number of each class.
+        holdout: training images to leave out, the same number of each class; None: as many as calibration takes
+            (``training.confidence.automatic_holdout``), or none without it.
+        calibrate: fit a diffusion model's confidence at the end, on images that were left out; it changes no decision.
         shift: move each image by up to so many pixels along each axis.
         augment: probability of each of EDM's transformations, of which the network is told; 0: none.
         minutes: in place of ``train.images``: end within so many minutes.
@@ -107,7 +111,8 @@ class Recipe:
     teacher: str = ""
     wide_channels: int = WIDE_CHANNELS
     data: str = ""
-    holdout: int = 0
+    holdout: int | None = None
+    calibrate: bool = True
     shift: int = 0
     augment: float = 0.0
     minutes: float | None = None
@@ -127,7 +132,7 @@ class Recipe:
             if self.method not in methods_of(field.name) and getattr(self, field.name) != field.default:
                 raise ConfigError(f"{field.name}: has no meaning for method {self.method}")
         self._complete()
-        if self.holdout < 0:
+        if self.holdout is not None and self.holdout < 0:
             raise ConfigError(f"holdout: expected 0 or more images; got {self.holdout}")
         if self.shift < 0:
             raise ConfigError(f"shift: expected 0 or more pixels; got {self.shift}")

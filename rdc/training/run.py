@@ -10,6 +10,8 @@ from typing import Any
 
 from rdc.data import Dataset
 from rdc.execution.processes import leave_processes
+from rdc.models.checkpoints import checkpoint_paths
+from rdc.training.confidence import calibrate_model, calibration_of, with_holdout
 from rdc.training.device import open_device
 from rdc.training.exporter import Exporter
 from rdc.training.preparation import Prepared, fingerprint, prepare, training_images
@@ -33,6 +35,7 @@ class Training:
         finished: whether it came to its end; else its minutes ended, and the state is saved.
         samples: whether ``samples.png`` was drawn.
         first: whether this is the first (or only) of several processes, the one that speaks.
+        calibration: what held-out images said (:mod:`rdc.decisions.held_out`); None: not asked, or not at its end.
     """
 
     out: Path
@@ -42,6 +45,7 @@ class Training:
     finished: bool
     samples: bool
     first: bool
+    calibration: dict[str, Any] | None = None
 
 
 def run(
@@ -58,7 +62,8 @@ def run(
 
     Args:
         recipe: what to do; ``recipe.toml`` in the folder says it again, with what the teacher decided.
-        data: the training split; ``recipe.holdout`` images of it are left out.
+        data: the training split; ``recipe.holdout`` images of it are left out, and at its end a diffusion model's confidence is
+            fitted on them (``recipe.calibrate``).
         out: folder, made when needed: the model at every checkpoint, the state, the log, pictures.
         device: "cpu", "cuda", or "auto": cuda if there is one.
         threads: CPU threads of this process from now on; None: as they are.
@@ -74,6 +79,8 @@ def run(
     """
     begun = time.monotonic() if begun is None else begun
     place = open_device(device, threads)
+    recipe, described = with_holdout(recipe, data, out), checkpoint_paths(Path(out) / "model")[1]
+    before = calibration_of(described)
     try:
         images = training_images(recipe, data)
         ready = prepare(recipe, images, place)
@@ -90,11 +97,15 @@ def run(
     finally:
         leave_processes()
     finished, first = trainer.step >= trainer.config.steps, trainer.rank == 0
-    samples = recipe.method in ("diffusion", "distill") and finished and first
-    if samples:
+    diffuses, calibration = recipe.method in ("diffusion", "distill") and finished and first, None
+    if diffuses:
+        if recipe.calibrate:
+            with trainer.folder.writing("the calibration"):
+                operands = trainer.averaged_network(), ready.config, recipe, data, before, progress
+                calibration = calibrate_model(described, *operands)
         exporter.samples(trainer.averaged_network(), progress)
     done = trainer.step * trainer.config.batch_size
-    return Training(Path(out), done, trainer.config.images, trainer.seconds, finished, samples, first)
+    return Training(Path(out), done, trainer.config.images, trainer.seconds, finished, diffuses, first, calibration)
 
 
 def _description(ready: Prepared, images: Dataset) -> dict[str, Any]:
@@ -104,4 +115,4 @@ def _description(ready: Prepared, images: Dataset) -> dict[str, Any]:
         "images": len(images),
         "crc32": fingerprint(images.images, images.labels),
     }
-    return {**ready.settings, "network": ready.config, "data": source, "holdout": ready.recipe.holdout}
+    return {**ready.settings, "network": ready.config, "data": source, "holdout": ready.recipe.holdout or 0}

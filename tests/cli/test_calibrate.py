@@ -191,7 +191,7 @@ def test_what_cannot_work_is_said_before_the_work(trained, tmp_path, capsys, mon
     for split in ("train", "test"):
         images = np.zeros((600, 8, 8), np.uint8)
         np.savez(tmp_path / "data" / f"{split}.npz", images=images, labels=np.arange(600) % 6)
-    monkeypatch.setattr("rdc.cli.calibrate._losses", None)
+    monkeypatch.setattr("rdc.decisions.held_out.level_losses", None)
     model, _, _ = trained
     for more, words in (
         (["--ood", "missing.npz"], "missing.npz"),

@@ -265,11 +265,15 @@ def test_sample_draws_the_asked_for_grid(teacher: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        (["train", "--network", "huge"], "network preset: expected one of .*; got 'huge'"),
+        (["train", "--network", "huge"], "network preset: expected one of tiny, small, .*small-28.*; got 'huge'"),
         (
             ["train", "--network", "small-32"],
-            "images of 3x32x32.*1 x 28 x 28.*: choose --network tiny-28 or small-28$",
+            "images of 3x32x32.*1 x 28 x 28.*: choose --network tiny, small, medium or large, which take any size$",
         ),
+        (["train", "--network", "none.toml"], "none.toml: no such file"),
+        (["train", "--network", "vit-small-28"], "--method diffusion trains a diffusion network such as small-28"),
+        (["train", "--method", "hybvit", "--network", "resnet-small-28"], "trains a transformer such as vit-small-28"),
+        (["train", "--method", "trades", "--network", "small-28"], "trains a classifier such as resnet-small-28"),
         (["train", "--device", "tpu"], "device: expected auto, cpu, cuda, cuda:N or mps; got 'tpu'"),
         (["train", "--threads", "0"], "--threads"),
         (["train", "--images", "3"], "images: expected at least batch_size"),
@@ -286,13 +290,6 @@ def test_mistakes_are_answered_in_one_line(
     error = capsys.readouterr().err
     assert re.search(expected, error) and error.count("\n") == 1, error
     assert not (tmp_path / "run" / "state.safetensors").exists()
-
-
-def test_images_of_a_size_that_no_network_has(tmp_path: Path, capsys) -> None:
-    pixels = torch.zeros(4, 3, 64, 64, dtype=torch.uint8)
-    save_npz(Dataset(pixels, torch.arange(4) % 2, ("a", "b"), "large", "train"), tmp_path / "large.npz")
-    assert main(["train", "--data", str(tmp_path / "large.npz"), "--out", str(tmp_path / "run")]) == 2
-    assert capsys.readouterr().err.endswith("has 3x64x64: resize the images\n")
 
 
 def test_distill_refuses_a_teacher_of_other_data(teacher: Path, tmp_path: Path, capsys) -> None:

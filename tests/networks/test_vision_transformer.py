@@ -146,7 +146,7 @@ def test_the_preset_is_small_and_is_kept(tmp_path: Path) -> None:
         ),
         ({"depth": 65}, "depth: expected a whole number from 1 to 64; got 65"),
         ({"width": 65_536, "depth": 64}, "weights: expected 8,589,934,592 at most"),
-        ({"patch_size": 4}, "image_shape: expected sides divisible by patch_size 4; got 4 x 6"),
+        ({"patch_size": 65}, "patch_size: expected a whole number from 1 to 64; got 65"),
         ({"num_classes": 1}, "num_classes: expected at least 2 for a vit; got 1"),
         ({"heads": True}, "got heads True"),
         ({"blocks": [1]}, "unknown blocks"),

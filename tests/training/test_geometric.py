@@ -14,7 +14,7 @@ from rdc.training.augmentation import AUGMENTATION_LABEL, Augmented, Shifted, ge
 from rdc.training.batches import BatchGenerator
 from rdc.training.distillation import DistillationObjective, Secant
 from rdc.training.objective import ConditionalObjective, NoiseDistribution
-from tests.tolerances import WARPED_CENTRE
+from tests.tolerances import WARPED_CENTRE, WARPED_PIXELS
 
 SIDE = 33
 
@@ -78,6 +78,35 @@ def test_all_at_once_go_where_the_label_says() -> None:
             assert image[0, row, column] > 0, label  # 1 in the middle, -1 outside
             checked += 1
     assert checked > 400
+
+
+@pytest.mark.parametrize("only", [2, 3, 5, 7], ids=["scaled", "rotated", "stretched", "moved"])
+def test_a_spot_in_an_oblong_image_goes_where_the_label_says(only: int) -> None:
+    """Turned and stretched in pixels, not in shares of the sides; moved by shares of them."""
+    tall, wide = SIDE, 2 * SIDE - 1
+    rows, columns = ((torch.arange(side) - (side - 1) / 2) for side in (tall, wide))
+    spot = torch.tensor([6.0, -4.0])  # pixels right of the centre, and below
+    far = (columns[None] - spot[0]) ** 2 + (rows[:, None] - spot[1]) ** 2
+    x = (2 * torch.exp(-far / (2 * 1.3**2)) - 1)[None, None].repeat(400, 1, 1, 1)
+    made, labels = geometric(x, 0.25, generator())
+    checked = 0
+    for image, label in zip(made, labels, strict=True):
+        changed = {i for i, group in {2: [2], 3: [3, 4], 5: [5, 6], 7: [7, 8]}.items() if label[group].any()}
+        still = label.clone()
+        still[7:] = 0
+        expected = said(still, spot) + label[7:] / 8 * torch.tensor([float(wide), float(tall)])
+        inside = (
+            (expected.abs() < torch.tensor([wide / 4, tall / 4])).all() and label[2].abs() < 2 and label[5:7].norm() < 2
+        )
+        if inside and changed == {only}:
+            near = (
+                (columns[None] - expected[0]) ** 2 + (rows[:, None] - expected[1]) ** 2
+            ) < 8**2  # mirrored spots are farther
+            mass = (image[0] + 1).clamp(min=0) ** 2 * near
+            found = torch.stack([(mass.sum(0) * columns).sum(), (mass.sum(1) * rows).sum()]) / mass.sum()
+            torch.testing.assert_close(found, expected, atol=WARPED_PIXELS, rtol=0)
+            checked += 1
+    assert checked >= 20
 
 
 def test_quarter_turns_and_whole_pixels_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,8 +265,6 @@ def test_refusals() -> None:
     for probability in (-0.1, 1.1, math.nan):
         with pytest.raises(ConfigError, match="augment: expected a probability in 0..1"):
             Augmented(lambda *_: None, probability)
-    with pytest.raises(ConfigError, match="augment: expected square images"):
-        geometric(torch.zeros(1, 1, 4, 6), 0.1, generator())
     resnet = {"kind": "resnet", "image_shape": [3, 8, 8], "num_classes": 2, "width": 4, "blocks": [1]}
     with pytest.raises(ConfigError, match="resnet takes no augmentation label"):
         with_augmentation_label(build_network(resnet), resnet, 9)
