@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _line(answer: dict[str, Any]) -> str:
     word = one_line(answer["class"]) + (", abstains" if answer["abstain"] else "")
-    notices = "".join(f"  ({one_line(notice)})" for notice in answer["notices"])
+    said = [*answer["notices"], *(f"of another kind? {reason}" for reason in answer["unlike"])]
+    notices = "".join(f"  ({one_line(notice)})" for notice in said)
     return f"{one_line(answer['file'], 400)}  {word}  {percent(answer['confidence'])}{notices}"
 
 
