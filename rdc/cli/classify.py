@@ -120,7 +120,8 @@ def _confidence(classifier: Any, args: argparse.Namespace) -> tuple[str | None, 
 
     if not isinstance(classifier, DiffusionClassifier):
         return None, None
-    why = uncalibrated(classifier.logit_scale, args.levels is None and args.lm is None)
+    own = all(getattr(args, name, None) is None for name in ("levels", "lm", "lm_model"))
+    why = uncalibrated(classifier.logit_scale, own)
     return why, known_kind(recorded_info(args.model).get("calibration"), classifier)
 
 

@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         max_lm_steps=args.max_lm_steps,
         confidence_threshold=args.threshold,
         info=checkpoint_info(args.model),
-        own_settings=args.logit_scale is not None or (args.lm is None and args.levels is None),
+        own_settings=args.logit_scale is not None or all(v is None for v in (args.lm, args.lm_model, args.levels)),
         check=not args.no_check,
         say=say,
     )

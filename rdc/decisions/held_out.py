@@ -163,7 +163,10 @@ def known_kind(calibration: object, classifier: DiffusionClassifier) -> KnownKin
     """
     if not isinstance(calibration, Mapping) or calibration.get("likelihood_score") is None:
         return None
-    if any(calibration.get(key) != value for key, value in _settings(classifier).items()):
+    lent = (
+        classifier.lm is not None and classifier.lm_denoiser is not None
+    )  # LM by another network, which no record names
+    if lent or any(calibration.get(key) != value for key, value in _settings(classifier).items()):
         return None
     found = calibration["likelihood_score"]
     try:

@@ -75,7 +75,7 @@ def uncalibrated_confidence(identity: Identity, totals: RunTotals) -> str | None
     if "logit_scale" not in identity.classifier:
         return None
     settings = identity.settings
-    own = settings.levels is None and settings.lm is None
+    own = all(given(value) is None for value in (settings.levels, settings.lm, settings.lm_model))
     return uncalibrated(identity.classifier["logit_scale"], own) or None
 
 
