@@ -48,7 +48,8 @@ def eight_bits(images: np.ndarray, where: str, budget: Budget | None = None) -> 
     for begin in range(0, len(flat), _PIECE):
         part = flat[begin : begin + _PIECE].astype(np.float64)
         low, high = float(part.min()), float(part.max())
-        if not (low >= -_SLACK and high <= 1 + _SLACK):  # also true for NaN
+        rounding = max(_SLACK, float(np.finfo(images.dtype).eps))  # as rdc.images.pixels.slack
+        if not (low >= -rounding and high <= 1 + rounding):  # also true for NaN
             raise DataError(f"{where}: images of floats must lie in [0, 1]; got {_range(images)}")
         part = 255 * part.clip(0, 1)
         nearest = np.rint(part)
@@ -62,7 +63,8 @@ def _range(images: np.ndarray) -> str:
     if not (np.isfinite(low) and np.isfinite(high)):
         return "NaN or infinity"
     hint = "store them as uint8" if high > 2 else "undo the normalisation: (x + 1) / 2, or x * std + mean"
-    return f"values from {low:.4g} to {high:.4g}; {hint}"
+    digits = 4 if low < -0.001 or high > 1.001 else 9  # what is wrong is to be seen
+    return f"values from {low:.{digits}g} to {high:.{digits}g}; {hint}"
 
 
 def channels_first(

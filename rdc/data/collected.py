@@ -13,8 +13,10 @@ from rdc.arguments.class_names import checked_names
 from rdc.arguments.scalars import shown
 from rdc.data.arrays import ROUNDED, channels_first, class_labels, eight_bits
 from rdc.data.dataset import Dataset
+from rdc.data.float_dataset import FloatDataset
 from rdc.errors import DataError, InputError
 from rdc.images.files import from_picture
+from rdc.images.pixels import boxed
 from rdc.terminal.progress import bar
 
 __all__ = ["as_array", "dataset_of_arrays", "dataset_of_items"]
@@ -29,13 +31,21 @@ def dataset_of_arrays(
     name: str,
     class_names: Sequence[str] | None = None,
     image_ids: Any = None,
+    *,
+    exact: bool = False,
 ) -> Dataset:
     """A data set of arrays; arguments and errors as of :func:`rdc.data.as_dataset`."""
     where = f"data set {name!r}"
     if not images.ndim or not len(images):
         raise DataError(f"{where}: expected at least one image; got an array of shape {list(images.shape)}")
-    images, rounded = eight_bits(images, where)
+    given = images
+    images, rounded = eight_bits(given, where)
     images = channels_first(images, None, where)
+    kind = Dataset
+    if exact and given.dtype.kind == "f":
+        pixels = channels_first(given.clip(0, 1).astype(np.float32), None, where)
+        if not np.array_equal(images.astype(np.float32) / np.float32(255), pixels):
+            images, rounded, kind = pixels, False, FloatDataset
     found, classes = class_labels(labels, len(images), f"{where}: labels")
     if class_names is None:
         if found.min() < 0:
@@ -52,13 +62,13 @@ def dataset_of_arrays(
     names = checked_names(class_names, error=DataError)
     notices = (ROUNDED,) if rounded else ()
     owned = images if images.flags.writeable else images.copy()
-    return Dataset(torch.from_numpy(owned), torch.from_numpy(found), names, name, split, indices, notices=notices)
+    return kind(torch.from_numpy(owned), torch.from_numpy(found), names, name, split, indices, notices=notices)
 
 
 def as_array(value: Any) -> np.ndarray | None:
     """An array of what is one, or a list of numbers."""
     if isinstance(value, Tensor):
-        value = value.detach().cpu()
+        value = boxed(value.detach().cpu()) if value.dtype == torch.bfloat16 else value.detach().cpu()
         return cast("np.ndarray", (value.float() if value.dtype == torch.bfloat16 else value).numpy())
     if isinstance(value, np.ndarray):
         array: np.ndarray = value
@@ -79,12 +89,14 @@ def dataset_of_items(
     image_ids: Any = None,
     *,
     most: int | None = None,
+    exact: bool = False,
     progress: bool = True,
 ) -> Dataset:
     """A data set of pairs (image, label), or of batches of them; arguments and errors as of :func:`rdc.data.as_dataset`."""
     images, labels = _collected(data, most, progress)
     names = _classes(data) if class_names is None else class_names
-    return dataset_of_arrays(images, labels, split, type(data).__name__ if name is None else name, names, image_ids)
+    called = type(data).__name__ if name is None else name
+    return dataset_of_arrays(images, labels, split, called, names, image_ids, exact=exact)
 
 
 def _collected(data: Any, most: int | None, progress: bool) -> tuple[np.ndarray, np.ndarray]:

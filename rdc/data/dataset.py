@@ -54,6 +54,8 @@ class Dataset:
     source: str = ""
     notices: tuple[str, ...] = ()
 
+    _levels = torch.uint8  # type of the images; a subclass may keep others
+
     if TYPE_CHECKING:  # may be made without indices, and has them then
 
         def __init__(
@@ -79,7 +81,7 @@ class Dataset:
                 raise DataError(f"{where}: {what} must be a torch tensor; got a {type(value).__name__}")
         if self.indices is None:
             object.__setattr__(self, "indices", torch.arange(len(self.labels)))
-        if self.images.ndim != 4 or self.images.dtype != torch.uint8:
+        if self.images.ndim != 4 or self.images.dtype != self._levels:
             got = f"{self.images.dtype} {list(self.images.shape)}"
             raise DataError(f"{where}: images must be uint8 [N, C, H, W]; got {got}")
         for what, value in (("labels", self.labels), ("indices", self.indices)):

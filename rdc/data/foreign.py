@@ -24,6 +24,7 @@ def as_dataset(
     class_names: Sequence[str] | None = None,
     image_ids: Any = None,
     most: int | None = None,
+    exact: bool = False,
     progress: bool = True,
 ) -> Dataset:
     """A data set of what the caller has.
@@ -41,6 +42,8 @@ def as_dataset(
         class_names: names of the K classes; when None the data's own (``.classes``), else ``"0"``, ``"1"``, ... up to the largest label.
         image_ids: integers [N] that random starts of attacks depend on; 0..N-1 when None.
         most: take the first so many images of ``data``.
+        exact: keep floats that lie between 8-bit values as they are: the data set's ``images`` are then float32 in [0, 1]. Evaluations
+            and attacks take it; training and files want 8 bits.
         progress: draw a bar while many single images are read.
 
     Raises:
@@ -57,7 +60,7 @@ def as_dataset(
     if labels is None:
         if as_array(data) is not None:
             raise DataError("images without labels; expected (images, labels)")
-        found = dataset_of_items(data, split, name, class_names, image_ids, most=most, progress=progress)
+        found = dataset_of_items(data, split, name, class_names, image_ids, most=most, exact=exact, progress=progress)
     else:
         images, numbers = as_array(data), as_array(labels)
         if images is None or numbers is None:
@@ -65,7 +68,7 @@ def as_dataset(
                 f"expected images and labels as arrays or tensors; got {type(data).__name__} and {type(labels).__name__}"
             )
         name = "images" if name is None else name
-        found = dataset_of_arrays(images[:most], numbers[:most], split, name, class_names, image_ids)
+        found = dataset_of_arrays(images[:most], numbers[:most], split, name, class_names, image_ids, exact=exact)
     for notice in found.notices:
         warnings.warn(f"{one_line(found.name)}: {notice}", DataNotice, stacklevel=2)
     return found

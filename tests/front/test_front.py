@@ -13,8 +13,9 @@ from torch import nn
 import rdc
 from rdc.attacks import ThreatModel, apgd
 from rdc.data import Dataset
-from rdc.errors import ConfigError, InputError
-from rdc.front.images import FloatDataset, as_images
+from rdc.data.float_dataset import FloatDataset
+from rdc.errors import ConfigError
+from rdc.front.images import as_images
 from rdc.norm_balls import distance
 
 SHAPE, CLASSES = (1, 6, 6), 3
@@ -124,7 +125,7 @@ def test_pixels_off_by_one_unit_of_rounding_count_as_the_border(net, levels, lab
         off[0, 0, 0, 0], x[0, 0, 0, 0] = 1 + torch.finfo(kind).eps, 1
         assert off.max() > 1 and torch.equal(as_images(off, labels).pixels(), as_images(x, labels).pixels())
         off[0, 0, 0, 0] = 1 + 4 * max(torch.finfo(kind).eps, 2**-20)
-        with pytest.raises(InputError, match=r"got values from .* to 1\.0*[1-9]"):
+        with pytest.raises(rdc.RdcError, match=r"got values from .* to 1\.0*[1-9]"):
             as_images(off, labels)
 
 
@@ -216,7 +217,7 @@ def test_a_result_says_what_it_is(net, levels, labels):
     result = rdc.attack(net, levels, labels, eps=8 / 255, class_names=["<b>", "b", "c"], **FAST)
     share = f"{100 * result.accuracy:.1f} %"
     assert re.fullmatch(
-        rf"<Net on arrays: robust {share} \[.*\] at l∞ 8/255, clean 100.0 % \[.*\], 12 images>", repr(result)
+        rf"<Net on images: robust {share} \[.*\] at l∞ 8/255, clean 100.0 % \[.*\], 12 images>", repr(result)
     )
     assert share in result.summary() and "95 % interval" in result.summary() and len(repr(result)) < 160
     page = result._repr_html_()
@@ -239,23 +240,23 @@ IMAGES, Y = np.zeros((2, 1, 6, 6), np.uint8), np.zeros(2, np.int64)
 @pytest.mark.parametrize(
     ("x", "y", "options", "words"),
     [
-        (IMAGES.astype(np.int32), Y, {}, r"got torch.int32. Grey levels"),
-        (IMAGES + np.float32(1.5), Y, {}, r"values from 1.5 to 1.5. Divide"),
-        (np.full((2, 1, 6, 6), np.nan), Y, {}, "remove NaN"),
-        (np.zeros((2, 6, 6, 3)), Y, {}, r"channels come first, as in x.transpose\(0, 3, 1, 2\)"),
-        (np.zeros((1, 6, 6)), Y, {}, r"add the batch dimension with x\[None\]"),
-        (IMAGES, None, {}, "expected the labels of these images"),
-        (IMAGES, Y[:1], {}, "expected 2 labels, one for each image; got 1"),
-        (IMAGES, Y - 1, {}, "integers >= 0; got -1"),
-        (IMAGES, Y.astype(float), {}, "got torch.float64"),
-        (IMAGES, [["a"], ["b"]], {}, "expected labels"),
-        (object(), None, {}, "got object"),
-        ([(IMAGES[0], 0), 3], None, {}, "it gives int"),
-        ("fashion-mnist-sample", Y, {}, "which has its own labels"),
+        (IMAGES.astype(np.int32), Y, {}, r"uint8, 0..255, or floats in .0, 1.; got int32"),
+        (IMAGES + np.float32(1.5), Y, {}, r"values from 1.5 to 1.5; undo the normalisation"),
+        (np.full((2, 1, 6, 6), np.nan), Y, {}, "got NaN or infinity"),
+        (np.zeros((2, 6, 6, 5)), Y, {}, "not image shapes"),
+        (np.zeros((6, 6)), Y, {}, "not image shapes"),
+        (IMAGES, None, {}, "images without labels"),
+        (IMAGES, Y[:1], {}, r"must be integers .2., one per image"),
+        (IMAGES, Y - 1, {}, "labels must be 0 or more; got -1"),
+        (IMAGES, Y.astype(float), {}, "got float64"),
+        (IMAGES, [["a"], ["b"]], {}, "expected images and labels as arrays"),
+        (object(), None, {}, "a torch Dataset or a DataLoader; got <object"),
+        ([(IMAGES[0], 0), 3], None, {}, "item 1: expected a pair of image and label; got 3"),
+        ("fashion-mnist-sample", Y, {}, "has its labels; expected none beside it"),
         (IMAGES, Y, {"n": 3}, "an integer from 1 to 2"),
         (IMAGES, Y, {"image_ids": [1, 1]}, "one of them twice"),
         (IMAGES, Y, {"image_ids": [1]}, "2 different integers"),
-        (IMAGES, Y + 2, {"class_names": ["a", "b"]}, "label 2 is out of range"),
+        (IMAGES, Y + 2, {"class_names": ["a", "b"]}, "labels must be in 0..1"),
         (IMAGES, Y, {"device": "cpu"}, "it computes where it is"),
         (IMAGES, Y, {"eps": "eight"}, "expected a budget such as '8/255'"),
         (IMAGES, Y, {"norm": "linv"}, "norm: expected one of"),
