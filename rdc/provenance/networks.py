@@ -42,7 +42,7 @@ def doubt_of(use: NetworkUse) -> str | None:
     null: Any = getattr(use.module, "null_training", None) if use.label_free else None
     if null is None or null.trained:
         return None
-    name = getattr(use.module, "source", None) or getattr(use.module, "head", "the network")
+    name = _word(use.module, "source") or _word(use.module, "head") or "the network"
     if null.trained is None:
         return f"{use.role}: nobody knows if the null label of {name} was trained ({null.why})"
     return f"{use.role}: the null label of {name} was never trained ({null.why})"
@@ -56,10 +56,16 @@ def _described(use: NetworkUse) -> JsonObject:
     null: Any = getattr(use.module, "null_training", None) if use.label_free else None
     return {
         "role": use.role,
-        "name": getattr(use.module, "source", None),
-        "kind": getattr(use.module, "head", None) or type(use.module).__name__,
+        "name": _word(use.module, "source"),
+        "kind": _word(use.module, "head") or type(use.module).__name__,
         "parameters": sum(parameter.numel() for parameter in use.module.parameters()),
         "weights": weights_digest(use.module),
         "null_label": None if null is None else null.word,
         "why": None if null is None else null.why,
     }
+
+
+def _word(module: nn.Module, name: str) -> str | None:
+    """An attribute that is a text: a stranger's network may have a layer of that name."""
+    found = getattr(module, name, None)
+    return found if isinstance(found, str) else None
