@@ -25,6 +25,7 @@ __all__ = ["MARKER", "draw", "standing", "summary", "tables", "write"]
 
 WIDTH = 150  # of a line of text on the page
 MARKER = "<!-- below: written by benchmarks/studies/ablations.py -->"
+GRADIENTS = Path(__file__).resolve().parents[1] / "results" / "gradients-64.json"
 FIGURE = Path(__file__).resolve().parents[2] / "docs" / "images" / "ablations.png"
 
 
@@ -48,7 +49,43 @@ def tables() -> str:
     lines: list[str] = []
     for name in EXPERIMENTS:
         lines += [*_table(name), ""]
+    lines += _gradients()
     return "\n".join(lines).rstrip() + "\n"
+
+
+#: measure of rdc gradients -> what the row is called (docs/gradients.md has them all)
+_MEASURES = {
+    "redraws.cosine": "cosine of gradients between draws of the noise",
+    "lipschitz_linf.reach": "radius 8/255 uses up this share of the margin (steepest slope found)",
+    "path.cosine": "attack path: cosine of successive gradients",
+    "path.first_order_ratio": "attack path: loss gained over first-order gain",
+    "path.increase_fraction": "steps that raise the loss",
+    "path.relative_curvature": "relative change of the gradient per pixel unit of path",
+}
+
+
+def _gradients() -> list[str]:
+    """Medians over images, with their intervals, of rdc gradients on 64 images."""
+    if not GRADIENTS.exists():
+        return []
+    found = read_json(GRADIENTS)
+    models = found["models"]
+    lines = [f"### Gradients on {found['settings']['n']} images", ""]
+    lines += [
+        "| median [95 %] | " + " | ".join(model["label"] for model in models) + " |",
+        "|" + "---|" * (1 + len(models)),
+    ]
+    for measure, words in _MEASURES.items():
+        cells = [_median(model["summary"].get(measure)) for model in models]
+        lines.append(f"| {words} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _median(summary: dict[str, Any] | None) -> str:
+    if summary is None:
+        return "no noise"
+    low, high = summary["median_ci95"]
+    return f"{summary['median']:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def cells_of(experiment: str) -> dict[str, dict[str, dict[str, Any]]]:
