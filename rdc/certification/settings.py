@@ -118,8 +118,9 @@ class CertificationSettings:
         return radius_of(self.alpha ** (1 / self.n), self.sigma)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**dataclasses.asdict(self), "attack_radii": list(self.attack_radii)}
+        """Plain JSON values; without a second network no word of it."""
+        values = {**dataclasses.asdict(self), "attack_radii": list(self.attack_radii)}
+        return {name: value for name, value in values.items() if value is not None or name != "lm_model"}
 
 
 def _radii(values: Any) -> tuple[float, ...]:

@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     if first:
         say_data(args, [args.model])
     classifier = choice.load(dataset)
-    if first:
+    if first and settings.method == "plain":  # the others refuse likelihood maximisation
         warn_of_null_label(classifier)
     out, done = Path(args.out or _default_folder(settings)), [0]
 

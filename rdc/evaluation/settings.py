@@ -203,9 +203,11 @@ class EvaluationSettings:
         return dataclasses.replace(self, attacks=tuple(kept))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; without a preset no word of it."""
+        """Plain JSON values; without a preset, or a second network, no word of it."""
         values = {**dataclasses.asdict(self), "attacks": list(self.attacks)}
-        return {name: value for name, value in values.items() if name != "preset" or value is not None}
+        return {
+            name: value for name, value in values.items() if value is not None or name not in ("preset", "lm_model")
+        }
 
 
 def _choice(what: str, value: object, allowed: tuple[str, ...]) -> None:
