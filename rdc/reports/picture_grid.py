@@ -9,7 +9,6 @@ import numpy as np
 from rdc.evaluation import Evaluation
 from rdc.reports.drawings import Drawings
 from rdc.reports.tags import escaped, image, section, tag
-from rdc.reports.words import is_calibrated
 
 __all__ = ["pictures_section"]
 
@@ -29,7 +28,8 @@ def pictures_section(evaluation: Evaluation, drawings: Drawings, plain: bool) ->
     """
     attacked, names = bool(evaluation.record.identity.settings.attacks), evaluation.class_names
     records = [evaluation.records[row] for row in drawings.rows]
-    calibrated = is_calibrated(evaluation.record.identity.classifier)
+    raised = {flag.name for flag in evaluation.figures.flags}
+    calibrated = "logit_scale" in evaluation.record.identity.classifier and "uncalibrated-confidence" not in raised
 
     def decided(pngs: Sequence[bytes], logits: np.ndarray, alt: str) -> list[str]:
         shown = zip(drawings.rows, pngs, strict=True)

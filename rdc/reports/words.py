@@ -10,7 +10,7 @@ from rdc.evaluation.records import SettingsRecord
 from rdc.evaluation.report import PresetReport, Rate, Report, RobustRate
 from rdc.storage.json_records import Absent, JsonObject, given
 
-__all__ = ["Wording", "interval", "is_calibrated", "network_words", "percent", "rate", "seconds_words", "wording"]
+__all__ = ["Wording", "interval", "network_words", "percent", "rate", "seconds_words", "wording"]
 
 _NORMS = {"linf": "l∞", "l2": "l2", "l1": "l1", "flow": "flow"}
 
@@ -72,16 +72,6 @@ def wording(evaluation: Evaluation) -> Wording:
         times=tuple(seconds_words(attack.seconds) for attack in report.attacks),
         preset=_preset_words(report.preset),
     )
-
-
-def is_calibrated(classifier: JsonObject) -> bool:
-    """Whether a classifier's probabilities were fitted to how often it is right: its logit scale is a number, no convention.
-
-    Args:
-        classifier: what the defence says of itself (``describe``).
-    """
-    scale = classifier.get("logit_scale")
-    return isinstance(scale, (int, float)) and not isinstance(scale, bool)
 
 
 def network_words(report: Report) -> tuple[str, ...]:
