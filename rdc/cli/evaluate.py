@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ from rdc.cli.shell import command_line
 from rdc.errors import RdcError, one_line
 
 if TYPE_CHECKING:
+    from rdc.contracts import Defence
+    from rdc.data import Dataset
     from rdc.evaluation import EvaluationSettings
     from rdc.models.choice import ModelChoice
     from rdc.reports import Presented
@@ -115,7 +118,12 @@ def _add_run_options(run: Any) -> None:
         help=f"images worked on together (default: {_DEFAULT.batch} on a CPU, {_DEFAULT.batch_on_a_gpu} on a GPU)",
     )
     add_format_options(run, "markdown")
-    run.add_argument("--quiet", action="store_true", help="no progress bars, no closing words")
+    run.add_argument(
+        "--quiet", action="store_true", help="no progress bars, no prediction of the time, no closing words"
+    )
+    run.add_argument(
+        "--dry-run", action="store_true", help="print what would be run and how long it would take here, and stop"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +139,7 @@ class Request:
         command: the command line for the report.
         again: the command line that continues the run.
         batch_given: whether the size of a batch was asked for.
-        overwrite, quiet, form: the options of these names; ``form`` is ``--format``.
+        overwrite, quiet, form, dry_run: the options of these names; ``form`` is ``--format``.
     """
 
     settings: EvaluationSettings
@@ -145,6 +153,7 @@ class Request:
     overwrite: bool
     quiet: bool
     form: str
+    dry_run: bool
 
     def settings_for(self, classifier: Any) -> EvaluationSettings:
         """The settings on this classifier's device, without the parts of suites that it does not offer."""
@@ -162,7 +171,8 @@ def run(args: argparse.Namespace) -> int:
 
     count_all(args)
     request = _request(args)
-    need("matplotlib", "PIL")  # for the report
+    if not request.dry_run:
+        need("matplotlib", "PIL")  # for the report
     settings, quiet = request.settings, request.quiet
     dataset = load_images(settings.dataset, settings.split, request.data_root, progress=not quiet)
     model, first = request.model.joined()
@@ -174,8 +184,15 @@ def run(args: argparse.Namespace) -> int:
         warn_if_other_classes(classifier, dataset, settings.model)
         warn_of_null_label(classifier)
     settings = request.settings_for(classifier)
+    if request.dry_run:
+        if first:
+            print(_forecast(classifier, dataset, settings, request), end="")
+        leave_processes()
+        return 0
     options: dict[str, Any] = {"command": request.command, "overwrite": request.overwrite, "progress": not quiet}
     with _what_is_kept(request) as count:
+        if first and not quiet:
+            _say_how_long(classifier, dataset, settings, request)
         evaluation = evaluate(classifier, dataset, settings, request.out, on_batch=count, **options)
         count(settings.n, settings.n)  # all processes
         shown = reports.present(evaluation, classifier, request.form) if first else None
@@ -183,6 +200,35 @@ def run(args: argparse.Namespace) -> int:
         _print(shown, request)
     leave_processes()
     return 0
+
+
+def _say_how_long(classifier: Defence, dataset: Dataset, settings: EvaluationSettings, request: Request) -> None:
+    """A line on stderr; whatever prevents it is met again by the run itself, which says so."""
+    try:
+        text = _forecast(classifier, dataset, settings, request)
+    except Exception:
+        return
+    if text:
+        print(f"rdc: {text}", file=sys.stderr, flush=True)
+
+
+def _forecast(classifier: Defence, dataset: Dataset, settings: EvaluationSettings, request: Request) -> str:
+    """How long it will take, "" where all is done; for --dry-run what would be run, too."""
+    from rdc.evaluation.cost import predict
+    from rdc.evaluation.results import finished_batches
+    from rdc.evaluation.run import chosen_images
+    from rdc.reports.forecast import forecast_line, plan_text
+
+    chosen_images(classifier, dataset, settings)
+    finished = 0 if request.overwrite or request.dry_run else finished_batches(request.out)
+    left = settings.n - finished * settings.batch
+    if left <= 0:
+        return ""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    prediction = predict(classifier, dataset, settings, finished=finished, processes=processes)
+    if request.dry_run:
+        return plan_text(prediction, settings, classifier)
+    return forecast_line(prediction, settings) + (f", for the {left} images that are left" if finished else "")
 
 
 def _request(args: argparse.Namespace) -> Request:
@@ -207,6 +253,7 @@ def _request(args: argparse.Namespace) -> Request:
         overwrite=args.overwrite,
         quiet=args.quiet,
         form=args.format,
+        dry_run=args.dry_run,
     )
 
 

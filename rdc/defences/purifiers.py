@@ -21,7 +21,7 @@ from rdc.contracts import Component, NetworkUse, NoisePolicy
 from rdc.errors import ConfigError
 from rdc.execution.memory import bytes_per_item, device_of, items_that_fit, memory_budget
 from rdc.execution.surroundings import measured, never_inference, refuse_inference_weights, undisturbed
-from rdc.method.classifier import gradient_bytes, lm_bytes
+from rdc.method.classifier import gradient_bytes
 from rdc.method.denoiser import Denoiser
 from rdc.method.likelihood_maximization import (
     LikelihoodMaximization,
@@ -31,6 +31,7 @@ from rdc.method.likelihood_maximization import (
     resolve_lm,
 )
 from rdc.method.lm_network import row_bytes_without_label
+from rdc.method.lm_pieces import lm_pieces
 from rdc.method.noise import NoisePlan
 
 __all__ = ["DiffusionPurifier", "LikelihoodPurifier", "Purifier"]
@@ -105,8 +106,10 @@ class Purifier(Component):
 
     def _moved(self, pixels: Tensor, draw: int) -> Tensor:
         x0 = 2 * pixels - 1
-        count = self._that_fit("images", x0, self._image_bytes)
-        return (torch.cat([self._purify(part, draw) for part in x0.split(count)]) + 1) / 2
+        return (torch.cat([self._purify(part, draw) for part in x0.split(self._images_that_fit(x0))]) + 1) / 2
+
+    def _images_that_fit(self, like: Tensor) -> int:
+        return self._that_fit("images", like, self._image_bytes)
 
     def _that_fit(self, what: str, like: Tensor, measure: Callable[[Tensor], int]) -> int:
         """How many of something fit the memory budget; what one needs is measured once."""
@@ -165,11 +168,14 @@ class LikelihoodPurifier(Purifier):
         measure = gradient_bytes if self.denoiser.num_classes else row_bytes_without_label
         return measure(self.denoiser, like)
 
-    def _image_bytes(self, like: Tensor) -> int:
-        return lm_bytes(self.denoiser, self.lm, like)
+    def _pieces(self, like: Tensor) -> tuple[int, int | None]:
+        return lm_pieces(self.denoiser, self.lm, like, self.memory_budget_mb, self._bytes)
+
+    def _images_that_fit(self, like: Tensor) -> int:
+        return self._pieces(like)[0]
 
     def _purify(self, x0: Tensor, draw: int) -> Tensor:
-        return maximize_likelihood(self.denoiser, x0, self.lm, draw)
+        return maximize_likelihood(self.denoiser, x0, self.lm, draw, rows=self._pieces(x0)[1])
 
 
 class DiffusionPurifier(Purifier):

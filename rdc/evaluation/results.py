@@ -15,7 +15,7 @@ from rdc.storage.json_records import JsonObject
 from rdc.storage.reading import reading, regular_file
 from rdc.storage.sealed import open_line
 
-__all__ = ["Results", "check_same_attacks", "count_images", "read_results"]
+__all__ = ["Results", "check_same_attacks", "count_images", "finished_batches", "read_results"]
 
 _CLOSE = b'{"end_of_batch"'  # how a closing line begins
 _LINE_BYTES = 16 * 2**20  # longest line
@@ -151,3 +151,16 @@ def count_images(path: str | os.PathLike[str]) -> int:
             line.endswith(b"\n") and not line.startswith(_CLOSE)
             for line in iter(lambda: file.readline(_LINE_BYTES), b"")
         )
+
+
+def finished_batches(folder: Path) -> int:
+    """How many batches a run's folder holds, by their closing lines; nothing is checked, and 0 where there is no such folder."""
+    try:
+        return sum(_closing_lines(file) for file in folder.glob("results*.jsonl") if file.is_file())
+    except OSError:
+        return 0
+
+
+def _closing_lines(file: Path) -> int:
+    with file.open("rb") as lines:
+        return sum(line.startswith(_CLOSE) for line in iter(lambda: lines.readline(_LINE_BYTES), b""))

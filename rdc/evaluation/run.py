@@ -35,7 +35,7 @@ from rdc.provenance.run import commit, versions, weights_digest
 from rdc.storage.json_records import JsonObject
 from rdc.terminal.progress import say_begin
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "chosen_images", "evaluate"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ def evaluate(
     classifier = as_defence(
         classifier, dataset.pixels(slice(0, 2)), class_names=dataset.class_names, name=settings.model
     )
-    images = _chosen(classifier, dataset, settings)
+    images = chosen_images(classifier, dataset, settings)
     identity = Identity(
         schema=SCHEMA,
         settings=SettingsRecord.from_json(settings.to_json(), "settings"),
@@ -263,7 +263,12 @@ def _standing(records: Iterable[ImageRecord]) -> int:
     return sum(record.standing for record in records)
 
 
-def _chosen(classifier: Defence, dataset: Dataset, settings: EvaluationSettings) -> Dataset:
+def chosen_images(classifier: Defence, dataset: Dataset, settings: EvaluationSettings) -> Dataset:
+    """The images of a run.
+
+    Raises:
+        ConfigError: there are not as many, or the classifier does not know their shape or their labels.
+    """
     if settings.start + settings.n > len(dataset):
         most = max(0, len(dataset) - settings.start)
         raise ConfigError(

@@ -81,7 +81,7 @@ def joined(parts: Iterator[Tensor], count: int) -> Tensor:
     return whole
 
 
-def rebuilt(denoiser: Denoiser, x0: Tensor, draw: Draw, pairs: int) -> Tensor:
+def rebuilt(denoiser: Denoiser, x0: Tensor, draw: Draw, pairs: int, rows: int | None = None) -> Tensor:
     """:func:`streamed` with a backward pass that keeps nothing of the forward pass but x0.
 
     Where another gradient than that of x0 can be asked for (of the network's weights, say), it is :func:`streamed` itself.
@@ -90,21 +90,24 @@ def rebuilt(denoiser: Denoiser, x0: Tensor, draw: Draw, pairs: int) -> Tensor:
     machine epsilon times the largest of that image: its share would be rounded away in the sum. Differentiable twice (through
     :func:`streamed`).
 
-    Args, Returns: as of :func:`streamed`.
+    Args, Returns: as of :func:`streamed`; ``rows``, with a pass for every class: how many passes one piece of the backward pass may hold,
+    where it does not hold those of all classes of an image at a level.
     """
     if transformed():
-        return opaque_with(denoiser, lambda x0, *plain: rebuilt(denoiser, x0, Draw(*plain), pairs), x0, *draw.tensors)
+        return opaque_with(
+            denoiser, lambda x0, *plain: rebuilt(denoiser, x0, Draw(*plain), pairs, rows), x0, *draw.tensors
+        )
     if wanted(*draw.tensors, module=denoiser):
         return streamed(denoiser, x0, draw, pairs)
-    losses: Tensor = _Rebuilt.apply(x0, (denoiser, draw, pairs))  # type: ignore[no-untyped-call]
+    losses: Tensor = _Rebuilt.apply(x0, (denoiser, draw, pairs, rows))  # type: ignore[no-untyped-call]
     return losses
 
 
 class _Rebuilt(torch.autograd.Function):
     @staticmethod
     def forward(x0: Tensor, run: tuple[Any, ...]) -> Tensor:
-        denoiser, *rest = run
-        return streamed(denoiser, x0.detach(), *rest)
+        denoiser, draw, pairs, _ = run
+        return streamed(denoiser, x0.detach(), draw, pairs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -123,13 +126,14 @@ class _Rebuilt(torch.autograd.Function):
 
 def _pull(run: tuple[Any, ...], x0: Tensor, upstream: Tensor) -> Tensor:
     """The gradient of x0; where autograd is on, one that can be differentiated."""
-    denoiser, *rest = run
+    denoiser, draw, pairs, rows = run
     if torch.is_grad_enabled():
         x0 = x0 if x0.requires_grad else x0.detach().requires_grad_()
-        losses = streamed(denoiser, x0, *rest)
+        losses = streamed(denoiser, x0, draw, pairs)
         return torch.autograd.grad(losses, x0, upstream, create_graph=True)[0]
-    gradient = _gradient if denoiser.passes_per_level > 1 else _gradient_of_pieces
-    return gradient(denoiser, x0, upstream, *rest)
+    if denoiser.passes_per_level == 1:
+        return _gradient_of_pieces(denoiser, x0, upstream, draw, pairs)
+    return _gradient(denoiser, x0, upstream, draw, rows or pairs * denoiser.passes_per_level)
 
 
 def _gradient_of_pieces(denoiser: Denoiser, x0: Tensor, upstream: Tensor, draw: Draw, pairs: int) -> Tensor:
@@ -149,12 +153,12 @@ def _gradient_of_pieces(denoiser: Denoiser, x0: Tensor, upstream: Tensor, draw: 
     return whole
 
 
-def _gradient(denoiser: Denoiser, x0: Tensor, upstream: Tensor, draw: Draw, pairs: int) -> Tensor:
+def _gradient(denoiser: Denoiser, x0: Tensor, upstream: Tensor, draw: Draw, rows: int) -> Tensor:
     """sum_k upstream_nk dL_nk / dx0_n, over the (image, class) pairs that carry gradient."""
     share = upstream.abs()
     carries = ~(share <= share.amax(1, keepdim=True) * (torch.finfo(upstream.dtype).eps / 8))  # NaN carries, too
     images, classes = carries.nonzero(as_tuple=True)
-    rows, levels = pairs * denoiser.passes_per_level, len(draw)
+    levels = len(draw)
     per_piece = min(levels, rows)
     total = torch.zeros_like(x0)
     for first in range(0, len(images), max(1, rows // per_piece)):

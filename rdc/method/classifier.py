@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rdc.arguments.scalars import shown
 from rdc.contracts import BaseDefence, Component, Defence, GradientMode, NetworkUse, NoisePolicy
 from rdc.errors import ConfigError
-from rdc.execution.memory import bytes_per_item, items_that_fit, memory_budget
+from rdc.execution.memory import bytes_per_item, items_that_fit, memory_budget, tensor_bytes
 from rdc.execution.opaque import opaque_with, transformed
 from rdc.execution.surroundings import measured, never_inference, refuse_inference_weights, undisturbed
 from rdc.images.pixels import checked_pixels
@@ -35,6 +35,7 @@ from rdc.method.likelihood_maximization import (
     resolve_lm,
 )
 from rdc.method.lm_network import checked_lm_denoiser, row_bytes_without_label
+from rdc.method.lm_pieces import lm_bytes, lm_pieces
 from rdc.method.noise import NoisePlan
 from rdc.method.posterior import log_posterior, log_prior, resolve_scale
 
@@ -290,34 +291,30 @@ class DiffusionClassifier(BaseDefence):
         if lm is None:
             return x0
         self.network_evaluations += len(x0) * lm_evaluations(lm)
-        size = self._images_of_lm(x0)
+        size, rows = self._lm_pieces(x0)
 
         def uphill(start: Tensor) -> Tensor:
-            parts = (maximize_likelihood(self.moved_by, part, lm, draw) for part in start.split(size))
+            parts = (maximize_likelihood(self.moved_by, part, lm, draw, rows=rows) for part in start.split(size))
             moved = joined(parts, len(start))
             # under BPDA rounded as a step from the start, as every figure of docs/ was made: the last bit differs from EXACT's
             return moved if self.gradient == GradientMode.EXACT else start + (moved - start)
 
         return self._through(uphill, x0)
 
-    def _images_of_lm(self, like: Tensor) -> int:
-        """Images whose LM fits the memory budget; measured once."""
+    def _lm_pieces(self, like: Tensor) -> tuple[int, int | None]:
+        """Images, and levels of a step, whose LM fits the memory budget; measured once."""
         assert self.lm is not None
-        key = (self.lm, like.dtype, like.device)
-        if key not in self._bytes:
-            self._bytes[key] = lm_bytes(self.moved_by, self.lm, like)
-        return items_that_fit(
-            self.memory_budget_mb, self._bytes[key], like.device, "likelihood maximisation of one image"
-        )
+        return lm_pieces(self.moved_by, self.lm, like, self.memory_budget_mb, self._bytes)
 
     def _path(self, pixels: Tensor, draw: int) -> Tensor:
         """Every image of LM, [N, steps + 1, C, H, W] pixels in [0, 1]."""
         if self.lm is None:
             return pixels[:, None]
         self.network_evaluations += len(pixels) * lm_evaluations(self.lm)
+        size, rows = self._lm_pieces(pixels)
         parts = [
-            maximize_likelihood(self.moved_by, part, self.lm, self._lm_number(draw), return_path=True)
-            for part in (2 * pixels - 1).split(self._images_of_lm(pixels))
+            maximize_likelihood(self.moved_by, part, self.lm, self._lm_number(draw), return_path=True, rows=rows)
+            for part in (2 * pixels - 1).split(size)
         ]
         return (torch.cat(parts) + 1) / 2
 
@@ -334,11 +331,12 @@ class DiffusionClassifier(BaseDefence):
         """Class losses [N, K], in pieces where they would not fit the memory budget together."""
         self.network_evaluations += len(x0) * len(draw) * self.denoiser.passes_per_level
         pairs = self.pairs_that_fit(x0)
+        rows = self._rows_that_fit(x0, pairs)
         operands = (self.denoiser, x0, draw, pairs)
-        if len(x0) * len(draw) <= pairs:
+        if len(x0) * len(draw) * self.denoiser.passes_per_level <= rows:
             return streamed(*operands, rebuild=False)
         if x0.requires_grad and torch.is_grad_enabled():
-            return rebuilt(*operands)
+            return rebuilt(*operands, rows)
         return streamed(*operands)
 
     def _rows_without_label(self, like: Tensor) -> int:
@@ -351,11 +349,25 @@ class DiffusionClassifier(BaseDefence):
         return items_that_fit(self.memory_budget_mb, self._bytes[key], like.device, "one image at one level")
 
     def pairs_that_fit(self, like: Tensor) -> int:
-        """Pairs of image and level, all classes, whose losses and gradient fit the budget; measured once."""
+        """Pairs of image and level, all classes, whose losses and gradient fit the budget, at least 1; measured once."""
+        passes = self.denoiser.passes_per_level
+        what = "one image at one level" if passes == 1 else "one image at one level under one label"
+        rows = items_that_fit(self.memory_budget_mb, self._pair_bytes(like) // passes, like.device, what)
+        return max(1, rows // passes)
+
+    def _rows_that_fit(self, like: Tensor, pairs: int) -> int:
+        """Passes of the network whose gradient fits: with one for every class, fewer than K where one pair is too much."""
+        passes = self.denoiser.passes_per_level
+        if pairs > 1 or passes == 1:
+            return pairs * passes
+        fits = tensor_bytes(self.memory_budget_mb, like.device) / (self._pair_bytes(like) // passes)
+        return min(passes, max(1, int(fits)))
+
+    def _pair_bytes(self, like: Tensor) -> int:
         key = (like.dtype, like.device)
         if key not in self._bytes:
             self._bytes[key] = gradient_bytes(self.denoiser, like)
-        return items_that_fit(self.memory_budget_mb, self._bytes[key], like.device, "one image at one level")
+        return self._bytes[key]
 
 
 @measured()
@@ -374,18 +386,6 @@ def gradient_bytes(denoiser: Denoiser, like: Tensor) -> int:
         return torch.autograd.grad(loss.sum(), x)[0]
 
     return bytes_per_item(work) * denoiser.passes_per_level
-
-
-@measured()
-def lm_bytes(denoiser: Denoiser, lm: LikelihoodMaximization, like: Tensor) -> int:
-    """Peak bytes that one more image needs in the exact gradient of LM; they do not grow with the number of steps."""
-    single = dataclasses.replace(lm, steps=1)
-
-    def work(count: int) -> Tensor:
-        x = like.new_zeros(count, *denoiser.image_shape).requires_grad_()
-        return torch.autograd.grad(maximize_likelihood(denoiser, x, single).sum(), x)[0]
-
-    return bytes_per_item(work)
 
 
 def _levels(levels: NoiseLevels | str) -> NoiseLevels:

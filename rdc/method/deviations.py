@@ -60,7 +60,7 @@ def _lm(preset: PaperPreset, described: Mapping[str, Any]) -> list[str]:
     for name, theirs in LM_PRESETS[preset.lm].describe().items():
         if name != "name" and not _same(value := ours.get(name), theirs):
             found.append(f"likelihood maximisation, {name}: {_plain(value)} in place of {_plain(theirs)}")
-    if not ours.get("network"):
+    if not described.get("lm_network"):
         found.append(
             "likelihood maximisation: by the classifier's own network without a label, in place of a separate unconditional one "
             "(--lm-model)"

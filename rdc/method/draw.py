@@ -44,6 +44,12 @@ class Draw:
         """The draw of some of the levels."""
         return Draw(*(tensor[levels] for tensor in self.tensors))
 
+    def pieces(self, size: int | None) -> list[Draw]:
+        """Draws of at most ``size`` levels each, in order; None: all in one, this draw itself."""
+        if size is None or size >= len(self):
+            return [self]
+        return [self[begin : begin + size] for begin in range(0, len(self), max(1, size))]
+
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """(sigma, weight, noise): ``Draw(*draw.tensors)`` is the same draw."""

@@ -275,17 +275,38 @@ def lm_penalty(denoiser: Denoiser, x0: Tensor, settings: LikelihoodMaximization,
     if transformed():
         return opaque_with(denoiser, lambda plain: lm_penalty(denoiser, plain, settings, draw, rows), x0)
     levels = len(settings.levels) if settings.levels is not None else settings.levels_per_step
-    rebuild, objective = wanted(x0, module=denoiser), kept_for_later(denoiser, functools.partial(lm_loss, denoiser))
+    rebuild, objective = wanted(x0, module=denoiser), functools.partial(lm_objective, denoiser)
+    later = kept_for_later(denoiser, objective)
     parts = []
     for part in x0.split(max(1, rows // levels)):
         total = part.new_zeros(len(part))
         for step in range(settings.steps):
-            if rebuild:
-                total = total + checkpointed(objective, part, settings, step, draw)
-            else:
-                total = total + lm_loss(denoiser, part, settings, step, draw)
+            drawn = lm_draw(settings, step, draw, denoiser.image_shape).to(part)
+            for piece in drawn.pieces(rows):
+                loss = checkpointed(later, part, settings, piece) if rebuild else objective(part, settings, piece)
+                total = total + loss
         parts.append(total / settings.steps)
     return torch.cat(parts)
+
+
+def _gradient(
+    denoiser: Denoiser, x: Tensor, settings: LikelihoodMaximization, draw: Draw, rows: int | None, differentiable: bool
+) -> Tensor:
+    """Gradient of the objective, summed over the images x; levels in pieces are built again one by one when it is differentiated."""
+
+    def of_levels(part: Draw, x: Tensor) -> Tensor:
+        again = differentiable and torch.is_grad_enabled()
+        with torch.enable_grad():
+            leaf = x if again and x.requires_grad else x.detach().requires_grad_()
+            loss = lm_objective(denoiser, leaf, settings, part).sum()
+            return torch.autograd.grad(loss, leaf, create_graph=again)[0]
+
+    if len(pieces := draw.pieces(rows)) == 1:
+        return of_levels(draw, x)
+    later, total = kept_for_later(denoiser, of_levels), torch.zeros_like(x)
+    for piece in pieces:
+        total = total + (opaque(functools.partial(later, piece), x) if differentiable else of_levels(piece, x))
+    return total
 
 
 def _step(
@@ -297,12 +318,11 @@ def _step(
     x: Tensor,
     state: tuple[Tensor, ...],
     differentiable: bool,
+    rows: int | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One LM step in [-1, 1] units; ``anchor`` is the input of LM. Differentiable in anchor, x and state on request."""
-    with torch.enable_grad():
-        leaf = x if differentiable and x.requires_grad else x.detach().requires_grad_()
-        loss = lm_loss(denoiser, leaf, settings, step, draw).sum()
-        (grad,) = torch.autograd.grad(loss, leaf, create_graph=differentiable)
+    drawn = lm_draw(settings, step, draw, denoiser.image_shape).to(x)
+    grad = _gradient(denoiser, x, settings, drawn, rows, differentiable)
     with torch.set_grad_enabled(differentiable):
         direction, state = lm_direction(grad, state, settings, adam_bias(step))
         return lm_move(anchor, x, direction, settings), state
@@ -317,7 +337,13 @@ def lm_move(anchor: Tensor, x: Tensor, direction: Tensor, settings: LikelihoodMa
 
 
 def maximize_likelihood(
-    denoiser: Denoiser, x0: Tensor, settings: LikelihoodMaximization, draw: int = 0, *, return_path: bool = False
+    denoiser: Denoiser,
+    x0: Tensor,
+    settings: LikelihoodMaximization,
+    draw: int = 0,
+    *,
+    return_path: bool = False,
+    rows: int | None = None,
 ) -> Tensor:
     """Run LM.
 
@@ -327,6 +353,7 @@ def maximize_likelihood(
         settings: see :class:`LikelihoodMaximization`.
         draw: which family of noise draws (0 for a fixed classifier, the call number for a fresh one).
         return_path: every step in place of the last.
+        rows: levels of a step that are looked at together, where the memory does not hold one image at all of them; None: all.
 
     Returns:
         [N, C, H, W] in [-1, 1], with ``return_path`` [N, steps + 1, C, H, W], from x0 to the same last image; differentiable in
@@ -334,13 +361,15 @@ def maximize_likelihood(
         asked for (:mod:`rdc.execution.opaque`): memory does not grow with the steps, unless it is to be differentiated in turn.
     """
     if transformed():
-        run = functools.partial(maximize_likelihood, settings=settings, draw=draw, return_path=return_path)
+        run = functools.partial(maximize_likelihood, settings=settings, draw=draw, return_path=return_path, rows=rows)
         return opaque_with(denoiser, lambda plain: run(denoiser, plain), x0)
     x, state, path = x0, [torch.zeros_like(x0), torch.zeros_like(x0)], [x0]
     asked, of_weights = wanted(x0, module=denoiser), wanted(module=denoiser)
+    rows = None if of_weights else rows  # pieces would not pass the weights' gradient on
 
     def move(step: int, anchor: Tensor, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        moved, state = _step(denoiser, settings, step, draw, anchor, x, state, asked and torch.is_grad_enabled())
+        again = asked and torch.is_grad_enabled()
+        moved, state = _step(denoiser, settings, step, draw, anchor, x, state, again, rows)
         return moved, *state
 
     later = kept_for_later(denoiser, move) if asked and not of_weights else move

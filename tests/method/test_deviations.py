@@ -42,8 +42,8 @@ def test_an_unknown_preset_is_refused(wrong):
 def test_the_preset_as_it_stands_lacks_the_second_network_alone(preset):
     (found,) = deviations(preset, described(preset), preset.noise)
     assert found.startswith(OWN_NETWORK) and "--lm-model" in found
-    other = described(preset)
-    assert deviations(preset, {**other, "lm": {**other["lm"], "network": "another"}}, preset.noise) == ()
+    two = {**described(preset), "lm_network": {"head": "unconditional"}}
+    assert deviations(preset, two, preset.noise) == ()
 
 
 ALL_125 = "125 (systematic, sigma 0.0001 to 2.98)"

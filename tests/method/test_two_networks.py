@@ -143,7 +143,7 @@ def test_what_one_image_takes_is_measured_on_the_network_that_is_asked():
         {key[0]: size for key, size in model._bytes.items() if not isinstance(key[0], torch.dtype)}
         for model in (small, large)
     ]
-    assert len(measured[0]) == 2  # steps of LM, and its objective
+    assert len(measured[0]) == 3  # steps of LM, a step at one of its levels, and its objective
     assert all(measured[1][key] > 2 * measured[0][key] for key in measured[0])
 
 

@@ -1,0 +1,208 @@
+"""Which calls of the model an evaluation makes: the evaluation itself, run on a stand-in that costs nothing and counts.
+
+No attack is described a second time here: every one of them is run as it is, on grey images that the stand-in never gives up. Long
+attacks are run with two short lengths, and the calls of a step, which is all that grows, are counted from the difference.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rdc.attacks.registry import AttackSpec, parse_attack
+from rdc.contracts import BaseDefence, Defence, GradientMode
+from rdc.evaluation.batch import evaluate_batch
+from rdc.evaluation.cost.seconds import Seconds, timed
+from rdc.evaluation.sanity import run_sanity
+from rdc.evaluation.settings import EvaluationSettings
+from rdc.norm_balls import distance
+
+__all__ = ["Call", "CallPlan", "plan_calls", "plan_sanity", "with_length"]
+
+_SHORT, _LONGER = 10, 20  # steps, or queries, of an attack that is run in place of a longer one
+_FEW = 1 / 8  # share of the classes that an attack on a margin looks at is less than that of all: 2 of K
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A kind of call, on so many images together.
+
+    Args:
+        role: "model", "penalty", or a surrogate's name.
+        images: n.
+        gradient: its mode where one is taken ("exact", "bpda"), else None.
+        every_class: the gradient goes through all classes, not through the two of a margin.
+    """
+
+    role: str
+    images: int
+    gradient: str | None = None
+    every_class: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class CallPlan:
+    """Calls of one batch, or of several, and what lies between them.
+
+    Args:
+        calls: how often each.
+        overhead: of everything but the model.
+    """
+
+    calls: collections.Counter[Call]
+    overhead: Seconds = Seconds()
+
+    def __add__(self, other: CallPlan) -> CallPlan:
+        calls = collections.Counter(self.calls)
+        for call, count in other.calls.items():
+            calls[call] += count
+        return CallPlan(calls, self.overhead + other.overhead)
+
+    def times(self, factor: float) -> CallPlan:
+        """So many of it."""
+        found: Any = {call: count * factor for call, count in self.calls.items()}
+        return CallPlan(collections.Counter(found), self.overhead.times(factor))
+
+
+def plan_calls(classifier: Defence, settings: EvaluationSettings, size: int, right: int) -> CallPlan:
+    """The calls of one batch.
+
+    Args:
+        classifier: what is attacked; only what it says of itself is asked.
+        settings: of the evaluation, as they are for this classifier.
+        size: images of the batch.
+        right: how many of them the attacks work on, to their end; the others count as wrong when clean.
+    """
+    specs = settings.specs
+    lengths = [_length(spec, settings) for spec in specs]
+    short = [min(length, _SHORT) if length > _LONGER else length for length in lengths]
+    found = shortest = _run(classifier, settings, specs, short, size, right)
+    for length in sorted({length for length in lengths if length > _LONGER}):
+        longer = [_LONGER if of == length else least for of, least in zip(lengths, short, strict=True)]
+        more = _run(classifier, settings, specs, longer, size, right) + shortest.times(-1)
+        found = found + more.times((length - _SHORT) / (_LONGER - _SHORT))
+    return CallPlan(collections.Counter({call: n for call, n in found.calls.items() if n > 0}), found.overhead.positive)
+
+
+def plan_sanity(classifier: Defence, settings: EvaluationSettings, right: int) -> CallPlan:
+    """The calls of the sanity checks, on so many images that are right when clean."""
+    stand_in, images = _stand_in(classifier, settings), _grey(classifier, right)
+    overhead = timed(lambda: run_sanity(stand_in, *images, settings), classifier.device)
+    return CallPlan(stand_in.seen, overhead)
+
+
+def _run(
+    classifier: Defence,
+    settings: EvaluationSettings,
+    specs: tuple[AttackSpec, ...],
+    lengths: list[int],
+    size: int,
+    right: int,
+) -> CallPlan:
+    """The calls of one batch with attacks of these lengths."""
+    attacks = tuple(with_length(spec, length) for spec, length in zip(specs, lengths, strict=True))
+    short = dataclasses.replace(settings, attacks=attacks, n=max(2, size), batch=size, sanity=0 if attacks else None)
+    stand_in, (pixels, labels, ids) = _stand_in(classifier, settings), _grey(classifier, size)
+    labels[right:] = 1
+    overhead = timed(lambda: evaluate_batch(stand_in, pixels, labels, ids, short, 1), classifier.device)
+    return CallPlan(stand_in.seen, overhead)
+
+
+def _stand_in(classifier: Defence, settings: EvaluationSettings) -> _StandIn:
+    return _StandIn(classifier, (settings.norm or "", settings.radius if settings.attacks else 0.0))
+
+
+def _grey(classifier: Defence, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    pixels = torch.full((count, *classifier.image_shape), 0.5, device=classifier.device)
+    return pixels, torch.zeros(count, dtype=torch.long, device=classifier.device), torch.arange(count)
+
+
+def _option(spec: AttackSpec) -> str:
+    """The option that says how long an attack is."""
+    return "steps" if spec.kind.white_box else "queries"
+
+
+def _length(spec: AttackSpec, settings: EvaluationSettings) -> int:
+    if spec.kind.white_box:
+        return int(spec.get("steps", settings.steps))
+    declared = {field.name: field.default for field in dataclasses.fields(spec.kind.attack.options)}
+    return int(spec.get("queries", declared["queries"]))
+
+
+def with_length(spec: AttackSpec, length: int) -> str:
+    """The attack's text with another number of steps, or queries."""
+    kept = tuple((name, value) for name, value in spec.options if name != _option(spec))
+    return parse_attack(AttackSpec(spec.name, (*kept, (_option(spec), length))).text).text
+
+
+class _StandIn(BaseDefence):
+    """Says that it is what the real defence is, and answers class 0 for whatever is within the budget of a grey image."""
+
+    def __init__(self, real: Defence, threat: tuple[str, float]) -> None:
+        super().__init__(
+            real.image_shape,
+            max(2, real.num_classes),
+            gradient=real.gradient,
+            noise=real.noise_policy,
+            device=real.device,
+        )
+        self.stochastic, self.head = real.stochastic, real.head
+        self._real_purifies, self._real_penalty, self._names = real.purifies, real.has_penalty, tuple(real.surrogates())
+        self.role, self.threat = "model", threat
+        self.seen: collections.Counter[Call] = collections.Counter()
+        self.slope = 1e-3 * torch.arange(max(2, real.num_classes), device=real.device) ** 0.5
+
+    @property
+    def purifies(self) -> bool:
+        return self._real_purifies
+
+    @property
+    def has_penalty(self) -> bool:
+        return self._real_penalty
+
+    def surrogates(self) -> dict[str, Defence]:
+        found: dict[str, Defence] = {}
+        for name in self._names:
+            made = copy.copy(self)
+            made.role = name
+            found[name] = made
+        return found
+
+    def penalty(self, pixels: Tensor) -> Tensor:
+        return self._counted("penalty", pixels.flatten(1).mean(1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        self._next_draw()
+        logits = pixels.flatten(1).mean(1, keepdim=True) * self.slope
+        return self._counted(self.role, logits + self._decision(pixels))
+
+    def _decision(self, pixels: Tensor) -> Tensor:
+        """[n, K]: class 0, but class 1 where an image is far out of the budget, as in the sanity checks."""
+        norm, eps = self.threat
+        pixels = pixels.detach()
+        far = torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
+        if norm in ("linf", "l2", "l1"):
+            far = distance(pixels, torch.full_like(pixels, 0.5), norm) > 1.5 * eps
+        decision = pixels.new_zeros(len(pixels), self.num_classes)
+        decision[torch.arange(len(pixels)), far.long()] = 1.0
+        return decision
+
+    def _counted(self, role: str, answer: Tensor) -> Tensor:
+        call = Call(role, len(answer))
+        self.seen[call] += 1
+        self.network_evaluations += len(answer)
+        if answer.requires_grad:
+            answer.register_hook(lambda upstream: self._went_back(call, upstream))
+        return answer
+
+    def _went_back(self, call: Call, upstream: Tensor) -> None:
+        """The call was one with a gradient."""
+        self.seen[call] -= 1
+        share = 0.0 if upstream.ndim == 1 else float((upstream != 0).double().mean())
+        every = upstream.ndim == 1 or share * self.num_classes > 2 + _FEW
+        self.seen[dataclasses.replace(call, gradient=str(GradientMode(self.gradient)), every_class=every)] += 1

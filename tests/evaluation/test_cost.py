@@ -1,0 +1,236 @@
+"""What an evaluation will take: the calls that are planned are the calls that are made, and measuring changes nothing."""
+
+import collections
+import dataclasses
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from rdc.attacks.registry import ATTACKS, applies
+from rdc.contracts import BaseDefence
+from rdc.evaluation import EvaluationSettings, evaluate
+from rdc.evaluation.cost import Call, CallTimes, Prediction, Seconds, plan_calls, predict, timing
+from rdc.evaluation.cost import calls as counting
+from rdc.evaluation.cost import prediction as predicting
+from rdc.evaluation.cost.calls import _run
+from rdc.evaluation.results import finished_batches
+from rdc.reports.forecast import about, forecast_line, plan_text
+from tests.evaluation_models import gaussian_classifier, labelled_by
+from tests.tiny_models import pixels as tiny_pixels
+from tests.tiny_models import tiny_classifier
+from tests.tolerances import FLOAT32_ROUNDING
+
+THREAT = {"linf": "8/255", "l2": "0.5", "l1": "6", "flow": "0.05"}
+
+
+def settings_of(attacks, norm="linf", **changes):
+    known = {"n": 4, "batch": 4, "norm": norm, "eps": THREAT[norm], "steps": 35, "sanity": 0}
+    return EvaluationSettings("m", "d", attacks=tuple(attacks), **{**known, **changes})
+
+
+def cases():
+    for name, kind in ATTACKS.items():
+        spec = f"{name}:queries=47" if name == "square" else name
+        noise = "fresh" if kind.needs == "draws" else "known"
+        yield pytest.param(spec, kind.norms[0], noise, id=name)
+
+
+@pytest.mark.parametrize(("spec", "norm", "noise"), list(cases()))
+def test_long_attacks_are_counted_from_short_ones(spec, norm, noise):
+    """35 steps, or 47 queries, planned from 10 and 20 of them, are the calls of an attack run as it is."""
+    classifier = gaussian_classifier(lm="paper-v2,steps=1")
+    settings = settings_of(["pgd-ce:steps=3", spec] if spec.startswith("endpoints") else [spec], norm, noise=noise)
+    assert applies(settings.specs[-1], classifier, norm, noise) is None
+    lengths = [47 if each.name == "square" else int(each.get("steps", 35)) for each in settings.specs]
+    whole = _run(classifier, settings, settings.specs, lengths, 4, 3)
+    assert plan_calls(classifier, settings, 4, 3).calls == +whole.calls
+    assert all(call.images in (3, 4) for call in whole.calls)
+
+
+class Firm(BaseDefence):
+    """Never gives class 0 up; counts its calls."""
+
+    def __init__(self):
+        super().__init__((1, 8, 8), 4)
+        self.calls = collections.Counter()
+
+    def forward(self, pixels):
+        self.network_evaluations += len(pixels)
+        self.calls[len(pixels), torch.is_grad_enabled() and pixels.requires_grad] += 1
+        sum_ = pixels.flatten(1).mean(1, keepdim=True)
+        return torch.tensor([9.0, 1.0, 2.0, 3.0]) + 1e-3 * sum_ * torch.arange(4.0)
+
+
+@pytest.mark.parametrize(
+    "attacks", ["none", "apgd-ce,apgd-dlr", "apgd-t,square:queries=40", "pgd-ce:steps=2:restarts=2"]
+)
+def test_the_plan_is_what_an_evaluation_does(attacks, tmp_path):
+    """On a model that nothing breaks: as many calls, on as many images, with as many gradients, sanity checks included."""
+    data, firm = labelled_by(gaussian_classifier(), n=20), Firm()
+    data = dataclasses.replace(data, labels=torch.zeros_like(data.labels))
+    settings = EvaluationSettings("m", "d", n=10, batch=4, attacks=attacks, eps="8/255", steps=25, sanity=3)
+    whole = predicting._whole(firm, settings, 1.0, 0, 1)
+    evaluate(firm, data, settings, tmp_path / "run", progress=False)
+    planned = collections.Counter()
+    for call, count in whole.calls.items():
+        planned[call.images, call.gradient is not None] += round(count)
+    checks = {(4, False): 2}  # what is asked of the first batch alone: the model twice, on 4 images
+    for counted in (
+        planned,
+        firm.calls,
+    ):  # the sanity checks: this model stands even where the budget is large, the stand-in does not
+        assert bool(counted[3, True]) == (attacks != "none")
+        del counted[3, False], counted[3, True]
+    assert planned + collections.Counter(checks) == firm.calls
+
+
+def test_the_prediction_is_the_number_of_evaluations_where_each_takes_a_second(tmp_path, monkeypatch):
+    """A clock that shows network evaluations; a model that is broken by nothing."""
+    monkeypatch.setattr(CallTimes, "seconds", lambda self, call: Seconds(call.images, call.images))
+    monkeypatch.setattr(
+        counting, "timed", lambda work, device: (work(), Seconds())[1]
+    )  # nothing lies between the calls
+    data, firm = labelled_by(gaussian_classifier(), n=20), Firm()
+    data = dataclasses.replace(data, labels=torch.zeros_like(data.labels))
+    settings = EvaluationSettings("m", "d", n=9, batch=4, attacks="apgd-ce,square:queries=30", eps="8/255", sanity=0)
+    found = predict(firm, data, settings)
+    evaluation = evaluate(firm, data, settings, tmp_path / "run", progress=False)
+    made = evaluation.figures.network_evaluations - 8  # the first batch is asked twice more
+    assert round(found.at_most.wall) == made
+    half = predict(firm, data, settings, finished=1)
+    assert half.at_most.wall < 0.7 * found.at_most.wall
+    assert predict(firm, data, settings, processes=2).at_most.wall < 0.75 * found.at_most.wall
+
+
+def test_images_that_are_wrong_are_not_attacked():
+    classifier, settings = gaussian_classifier(), settings_of(["pgd-ce"])
+    calls = plan_calls(classifier, settings, 4, 1).calls
+    assert calls[Call("model", 1, "exact", True)] == 35 and not calls[Call("model", 4, "exact", True)]
+    assert calls[Call("model", 4)] == 2 + 10  # clean, at the end, and ten submissions to fresh noise
+
+
+def test_kinds_of_calls_are_told_apart():
+    classifier = gaussian_classifier(lm="paper-v2,steps=1")
+    attacks = ["pgd-margin:gradient=bpda", "pgd-ce", "lagrange:steps=2", "transfer:surrogate=one-step:steps=2"]
+    seen = plan_calls(classifier, settings_of(attacks), 4, 4).calls
+    assert (
+        seen[Call("model", 4, "bpda", False)]
+        == 35
+        == seen[Call("model", 4, "exact", True)] - seen[Call("penalty", 4, "exact", True)]
+    )
+    assert any(call.role == "one-step" and call.gradient for call in seen)
+
+
+def test_measuring_changes_no_generator_and_no_defence():
+    data = labelled_by(gaussian_classifier(), n=8)
+    classifier = gaussian_classifier(noise="fresh")
+
+    def states():
+        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+
+    class Drawing(BaseDefence):
+        def forward(self, pixels):
+            torch.rand(3), random.random(), np.random.rand()  # noqa: NPY002
+            return pixels.flatten(1)[:, :4] * 1.0
+
+    before, draw = states(), classifier._draw
+    settings = EvaluationSettings("m", "d", n=8, batch=8, attacks="pgd-ce", steps=2, eps="8/255")
+    predict(classifier, data, settings)
+    predict(Drawing((1, 8, 8), 4), data, settings)
+    assert states() == before and (classifier._draw, classifier.network_evaluations) == (draw, 0)
+
+
+@pytest.mark.parametrize("lm", [None, "paper-v2,steps=4", "paper-v1,steps=2,levels=log:3:0.5:1:flat"])
+@pytest.mark.parametrize("kind", ["conditional", "multihead"])
+def test_parts_of_a_long_call_add_up(kind, lm, monkeypatch):
+    """A clock that shows network passes: one level and one step stand for all of them."""
+    monkeypatch.setattr(timing, "_LONGEST", 0.0)
+
+    def evaluations(work, device):
+        made = []
+        real = type(classifier)._undisturbed
+
+        def watched(self, function, pixels):
+            before = self.network_evaluations
+            out = real(self, function, pixels)
+            made.append(self.network_evaluations - before)
+            return out
+
+        monkeypatch.setattr(type(classifier), "_undisturbed", watched)
+        work()
+        monkeypatch.setattr(type(classifier), "_undisturbed", real)
+        return Seconds(sum(made), sum(made))
+
+    classifier = tiny_classifier(kind, lm=lm)
+    times = CallTimes(classifier, tiny_pixels(2), torch.zeros(2, dtype=torch.long))
+    monkeypatch.setattr(timing, "timed", evaluations)
+    assert times.parts is not None
+    for mode in (None, "exact", "bpda"):
+        assert times.seconds(Call("model", 3, mode)).wall == 3 * classifier.evaluations_per_image
+    if lm is not None:
+        assert times.seconds(Call("plain", 1, "exact")).wall == 5 * classifier.denoiser.passes_per_level
+        assert times.seconds(Call("penalty", 2, "exact")).wall == 2 * (
+            classifier.evaluations_per_image - 5 * classifier.denoiser.passes_per_level
+        )
+
+
+def test_a_line_through_one_image_and_several(monkeypatch):
+    classifier = gaussian_classifier()
+    times = CallTimes(classifier, torch.rand(8, 1, 8, 8), torch.zeros(8, dtype=torch.long))
+    monkeypatch.setattr(times, "once", lambda model, kind, count: Seconds(0.02 + 0.01 * count, 0.02 + 0.01 * count))
+    for count, seconds in (
+        (1, 0.03),
+        (5, 0.07),
+        (8, 0.1),
+        (16, 0.2),
+    ):  # beyond the eight that were measured: twice as many, twice as long
+        assert abs(times.seconds(Call("model", count)).wall - seconds) < FLOAT32_ROUNDING
+
+
+def test_words():
+    given = {
+        5: "5 s",
+        0.2: "1 s",
+        99: "99 s",
+        100: "2 min",
+        5950: "99 min",
+        6300: "1 h 45 min",
+        7200: "2 h",
+        50_400: "14 h",
+    }
+    given |= {400_000: "5 days"}
+    assert {seconds: about(seconds) for seconds in given} == given
+    settings = EvaluationSettings("m", "d", n=512)
+    long = Prediction(Seconds(50_400, 50_400), None, None, 10)
+    assert forecast_line(long, settings) == "about 14 h on this device at most; --n 64 takes 1 h 45 min"
+    part = dataclasses.replace(long, at_most=Seconds(500, 500), likely=Seconds(100, 100), standing=0.25)
+    assert forecast_line(part, settings) == (
+        "about 8 min on this device at most, likely 2 min (of the first images 25 % stand after a short attack)"
+    )
+
+
+def test_the_plan_names_the_preset_and_what_differs():
+    settings = EvaluationSettings("m", "d", n=8, attacks="pgd-ce", preset="paper-v2", noise="all")
+    text = plan_text(Prediction(Seconds(9, 9), None, None, 1234), settings, gaussian_classifier())
+    assert "paper-v2, but for\n" in text and "noise: all in place of fresh" in text
+    assert "1,234 at most" in text and text.endswith("Nothing was run (--dry-run).\n")
+
+
+def test_batches_of_a_folder_are_counted(tmp_path):
+    assert finished_batches(tmp_path / "none") == 0
+    data = labelled_by(gaussian_classifier(), n=9)
+    settings = EvaluationSettings("m", "d", n=9, batch=4, attacks="none")
+    evaluate(gaussian_classifier(), data, settings, tmp_path / "run", progress=False)
+    assert finished_batches(tmp_path / "run") == 3
+    (tmp_path / "run" / "results.9-of-9.jsonl").mkdir()
+    assert finished_batches(tmp_path / "run") == 3
+
+
+@pytest.mark.parametrize(("norm", "share", "steps", "mean"), [
+    ("linf", 0.5, 100, 0.5), ("flow", 1.0, 60, 1.0), ("flow", 0.5, 5, 0.5 / np.log(2)), ("flow", 0.5, 5000, 0.001 / np.log(2)),
+])  # fmt: skip
+def test_images_that_go_on_falling_are_fewer_on_average(norm, share, steps, mean):
+    settings = settings_of(["stadv" if norm == "flow" else "pgd-ce"], norm, steps=steps)
+    assert abs(predicting._mean_share(share, settings) - mean) < FLOAT32_ROUNDING
