@@ -31,6 +31,7 @@ from rdc.execution.surroundings import undisturbed
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.draw import Draw
 from rdc.provenance.networks import doubt_of, doubtful_null_labels, notable_networks
+from rdc.method.latents import refuse_latents
 
 __all__ = ["METHODS", "BaseClassifier", "NoisedDiffusion", "SmoothedPlain", "base_classifier", "noised_weights"]
 
@@ -100,6 +101,7 @@ class NoisedDiffusion:
     """
 
     def __init__(self, classifier: DiffusionClassifier, sigma: float, method: str, levels: int) -> None:
+        refuse_latents(classifier.denoiser, f"method {method}")
         low, high = min(classifier.levels.sigma), max(classifier.levels.sigma)
         s_tau = 2 * sigma
         if classifier.lm is not None:

@@ -22,6 +22,7 @@ from rdc.execution.surroundings import never_inference, refuse_inference_weights
 from rdc.images.pixels import checked_pixels
 from rdc.method.denoiser import Denoiser
 from rdc.method.flow_gradient import SOLVER_GRADIENTS, density_gradient, step_bytes
+from rdc.method.latents import refuse_latents
 from rdc.method.likelihood import PROBE_STREAM, flow_log_density, row_bytes
 from rdc.method.noise import NoisePlan
 from rdc.method.posterior import log_posterior, log_prior, resolve_scale
@@ -80,6 +81,7 @@ class ScoreBasedClassifier(BaseDefence):
             raise ConfigError(
                 f"solver_gradient: expected {' or '.join(SOLVER_GRADIENTS)}; got {shown(solver_gradient)}"
             )
+        refuse_latents(denoiser, "score-based classifier")
         shape, count = denoiser.image_shape, denoiser.num_classes
         super().__init__(shape, count, class_names, gradient=gradient, noise=noise, noise_seed=noise_seed)
         refuse_inference_weights(denoiser)

@@ -102,8 +102,8 @@ def _loop(
     assert settings is not None
     one = example_images(denoiser, 1)
     with torch.no_grad():
-        denoiser.f_null(one, torch.ones(1))  # refuses networks that have no null label
-    draws = step_draws(settings, classifier.image_shape, max_steps)
+        denoiser.f_null(denoiser.encode(one), torch.ones(1))  # refuses networks that have no null label
+    draws = step_draws(settings, classifier.denoiser.latent_shape, max_steps)
     body = Graph(constants)
     body.batch = graph.batch
     carried = [constants.fresh(stem) for stem in ("x", "first", "second")]

@@ -36,6 +36,7 @@ def class_losses(classifier: DiffusionClassifier) -> Callable[[Tensor], Tensor]:
     denoiser, draw = classifier.denoiser, classifier.drawn(0, torch.zeros(()))
 
     def losses(x0: Tensor) -> Tensor:
+        x0 = denoiser.encode(x0)
         if isinstance(denoiser, MultiHeadDenoiser):  # the native op has no translation
             return centred_losses(*denoiser.loss_operands(*denoiser.noisy(x0, draw), draw))
         return denoiser.class_losses(x0, draw)
@@ -79,9 +80,9 @@ class StepDraws:
     bias: Tensor
 
 
-def step_draws(settings: LikelihoodMaximization, image_shape: tuple[int, ...], steps: int) -> StepDraws:
+def step_draws(settings: LikelihoodMaximization, noise_shape: tuple[int, ...], steps: int) -> StepDraws:
     """The draws of the first ``steps`` steps."""
-    draws = [lm_draw(settings, step, 0, image_shape) for step in range(1 if settings.noise == "same" else steps)]
+    draws = [lm_draw(settings, step, 0, noise_shape) for step in range(1 if settings.noise == "same" else steps)]
     sigma = torch.stack([draw.sigma for draw in draws]).float()
     sigma = sigma[:1] if (sigma == sigma[:1]).all() else sigma
     adam = settings.optimizer == "adam"

@@ -26,6 +26,7 @@ from rdc.images.pixels import checked_pixels
 from rdc.method.class_gradients import joined, rebuilt, streamed
 from rdc.method.denoiser import Denoiser
 from rdc.method.draw import Draw
+from rdc.method.latents import encoded, encoding_bytes
 from rdc.method.levels import LEVEL_PRESETS, NoiseLevels, parse_levels
 from rdc.method.likelihood_maximization import (
     LikelihoodMaximization,
@@ -277,11 +278,11 @@ class DiffusionClassifier(BaseDefence):
         return opaque_with(networks, plain, pixels) if transformed() else plain(pixels)
 
     def _class_losses(self, pixels: Tensor, draw: int) -> Tensor:
-        x0 = self._uphill(2 * pixels - 1, draw)
+        x0 = self.encoded(self._uphill(2 * pixels - 1, draw))
         return self._losses(x0, self.drawn(draw, x0))
 
     def _losses_per_level(self, pixels: Tensor, draw: int) -> Tensor:
-        x0 = self._uphill(2 * pixels - 1, draw)
+        x0 = self.encoded(self._uphill(2 * pixels - 1, draw))
         drawn = self.drawn(draw, x0)
         unweighted = dataclasses.replace(drawn, weight=torch.ones_like(drawn.weight))
         return torch.stack([self._losses(x0, unweighted[t : t + 1]) for t in range(len(drawn))], dim=1)
@@ -326,6 +327,17 @@ class DiffusionClassifier(BaseDefence):
             drawn = self.noise.draw(number, *levels, self.denoiser.noise_shape, self.levels.noise)
             self._cache = {key: drawn.to(like)}
         return self._cache[key]
+
+    def encoded(self, x0: Tensor) -> Tensor:
+        """What the denoiser noises, of images in [-1, 1]; a few images at a time where an encoder would not fit the memory budget."""
+        if self.denoiser.latent_shape == self.image_shape:
+            return x0
+        key = ("encode", x0.dtype, x0.device)
+        if key not in self._bytes:
+            self._bytes[key] = encoding_bytes(self.denoiser, x0)
+        return encoded(
+            self.denoiser, x0, items_that_fit(self.memory_budget_mb, self._bytes[key], x0.device, "encoding one image")
+        )
 
     def _losses(self, x0: Tensor, draw: Draw) -> Tensor:
         """Class losses [N, K], in pieces where they would not fit the memory budget together."""
@@ -378,7 +390,7 @@ def gradient_bytes(denoiser: Denoiser, like: Tensor) -> int:
     draw = Draw(one, one, like.new_zeros(1, *denoiser.noise_shape))
 
     def work(count: int) -> Tensor:
-        x = like.new_zeros(count, *denoiser.image_shape).requires_grad_()
+        x = like.new_zeros(count, *denoiser.latent_shape).requires_grad_()
         if denoiser.passes_per_level > 1:  # a class is a row of its own; all, three times, may be more than the budget
             loss = denoiser.losses_of_labels(x, draw, torch.zeros(count, dtype=torch.long, device=like.device))
         else:

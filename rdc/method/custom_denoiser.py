@@ -55,6 +55,7 @@ class CustomDenoiser(Denoiser):
         super().__init__(f if isinstance(f, nn.Module) else _Function(f), num_classes, image_shape, sigma_data)
         self.schedule, self.predicts, self.null_label = schedule, predicts, null_label
         self.passes_per_level = num_classes
+        self.about: dict[str, Any] = {}  # where f comes from, for reports
         if null_label is not None:
             self.null_training = NullLabel(True, f"label {null_label} was named as the one for no label")
 
@@ -64,7 +65,7 @@ class CustomDenoiser(Denoiser):
 
     def describe(self) -> dict[str, Any]:
         kind = {"kind": "custom", "predicts": self.predicts, **self.schedule.describe()}
-        return {"denoiser": {**kind, "null_label": self.null_label}}
+        return {"denoiser": {**kind, "null_label": self.null_label, **self.about}}
 
     def f(self, x_t: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         column = sigma.reshape(-1, 1, 1, 1)

@@ -36,7 +36,8 @@ class Denoiser(nn.Module):
 
     Attributes:
         num_classes: K.
-        image_shape: (C, H, W).
+        image_shape: (C, H, W) of images, in [-1, 1].
+        latent_shape: (c, h, w) of what is noised and denoised: the image itself, or what :meth:`encode` makes of it.
         passes_per_level: network passes for all classes at one level: K or 1.
         head: name for reports.
         precision: what the network computes in, "float32" (its weights' type) or "bfloat16" (autocast). Noise, targets, squared
@@ -62,9 +63,13 @@ class Denoiser(nn.Module):
         self.precondition = Preconditioning(sigma_data)
 
     @property
-    def noise_shape(self) -> tuple[int, int, int]:
-        """Shape of the noise of a level in a draw for the class losses: that of an image, unless classes have draws of their own."""
+    def latent_shape(self) -> tuple[int, int, int]:
         return self.image_shape
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """Shape of the noise of a level in a draw for the class losses: that of what is noised, unless classes have draws of their own."""
+        return self.latent_shape
 
     def in_precision(self, precision: str) -> Denoiser:
         """This denoiser, weights shared, with a network that computes in ``precision``.
@@ -84,6 +89,13 @@ class Denoiser(nn.Module):
     def label_free(self) -> bool:
         """Whether it can be asked without a label (:meth:`f_null`)."""
         return True
+
+    def encode(self, x0: Tensor) -> Tensor:
+        """What is noised and denoised [N, c, h, w], of images [N, C, H, W] in [-1, 1]; differentiable. A pixel model: the images.
+
+        Every other method of a denoiser takes and gives these.
+        """
+        return x0
 
     def describe(self) -> dict[str, Any]:
         """For reports: what else there is to know of this kind of denoiser, as plain JSON values."""

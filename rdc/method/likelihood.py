@@ -47,6 +47,7 @@ from rdc.errors import ConfigError
 from rdc.execution.memory import bytes_per_item, items_that_fit
 from rdc.execution.surroundings import measured, undisturbed
 from rdc.method.denoiser import Denoiser
+from rdc.method.latents import refuse_latents
 from rdc.method.noise import NoisePlan
 from rdc.method.probability_flow import EXACT, FlowSettings, follow, rademacher
 
@@ -117,6 +118,7 @@ def log_likelihood(
     Returns:
         [N, K], in the type of x.
     """
+    refuse_latents(denoiser, "likelihood")
     flow = settings.flow
     probes = None
     if flow.probes != EXACT:
@@ -152,6 +154,7 @@ def elbo(
 
     Args, Returns: as of :func:`log_likelihood`; all classes of an image share the noise.
     """
+    refuse_latents(denoiser, "likelihood")
     low, high = settings.flow.sigma_min, settings.flow.sigma_max
     nodes, weights = np.polynomial.legendre.leggauss(settings.levels)
     half = math.acosh(high / low) / 2

@@ -235,10 +235,10 @@ _EXAMPLES = {
 
 def lm_loss(denoiser: Denoiser, x: Tensor, settings: LikelihoodMaximization, step: int, draw: int) -> Tensor:
     """LM objective [N] of x0 = x [N, C, H, W] in [-1, 1]: weighted error of the label-free network, mean over pixels."""
-    return lm_objective(denoiser, x, settings, lm_draw(settings, step, draw, denoiser.image_shape).to(x))
+    return lm_objective(denoiser, x, settings, lm_draw(settings, step, draw, denoiser.latent_shape).to(x))
 
 
-def lm_draw(settings: LikelihoodMaximization, step: int, number: int, image_shape: tuple[int, ...]) -> Draw:
+def lm_draw(settings: LikelihoodMaximization, step: int, number: int, noise_shape: tuple[int, ...]) -> Draw:
     """What step ``step`` of draw ``number`` looks at: L levels and weights float64, noise float32, on the CPU."""
     plan = NoisePlan(settings.seed, NoisePolicy.FRESH, stream=1)
     call = 0 if settings.noise == "same" else step
@@ -251,12 +251,12 @@ def lm_draw(settings: LikelihoodMaximization, step: int, number: int, image_shap
         place = plan.uniform(position, 0, settings.levels_per_step)
         sigma = low + (high - low) * place
         weight = torch.full_like(sigma, 1 / len(sigma))
-    return plan.draw(position, sigma, weight, image_shape)
+    return plan.draw(position, sigma, weight, noise_shape)
 
 
 def lm_objective(denoiser: Denoiser, x: Tensor, settings: LikelihoodMaximization, draw: Draw) -> Tensor:
     """:func:`lm_loss` for a given draw of L levels, in the type of x."""
-    x_t, target = denoiser.noisy(x, draw)
+    x_t, target = denoiser.noisy(denoiser.encode(x), draw)
     rows = draw.rows(len(x))
     error = (denoiser.f_null(x_t, rows) - target).square().mean((1, 2, 3))
     if settings.loss == "x0":

@@ -46,8 +46,15 @@ class PerClassNoise(Denoiser):
         return self.inner.label_free
 
     @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self.inner.latent_shape
+
+    def encode(self, x0: Tensor) -> Tensor:
+        return self.inner.encode(x0)
+
+    @property
     def noise_shape(self) -> tuple[int, int, int]:
-        channels, height, width = self.image_shape
+        channels, height, width = self.latent_shape
         return self.num_classes * channels, height, width
 
     def in_precision(self, precision: str) -> Denoiser:
@@ -81,7 +88,7 @@ class PerClassNoise(Denoiser):
 
     def _losses(self, x0: Tensor, draw: Draw, label: int) -> Tensor:
         """Weighted losses [N] of one class, under its own noise."""
-        channels = self.image_shape[0]
+        channels = self.latent_shape[0]
         own = Draw(draw.sigma, draw.weight, draw.noise[:, label * channels : (label + 1) * channels])
         if not isinstance(self.inner, MultiHeadDenoiser):
             return self.inner.losses_of_labels(x0, own, torch.full((len(x0),), label, device=x0.device))

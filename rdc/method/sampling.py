@@ -19,6 +19,7 @@ from rdc.errors import ConfigError, InputError
 from rdc.execution.frozen import at_rest
 from rdc.execution.surroundings import undisturbed
 from rdc.method.denoiser import Denoiser
+from rdc.method.latents import refuse_latents
 from rdc.terminal.progress import bar
 
 __all__ = ["heun", "sample_classes", "sampling_levels"]
@@ -94,6 +95,7 @@ def sample_classes(
     Returns:
         Pixels [K, per_class, C, H, W] in [0, 1], on the CPU.
     """
+    refuse_latents(denoiser, "sampling")
     columns, rows_at_once = as_integer(per_class), as_integer(batch_size)
     if columns is None or rows_at_once is None or min(columns, rows_at_once) < 1:
         raise InputError(

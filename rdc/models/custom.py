@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rdc.arguments.scalars import as_integer, shown
 from rdc.contracts.base import checked_count, checked_shape
@@ -15,6 +15,7 @@ from rdc.execution.memory import device_of
 from rdc.execution.surroundings import never_inference
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.custom_denoiser import CustomDenoiser
+from rdc.method.latents import LatentDenoiser, latent_shape
 from rdc.method.levels import NoiseLevels, parse_levels
 from rdc.method.schedules import Schedule, resolve_schedule
 from rdc.models.lm_model import checked_use, lm_denoiser_of
@@ -37,6 +38,7 @@ def from_denoiser(
     predicts: str,
     schedule: Schedule | str | Mapping[str, Any],
     null_label: int | None = None,
+    encoder: nn.Module | None = None,
     sigma_data: float = 0.5,
     check: bool = True,
     **settings: Unpack[Settings],
@@ -56,6 +58,8 @@ def from_denoiser(
             "vp-scaled-linear", "vp-cosine", "vp-sigmoid": one of 1,000 steps. "flow": z = (1 - t) x0 + t e and t. A mapping: the
             settings of a diffusers scheduler. A :class:`rdc.method.schedules.Schedule`: all the rest, such as
             ``FlowSchedule(time_scale=1000)`` or ``VPSchedule(sigmas, steps="between")``.
+        encoder: for a model of latents: images [N, C, H, W] in [-1, 1] -> latents [N, c, h, w], see :mod:`rdc.method.latents`. z then has
+            the latents' shape, image_shape stays the images'.
         null_label: what f takes for "no label", for likelihood maximisation; None: it has none.
         sigma_data: standard deviation of the images in [-1, 1].
         check: call f on two random images first, and refuse outputs of another shape, numbers that are not finite, and labels that
@@ -76,8 +80,9 @@ def from_denoiser(
     null = None if null_label is None else as_integer(null_label)
     if null_label is not None and (null is None or null < 0):
         raise ConfigError(f"null_label: expected an index that f takes for no label, or None; got {shown(null_label)}")
-    chosen = resolve_schedule(schedule)
-    denoiser = CustomDenoiser(f, chosen, predicts, count, checked_shape(image_shape), null, sigma_data)
+    chosen, shape = resolve_schedule(schedule), checked_shape(image_shape)
+    noised = shape if encoder is None else latent_shape(encoder, shape)
+    denoiser = CustomDenoiser(f, chosen, predicts, count, noised, null, sigma_data)
     given = settings.get("levels", DEFAULT_LEVELS)
     levels = given if isinstance(given, NoiseLevels) else parse_levels(given)
     _covered(levels, chosen)
@@ -87,8 +92,9 @@ def from_denoiser(
             "lm: expected a model with a null label, which likelihood maximisation moves by; say which it is (null_label=)"
         )
     settings["levels"] = levels
+    whole = denoiser if encoder is None else LatentDenoiser(denoiser, encoder, shape)
     own: dict[str, Any] = {**settings}
-    classifier = DiffusionClassifier(denoiser, **own, lm_denoiser=other)
+    classifier = DiffusionClassifier(whole, **own, lm_denoiser=other)
     checked_use(classifier, other)
     if check:
         _check(denoiser, levels)

@@ -154,8 +154,20 @@ def _number(text: str, what: str) -> float | int | str:
     raise ConfigError(f"model sbgc: {what}: expected a number; got {shown(text)}")
 
 
+def _load_diffusers(text: str, device: torch.device, settings: dict[str, Any]) -> BaseDefence:
+    from rdc.models.pipelines import load_pipeline
+
+    folder, fields = _fields(text, "diffusers", {"prompts": None, "image": None, "guidance": "1", "null": None})
+    if unknown := set(settings) - _SETTINGS:
+        raise ConfigError(
+            f"settings: expected some of {', '.join(sorted(_SETTINGS))}; got {', '.join(sorted(unknown))}"
+        )
+    return load_pipeline(folder, device, settings, **fields)
+
+
 #: Prefix -> loader.
 DERIVED: dict[str, Callable[[str, torch.device, dict[str, Any]], BaseDefence]] = {
+    "diffusers": _load_diffusers,
     "optimal": _load_optimal,
     "sbgc": _load_sbgc,
     "per-class": _load_per_class,

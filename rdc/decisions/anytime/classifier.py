@@ -121,7 +121,7 @@ class AnytimeClassifier(BaseDefence):
         return AnytimeResult(undisturbed(decided, pixels, self.classifier.denoiser), *cost)
 
     def _decided(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x0 = 2 * self.purify(pixels) - 1
+        x0 = self.classifier.encoded(2 * self.purify(pixels) - 1)
         eliminate = self.classifier.denoiser.passes_per_level > 1
         scores, levels, passes = self._eliminating(x0) if eliminate else self._stopping(x0)
         self.network_evaluations += int(passes.sum())
