@@ -245,7 +245,7 @@ def lm_draw(settings: LikelihoodMaximization, step: int, number: int, noise_shap
     position = number * 4096 + call
     if settings.levels is not None:
         sigma, weight = settings.levels.tensors(dtype=torch.float64)
-        return plan.draw(position, sigma, weight, image_shape, settings.levels.noise)
+        return plan.draw(position, sigma, weight, noise_shape, settings.levels.noise)
     else:
         low, high = settings.sigma_range
         place = plan.uniform(position, 0, settings.levels_per_step)

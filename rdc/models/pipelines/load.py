@@ -54,6 +54,7 @@ def load_pipeline(
         raise ConfigError(f"guidance: expected a positive number, 1 for none; got {shown(guidance)}")
     model: Any = made(kind, place)
     schedule, predicts = schedule_of(pipeline.scheduler, f"{pipeline.root}: scheduler_config.json")
+    network: LabelledModel | PromptedModel
     if kind in ("UNet2DConditionModel", "SD3Transformer2DModel"):
         network, names = _prompted(pipeline, model, prompts, strength)
         null_label = network.null_label
@@ -113,6 +114,7 @@ def _labelled(
         )
     if null is not None and not (null.isdecimal() and int(null) <= rows):
         raise ConfigError(f"null: expected the index of a label, 0 to {rows}; got {shown(null)}")
+    null_label: int | None
     if dit:  # diffusers' DiT has a row more than classes, trained by dropping labels
         count, null_label = int(rows), int(rows) if null is None else int(null)
     else:
