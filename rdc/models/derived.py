@@ -10,6 +10,9 @@
     per-class:NAME
         the diffusion classifier NAME, shipped or a path, with noise that its classes do not share (:mod:`rdc.method.per_class_noise`)
 
+    diffusers:FOLDER[,prompts=FILE][,image=CxHxW][,guidance=G][,null=INDEX]
+        a pipeline of the diffusers library (:mod:`rdc.models.pipelines`), a folder or a name on Hugging Face
+
 A loader gets what stands behind the colon, the device and the settings, and gives a defence.
 """
 
