@@ -30,8 +30,8 @@ from rdc.errors import ConfigError
 from rdc.execution.surroundings import undisturbed
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.draw import Draw
-from rdc.provenance.networks import doubt_of, doubtful_null_labels, notable_networks
 from rdc.method.latents import refuse_latents
+from rdc.provenance.networks import doubt_of, doubtful_null_labels, notable_networks
 
 __all__ = ["METHODS", "BaseClassifier", "NoisedDiffusion", "SmoothedPlain", "base_classifier", "noised_weights"]
 

@@ -75,7 +75,7 @@ def refuse_without_null_label(denoiser: Denoiser) -> None:
 def row_bytes_without_label(denoiser: Denoiser, like: Tensor) -> int:
     """Peak bytes that one more image at one level needs for the label-free loss and its gradient in pixels."""
     one = like.new_ones(1)
-    draw = Draw(one, one, like.new_zeros(1, *denoiser.image_shape))
+    draw = Draw(one, one, like.new_zeros(1, *denoiser.latent_shape))
 
     def work(count: int) -> Tensor:
         x = like.new_zeros(count, *denoiser.image_shape).requires_grad_()

@@ -13,7 +13,7 @@ from rdc.errors import CheckpointError, ConfigError, one_line
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.custom_denoiser import CustomDenoiser
 from rdc.method.latents import LatentDenoiser
-from rdc.models.custom import from_denoiser
+from rdc.models.of_function import classifier_of
 from rdc.models.pipelines.networks import LabelledModel, PromptedModel, VaeEncoder
 from rdc.models.pipelines.noise import schedule_of
 from rdc.models.pipelines.parts import Pipeline, find_pipeline, library, made
@@ -68,10 +68,10 @@ def load_pipeline(
     latents = (int(model.config.in_channels), *_sample_size(model))
     encoder, shape = _encoder(pipeline, latents, image)
     chosen = {"class_names": names[1], **settings}
-    classifier = from_denoiser(
-        network.to(device), num_classes=names[0], image_shape=shape, predicts=predicts, schedule=schedule, null_label=null_label,
-        encoder=None if encoder is None else encoder.to(device), **chosen,
-    )  # fmt: skip
+    there = None if encoder is None else encoder.to(device)
+    classifier = classifier_of(
+        network.to(device), names[0], shape, predicts, schedule, null_label, there, sigma_data=0.5, settings=chosen
+    )
     denoiser = classifier.denoiser
     inner = denoiser.inner if isinstance(denoiser, LatentDenoiser) else denoiser
     assert isinstance(inner, CustomDenoiser)
