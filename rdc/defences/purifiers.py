@@ -21,7 +21,6 @@ from rdc.contracts import Component, NetworkUse, NoisePolicy
 from rdc.errors import ConfigError
 from rdc.execution.memory import bytes_per_item, device_of, items_that_fit, memory_budget
 from rdc.execution.surroundings import measured, never_inference, refuse_inference_weights, undisturbed
-from rdc.method.classifier import gradient_bytes
 from rdc.method.denoiser import Denoiser
 from rdc.method.likelihood_maximization import (
     LikelihoodMaximization,
@@ -33,6 +32,7 @@ from rdc.method.likelihood_maximization import (
 from rdc.method.lm_network import row_bytes_without_label
 from rdc.method.lm_pieces import lm_pieces
 from rdc.method.noise import NoisePlan
+from rdc.method.working_memory import gradient_bytes
 
 __all__ = ["DiffusionPurifier", "LikelihoodPurifier", "Purifier"]
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from rdc.arguments.scalars import shown
 from rdc.contracts import BaseDefence, Component, Defence, GradientMode, NetworkUse, NoisePolicy
 from rdc.errors import ConfigError
-from rdc.execution.memory import bytes_per_item, items_that_fit, memory_budget, tensor_bytes
+from rdc.execution.memory import items_that_fit, memory_budget, tensor_bytes
 from rdc.execution.opaque import opaque_with, transformed
-from rdc.execution.surroundings import measured, never_inference, refuse_inference_weights, undisturbed
+from rdc.execution.surroundings import never_inference, refuse_inference_weights, undisturbed
 from rdc.images.pixels import checked_pixels
 from rdc.method.class_gradients import joined, rebuilt, streamed
 from rdc.method.denoiser import Denoiser
@@ -36,11 +36,12 @@ from rdc.method.likelihood_maximization import (
     resolve_lm,
 )
 from rdc.method.lm_network import checked_lm_denoiser, row_bytes_without_label
-from rdc.method.lm_pieces import lm_bytes, lm_pieces
+from rdc.method.lm_pieces import lm_pieces
 from rdc.method.noise import NoisePlan
 from rdc.method.posterior import log_posterior, log_prior, resolve_scale
+from rdc.method.working_memory import gradient_bytes
 
-__all__ = ["DiffusionClassifier", "gradient_bytes", "lm_bytes"]
+__all__ = ["DiffusionClassifier"]
 
 
 class DiffusionClassifier(BaseDefence):
@@ -380,24 +381,6 @@ class DiffusionClassifier(BaseDefence):
         if key not in self._bytes:
             self._bytes[key] = gradient_bytes(self.denoiser, like)
         return self._bytes[key]
-
-
-@measured()
-def gradient_bytes(denoiser: Denoiser, like: Tensor) -> int:
-    """Peak bytes that one more image at one level needs for its class losses and their gradient in pixels."""
-
-    one = like.new_ones(1)
-    draw = Draw(one, one, like.new_zeros(1, *denoiser.noise_shape))
-
-    def work(count: int) -> Tensor:
-        x = like.new_zeros(count, *denoiser.latent_shape).requires_grad_()
-        if denoiser.passes_per_level > 1:  # a class is a row of its own; all, three times, may be more than the budget
-            loss = denoiser.losses_of_labels(x, draw, torch.zeros(count, dtype=torch.long, device=like.device))
-        else:
-            loss = denoiser.class_losses(x, draw)
-        return torch.autograd.grad(loss.sum(), x)[0]
-
-    return bytes_per_item(work) * denoiser.passes_per_level
 
 
 def _levels(levels: NoiseLevels | str) -> NoiseLevels:

@@ -14,7 +14,7 @@ from rdc.defences import DiffusionPurifier, LikelihoodPurifier
 from rdc.errors import ConfigError
 from rdc.execution.memory import bytes_per_item, items_that_fit, memory_budget, peak_bytes, tensor_bytes
 from rdc.method.class_gradients import joined
-from rdc.method.classifier import gradient_bytes
+from rdc.method.working_memory import gradient_bytes
 from tests.tiny_models import pixels, tiny_classifier, tiny_denoiser
 
 MIB = 2**20

@@ -21,8 +21,10 @@ from rdc.defences import (
 from rdc.errors import ConfigError
 from rdc.execution.frozen import at_rest
 from rdc.execution.surroundings import undisturbed
-from rdc.method.classifier import DiffusionClassifier, gradient_bytes, lm_bytes
+from rdc.method.classifier import DiffusionClassifier
+from rdc.method.lm_pieces import lm_bytes
 from rdc.method.sampling import sample_classes
+from rdc.method.working_memory import gradient_bytes
 from rdc.models.joined import lm_in_front
 from tests.tiny_models import CLASSES, CONFIG, SHAPE, pixels, randomize, tiny_classifier, tiny_denoiser
 from tests.tolerances import FLOAT32_NETWORK, FLOAT64_ORDER, FLOAT64_STEPS

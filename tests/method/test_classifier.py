@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rdc.errors import ConfigError, InputError
-from rdc.method.classifier import DiffusionClassifier, gradient_bytes
+from rdc.method.classifier import DiffusionClassifier
 from rdc.method.denoiser import ConditionalDenoiser
 from rdc.method.levels import noise_levels
 from rdc.method.likelihood_maximization import LM_PRESETS, LikelihoodMaximization, lm_penalty
+from rdc.method.working_memory import gradient_bytes
 from tests import oracles
 from tests.tiny_models import CLASSES, LEVELS, SHAPE, pixels, tiny_classifier, tiny_denoiser
 from tests.tolerances import (

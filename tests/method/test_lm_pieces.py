@@ -8,9 +8,9 @@ import torch
 
 from rdc.defences import LikelihoodPurifier
 from rdc.execution.memory import peak_bytes
-from rdc.method.classifier import gradient_bytes
 from rdc.method.likelihood_maximization import lm_penalty, maximize_likelihood, resolve_lm
 from rdc.method.lm_pieces import lm_bytes, lm_pieces
+from rdc.method.working_memory import gradient_bytes
 from tests.tiny_models import pixels, tiny_classifier, tiny_denoiser
 from tests.tolerances import FLOAT64_STEPS
 
