@@ -281,7 +281,7 @@ def lm_penalty(denoiser: Denoiser, x0: Tensor, settings: LikelihoodMaximization,
     for part in x0.split(max(1, rows // levels)):
         total = part.new_zeros(len(part))
         for step in range(settings.steps):
-            drawn = lm_draw(settings, step, draw, denoiser.image_shape).to(part)
+            drawn = lm_draw(settings, step, draw, denoiser.latent_shape).to(part)
             for piece in drawn.pieces(rows):
                 loss = checkpointed(later, part, settings, piece) if rebuild else objective(part, settings, piece)
                 total = total + loss
@@ -321,7 +321,7 @@ def _step(
     rows: int | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """One LM step in [-1, 1] units; ``anchor`` is the input of LM. Differentiable in anchor, x and state on request."""
-    drawn = lm_draw(settings, step, draw, denoiser.image_shape).to(x)
+    drawn = lm_draw(settings, step, draw, denoiser.latent_shape).to(x)
     grad = _gradient(denoiser, x, settings, drawn, rows, differentiable)
     with torch.set_grad_enabled(differentiable):
         direction, state = lm_direction(grad, state, settings, adam_bias(step))
