@@ -79,7 +79,7 @@ def test_another_form_is_refused_before_anything_is_written(tmp_path):
 def test_the_command_offers_these_forms():
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    (choices,) = [action.choices for action in parser._actions if action.dest == "format"]
+    (choices,) = [action.choices for action in parser._actions if action.dest == "format" and action.choices]
     assert tuple(choices) == FORMS
 
 
