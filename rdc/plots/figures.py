@@ -28,17 +28,17 @@ _MOST_DRAWN = 4000  # rows; of longer logs, neighbouring ones are averaged
 #: log columns that are not a loss
 _PLACES = ("step", "images", "lr", "grad_norm", "images_per_s", "seconds")
 _TITLES = {
-    "loss": "training loss",
-    "hits": "classified right at one noise level",
-    "clean": "right on clean images",
-    "robust": "right under the training attack",
-    "posterior": "cross-entropy of the posterior",
-    "distilled": "distance to the teacher",
-    "differences": "distance to the teacher's differences between classes",
-    "denoising": "denoising loss of the true class",
-    "unlabelled": "denoising loss without a class",
-    "robust_first_order": "right in the first-order worst case",
-    "rise": "what the first-order worst case adds to a wrong class",
+    "loss": "what training lowers",
+    "hits": "share right, at one noise level",
+    "clean": "share right, clean images",
+    "robust": "share right, under the training attack",
+    "posterior": "cross-entropy of the posterior, nats",
+    "distilled": "squared distance to the teacher, a pixel",
+    "differences": "the same, of differences between classes",
+    "denoising": "squared error under the true class, a pixel",
+    "unlabelled": "squared error without a class, a pixel",
+    "robust_first_order": "share right, first-order worst case",
+    "rise": "what that worst case adds to a wrong class, nats",
 }
 _SHARES = ("hits", "clean", "robust", "robust_first_order")  # linear axes
 
@@ -117,7 +117,7 @@ def thinned(columns: dict[str, np.ndarray], most: int) -> dict[str, np.ndarray]:
 
 @drawing()
 def plot_losses(log: str | os.PathLike[str], out: str | os.PathLike[str], title: str = "") -> None:
-    """Draw every loss of a training log against the images seen: raw (faint) and smoothed; below it the learning rate.
+    """Draw every loss of a training log against the images seen: raw (faint) and smoothed; last the learning rate.
 
     Args:
         log: ``log.jsonl`` of a run.
@@ -128,21 +128,28 @@ def plot_losses(log: str | os.PathLike[str], out: str | os.PathLike[str], title:
     images = columns["images"]
     names = [name for name in columns if name not in _PLACES and np.isfinite(columns[name]).any()]
     scale, unit = (1e-6, "million") if images[-1] >= 2e6 else (1e-3, "thousand")
-    heights = [2.6 if len(names) < 3 else 1.7] * len(names) + [1.0]
-    figure = _figure(7.2, 1.2 + sum(heights))
-    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
-    for row, name in enumerate(names):
-        _draw_loss(axes[row], images * scale, columns[name], name, COLOURS[row % len(COLOURS)])
-    if "lr" in columns:
-        axes[-1].plot(images * scale, columns["lr"], color=FAINT, linewidth=1.4)
-        axes[-1].set_ylim(bottom=0)
-        axes[-1].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=True)
-    axes[-1].set_ylabel("learning rate")
-    axes[-1].set_xlabel(f"images seen ({unit})")
-    axes[-1].set_xlim(left=0)
+    panels = [*names, *(["lr"] if "lr" in columns else [])]
+    wide = 2 if len(panels) > 2 else 1
+    rows = -(-len(panels) // wide)
+    figure = _figure(5.6 * wide + 0.6, 2.5 * rows + (0.9 if title else 0.5))
+    axes = list(figure.subplots(rows, wide, sharex=True, squeeze=False).flat)
+    for place, (axis, name) in enumerate(zip(axes, panels, strict=False)):
+        if name == "lr":
+            axis.plot(images * scale, columns["lr"], color=FAINT, linewidth=1.4)
+            axis.set_ylim(bottom=0)
+            axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=True)
+            axis.set_title("learning rate", loc="left", fontsize=10, color=INK)
+        else:
+            _draw_loss(axis, images * scale, columns[name], name, COLOURS[place % len(COLOURS)])
+        if place + wide >= len(panels):  # the lowest of its column
+            axis.set_xlabel(f"images seen ({unit})")
+            axis.tick_params(labelbottom=True)
+        axis.set_xlim(left=0)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
     if title:
-        axes[0].set_title(shown(title), loc="left", fontsize=11, color=INK, pad=10)
-    figure.align_ylabels(axes)
+        figure.suptitle(shown(title), x=0.02, ha="left", fontsize=12, color=INK)
+    figure.set_layout_engine("constrained")
     _write(figure, out)
 
 
@@ -165,9 +172,8 @@ def _draw_loss(axis: Any, images: np.ndarray, values: np.ndarray, name: str, col
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8) if narrow else (1, 2, 5)))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.yaxis.set_minor_formatter(NullFormatter())
-    axis.set_ylabel(name)
-    place = {"y": 0.06, "va": "bottom"} if values[-1] > values[0] else {"y": 0.93, "va": "top"}
-    axis.text(0.99, s=_TITLES.get(name, name), transform=axis.transAxes, ha="right", color=INK, fontsize=9, **place)
+    about = _TITLES.get(name)
+    axis.set_title(f"{name}: {about}" if about and about != name else name, loc="left", fontsize=10, color=INK)
 
 
 @drawing()
