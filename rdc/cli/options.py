@@ -52,7 +52,8 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
         "--model",
         default=default,
         metavar="NAME",
-        help="preset, checkpoint path, optimal:DATA or sbgc:NAME (docs/optimal.md, docs/likelihood.md), or file.py:factory or "
+        help="preset, checkpoint path, optimal:DATA, sbgc:NAME or diffusers:FOLDER (docs/optimal.md, likelihood.md, any_model.md), or "
+        "file.py:factory or "
         "package.module:factory, whose code is run: a function without arguments that returns any callable "
         "pixels [N, C, H, W] in [0, 1] -> logits [N, K], or an object with purify(x) and classify(x) "
         "(default: %(default)s)",
@@ -63,7 +64,8 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
         metavar="LEVELS",
         help="noise levels in place of the model's own: fast, accurate (where it has these), edm, rdc-released, "
         "scheme:count:min:max:weighting, "
-        "e.g. log:8:0.8:4:flat, or a JSON file with the lists sigma and weight",
+        "e.g. log:8:0.8:4:flat, behind it :draws=N, :noise=shared or antithetic, :seed=N (docs/levels.md); or a JSON file with the lists "
+        "sigma and weight",
     )
     group.add_argument(
         "--lm",
