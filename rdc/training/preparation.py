@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rdc.arguments.close_names import did_you_mean
 from rdc.data import Dataset, train_holdout
 from rdc.errors import ConfigError, DataError
 from rdc.method.denoiser import make_denoiser
@@ -249,7 +250,7 @@ def _named(recipe: Recipe, data: Dataset) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(
             f"network preset: expected one of {', '.join(SIZES)} (scaled to the images), {', '.join(NETWORK_PRESETS)}, or a "
-            f".json or .toml file; got {name!r}"
+            f".json or .toml file; got {name!r}{did_you_mean(name, [*SIZES, *NETWORK_PRESETS])}"
         ) from error
 
 

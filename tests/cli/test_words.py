@@ -251,8 +251,17 @@ def test_predict_in_words(place, capsys):
     assert main(words) == 0
     out = capsys.readouterr().out
     assert re.search(r"image\.png  \w+  \S+ %$", out.strip()) and out.count("\n") == 1
-    answer = {"file": "a.png", "class": "bag", "confidence": 0.4, "abstain": True, "notices": ["inverted"]}
+    answer = {
+        "file": "a.png",
+        "class": "bag",
+        "confidence": 0.4,
+        "abstain": True,
+        "notices": ["inverted"],
+        "unlike": [],
+    }
     assert predict._line(answer) == "a.png  bag, abstains  40.0 %  (inverted)"
+    answer["unlike"] = ["colour"]
+    assert predict._line(answer).endswith("(inverted)  (of another kind? colour)")
 
 
 def test_classify_and_sample_take_auto(tiny, place, capsys):
