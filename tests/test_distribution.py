@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LEFT = {".git", "build", "dist", "out", "runs", "site", "node_modules", "wheelhouse"}
 IN_SDIST = (
     "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "constraints.txt", "mkdocs.yml",
-    "csrc/bindings.cpp", "docs/design.md", "docs/images/report.png", "examples/triton/README.md", "benchmarks/results/speed.json",
+    "csrc/bindings.cpp", "docs/design.md", "docs/images/report.png", "examples/triton_server/README.md", "benchmarks/results/speed.json",
     "benchmarks/studies/speed.py", "tests/oracles.py", "tests/test_distribution.py", "rdc/assets/fashion-mnist.safetensors",
     "rdc/assets/cifar10.safetensors",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""examples/triton: the configuration parses, and says of the model what an exported file says of itself."""
+"""examples/triton_server: the configuration parses, and says of the model what an exported file says of itself."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ import rdc
 from rdc.export import export_onnx
 from rdc.networks.presets import build_network, network_preset
 
-CONFIG = Path(__file__).resolve().parents[2] / "examples/triton/model_repository/rdc/config.pbtxt"
+CONFIG = Path(__file__).resolve().parents[2] / "examples/triton_server/model_repository/rdc/config.pbtxt"
 _TOKEN = re.compile(r"#[^\n]*|\s+|(\"[^\"]*\"|[A-Za-z_][\w.]*|-?\d+|[\[\]{}:,])")
 
 
