@@ -115,4 +115,8 @@ def test_what_load_takes_is_what_a_classifier_takes():
     takes = typing.get_type_hints(DiffusionClassifier.__init__)
     assert set(Settings.__annotations__) == set(takes) - {"denoiser", "return"}
     hints = typing.get_type_hints(Settings)
+    assert (
+        hints["lm_denoiser"] == takes["lm_denoiser"] | DiffusionClassifier | str | os.PathLike[str]
+    )  # load knows names
+    del hints["lm_denoiser"]
     assert {name: hints[name] for name in hints} == {name: takes[name] for name in hints}

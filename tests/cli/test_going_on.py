@@ -65,7 +65,7 @@ def test_an_evaluation_goes_on(folder, tmp_path, capsys, monkeypatch):
     assert "resuming" not in capsys.readouterr().err
     assert main(words) == 0
     error = capsys.readouterr().err
-    assert error.startswith(f"rdc: {tmp_path / 'run'}: resuming at 8 of 12 images\n")
+    assert f"rdc: {tmp_path / 'run'}: resuming at 8 of 12 images\n" in error
     assert re.search(r"\nevaluate 100% 12/12 images \[.*clean \d+\.\d %\]\n$", error)
 
 
@@ -92,8 +92,8 @@ def test_a_log_file_has_whole_lines(folder, tmp_path):
     done = subprocess.run(evaluation(folder, tmp_path / "run"), env=environment(), capture_output=True, timeout=120)
     assert done.returncode == 0
     text = done.stderr.decode()
-    assert "\r" not in text and "\x1b" not in text and "|" not in text and text.count("\n") == 1
-    assert text.startswith("evaluate 100% 8/8 images [")
+    assert "\r" not in text and "\x1b" not in text and "|" not in text and text.count("\n") == 2
+    assert text.startswith("rdc: about ") and "\nevaluate 100% 8/8 images [" in text
 
 
 def test_a_terminal_has_bars(folder, tmp_path):

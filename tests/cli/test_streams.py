@@ -80,7 +80,7 @@ def test_errors_do_not_mix_with_results_where_stderr_is_missing(place, monkeypat
     monkeypatch.setattr(sys, "stderr", None)
     status, printed = main([*commands(place)["classify"], "--json"]), sys.stdout.getvalue()
     monkeypatch.undo()
-    assert status == 1 and [sorted(answer)[0] for answer in json.loads(printed)] == ["class", "error", "error"]
+    assert status == 1 and ["error" in answer for answer in json.loads(printed)] == [False, True, True]
 
 
 def test_streams_of_other_classes():

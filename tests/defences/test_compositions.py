@@ -450,6 +450,9 @@ def test_every_kind_of_component_is_among_them():
         return {kind}.union(*(below(sub) for sub in kind.__subclasses__()))
 
     shipped = {kind for kind in below(Component) if kind.__module__.startswith("rdc.")}
+    shipped = {
+        kind for kind in shipped if not kind.__name__.startswith("_")
+    }  # a stand-in that counts calls is no defence
     abstract = {Component, BaseDefence, Purifier}
     here = {
         DiffusionClassifier,

@@ -23,7 +23,7 @@ from tests.tolerances import FLOAT64_OP, NORMAL_QUANTILE
 
 KEYS = [
     "schema", "model", "dataset", "n", "seed", "classifier", "clean", "robust", "scores", "attacks", "sanity",
-    "flags", "network_evaluations", "seconds", "command", "commit", "versions",
+    "flags", "network_evaluations", "seconds", "command", "commit", "versions", "networks",
 ]  # fmt: skip
 ATTACK_KEYS = {"name", "norm", "eps", "steps", "restarts", "gradient", "noise", "eot", "accuracy", "ci95", "seconds"}
 

@@ -59,6 +59,11 @@ def network(null_label, name="models/m"):
     return {"networks": (NetworkRecord("likelihood maximisation", name, "conditional", 1, "w", null_label, why),)}
 
 
+def scaled(logit_scale):
+    """The identity of a diffusion classifier with this logit scale."""
+    return {"classifier": {"lm": None, "weighting": "flat", "logit_scale": logit_scale}}
+
+
 def checks(**changes):
     return {"checks": dataclasses.replace(TOTALS.checks, **changes)}
 
@@ -238,6 +243,13 @@ CASES = [
     ("loss-replaced", {}, attacks({"name": "pgd-margin", "loss": "margin"}), None),
     ("loss-replaced", {}, attacks({"name": "apgd-dlr", "loss": "dlr"}), None),
     ("loss-replaced", {}, attacks({"name": "apgd-dlr", "loss": "other"}), None),
+    ("uncalibrated-confidence", scaled("mean"), {}, "its logit scale is 'mean', which no held-out image has set"),
+    ("uncalibrated-confidence", scaled(0.7), {}, None),
+    (
+        "uncalibrated-confidence", scaled(0.7) | {"levels": "log:4:0.1:1:flat"}, {},
+        "its logit scale was fitted with other noise levels or likelihood maximisation",
+    ),
+    ("uncalibrated-confidence", {}, {}, None),
 ]  # fmt: skip
 
 

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def recipe_of_words(words: list[str]) -> tuple[Recipe, Path]:
     """What ``rdc WORDS`` would do, and its --out."""
     module = importlib.import_module(f"rdc.cli.{words[0]}")
-    args = _parser(words[0], module).parse_args(words)
+    parser, _ = _parser(words[0], module)
+    args = parser.parse_args(words)
     return module.recipe(args), args.out
 
 

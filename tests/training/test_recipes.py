@@ -75,8 +75,11 @@ def test_radii_are_read_like_those_of_the_command_line() -> None:
     ("text", "expected"),
     [
         ("method = 'free'", "{}: method: expected one of diffusion, standard, .*; got 'free'"),
-        ("metod = 'mart'", "{}: metod: there is no such setting; expected one of method, network, "),
-        ("[train]\nlearning_rat = 1e-3", r"{}: train.learning_rat: there is no such setting; expected one of images, "),
+        ("metod = 'mart'", r"{}: metod: there is no such setting \(did you mean 'method'\?\); expected one of method, network, "),
+        (
+            "[train]\nlearning_rat = 1e-3",
+            r"{}: train.learning_rat: there is no such setting \(did you mean 'learning_rate'\?\); expected one of images, ",
+        ),
         ("[distillation.secant]\nradius = 1\n", "{}: distillation.secant.radius: there is no such setting"),
         ("train = 3", r"{}: train: expected a table \[train\]; got 3"),
         ("[train]\nimages = 1.5", "{}: train.images: expected an integer; got 1.5"),
