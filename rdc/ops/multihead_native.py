@@ -6,7 +6,7 @@ On a GPU they are right and slower than torch; see docs/kernels.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, List  # noqa: UP035
 
 import torch
 from torch import Tensor
@@ -114,8 +114,8 @@ def backward_op(
     level_weight: Tensor,
     kept: Tensor,
     row_loss: Tensor,
-    wanted: list[bool],
-) -> list[Tensor]:
+    wanted: List[bool],  # noqa: UP006 - torch 2.6 reads no list[...] in an op's signature
+) -> List[Tensor]:  # noqa: UP006
     """Gradients of (h, weight, bias, target, level_weight); those not wanted come back with no elements and cost nothing."""
     grads = empty_gradients(h, weight, bias, target, level_weight, wanted)
     if not grad_loss.numel() or not any(wanted):

@@ -18,7 +18,7 @@ import importlib
 import os
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, List, NamedTuple  # noqa: UP035
 
 import torch
 import torch.nn.functional as F
@@ -288,8 +288,8 @@ def backward_op(
     bias: Tensor,
     target: Tensor,
     level_weight: Tensor,
-    wanted: list[bool],
-) -> list[Tensor]:
+    wanted: List[bool],  # noqa: UP006 - torch 2.6 reads no list[...] in an op's signature
+) -> List[Tensor]:  # noqa: UP006
     """Gradients of (h, weight, bias, target, level_weight); those not wanted come back with no elements and cost nothing."""
     grads = empty_gradients(h, weight, bias, target, level_weight, wanted)
     if not grad_loss.numel() or not any(wanted):
