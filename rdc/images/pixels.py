@@ -52,7 +52,11 @@ def checked_pixels(pixels: Tensor, image_shape: Sequence[int]) -> Tensor:
     if len(pixels) == 0:
         raise InputError(f"pixels: expected {expected} with N >= 1; got an empty batch")
     values = pixels.detach() if torch.compiler.is_compiling() else plain_values(pixels.detach())
-    low, high = torch.stack(torch.aminmax(values)).tolist()  # one wait for a GPU, not two
+    ends = torch.stack(torch.aminmax(values))  # one wait for a GPU, not two
+    try:
+        low, high = ends.tolist()
+    except RuntimeError:  # torch 2.6 inside of torch.func
+        low, high = (end.item() for end in ends)
     rounding = slack(pixels.dtype)
     if not (low >= -rounding and high <= 1 + rounding):  # also true for NaN
         raise InputError(
