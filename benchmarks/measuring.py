@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Any
 
+from rdc.costs.measure import cpu_name
 from rdc.costs.timing import alternate, clock
 
 __all__ = ["about", "alternate", "clock", "median", "ratio", "summary"]
@@ -49,7 +50,7 @@ def about() -> dict[str, Any]:
     gpus = found["gpus"]
     return {
         "machine": {
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "logical_cpus": os.cpu_count(),
             "usable_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "load_at_start": _short(os.getloadavg()[0]) if hasattr(os, "getloadavg") else None,
@@ -71,14 +72,6 @@ def _command() -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     start = sys.argv[:1] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
     return shlex.join(["python", *start, *sys.argv[1:]])
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _short(value: float) -> float:

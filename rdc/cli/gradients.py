@@ -14,7 +14,7 @@ from rdc.cli.images import load_images
 from rdc.cli.options import (
     add_format_options,
     add_image_options,
-    add_model_options,
+    add_several_models,
     count_all,
     model_choice,
     need,
@@ -53,15 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``rdc gradients``."""
     parser.description, parser.epilog = ABOUT, EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_model_options(parser, "fashion-mnist")
-    several = parser.add_argument_group("models to compare", conflict_handler="resolve")  # in place of one --model
-    several.add_argument(
-        "--model",
-        action="append",
-        metavar="MODEL",
-        help="NAME[@setting=value]..., see below; may be given several times; the options of the group above are for models "
-        "that set nothing else (default: fashion-mnist)",
-    )
+    add_several_models(parser, "fashion-mnist")
     add_image_options(parser, _DEFAULT)
     _add_measures(parser.add_argument_group("measures"))
     run = parser.add_argument_group("run")

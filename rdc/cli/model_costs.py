@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rdc.cli.images import load_images
-from rdc.cli.options import add_format_options, add_model_options, model_choice, need, positive_int
+from rdc.cli.options import add_format_options, add_several_models, model_choice, need, positive_int
 from rdc.cli.shell import command_line
 from rdc.errors import ConfigError, one_line
 
@@ -34,15 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``rdc bench cost``."""
     parser.description, parser.epilog = ABOUT, EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_model_options(parser, "fashion-mnist")
-    several = parser.add_argument_group("models to compare", conflict_handler="resolve")  # in place of one --model
-    several.add_argument(
-        "--model",
-        action="append",
-        metavar="MODEL",
-        help="NAME[@setting=value]..., see below; given several times; the options of the group above are for models that set "
-        "nothing else (default: fashion-mnist)",
-    )
+    add_several_models(parser, "fashion-mnist")
     what = parser.add_argument_group("measures")
     what.add_argument("--data", default=_DATA, metavar="NAME", help="where images come from (default: %(default)s)")
     what.add_argument("--data-root", metavar="DIR", help="the only folder to look for the data in")

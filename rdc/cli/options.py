@@ -22,6 +22,7 @@ __all__ = [
     "add_image_options",
     "add_model_options",
     "add_preset",
+    "add_several_models",
     "apply_preset",
     "batch_size",
     "count_all",
@@ -112,6 +113,19 @@ def add_preset(group: Any) -> None:
         metavar="PRESET",
         help="a version of the paper: paper-v1, paper-v2 or released; stands for --levels and --lm, in evaluate for --noise too, where "
         "these are not given (docs/reproduce_paper.md)",
+    )
+
+
+def add_several_models(parser: argparse.ArgumentParser, default: str) -> None:
+    """The same, with a --model that may be given several times, as ``NAME[@setting=value]...``."""
+    add_model_options(parser, default)
+    several = parser.add_argument_group("models to compare", conflict_handler="resolve")  # in place of one --model
+    several.add_argument(
+        "--model",
+        action="append",
+        metavar="MODEL",
+        help="NAME[@setting=value]..., see below; may be given several times; the options of the group above are for models "
+        f"that set nothing else (default: {default})",
     )
 
 

@@ -112,6 +112,11 @@ class BaseDefence(Component):
 
 
 def checked_shape(image_shape: Any) -> tuple[int, int, int]:
+    """(C, H, W) of three positive integers, NumPy's included.
+
+    Raises:
+        ConfigError: something else.
+    """
     try:
         sizes = [as_integer(size) for size in image_shape]
     except TypeError:
@@ -123,6 +128,11 @@ def checked_shape(image_shape: Any) -> tuple[int, int, int]:
 
 
 def checked_count(num_classes: Any) -> int:
+    """K, an integer from 1 to :data:`MOST_CLASSES`.
+
+    Raises:
+        ConfigError: something else.
+    """
     count = as_integer(num_classes)
     if count is None or not 1 <= count <= MOST_CLASSES:
         raise ConfigError(f"num_classes: expected an integer of 1 to {MOST_CLASSES:,}; got {shown(num_classes)}")

@@ -23,7 +23,7 @@ from rdc.storage.json_records import JsonObject
 from rdc.storage.run_folder import as_written
 from rdc.terminal.progress import bar
 
-__all__ = ["SCHEMA", "measure_costs"]
+__all__ = ["SCHEMA", "cpu_name", "measure_costs"]
 
 SCHEMA = "rdc.cost/1"
 
@@ -178,7 +178,7 @@ def _machine() -> JsonObject:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "usable_cpus": usable,
         "load_at_the_end": load,
         "system": platform.platform(),
@@ -187,7 +187,8 @@ def _machine() -> JsonObject:
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's model, as the system calls it."""
     try:
         with open("/proc/cpuinfo") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))

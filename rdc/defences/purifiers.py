@@ -22,6 +22,7 @@ from rdc.errors import ConfigError
 from rdc.execution.memory import bytes_per_item, device_of, items_that_fit, memory_budget
 from rdc.execution.surroundings import measured, never_inference, refuse_inference_weights, undisturbed
 from rdc.method.denoiser import Denoiser
+from rdc.method.latents import refuse_latents
 from rdc.method.likelihood_maximization import (
     LikelihoodMaximization,
     lm_evaluations,
@@ -215,6 +216,7 @@ class DiffusionPurifier(Purifier):
         seed: int = 2,
         memory_budget_mb: float | None = None,
     ) -> None:
+        refuse_latents(denoiser, "diffpure")
         super().__init__(denoiser, memory_budget_mb)
         low, high, count = as_number(sigma_min), as_number(sigma), as_integer(steps)
         if low is None or high is None or not 0 < low < high < math.inf:

@@ -20,7 +20,8 @@ __all__ = ["Curve", "accuracy_per_class", "accuracy_per_step", "summarize"]
 
 #: of what a defence says of itself, in the report
 _OF_A_CLASSIFIER = ("levels", "weighting", "lm", "noise", "head", "precision")
-_OF_A_COMPOSITION = ("lm_network", "parts")  #: of one with a second network, or made of others
+#: where there is such a thing: a second network, parts, a denoiser that is no network of rdc's own, an encoder
+_WHERE_THERE_IS = ("lm_network", "parts", "denoiser", "latents", "noise_per_class")
 
 
 def summarize(run: RunRecord, batches: Sequence[Batch], sanity: Sanity) -> Report:
@@ -43,7 +44,7 @@ def summarize(run: RunRecord, batches: Sequence[Batch], sanity: Sanity) -> Repor
         seed=settings.seed,
         classifier={
             **{key: described.get(key) for key in _OF_A_CLASSIFIER},
-            **{key: described[key] for key in _OF_A_COMPOSITION if key in described},
+            **{key: described[key] for key in _WHERE_THERE_IS if key in described},
         },
         clean=totals.clean,
         robust=totals.robust,

@@ -9,6 +9,7 @@ from torch import nn
 import rdc
 from rdc.certification.noised import NoisedDiffusion
 from rdc.defences import ScoreBasedClassifier
+from rdc.defences.purifiers import DiffusionPurifier
 from rdc.errors import ConfigError
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.denoiser import ConditionalDenoiser
@@ -16,7 +17,7 @@ from rdc.method.latents import LatentDenoiser, latent_shape
 from rdc.method.likelihood import LikelihoodSettings, elbo, log_likelihood
 from rdc.method.sampling import sample_classes
 from tests.oracles import GaussianNetwork
-from tests.tolerances import CENTRAL_DIFFERENCE, FLOAT64_NETWORK, FLOAT64_ORDER, ONNX_PARITY
+from tests.tolerances import CENTRAL_DIFFERENCE, FLOAT32_ULP, FLOAT64_NETWORK, FLOAT64_ORDER, ONNX_PARITY
 
 IMAGE, LATENT, CLASSES, LEVELS = (1, 8, 6), (2, 4, 3), 3, "log:4:0.2:2:flat"
 GENERATOR = torch.Generator().manual_seed(0)
@@ -84,8 +85,12 @@ def test_a_small_budget_changes_no_number(monkeypatch):
     assert (found - expected).abs().max() < FLOAT64_NETWORK
 
 
-def test_an_attack_and_a_report_of_it(tmp_path):
+def test_it_is_attacked_and_described():
     model = classifier(torch.float32)
+    pixels = PIXELS.float()
+    result = rdc.attack(model, pixels, model(pixels).argmax(1), eps=0.3, steps=10, attacks="apgd-ce")
+    assert result.clean_accuracy == 1 and result.accuracy < 1
+    assert (result.adversarial - pixels).abs().max() <= 0.3 + FLOAT32_ULP
     described = model.describe()
     assert described["latents"] == {"shape": list(LATENT), "likelihood_maximization": "in pixels"}
     assert model.head == "conditional, latent"
@@ -131,6 +136,7 @@ def test_from_denoiser_takes_an_encoder():
         lambda model: sample_classes(model.denoiser, 1),
         lambda model: NoisedDiffusion(model, 0.25, "epndc", 1),
         lambda model: ScoreBasedClassifier(model.denoiser),
+        lambda model: DiffusionPurifier(model.denoiser),
     ],
 )
 def test_what_has_a_meaning_in_pixels_alone_is_refused(use):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 
+import numpy
 import pytest
 import torch
+from PIL import Image
 
 import rdc
+from rdc.cli import main
 from rdc.errors import CheckpointError, ConfigError, DataError
 from rdc.models.pipelines.prompts import read_prompts
 from tests.tolerances import CENTRAL_DIFFERENCE, FLOAT32_SUM
@@ -383,6 +386,30 @@ def remove(folder):
 def test_words_that_do_not_fit_are_refused(tmp_path, more, words):
     with pytest.raises(ConfigError, match=words):
         load(saved(tmp_path, ddpm(), {}, transformer=dit()), more)
+
+
+def test_the_commands_take_a_folder_and_prompts(tmp_path, capsys):
+    root = saved(tmp_path / "dit", ddpm(), {}, transformer=dit())
+    images = torch.randint(0, 256, (6, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    numpy.savez(tmp_path / "d.npz", images=images.numpy(), labels=numpy.arange(6) % CLASSES)
+    words = ["evaluate", "--model", f"diffusers:{root}", "--data", str(tmp_path / "d.npz"), "--n", "6", "--steps", "2"]
+    assert main([*words, "--levels", LEVELS, "--sanity", "0", "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["classifier"]["denoiser"]["pipeline"] == "DiTTransformer2DModel"
+    (tmp_path / "p.csv").write_text(PROMPTS)
+    Image.fromarray(images[0, 0].numpy()).resize((16, 16)).convert("RGB").save(tmp_path / "a.png")
+    capsys.readouterr()
+    model = f"diffusers:{stable_diffusion(tmp_path / 'sd')},prompts={tmp_path / 'p.csv'}"
+    assert main(["classify", "--model", model, "--levels", LEVELS, "--json", str(tmp_path / "a.png")]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["class"] in ("cat", "dog", "car")
+
+
+@pytest.mark.parametrize("lm", ["none", "paper-v2,steps=1"])
+def test_export_says_that_it_cannot(tmp_path, capsys, lm):
+    root = saved(tmp_path / "dit", ddpm(), {}, transformer=dit())
+    assert main(["export", f"diffusers:{root}", str(tmp_path / "a.onnx"), "--levels", LEVELS, "--lm", lm]) == 2
+    assert "rdc: error: export: aten." in capsys.readouterr().err
+    assert not (tmp_path / "a.onnx").exists()
 
 
 def test_a_name_that_is_nowhere_says_where_it_was_looked_for(monkeypatch):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rdc.models.pipelines.prompts import TextTable
@@ -25,12 +26,9 @@ class _Guided(nn.Module):
 
     def forward(self, z: Tensor, time: Tensor, labels: Tensor) -> Tensor:
         # fused attention cannot be differentiated twice, which the exact gradient of likelihood maximisation needs
-        twice = (
-            self.null_label is not None
-            and z.requires_grad
-            and torch.is_grad_enabled()
-            and bool((labels == self.null_label).all())
-        )
+        twice = self.null_label is not None and z.requires_grad and torch.is_grad_enabled()
+        if twice and not isinstance(labels, FakeTensor):  # recorded for export there are no values to look at
+            twice = bool(torch.eq(labels, self.null_label).all())  # type: ignore[arg-type]  # it is a number here
         with sdpa_kernel(SDPBackend.MATH if twice else _ANY):
             found = self.predict(z, time, labels)
             if self.guidance == 1 or self.null_label is None:
