@@ -3,6 +3,8 @@
 import copy
 from pathlib import Path
 
+import pytest
+
 from benchmarks.studies import robustness_table
 from rdc.storage.json_files import read_json
 
@@ -47,3 +49,22 @@ def test_the_worst_draw_is_bold_where_it_is_lower():
     assert robustness_table._scorings(scores) == "50.0 / 50.0 / 50.0"
     lower = copy.deepcopy(scores) | {"worst": {"accuracy": 0.25}}
     assert robustness_table._scorings(lower) == "50.0 / 50.0 / **25.0**"
+
+
+def test_figures_with_a_draw_that_the_attacker_knew_are_marked():
+    """Only likelihood maximisation inside a diffusion classifier drew the same for every seed, and reports have networks since."""
+    old = {"classifier": {"lm": {"steps": 5}, "levels": {"count": 4}}}
+    assert robustness_table.shared_a_draw(old)
+    assert not robustness_table.shared_a_draw({**old, "networks": []})
+    assert not robustness_table.shared_a_draw({"classifier": {"lm": {"steps": 5}, "levels": None}})
+    assert not robustness_table.shared_a_draw({"classifier": {"lm": None, "levels": {"count": 4}}})
+    fresh = robustness_table.table().split("### The same images under fresh noise")[1].split("### l_inf")[0]
+    rows = {line.split("|")[1].strip(): line.count("‡") for line in fresh.splitlines() if line.startswith("| ")}
+    assert rows["RDC"] == len(robustness_table.THREATS)
+    assert not any(marks for name, marks in rows.items() if name != "RDC")
+
+
+def test_how_much_too_low_the_mean_of_ten_draws_may_be():
+    """One image, right in the nine draws that nobody knew and wrong in the known one: 0.9, and 1 without it."""
+    report = {"scores": {"average": {"accuracy": 0.9}, "worst": {"accuracy": 0.0}}}
+    assert robustness_table.too_low_at_most(report) == pytest.approx(1 - 0.9)
