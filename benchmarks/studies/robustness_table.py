@@ -245,8 +245,8 @@ def _fresh(cells: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
         most = 100 * max(map(too_low_at_most, marked))
         text = (
             "‡ Drawn before a fix of 2026-11-30, not measured again: the first of the ten draws had the noise of likelihood "
-            "maximisation that the attacker knew. That favours the attacker, so the figures are, if anything, too low: the share of right answers by at most "
-            f"{most:.1f} points, the other two by what nobody measured."
+            "maximisation that the attacker knew. That favours the attacker, so the figures are, if anything, too low: the share "
+            f"of right answers by at most {most:.1f} points, the other two by what nobody measured."
         )
         lines += ["", *textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)]
     return lines
