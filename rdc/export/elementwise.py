@@ -63,10 +63,45 @@ def addcmul(t: Translator, node: Any) -> str:
 
 def gelu(t: Translator, node: Any) -> str:
     (x,) = t.args(node, 1)
-    if node.kwargs.get("approximate", "none") != "none":
-        raise ConfigError("export: gelu with an approximation is not translated")
+    return t.graph.op("Mul", t.graph.op("Mul", x, 0.5), _gelu_step(t, node, x)[0])
+
+
+def gelu_backward(t: Translator, node: Any) -> str:
+    """With s(x) the step, x s(x) / 2 has the slope s(x) / 2 + x s'(x) / 2."""
+    grad, x = t.args(node, 2)
     op = t.graph.op
-    return op("Mul", op("Mul", x, 0.5), op("Add", op("Erf", op("Mul", x, 0.5**0.5)), 1.0))
+    step, slope = _gelu_step(t, node, x)
+    return op("Mul", grad, op("Mul", op("Add", step, op("Mul", x, slope)), 0.5))
+
+
+def _gelu_step(t: Translator, node: Any, x: str) -> tuple[str, str]:
+    """1 + erf(x / sqrt 2), or 1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)) (Hendrycks and Gimpel 2016); and its slope."""
+    op = t.graph.op
+    square = op("Mul", x, x)
+    if node.kwargs.get("approximate", "none") == "none":
+        slope = op("Mul", op("Exp", op("Mul", square, -0.5)), (2 / np.pi) ** 0.5)
+        return op("Add", op("Erf", op("Mul", x, 0.5**0.5)), 1.0), slope
+    root, cubic = (2 / np.pi) ** 0.5, 0.044715
+    h = op("Tanh", op("Mul", op("Mul", x, op("Add", op("Mul", square, cubic), 1.0)), root))
+    inner = op("Mul", op("Add", op("Mul", square, 3 * cubic), 1.0), root)
+    return op("Add", h, 1.0), op("Mul", op("Sub", 1.0, op("Mul", h, h)), inner)
+
+
+def tanh_backward(t: Translator, node: Any) -> str:
+    grad, out = t.args(node, 2)
+    return t.graph.op("Mul", grad, t.graph.op("Sub", 1.0, t.graph.op("Mul", out, out)))
+
+
+def sigmoid_backward(t: Translator, node: Any) -> str:
+    grad, out = t.args(node, 2)
+    return t.graph.op("Mul", grad, t.graph.op("Mul", out, t.graph.op("Sub", 1.0, out)))
+
+
+def threshold_backward(t: Translator, node: Any) -> str:
+    """The gradient of ReLU: its upstream where the result is above the threshold."""
+    grad, out, threshold = t.args(node, 3)
+    above = t.graph.op("Greater", out, t.number(threshold, node))
+    return t.graph.op("Where", above, grad, t.number(0, node))
 
 
 def _reduce(kind: str) -> Callable[[Translator, Any], str]:
@@ -125,10 +160,28 @@ def repeat(t: Translator, node: Any) -> str:
     return t.graph.op("Tile", x, t.graph.shape(times))
 
 
-def _filled(value: float) -> Callable[[Translator, Any], str]:
+def _filled(value: float | None, place: int = 0) -> Callable[[Translator, Any], str]:
+    """A value everywhere; None: argument number ``place``."""
+
     def translate(t: Translator, node: Any) -> str:
-        start = t.graph.value(np.full((1,) * max(1, len(t.dims(node))), value, t.dtype(node)))
+        filling = node.args[place] if value is None else value
+        if not isinstance(filling, (bool, int, float)) or value is None and filling != node.meta["twin"].args[place]:
+            raise ConfigError(
+                "export: filling with a value that is computed, or with the batch size, is not translated"
+            )
+        start = t.graph.value(np.full((1,) * max(1, len(t.dims(node))), filling, t.dtype(node)))
         return t.graph.op("Expand", start, t.graph.shape(t.dims(node)))
+
+    return translate
+
+
+def _in_place(translation: Callable[[Translator, Any], str]) -> Callable[[Translator, Any], str]:
+    """A call that writes over its first argument, as older PyTorch's gradients do: a new value, where nobody else looks at the old one."""
+
+    def translate(t: Translator, node: Any) -> str:
+        if len(node.args[0].users) > 1:
+            raise ConfigError(f"export: {node.target} changes a value that is used again; this is not translated")
+        return translation(t, node)
 
     return translate
 
@@ -287,6 +340,10 @@ ELEMENTWISE: dict[str, Callable[[Translator, Any], Any]] = {
     "aten.where.Scalar": where,
     "aten.addcmul.default": addcmul,
     "aten.gelu.default": gelu,
+    "aten.gelu_backward.default": gelu_backward,
+    "aten.tanh_backward.default": tanh_backward,
+    "aten.sigmoid_backward.default": sigmoid_backward,
+    "aten.threshold_backward.default": threshold_backward,
     "aten.sum.dim_IntList": _reduce("ReduceSum"),
     "aten.mean.dim": _reduce("ReduceMean"),
     "aten.amax.default": _reduce("ReduceMax"),
@@ -305,10 +362,18 @@ ELEMENTWISE: dict[str, Callable[[Translator, Any], Any]] = {
     "aten.t.default": matrix_transpose,
     "aten.expand.default": expand,
     "aten.repeat.default": repeat,
+    "aten.empty_like.default": _filled(0),
+    "aten.fill_.Scalar": _in_place(_filled(None, 1)),
+    "aten.add_.Tensor": _in_place(_binary("Add")),
+    "aten.sub_.Tensor": _in_place(_binary("Sub")),
+    "aten.mul_.Tensor": _in_place(_binary("Mul")),
     "aten.new_zeros.default": _filled(0),
     "aten.zeros.default": _filled(0),
     "aten.zeros_like.default": _filled(0),
     "aten.ones_like.default": _filled(1),
+    "aten.full.default": _filled(None, 1),
+    "aten.full_like.default": _filled(None, 1),
+    "aten.new_full.default": _filled(None, 2),
     "aten.cat.default": cat,
     "aten.stack.default": stack,
     "aten.unbind.int": unbind,

@@ -92,11 +92,38 @@ def group_norm_backward(t: Translator, node: Any) -> tuple[str | None, ...]:
         column = [(channels, False)] + [(1, False)] * (len(dims) - 2)
         grad = op("Mul", grad, t.graph.reshape(weight, column))
     inner = int(np.prod([size for size, _ in dims[1:]])) // groups
-    g, z = t.graph.reshape(grad, [dims[0], (groups, False), (inner, False)]), t.graph.notes[mean]
-    last = t.graph.ints(-1)
-    along = op("Mul", z, op("ReduceMean", op("Mul", g, z), last, keepdims=1))
-    centred = op("Sub", op("Sub", g, op("ReduceMean", g, last, keepdims=1)), along)
-    return t.graph.reshape(op("Mul", centred, rstd), dims), None, None
+    g = t.graph.reshape(grad, [dims[0], (groups, False), (inner, False)])
+    return t.graph.reshape(_centred(t, g, mean, rstd, [-1]), dims), None, None
+
+
+def layer_norm(t: Translator, node: Any) -> tuple[str, str, str]:
+    """(x - mean) / deviation over the last dimensions, then scale and shift of each of their places; float32."""
+    x, shape, weight, bias, eps = t.args(node, 5)
+    one = t.graph.value(np.ones(shape, np.float32))
+    out, mean, rstd = t.graph.ops("LayerNormalization", x, one, outputs=3, axis=-len(shape), epsilon=eps)
+    t.graph.notes[mean] = out
+    if weight is not None:
+        out = t.graph.op("Mul", out, weight)
+    if bias is not None:
+        out = t.graph.op("Add", out, bias)
+    return out, mean, rstd
+
+
+def layer_norm_backward(t: Translator, node: Any) -> tuple[str | None, ...]:
+    """As of a group: (g - mean(g) - z mean(g z)) / deviation."""
+    grad, _, shape, mean, rstd, weight, _, wanted = t.args(node, 8)
+    if not wanted[0] or any(wanted[1:]):
+        raise ConfigError("export: expected frozen weights; a gradient of a weight was asked for")
+    g = grad if weight is None else t.graph.op("Mul", grad, weight)
+    return _centred(t, g, mean, rstd, [-1 - place for place in range(len(shape))]), None, None
+
+
+def _centred(t: Translator, g: str, mean: str, rstd: str, axes: list[int]) -> str:
+    """(g - mean(g) - z mean(g z)) rstd, z the normalised input that belongs to ``mean``."""
+    z, op, over = t.graph.notes[mean], t.graph.op, t.graph.ints(*axes)
+    along = op("Mul", z, op("ReduceMean", op("Mul", g, z), over, keepdims=1))
+    centred = op("Sub", op("Sub", g, op("ReduceMean", g, over, keepdims=1)), along)
+    return op("Mul", centred, rstd)
 
 
 def silu(t: Translator, node: Any) -> str:
@@ -130,6 +157,14 @@ def mish_backward(t: Translator, node: Any) -> str:
 def softmax(t: Translator, node: Any) -> str:
     x, dim, _ = t.args(node, 3)
     return t.graph.op("Softmax", x, axis=dim)
+
+
+def safe_softmax(t: Translator, node: Any) -> str:
+    """Zeros where all that is looked at is minus infinity (a row of attention that is masked altogether)."""
+    x, dim = t.args(node, 2)
+    op, lowest = t.graph.op, float(np.finfo(np.float32).min)
+    some = op("GreaterOrEqual", op("ReduceMax", x, t.graph.ints(dim), keepdims=1), lowest)
+    return op("Where", some, op("Softmax", x, axis=dim), 0.0)
 
 
 def softmax_backward(t: Translator, node: Any) -> str:
@@ -189,11 +224,14 @@ LAYERS: dict[str, Callable[[Translator, Any], Any]] = {
     "aten.mv.default": matmul,
     "aten.native_group_norm.default": group_norm,
     "aten.native_group_norm_backward.default": group_norm_backward,
+    "aten.native_layer_norm.default": layer_norm,
+    "aten.native_layer_norm_backward.default": layer_norm_backward,
     "aten.silu.default": silu,
     "aten.silu_backward.default": silu_backward,
     "aten.mish.default": mish,
     "aten.mish_backward.default": mish_backward,
     "aten._softmax.default": softmax,
+    "aten._safe_softmax.default": safe_softmax,
     "aten._softmax_backward_data.default": softmax_backward,
     "aten.avg_pool2d.default": avg_pool,
     "aten.avg_pool2d_backward.default": avg_pool_backward,

@@ -83,6 +83,8 @@ def _names_of_weights(classifier: DiffusionClassifier) -> dict[int, str]:
         network = denoiser.network
         for name, tensor in (*network.named_parameters(), *network.named_buffers()):
             names[tensor.data_ptr()] = prefix + name
+        for name, tensor in denoiser.named_parameters():  # an encoder's, too
+            names.setdefault(tensor.data_ptr(), prefix + name)
     return names
 
 

@@ -1,9 +1,9 @@
 """From a traced PyTorch function to ONNX nodes.
 
 ``make_fx`` records a function, the gradients that it takes included, as a list of aten calls. There are about sixty
-kinds in all networks of rdc; ``elementwise.py`` and ``layers.py`` say what each is in ONNX. The function is recorded
-twice, with two batch sizes: what differs between the two recordings must be a multiple of N, everything else is a
-number.
+kinds in all networks of rdc; ``elementwise.py``, ``layers.py``, ``attention.py`` and ``resizing.py`` say what each is
+in ONNX. The function is recorded twice, with two batch sizes: what differs between the two recordings must be a
+multiple of N, everything else is a number.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from rdc.errors import ConfigError
+from rdc.export.attention import ATTENTION, hidden_values
 from rdc.export.elementwise import ELEMENTWISE
 from rdc.export.graph import Graph
 from rdc.export.layers import LAYERS
+from rdc.export.resizing import RESIZING
 
 __all__ = ["BATCHES", "Translator", "peak_bytes", "trace", "translate"]
 
@@ -33,10 +35,12 @@ _SIZED = {
     f"aten.{name}"
     for name in (
         "view.default", "_unsafe_view.default", "reshape.default", "expand.default", "repeat.default", "new_zeros.default",
-        "zeros.default", "native_group_norm.default", "native_group_norm_backward.default", "slice.Tensor", "slice_backward.default",
-        "select_backward.default",
+        "zeros.default", "full.default", "new_full.default", "native_group_norm.default", "native_group_norm_backward.default",
+        "slice.Tensor", "slice_backward.default", "select_backward.default",
     )
-}  # fmt: skip
+} | {name for name in RESIZING if "backward" in name}  # fmt: skip
+
+_TABLES = (ELEMENTWISE, LAYERS, ATTENTION, RESIZING)
 
 
 def trace(function: Callable[..., Any], examples: Callable[[int], Sequence[Tensor]]) -> torch.fx.GraphModule:
@@ -109,7 +113,7 @@ def peak_bytes(traced: torch.fx.GraphModule) -> int:
         if any(dynamic for _, dynamic in dims):
             alive[node] = 4 * int(np.prod([size for size, _ in dims]))
             now += alive[node]
-            most = max(most, now)
+        most = max(most, now + 4 * hidden_values(node))
         now -= sum(alive.pop(source, 0) for source in ends.get(node, []))
     return 2 * most
 
@@ -181,10 +185,10 @@ class Translator:
             return
         if self._fold(node):
             return
-        translation = ELEMENTWISE.get(target) or LAYERS.get(target)
+        translation = next((table[target] for table in _TABLES if target in table), None)
         if translation is None:
             raise ConfigError(
-                f"export: {target} has no translation to ONNX yet (rdc/export/elementwise.py, layers.py); this network uses it"
+                f"export: {target} has no translation to ONNX yet (rdc/export/elementwise.py and its neighbours); this network uses it"
             )
         self.values[node] = translation(self, node)
 
@@ -205,6 +209,10 @@ class Translator:
         """The first ``count`` arguments: names of tensors, numbers, lists of these; ``default`` for those left out."""
         given = [self._resolve(value) for value in node.args[:count]]
         return given + [default] * (count - len(given))
+
+    def name(self, node: Any) -> Any:
+        """The name of one FX node's value."""
+        return self._resolve(node)
 
     def _resolve(self, value: Any) -> Any:
         if isinstance(value, torch.fx.Node):

@@ -152,7 +152,15 @@ def test_what_is_divisible_is_not_touched():
         if node is not None and node not in seen:
             seen.add(node)
             waiting += [parent for parent, _ in node.next_functions]
-    assert not any("Slice" in node.name() or "PadNd" in node.name() for node in seen)
+    assert not any("PadNd" in node.name() or _cuts(node) for node in seen)
+
+
+def _cuts(node):
+    """Whether it is a slice that leaves something out; PyTorch 2.6 records ``x[:, :, None]`` as slices of everything."""
+    if "Slice" not in node.name():
+        return False
+    size = node._saved_self_sym_sizes[node._saved_dim]
+    return node._saved_start != 0 or node._saved_end < size
 
 
 def test_an_image_smaller_than_its_padding_is_refused():
