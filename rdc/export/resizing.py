@@ -83,10 +83,11 @@ def _picked(backward: bool, t: Translator, node: Any) -> str:
 
 #: aten overload -> function
 RESIZING: dict[str, Callable[[Translator, Any], Any]] = {
-    f"aten.{kind}{'_backward' * backward}.default": functools.partial(_resized, kind, backward)
-    for kind in _KINDS
-    for backward in (False, True)
-} | {
+    **{
+        f"aten.{kind}{'_backward' * backward}.default": functools.partial(_resized, kind, backward)
+        for kind in _KINDS
+        for backward in (False, True)
+    },
     "aten._unsafe_index.Tensor": functools.partial(_picked, False),
     "aten._unsafe_index_put.default": functools.partial(_picked, True),
 }
