@@ -112,7 +112,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 def _objective(args: argparse.Namespace, data: Dataset) -> ConditionalObjective:
     return ConditionalObjective(
         data.num_classes, NoiseDistribution(args.noise_mean, args.noise_std), networks.SIGMA_DATA, posterior_weight=args.posterior_weight,
-        wrong_classes=args.wrong,
+        wrong_classes=args.wrong, posterior_scale=args.posterior_scale,
     )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def _record(args: argparse.Namespace, info: dict[str, Any], *models: nn.Module) 
 
 def dit(args: argparse.Namespace, data: Dataset, begun: float) -> None:
     """A transformer of pixels."""
-    model = networks.transformer(1, 28, 4, args.width, args.depth, data.num_classes)
+    model = networks.transformer(1, 28, args.patch, args.width, args.depth, data.num_classes)
 
     def export(net: Any, info: dict[str, Any]) -> None:
         networks.save_pipeline(args.out / "pipeline", _flow(), data.class_names, transformer=net.model)
@@ -204,11 +204,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint-seconds", type=float, default=60.0)
     add("--precision", choices=("float32", "bfloat16"), default="float32")
     add("--compile", action="store_true")
-    add("--noise-mean", type=float, default=-0.6, help="of ln(s) (default: %(default)s)")
+    add("--noise-mean", type=float, default=-0.7, help="of ln(s) (default: %(default)s)")
     add("--noise-std", type=float, default=0.8)
-    add("--posterior-weight", type=float, default=0.3)
+    add("--posterior-weight", type=float, default=0.1)
+    add("--posterior-scale", type=float, default=0.1, help="of the losses in the posterior (default: %(default)s)")
+    add("--patch", type=int, default=7, help="pixels along a side, for --kind dit (default: %(default)s)")
     add("--wrong", type=int, default=2, help="wrong classes an image (default: %(default)s)")
-    add("--width", type=int, default=96, help="of the transformer, a multiple of 32 (default: %(default)s)")
+    add("--width", type=int, default=128, help="of the transformer, a multiple of 32 (default: %(default)s)")
     add("--depth", type=int, default=4)
     add("--vae-widths", type=int, nargs="+", default=[16, 32, 32])
     add("--unet-widths", type=int, nargs="+", default=[16, 48, 64])
