@@ -55,10 +55,13 @@ class Raw(nn.Module):
         c_in x_t [B, C, H, W], ln(s) / 4 [B], labels one-hot [B, K] (zeros: none) -> F [B, C, H, W].
     """
 
+    confusion: Tensor
+
     def __init__(self, model: nn.Module, schedule: Schedule, predicts: str, num_classes: int) -> None:
         super().__init__()
         self.model, self.schedule, self.predicts, self.num_classes = model, schedule, predicts, num_classes
         self.precondition = Preconditioning(SIGMA_DATA)
+        self.register_buffer("confusion", torch.full((num_classes, num_classes), 0.5))
 
     def forward(self, scaled: Tensor, c_noise: Tensor, onehot: Tensor) -> Tensor:
         sigma = (4 * c_noise).exp()

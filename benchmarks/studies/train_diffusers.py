@@ -32,7 +32,7 @@ from rdc.data import Dataset, load_dataset, train_holdout
 from rdc.models.pipelines.networks import VaeEncoder
 from rdc.storage.files import atomic_write
 from rdc.storage.json_files import write_json
-from rdc.training.batches import normal
+from rdc.training.batches import normal, uniform
 from rdc.training.objective import ConditionalObjective, NoiseDistribution, Objective
 from rdc.training.time_box import plan_images
 from rdc.training.trainer import TrainConfig, Trainer
@@ -40,6 +40,7 @@ from rdc.training.trainer import TrainConfig, Trainer
 __all__ = ["KINDS", "main", "train"]
 
 _HELD_OUT, _VAE_SHARE = 2000, 0.25
+_LEAST, _KEEP = 0.02, 0.98  # of a pair's weight; of what it was, at every sight
 _KL = 1e-4  # weight of the autoencoder's divergence, beside mean squared error
 
 
@@ -56,6 +57,31 @@ class AutoencoderObjective:
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         loss = error + _KL * divergence
         return loss, {"loss": loss.detach(), "error": error.detach(), "divergence": divergence.detach()}
+
+
+class Confusable(ConditionalObjective):
+    """Wrong classes are drawn as often as they are taken for the image's own: what is told apart already is seldom asked again.
+
+    The network keeps a buffer ``confusion`` [K, K]: how much posterior one class took from another, lately, both ways (were it drawn one
+    way more often than the other, the posterior would lean).
+    """
+
+    def wrong_for(self, net: nn.Module, labels: Tensor, generator: torch.Generator) -> Tensor:
+        confusion: Any = net.confusion
+        weight = (confusion + confusion.T + _LEAST)[labels]
+        chance = uniform((len(labels), self.num_classes), generator).to(weight).clamp(1e-9, 1 - 1e-9)
+        order = weight.log() - (-chance.log()).log()  # Gumbel's: the largest are a draw without repetition
+        order[torch.arange(len(labels)), labels] = -torch.inf
+        return order.topk(self.wrong_classes).indices
+
+    def learn(self, net: nn.Module, labels: Tensor, others: Tensor, logits: Tensor) -> None:
+        confusion: Any = net.confusion
+        pairs = torch.sigmoid(logits[:, 1:] - logits[:, :1]).to(confusion)  # of the two of them
+        place = labels[:, None] * self.num_classes + others
+        count = torch.zeros(confusion.numel()).scatter_add_(0, place.flatten(), torch.ones(place.numel()))
+        total = torch.zeros(confusion.numel()).scatter_add_(0, place.flatten(), pairs.flatten())
+        keep = _KEEP**count
+        confusion.view(-1).mul_(keep).add_((1 - keep) * total / count.clamp_min(1))
 
 
 class InLatents:
@@ -110,7 +136,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _objective(args: argparse.Namespace, data: Dataset) -> ConditionalObjective:
-    return ConditionalObjective(
+    return Confusable(
         data.num_classes, NoiseDistribution(args.noise_mean, args.noise_std), networks.SIGMA_DATA, posterior_weight=args.posterior_weight,
         wrong_classes=args.wrong, posterior_scale=args.posterior_scale,
     )  # fmt: skip
@@ -210,7 +236,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--posterior-scale", type=float, default=0.1, help="of the losses in the posterior (default: %(default)s)")
     add("--patch", type=int, default=7, help="pixels along a side, for --kind dit (default: %(default)s)")
     add("--wrong", type=int, default=2, help="wrong classes an image (default: %(default)s)")
-    add("--width", type=int, default=128, help="of the transformer, a multiple of 32 (default: %(default)s)")
+    add("--width", type=int, default=96, help="of the transformer, a multiple of 32 (default: %(default)s)")
     add("--depth", type=int, default=4)
     add("--vae-widths", type=int, nargs="+", default=[16, 32, 32])
     add("--unet-widths", type=int, nargs="+", default=[16, 48, 64])

@@ -133,14 +133,17 @@ class ConditionalObjective:
         if not self.posterior_weight:
             loss = (net(scaled, c_noise, onehot) - target).square().mean()
             return loss, {"loss": loss.detach()}
-        wrong = F.one_hot(self._wrong_classes(labels, generator), self.num_classes).to(x0.dtype)
+        others = self.wrong_for(net, labels, generator)
+        wrong = F.one_hot(others, self.num_classes).to(x0.dtype)
         shown = torch.cat([onehot[:, None], wrong], 1)  # [B, 1 + m, K]
         count = shown.shape[1]
         f = net(scaled.repeat_interleave(count, 0), c_noise.repeat_interleave(count), shown.flatten(0, 1))
         error = (f.unflatten(0, (batch, count)) - target[:, None]).square().flatten(2)  # [B, 1 + m, C*H*W]
         denoising = error[:, 0].mean()
         scale = self.posterior_scale * (self.precondition.c_out(sigma) / sigma) ** 2
-        entropy = F.cross_entropy(-scale[:, None] * error.sum(2), torch.zeros_like(labels), reduction="none")
+        logits = -scale[:, None] * error.sum(2)
+        self.learn(net, labels, others, logits.detach())
+        entropy = F.cross_entropy(logits, torch.zeros_like(labels), reduction="none")
         posterior = (keep * entropy).mean()  # over all images: the same for any number of processes
         loss = denoising + self.posterior_weight * posterior
         hits = (error.sum(2).argmin(1) == 0).to(x0.dtype).mean()
@@ -151,11 +154,17 @@ class ConditionalObjective:
             "hits": hits,
         }
 
+    def wrong_for(self, net: nn.Module, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """[B, m] distinct classes, none of them the image's own; a subclass may prefer some."""
+        return self._wrong_classes(labels, generator)
+
     def _wrong_classes(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """[B, m] distinct classes, none of them the image's own."""
         order = uniform((len(labels), self.num_classes), generator).to(labels.device)
         order[torch.arange(len(labels), device=labels.device), labels] = 2
         return order.argsort(1)[:, : self.wrong_classes]
+
+    def learn(self, net: nn.Module, labels: Tensor, others: Tensor, logits: Tensor) -> None:
+        """Told of every step what the network said [B, 1 + m] of the image's class and of others [B, m]; for subclasses."""
 
 
 def noisy(
