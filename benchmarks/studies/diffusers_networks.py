@@ -25,6 +25,7 @@ __all__ = [
     "Autoencoder",
     "Prompted",
     "Raw",
+    "VAE_SIZE",
     "V_SCHEDULE",
     "autoencoder",
     "save_pipeline",
@@ -39,6 +40,7 @@ SIGMA_DATA = 0.5
 TEMPLATES = ("{}", "a {}", "photo of a {}")
 FLOW = FlowSchedule(time_scale=1000)
 V_SCHEDULE = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+VAE_SIZE = 32  # pixels along a side; images are resized
 _TOKENS = 24  # letters, and two ends
 
 
@@ -131,27 +133,25 @@ def transformer(channels: int, size: int, patch: int, width: int, depth: int, nu
     return model.eval()  # labels are dropped by the objective, not block by block
 
 
-def unet(widths: Sequence[int], text_width: int) -> Any:
-    """A ``UNet2DConditionModel`` for grey images of 28 x 28, text at all but the largest size."""
+def unet(channels: int, size: int, widths: Sequence[int], text_width: int) -> Any:
+    """A ``UNet2DConditionModel`` of latents [channels, size, size], text at every size."""
     import diffusers
 
-    inner = len(widths) - 1
     return diffusers.UNet2DConditionModel(
-        sample_size=28, in_channels=1, out_channels=1, block_out_channels=tuple(widths), layers_per_block=1,
+        sample_size=size, in_channels=channels, out_channels=channels, block_out_channels=tuple(widths), layers_per_block=1,
         cross_attention_dim=text_width, attention_head_dim=4, norm_num_groups=8,
-        down_block_types=["DownBlock2D", *["CrossAttnDownBlock2D"] * inner],
-        up_block_types=[*["CrossAttnUpBlock2D"] * inner, "UpBlock2D"],
+        down_block_types=["CrossAttnDownBlock2D"] * len(widths), up_block_types=["CrossAttnUpBlock2D"] * len(widths),
     ).eval()  # fmt: skip
 
 
-def autoencoder(widths: Sequence[int], latents: int = 4) -> Any:
-    """An ``AutoencoderKL`` of grey images of 28 x 28."""
+def autoencoder(widths: Sequence[int], latents: int) -> Any:
+    """An ``AutoencoderKL`` of grey images of 32 x 32."""
     import diffusers
 
     return diffusers.AutoencoderKL(
         in_channels=1, out_channels=1, down_block_types=["DownEncoderBlock2D"] * len(widths),
         up_block_types=["UpDecoderBlock2D"] * len(widths), block_out_channels=tuple(widths), layers_per_block=1,
-        latent_channels=latents, norm_num_groups=8, sample_size=28, mid_block_add_attention=False,
+        latent_channels=latents, norm_num_groups=8, sample_size=VAE_SIZE, mid_block_add_attention=False,
     ).eval()  # fmt: skip
 
 

@@ -50,9 +50,12 @@ class AutoencoderObjective:
     def __call__(
         self, net: nn.Module, x0: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        channels = net.model.config.latent_channels  # type: ignore[union-attr]
-        size = [side // 2 ** (len(net.model.config.block_out_channels) - 1) for side in x0.shape[2:]]  # type: ignore[union-attr,arg-type]
-        again, mean, logvar = net(x0, normal((len(x0), channels, *size), generator).to(x0))
+        x0 = torch.nn.functional.interpolate(
+            x0, networks.VAE_SIZE, mode="bilinear", align_corners=False, antialias=True
+        )
+        config: Any = net.model.config  # type: ignore[union-attr]
+        side = networks.VAE_SIZE // 2 ** (len(config.block_out_channels) - 1)
+        again, mean, logvar = net(x0, normal((len(x0), config.latent_channels, side, side), generator).to(x0))
         error = (again - x0).square().mean()
         divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         loss = error + _KL * divergence
@@ -131,8 +134,10 @@ def train(
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    free = ("out", "minutes", "images", "threads", "data_root", "checkpoint_seconds", "compile")
-    return {name: value for name, value in vars(args).items() if name not in free}
+    free = ("out", "minutes", "images", "threads", "data_root", "checkpoint_seconds", "compile", "vae_images")
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items() if name not in free
+    }
 
 
 def _objective(args: argparse.Namespace, data: Dataset) -> ConditionalObjective:
@@ -160,47 +165,64 @@ def dit(args: argparse.Namespace, data: Dataset, begun: float) -> None:
 
 
 def latent(args: argparse.Namespace, data: Dataset, begun: float) -> None:
-    """An autoencoder, and a transformer in its latents."""
-    vae = networks.autoencoder(args.vae_widths)
-    if args.minutes * _VAE_SHARE < 0.01:
-        raise SystemExit("--minutes: expected more")
-    trained: Any = train(
-        "autoencoder", networks.Autoencoder(vae), AutoencoderObjective(), data, args, begun, _VAE_SHARE, lambda net, info: None
-    )  # fmt: skip
-    vae = trained.model
-    with torch.no_grad():  # latents of half the unit deviation, which is what sigma_data expects
-        means = vae.encode(2 * data.pixels(slice(0, 1000)) - 1, return_dict=False)[0].mean
-    vae.register_to_config(scaling_factor=round(networks.SIGMA_DATA / means.std().item(), 4))
-    size = means.shape[-1]
-    model = networks.transformer(means.shape[1], size, 1, args.width, args.depth, data.num_classes)
+    """A transformer in latents."""
+    encoder, begun = _encoder(args, data, begun), time.monotonic()
+    channels, size = encoder.vae.config.latent_channels, _latent_side(encoder)
+    model = networks.transformer(channels, size, 1, args.width, args.depth, data.num_classes)
 
     def export(net: Any, info: dict[str, Any]) -> None:
-        networks.save_pipeline(args.out / "pipeline", _flow(), data.class_names, transformer=net.model, vae=vae)
-        _record(args, info, net.model, vae)
+        networks.save_pipeline(args.out / "pipeline", _flow(), data.class_names, transformer=net.model, vae=encoder.vae)
+        _record(args, info, net.model, encoder.vae)
 
     net = networks.Raw(model, networks.FLOW, "flow", data.num_classes)
-    objective = InLatents(_objective(args, data), VaeEncoder(vae))
-    train("denoiser", net, objective, data, args, time.monotonic(), 1 - _VAE_SHARE, export)
+    train("denoiser", net, InLatents(_objective(args, data), encoder), data, args, begun, 1 - _VAE_SHARE, export)
 
 
 def prompts(args: argparse.Namespace, data: Dataset, begun: float) -> None:
-    """A U-Net of pixels with its text encoder."""
+    """A U-Net in latents, with its text encoder."""
     import diffusers
 
+    encoder, begun = _encoder(args, data, begun), time.monotonic()
     folder, names = args.out / "pipeline", data.class_names
-    encoder, tokens, empty = networks.text_parts(folder / "tokenizer", names, args.text_width)
+    text, tokens, empty = networks.text_parts(folder / "tokenizer", names, args.text_width)
     with atomic_write(args.out / "prompts.csv", "w") as file:
         file.write(
             "class,prompt\n" + "".join(f"{n},{t.format(n.lower())}\n" for n in names for t in networks.TEMPLATES)
         )
-    net = networks.Prompted(networks.unet(args.unet_widths, args.text_width), encoder, tokens, empty)
+    unet = networks.unet(encoder.vae.config.latent_channels, _latent_side(encoder), args.unet_widths, args.text_width)
+    net = networks.Prompted(unet, text, tokens, empty)
     scheduler = diffusers.DDPMScheduler(**networks.V_SCHEDULE, prediction_type="v_prediction")
 
     def export(net: Any, info: dict[str, Any]) -> None:
-        networks.save_pipeline(folder, scheduler, names, unet=net.model, text_encoder=net.encoder)
-        _record(args, info, net.model, net.encoder)
+        networks.save_pipeline(folder, scheduler, names, unet=net.model, text_encoder=net.encoder, vae=encoder.vae)
+        _record(args, info, net.model, net.encoder, encoder.vae)
 
-    train("denoiser", net, _objective(args, data), data, args, begun, 1.0, export)
+    train("denoiser", net, InLatents(_objective(args, data), encoder), data, args, begun, 1 - _VAE_SHARE, export)
+
+
+def _encoder(args: argparse.Namespace, data: Dataset, begun: float) -> VaeEncoder:
+    """An autoencoder of images of 32 x 32, trained here or taken from another run (--vae), with its scale."""
+    import diffusers
+
+    size = (networks.VAE_SIZE,) * 2
+    if args.vae is not None:
+        return VaeEncoder(diffusers.AutoencoderKL.from_pretrained(args.vae).eval().requires_grad_(False), size)
+    vae = networks.autoencoder(args.vae_widths, args.latents)
+    drawn = argparse.Namespace(**{**vars(args), "images": args.vae_images or args.images})
+    trained: Any = train(
+        "autoencoder", networks.Autoencoder(vae), AutoencoderObjective(), data, drawn, begun, _VAE_SHARE, lambda net, info: None
+    )  # fmt: skip
+    vae = trained.model
+    encoder = VaeEncoder(vae, size)
+    encoder.scaling = 1.0
+    with torch.no_grad():  # latents of half the unit deviation, which is what sigma_data expects
+        spread = encoder(2 * data.pixels(slice(0, 1000)) - 1).std().item()
+    vae.register_to_config(scaling_factor=round(networks.SIGMA_DATA / spread, 4))
+    return VaeEncoder(vae, size)
+
+
+def _latent_side(encoder: VaeEncoder) -> int:
+    return networks.VAE_SIZE // 2 ** (len(encoder.vae.config.block_out_channels) - 1)
 
 
 def _flow() -> Any:
@@ -238,8 +260,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--wrong", type=int, default=2, help="wrong classes an image (default: %(default)s)")
     add("--width", type=int, default=96, help="of the transformer, a multiple of 32 (default: %(default)s)")
     add("--depth", type=int, default=4)
-    add("--vae-widths", type=int, nargs="+", default=[16, 32, 32])
-    add("--unet-widths", type=int, nargs="+", default=[16, 48, 64])
+    add("--vae-widths", type=int, nargs="+", default=[8, 16, 32, 32])
+    add("--latents", type=int, default=8, help="channels of the latents (default: %(default)s)")
+    add("--vae-images", type=int, help="with --images: images that the autoencoder is trained on")
+    add("--vae", type=Path, help="folder of a trained AutoencoderKL, such as OUT/pipeline/vae of another run")
+    add("--unet-widths", type=int, nargs="+", default=[64])
     add("--text-width", type=int, default=64)
     return parser
 
