@@ -1,4 +1,4 @@
-"""Small models of diffusers' classes, trained by benchmarks/studies/train_diffusers.py: saved, read, classified with, continued to the bit."""
+"""Small models of diffusers' classes, trained by a study: saved, read, classified with, continued to the bit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def images(tmp_path_factory):
     rng = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("data") / "images.npz"
     labels = np.arange(40) % 4
-    np.savez(path, images=rng.integers(0, 256, (40, 28, 28), dtype=np.uint8) // 4 + 40 * labels[:, None, None].astype(np.uint8), labels=labels)
+    bright = 40 * labels[:, None, None].astype(np.uint8)
+    np.savez(path, images=rng.integers(0, 64, (40, 28, 28), dtype=np.uint8) + bright, labels=labels)
     return path
 
 
@@ -41,7 +42,9 @@ def name_of(kind, folder):
     return f"diffusers:{folder}{more[kind]}"
 
 
-@pytest.mark.parametrize("kind", ["dit", pytest.param("latent", marks=pytest.mark.slow), pytest.param("prompts", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["dit", pytest.param("latent", marks=pytest.mark.slow), pytest.param("prompts", marks=pytest.mark.slow)]
+)
 def test_three_steps_are_saved_read_and_evaluated_and_continue_to_the_bit(kind, images, tmp_path, monkeypatch, capsys):
     folder = trained(kind, tmp_path / "whole", images)
     step, done = Trainer.train_step, []
@@ -72,7 +75,9 @@ def test_three_steps_are_saved_read_and_evaluated_and_continue_to_the_bit(kind, 
 
 
 def test_classes_that_are_confused_are_drawn_more_often():
-    objective = train_diffusers.Confusable(4, train_diffusers.NoiseDistribution(), posterior_weight=1.0, wrong_classes=1)
+    objective = train_diffusers.Confusable(
+        4, train_diffusers.NoiseDistribution(), posterior_weight=1.0, wrong_classes=1
+    )
     net = torch.nn.Module()
     net.register_buffer("confusion", torch.full((4, 4), 0.01))
     labels = torch.zeros(64, dtype=torch.int64)
