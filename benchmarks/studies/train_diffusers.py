@@ -34,6 +34,7 @@ from rdc.storage.files import atomic_write
 from rdc.storage.json_files import write_json
 from rdc.training.batches import normal, uniform
 from rdc.training.objective import ConditionalObjective, NoiseDistribution, Objective
+from rdc.training.preparation import fingerprint
 from rdc.training.time_box import plan_images
 from rdc.training.trainer import TrainConfig, Trainer
 
@@ -126,6 +127,8 @@ def train(
         weight_decay=args.weight_decay, compile=args.compile,
     )  # fmt: skip
     about = {"study": "train_diffusers", "kind": args.kind, "part": part, "settings": _settings(args)}
+    if args.init is not None and part == "denoiser":
+        about["begun"] = _begin(net, args.init)
     trainer = Trainer(net, objective, data, config, args.out / part, about, export=export)
     if not args.images:
         plan_images(trainer, share * args.minutes, begun)
@@ -133,8 +136,19 @@ def train(
     return trainer.averaged_network()
 
 
+def _begin(net: Any, folder: Path) -> str:
+    """Give a network the weights of another run's pipeline; their fingerprint."""
+    for model, name in (
+        (net.model, "transformer" if hasattr(net.model, "transformer_blocks") else "unet"),
+        (net.encoder, "text_encoder"),
+    ):
+        if model is not None:
+            model.load_state_dict(type(model).from_pretrained(folder / name).state_dict())
+    return fingerprint(*net.state_dict().values())
+
+
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    free = ("out", "minutes", "images", "threads", "data_root", "checkpoint_seconds", "compile", "vae_images")
+    free = ("out", "minutes", "images", "threads", "data_root", "checkpoint_seconds", "compile", "vae_images", "init")
     return {
         name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items() if name not in free
     }
@@ -263,6 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--vae-widths", type=int, nargs="+", default=[8, 16, 32, 32])
     add("--latents", type=int, default=8, help="channels of the latents (default: %(default)s)")
     add("--vae-images", type=int, help="with --images: images that the autoencoder is trained on")
+    add("--init", type=Path, help="folder pipeline of another run of the same kind, whose weights this one begins with")
     add("--vae", type=Path, help="folder of a trained AutoencoderKL, such as OUT/pipeline/vae of another run")
     add("--unet-widths", type=int, nargs="+", default=[64])
     add("--text-width", type=int, default=64)
