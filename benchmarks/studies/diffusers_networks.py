@@ -58,7 +58,6 @@ class Raw(nn.Module):
     """
 
     confusion: Tensor
-    encoder: nn.Module | None = None  # of text
 
     def __init__(self, model: nn.Module, schedule: Schedule, predicts: str, num_classes: int) -> None:
         super().__init__()

@@ -140,7 +140,7 @@ def _begin(net: Any, folder: Path) -> str:
     """Give a network the weights of another run's pipeline; their fingerprint."""
     for model, name in (
         (net.model, "transformer" if hasattr(net.model, "transformer_blocks") else "unet"),
-        (net.encoder, "text_encoder"),
+        (getattr(net, "encoder", None), "text_encoder"),
     ):
         if model is not None:
             model.load_state_dict(type(model).from_pretrained(folder / name).state_dict())
