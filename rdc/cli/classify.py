@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from rdc.cli.images import load_images
 from rdc.cli.options import add_format_options, add_model_options, batch_size, load_classifier, positive_int
+from rdc.cli.pictures import add_picture_options, named_pictures, read_pictures, say_errors
 from rdc.errors import one_line
 from rdc.terminal.plain_text import percent
+from rdc.terminal.progress import bar
 
 if TYPE_CHECKING:
     from rdc.contracts import Defence
@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 ABOUT = """Classify PNG or JPEG files. Confidence is the probability of the top class under the model; its heading says
 when no held-out image has set its scale. Files that do not fit are converted, and a notice says how; a picture of another
 kind than the model's (its size, its colour, a likelihood score beyond what held-out images have) is named as such.
-Exit status 1 if a file could not be classified."""
+A picture that cannot be classified is named on stderr, the others go on, and the exit status is 1 at the end. What is stopped, by Ctrl-C or
+an error, prints the answers that it has."""
 EXAMPLES = """examples:
   rdc classify shoe.png
   rdc classify --invert photo-on-white.jpg          (Fashion-MNIST models know light things on black)
   rdc classify --json --model runs/student *.png
+  rdc classify --recursive photos
+  curl -s https://example.org/shoe.jpg | rdc classify -
+  find photos -name "*.jpg" -print0 | rdc classify --null --files-from -
 """
 _LIGHT_BORDER = 0.6
 
@@ -33,12 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``rdc classify``."""
     parser.description, parser.epilog = ABOUT, EXAMPLES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG or JPEG file")
+    add_picture_options(parser)
     parser.add_argument(
         "--top", type=positive_int, default=3, metavar="N", help="classes to show (default: %(default)s)"
     )
-    parser.add_argument("--invert", action="store_true", help="turn dark on light into light on dark first")
-    parser.add_argument("--strict", action="store_true", help="refuse files that would have to be resized or converted")
     add_format_options(parser)
     parser.add_argument(
         "--batch", type=batch_size, default=64, metavar="N", help="files classified together (default: %(default)s)"
@@ -62,53 +64,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Classify; returns the exit status."""
+    names = named_pictures(args)
     classifier = load_classifier(args)
     why, kind = _confidence(classifier, args)
     if args.anytime is not None:
         classifier, kind = _anytime(classifier, args), None
-    answers, waiting = _read(args, classifier.image_shape)
-    for begin in range(0, len(waiting), args.batch):
-        part = waiting[begin : begin + args.batch]
-        pixels = [pixels for _, pixels in part]
-        found = _logits(classifier, pixels)
-        for (answer, _), logits, probabilities, levels in zip(part, *found, strict=True):
-            _answer(answer, logits, probabilities, levels, classifier.class_names)
-            answer["calibrated"] = None if why is None else not why
-        if kind is not None:
-            _compare(classifier, kind, [answer for answer, _ in part], pixels)
+    answers: list[dict[str, Any]] = []
+    try:
+        with bar(total=len(names), desc="pictures", unit="", enabled=args.batch < len(names)) as shown:
+            for begin in range(0, len(names), args.batch):
+                answers += _part(classifier, args, names[begin : begin + args.batch], why, kind)
+                shown.update(min(args.batch, len(names) - begin))
+    except BaseException:  # Ctrl-C, too: what is computed is not lost
+        if answers:
+            _say(classifier, args, answers)
+        raise
+    _say(classifier, args, answers)
+    return 1 if any("error" in answer for answer in answers) else 0
+
+
+def _say(classifier: Any, args: argparse.Namespace, answers: list[dict[str, Any]]) -> None:
+    """Print all answers that there are."""
     print(json.dumps(answers, indent=2, allow_nan=False) if args.format == "json" else _table(answers, args.top))
     good = [answer for answer in answers if "class" in answer]
     if args.anytime is not None and args.format != "json" and good:
         mean = sum(answer["levels"] for answer in good) / len(good)
         total = len(classifier.calibration.order)
         print(f"anytime: {mean:.1f} of {total} levels looked at on average; stated rate {100 * args.anytime:g} %")
-    for answer in answers:
-        if "error" in answer:
-            print(f"rdc: error: {one_line(answer['file'], 400)}: {answer['error']}", file=sys.stderr)
-    return 1 if len(good) < len(answers) else 0
+    say_errors(answers)
 
 
-def _read(args: argparse.Namespace, shape: tuple[int, int, int]) -> tuple[list[dict[str, Any]], list[Any]]:
-    """An entry for every file, with its error where it has one; and (entry, pixels) of the others."""
-    from rdc.errors import InputError
-    from rdc.images.files import read_image
-
-    answers: list[dict[str, Any]] = []
-    waiting = []
-    for path in args.images:
-        answer: dict[str, Any] = {"file": path}
+def _part(
+    classifier: Any, args: argparse.Namespace, names: list[str], why: str | None, kind: KnownKind | None
+) -> list[dict[str, Any]]:
+    """The answers to some pictures; ``why`` and ``kind`` of :func:`_confidence`."""
+    answers, waiting = [], []
+    for answer, image in read_pictures(args, names, classifier.image_shape):
         answers.append(answer)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the decoder's doubts about EXIF data and the like
-                image = read_image(path, shape, strict=args.strict, invert=args.invert)
-        except InputError as error:
-            answer["error"] = str(error)
-            continue
-        answer["notices"] = [*image.notices, *_doubts(args, image.pixels)]
-        answer["unlike"] = list(image.unlike)
-        waiting.append((answer, image.pixels))
-    return answers, waiting
+        if image is not None:
+            answer["notices"] = [*image.notices, *_doubts(args, image.pixels)]
+            answer["unlike"] = list(image.unlike)
+            waiting.append((answer, image.pixels))
+    if not waiting:
+        return answers
+    pixels = [pixels for _, pixels in waiting]
+    found = _logits(classifier, pixels)
+    for (answer, _), logits, probabilities, levels in zip(waiting, *found, strict=True):
+        _answer(answer, logits, probabilities, levels, classifier.class_names)
+        answer["calibrated"] = None if why is None else not why
+    if kind is not None:
+        _compare(classifier, kind, [answer for answer, _ in waiting], pixels)
+    return answers
 
 
 def _confidence(classifier: Any, args: argparse.Namespace) -> tuple[str | None, KnownKind | None]:

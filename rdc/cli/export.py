@@ -78,6 +78,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--logit-scale", type=float, metavar="S", help="scale of the log-probabilities (default: the model's own)"
     )
+    _add_file_options(parser)
+
+
+def _add_file_options(parser: argparse.ArgumentParser) -> None:
+    """What else goes into the file, and what is said of it."""
+    parser.add_argument(
+        "--evaluation",
+        metavar="RUN",
+        help="folder of a finished rdc evaluate of this very model: its accuracy under attack goes into the file's card",
+    )
+    parser.add_argument(
+        "--only-pixels",
+        action="store_true",
+        help="no inputs lm_steps and confidence_threshold, for servers that know no optional inputs (Triton, TensorRT)",
+    )
     parser.add_argument("--no-check", action="store_true", help="do not compare with PyTorch before writing")
     add_format_options(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress words on stderr")
@@ -86,9 +101,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export; returns the exit status."""
     need("onnx")  # before the model is loaded
+    from rdc.evaluation.card import card_of_run
     from rdc.export import export_onnx
     from rdc.export.metadata import checkpoint_info
     from rdc.models.zoo import load
+    from rdc.provenance.run import weights_digest
 
     def say(words: str) -> None:
         if not args.quiet:
@@ -100,6 +117,9 @@ def run(args: argparse.Namespace) -> int:
     chosen = {"lm": args.lm, "lm_denoiser": args.lm_model, "levels": args.levels, "logit_scale": args.logit_scale}
     classifier = load(args.model, **{name: value for name, value in chosen.items() if value is not None})
     warn_of_null_label(classifier)
+    info = checkpoint_info(args.model)
+    if args.evaluation is not None:
+        info["evaluation"] = card_of_run(args.evaluation, weights_digest(classifier))
     summary = export_onnx(
         classifier,
         args.out,
@@ -107,8 +127,9 @@ def run(args: argparse.Namespace) -> int:
         pixel_type=args.pixels,
         max_lm_steps=args.max_lm_steps,
         confidence_threshold=args.threshold,
-        info=checkpoint_info(args.model),
+        info=info,
         own_settings=args.logit_scale is not None or all(v is None for v in (args.lm, args.lm_model, args.levels)),
+        only_pixels=args.only_pixels,
         check=not args.no_check,
         say=say,
     )

@@ -10,12 +10,11 @@ import numpy as np
 
 from rdc.arguments.scalars import as_integer
 from rdc.errors import ConfigError, DataError, InputError, one_line
-from rdc.images.files import RESAMPLING, from_picture, open_picture
+from rdc.images.files import PICTURES, RESAMPLING, from_picture, open_picture
 from rdc.storage.reading import Budget
 
 __all__ = ["PICTURES", "Form", "stacked"]
 
-PICTURES = (".png", ".jpg", ".jpeg")  #: endings of the files that are read
 FLOOR, EXPANSION = 256 * 2**20, 64  #: what pictures of a data set may unpack to: bytes, and times the size of the files
 _GREY = ("1", "L", "LA", "La", "I", "F")
 _SAID = 5  # kinds of conversions that are named

@@ -31,6 +31,7 @@ def export_onnx(
     confidence_threshold: float = 0.0,
     info: dict[str, Any] | None = None,
     own_settings: bool = True,
+    only_pixels: bool = False,
     check: bool = True,
     say: Callable[[str], None] = lambda words: None,
 ) -> dict[str, Any]:
@@ -38,9 +39,9 @@ def export_onnx(
     has one of its own.
 
     Inputs of the file: ``pixels`` [N, C, H, W] (any N); ``lm_steps`` int64 [] (files with LM; may be left out: the
-    classifier's own number; 0: no LM); ``confidence_threshold`` float32 [] (may be left out). Outputs: see
-    ``rdc.export.model.OUTPUTS``. Levels, weights and noise are in the file: the same pixels always give the same
-    answer.
+    classifier's own number; 0: no LM); ``confidence_threshold`` float32 [] (may be left out). The last two are of ONNX's type
+    "optional", which not every server takes (``only_pixels``). Outputs: see ``rdc.export.model.OUTPUTS``. Levels, weights and
+    noise are in the file: the same pixels always give the same answer.
 
     Args:
         classifier: a :class:`~rdc.method.classifier.DiffusionClassifier` with noise "fixed"; it is not changed.
@@ -51,8 +52,10 @@ def export_onnx(
         pixel_type: what the file takes: "float32" in [0, 1] or "uint8".
         max_lm_steps: most steps ``lm_steps`` may ask for; each has its draw in the file. None: the classifier's own number.
         confidence_threshold: default of the input: below it the decision is -1.
-        info: model card to put into the metadata (JSON values).
+        info: model card to put into the metadata (JSON values): of a checkpoint its description's ``info``. What it says of licence, data,
+            origin and accuracy under attack is put into words as well (:mod:`rdc.export.card`).
         own_settings: levels and LM are those that the logit scale was fitted with; False: the file says "not calibrated".
+        only_pixels: ``pixels`` is the file's only input, for servers that know no optional ones; steps and threshold are as exported.
         check: look the file over with ``onnx.checker`` and, where onnxruntime is installed, compare two images with PyTorch before writing.
         say: called with a line of progress at each stage.
 
@@ -64,8 +67,11 @@ def export_onnx(
         ConfigError: not a diffusion classifier, noise "fresh", settings out of range, or onnx is not installed.
         RdcError: the check found a difference; nothing was written.
     """
+    if only_pixels and max_lm_steps is not None:
+        raise ConfigError("export, only_pixels: such a file has no lm_steps; expected no max_lm_steps beside it")
     steps = _settings(classifier, precision, pixel_type, max_lm_steps, confidence_threshold)
     _require_onnx()
+    from rdc.export.card import card_text
     from rdc.export.checks import check_model
     from rdc.export.metadata import describe_model, seal
     from rdc.export.model import build_model
@@ -79,9 +85,10 @@ def export_onnx(
         "pixel_type": pixel_type,
     }
     say("recording the network and its gradients" if classifier.lm is not None else "recording the network")
-    model, bytes_per_image = build_model(frozen, **settings)
+    model, bytes_per_image = build_model(frozen, **settings, only_pixels=only_pixels)
     about: dict[str, Any] = {"bytes_per_image": bytes_per_image, "own_settings": own_settings}
     properties = describe_model(frozen, info or {}, **about, **settings)
+    model.doc_string += "\n" + card_text(json.loads(properties["rdc.card"]))
     content = seal(_serialized(model, properties))
     if check:
         say("checking against PyTorch")

@@ -15,13 +15,14 @@ from typing import Any
 from rdc import __version__
 from rdc.decisions.answers import uncalibrated
 from rdc.errors import ConfigError
+from rdc.export.card import card_of
 from rdc.export.graph import OPSET
 from rdc.method.classifier import DiffusionClassifier
 from rdc.provenance.networks import notable_networks
 
 __all__ = ["checkpoint_info", "describe_model", "seal"]
 
-FORMAT, _ZEROS = 1, "0" * 64
+FORMAT, _ZEROS = 2, "0" * 64
 _FITTED = (
     "logit_scale",
     "images",
@@ -84,6 +85,7 @@ def describe_model(
         "rdc.bytes_per_image": bytes_per_image,
         "rdc.licence": str(info.get("licence", "not stated")),
         "rdc.model_card": info,
+        "rdc.card": card_of(classifier, info),
     }
     networks = notable_networks(classifier)
     if networks:

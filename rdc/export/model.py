@@ -9,6 +9,7 @@ import torch
 
 from rdc import __version__
 from rdc.export.graph import IR_VERSION, OPSET, Constants, Graph
+from rdc.export.optional_inputs import setting, used_names
 from rdc.export.programs import class_losses, example_images, lm_step, step_draws
 from rdc.export.translate import peak_bytes, trace, translate
 from rdc.method.classifier import DiffusionClassifier
@@ -29,7 +30,13 @@ OUTPUTS: dict[str, str] = {
 
 
 def build_model(
-    classifier: DiffusionClassifier, *, max_steps: int, threshold: float, precision: str, pixel_type: str
+    classifier: DiffusionClassifier,
+    *,
+    max_steps: int,
+    threshold: float,
+    precision: str,
+    pixel_type: str,
+    only_pixels: bool = False,
 ) -> tuple[Any, int]:
     """The ONNX model without its description.
 
@@ -39,6 +46,7 @@ def build_model(
         threshold: default of the input ``confidence_threshold``.
         precision: "float32", "float16-weights" or "float16".
         pixel_type: "float32" (in [0, 1]) or "uint8".
+        only_pixels: no other input; the steps are the classifier's.
 
     Returns:
         ``onnx.ModelProto``, and an estimate of the bytes that one image needs while it is worked on.
@@ -53,22 +61,23 @@ def build_model(
     pixels = op("Div", op("Cast", "pixels", to=TensorProto.FLOAT), 255.0) if pixel_type == "uint8" else "pixels"
     anchor = x0 = op("Sub", op("Mul", pixels, 2.0), 1.0)
     inputs = [helper.make_tensor_value_info("pixels", _type(pixel_type), ["N", *channels])]
-    step_bytes = 0
-    defaults: dict[str, np.generic] = {"confidence_threshold": np.float32(threshold)}
+    step_bytes, more = 0, []
     if classifier.lm is not None:
-        defaults = {"lm_steps": np.int64(classifier.lm.steps), **defaults}
-        x0, step_bytes = _loop(classifier, graph, constants, anchor, weights, max_steps)
+        steps, taken = setting(graph, constants, "lm_steps", np.int64(classifier.lm.steps), not only_pixels)
+        more.append(taken)
+        x0, step_bytes = _loop(classifier, graph, constants, anchor, weights, max_steps, steps)
         half = op("Mul", op("Add", x0, 1.0), 0.5)
         graph.nodes.append(helper.make_node("Identity", [half], ["purified_pixels"]))
     traced = trace(class_losses(classifier), lambda n: [example_images(classifier.denoiser, n)])
     (loss,) = translate(traced, graph, [x0], weights)
-    _decide(classifier, graph, loss)
+    least, taken = setting(graph, constants, "confidence_threshold", np.float32(threshold), not only_pixels)
+    more.append(taken)
+    _decide(classifier, graph, loss, least)
 
-    for name, value in defaults.items():
-        inputs.append(helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), []))
-        constants.initializers[name] = np.asarray(value)
+    inputs += [entry for entry in more if entry is not None]
+    nodes = constants.nodes + graph.nodes
     built = helper.make_graph(
-        constants.nodes + graph.nodes, "rdc_classifier", inputs, _outputs(classifier), _initializers(constants)
+        nodes, "rdc_classifier", inputs, _outputs(classifier), _initializers(constants, used_names(nodes))
     )
     model = helper.make_model(built, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     model.producer_name, model.producer_version, model.doc_string = "rdc", __version__, _ABOUT
@@ -95,8 +104,9 @@ def _loop(
     anchor: str,
     weights: dict[int, str],
     max_steps: int,
+    steps: str,
 ) -> tuple[str, int]:
-    """LM as a Loop of ``lm_steps`` turns; returns the name of what it moved ``anchor`` to, and bytes per image.
+    """LM as a Loop of ``steps`` turns (a name); returns the name of what it moved ``anchor`` to, and bytes per image.
     Arithmetic is float32: gradients of mean losses vanish in float16."""
     from onnx import TensorProto, helper
 
@@ -144,13 +154,13 @@ def _loop(
     moved = constants.fresh("x_after_lm")
     unused = [constants.fresh("state") for _ in range(2)]
     graph.nodes.append(
-        helper.make_node("Loop", ["lm_steps", "", anchor, zeros, zeros], [moved, *unused], name="lm", body=loop)
+        helper.make_node("Loop", [steps, "", anchor, zeros, zeros], [moved, *unused], name="lm", body=loop)
     )
     return moved, peak_bytes(traced)
 
 
-def _decide(classifier: DiffusionClassifier, graph: Graph, loss: str) -> None:
-    """Bayes' rule, log-likelihood, and the decision with abstention."""
+def _decide(classifier: DiffusionClassifier, graph: Graph, loss: str, least: str) -> None:
+    """Bayes' rule, log-likelihood, and the decision, with abstention below the confidence ``least`` (a name)."""
     from onnx import helper
 
     op = graph.op
@@ -162,7 +172,7 @@ def _decide(classifier: DiffusionClassifier, graph: Graph, loss: str) -> None:
     flat = np.float32(0 if prior is not None else np.log(classifier.num_classes))
     likelihood = op("Sub", op("ReduceLogSumExp", score, graph.ints(1), keepdims=0), flat)
     confidence = op("ReduceMax", op("Exp", log_p), graph.ints(1), keepdims=0)
-    sure = op("GreaterOrEqual", confidence, "confidence_threshold")
+    sure = op("GreaterOrEqual", confidence, least)
     decision = op("Where", sure, op("ArgMax", log_p, axis=1, keepdims=0), np.array(-1, np.int64))
     results = {"log_probabilities": log_p, "class_losses": loss, "log_likelihood": likelihood, "decision": decision}
     for name, value in results.items():
@@ -183,10 +193,11 @@ def _outputs(classifier: DiffusionClassifier) -> list[Any]:
     return [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in shapes.items()]
 
 
-def _initializers(constants: Constants) -> list[Any]:
+def _initializers(constants: Constants, used: set[str]) -> list[Any]:
+    """Those that a node takes: of others onnxruntime warns."""
     from onnx import numpy_helper
 
-    return [numpy_helper.from_array(value, name) for name, value in constants.initializers.items()]
+    return [numpy_helper.from_array(value, name) for name, value in constants.initializers.items() if name in used]
 
 
 def _type(name: str) -> int:

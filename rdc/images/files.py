@@ -16,13 +16,24 @@ from rdc.images.headers import jpeg_scans, png_header
 from rdc.images.kinds import unlike
 from rdc.storage.reading import FLOOR_BYTES, read_content
 
-__all__ = ["RESAMPLING", "ImageFile", "from_picture", "open_picture", "picture_content", "read_image"]
+__all__ = [
+    "LARGEST",
+    "PICTURES",
+    "RESAMPLING",
+    "ImageFile",
+    "from_picture",
+    "image_of",
+    "open_picture",
+    "picture_content",
+    "read_image",
+]
 
 #: filters of a change of size, by PIL's names
 RESAMPLING = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 _FORMATS = ("PNG", "JPEG")
 _MANY = 50_000_000  # pixels; larger files are refused before they are unpacked
-_LARGEST = 256 * 2**20  # bytes of a file
+PICTURES = (".png", ".jpg", ".jpeg")  #: endings of the files that are looked for in folders
+LARGEST = 256 * 2**20  #: bytes of a file
 _EXPANSION = 64  # a picture may unpack to 64 MiB, or to so many times the file's size, at four bytes a pixel
 _MOST_SCANNED = 10**9  # pixels that a JPEG's scans go over, all together
 _ROWS = 2**20  # numbers of a deep picture that are scaled at once
@@ -75,12 +86,35 @@ def read_image(
     importlib.import_module("PIL.Image")  # that it is not installed is said before that the file is not there
     if shape[0] not in (1, 3):
         raise InputError(f"this model takes {shape[0]} channels; image files have 1 or 3")
-    image, said = open_picture(picture_content(path))
+    return image_of(picture_content(path), path, shape, strict=strict, invert=invert)
+
+
+def image_of(
+    content: bytes,
+    name: str | os.PathLike[str],
+    shape: tuple[int, int, int],
+    *,
+    strict: bool = False,
+    invert: bool = False,
+) -> ImageFile:
+    """The same from a file's content: of an upload, or of standard input.
+
+    Args:
+        content: of a PNG or JPEG file.
+        name: what to call it.
+        shape, strict, invert: as of :func:`read_image`.
+
+    Raises:
+        InputError: as of :func:`read_image`.
+    """
+    if shape[0] not in (1, 3):
+        raise InputError(f"this model takes {shape[0]} channels; image files have 1 or 3")
+    image, said = open_picture(content)
     if strict and said:
         raise InputError(f"--strict: {'; '.join(said)}")
     pixels, notices = from_picture(image, shape, strict=strict, invert=invert)
     coloured = any(notice.startswith(_COLOUR) for notice in notices)
-    return ImageFile(str(path), pixels, (*said, *notices), unlike(image.size, coloured, shape))
+    return ImageFile(str(name), pixels, (*said, *notices), unlike(image.size, coloured, shape))
 
 
 def open_picture(content: bytes) -> tuple[Any, list[str]]:
@@ -128,7 +162,7 @@ def picture_content(path: str | os.PathLike[str]) -> bytes:
     if not Path(path).is_file():
         raise InputError("no such file" if not Path(path).exists() else "not a file")
     try:
-        return read_content(path, InputError, "a PNG or JPEG file", _LARGEST)
+        return read_content(path, InputError, "a PNG or JPEG file", LARGEST)
     except InputError as error:  # whoever calls names the file
         raise InputError(str(error).removeprefix(f"{one_line(os.fspath(path), 400)}: ")) from error
 

@@ -41,6 +41,7 @@ class OnnxClassifier:
         provider: what runs it and why, in words.
         images_at_once: how many images fit the memory budget (at least 1).
         max_lm_steps: largest ``lm_steps``; 0: no likelihood maximisation in this file.
+        card: what is known of the model, for people: licence, training data, robust accuracy, origin, noise; see docs/deployment.md.
 
     Raises:
         CheckpointError: missing, damaged, or not such a file.
@@ -74,6 +75,8 @@ class OnnxClassifier:
         self.image_shape = tuple(self.properties["image_shape"])
         self.class_names = tuple(self.properties["class_names"])
         self.max_lm_steps = self.properties["max_lm_steps"]
+        self.card: dict[str, Any] = self.properties.get("card", {})
+        self._adjustable = self._session.get_inputs()[1:] + self._session.get_overridable_initializers() != []
         self.images_at_once = max(1, int(memory_budget_mb * 2**20 // self.properties["bytes_per_image"]))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,6 +121,9 @@ class OnnxClassifier:
             parts.append(self._run({"pixels": pixels, **more}))
         joined = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
         log_probabilities, losses, likelihood, decision = joined[:4]
+        if threshold is not None and not self._adjustable:
+            sure = np.exp(log_probabilities).max(axis=1) >= np.float32(threshold)
+            decision = np.where(sure, log_probabilities.argmax(axis=1), -1)
         purified = joined[4] if self.max_lm_steps else None
         return Predictions(log_probabilities, losses, likelihood, decision, self.class_names, purified)
 
@@ -151,10 +157,15 @@ class OnnxClassifier:
                     else "this file was exported without LM (--lm)"
                 )
                 raise ConfigError(f"lm_steps: expected 0..{self.max_lm_steps}; got {lm_steps}: {hint}")
-            if self.max_lm_steps:
+            if self.max_lm_steps and not self._adjustable and lm_steps != self.properties.get("lm_steps"):
+                raise ConfigError(
+                    f"lm_steps: expected {self.properties.get('lm_steps')}, of a file that was exported with --only-pixels; got {lm_steps}"
+                )
+            if self.max_lm_steps and self._adjustable:
                 chosen["lm_steps"] = np.array(lm_steps, np.int64)
         if threshold is not None:
             if not (math.isfinite(threshold) and 0 <= threshold <= 1):
                 raise ConfigError(f"threshold: expected a number in [0, 1]; got {threshold}")
-            chosen["confidence_threshold"] = np.array(threshold, np.float32)
+            if self._adjustable:
+                chosen["confidence_threshold"] = np.array(threshold, np.float32)
         return chosen

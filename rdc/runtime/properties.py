@@ -7,12 +7,14 @@ from typing import Any
 
 from rdc.errors import CheckpointError, one_line
 from rdc.storage.json_files import parse_json
+from rdc.storage.json_records import anything
 from rdc.storage.reading import reading
-from rdc.storage.structure import choice, flag, integer, number, record, sequence, text
+from rdc.storage.structure import choice, flag, integer, mapping, number, record, sequence, text
 
 __all__ = ["FORMAT", "MOST_STEPS", "properties_of"]
 
-FORMAT = 1
+FORMAT = 2
+_FORMATS = ("1", "2")  # that are read: in the first, inputs that may be left out are initializers
 MOST_STEPS = 10_000  #: largest number of steps of likelihood maximisation
 _MOST_CLASSES = 100_000
 #: properties that are words, not JSON
@@ -30,6 +32,7 @@ _CHECK = record(
         "confidence_threshold": number(0, 1),
         "logit_scale": number(0),
         "calibrated": flag(),
+        "card": mapping(anything),
     },
 )
 
@@ -44,11 +47,11 @@ def properties_of(raw: dict[str, str], name: str) -> dict[str, Any]:
     Raises:
         CheckpointError: another format, a property that is missing, or one that is not what it should be.
     """
-    if raw.get("rdc.format") != str(FORMAT):
+    if raw.get("rdc.format") not in _FORMATS:
         said = raw.get("rdc.format")
         raise CheckpointError(
-            f"{name}: format {said if said is None else repr(one_line(said, 40))}; this rdc reads {FORMAT}. Export the model again, or "
-            "update rdc"
+            f"{name}: format {said if said is None else repr(one_line(said, 40))}; this rdc reads {' and '.join(_FORMATS)}. Export "
+            "the model again, or update rdc"
         )
     found = {}
     for key, value in raw.items():

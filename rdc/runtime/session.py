@@ -104,7 +104,7 @@ def open_session(content: bytes, path: Any, provider: str, threads: int | None) 
 
 def _session(onnxruntime: Any, content: bytes, path: Any, chosen: str, threads: int | None) -> Any:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # inputs with default values are meant
+    options.log_severity_level = 3  # errors; of inputs with default values, which files of format 1 have, it would warn
     options.enable_mem_pattern = False  # a plan for each batch size would hold a second copy of everything
     if threads:
         options.intra_op_num_threads = threads
@@ -122,11 +122,12 @@ def _check_session(session: Any, properties: dict[str, Any], path: str) -> None:
     """Inputs and outputs are those that the properties promise."""
     shape, steps = properties["image_shape"], properties["max_lm_steps"]
     types = {"pixels": f"tensor({'uint8' if properties['pixel_type'] == 'uint8' else 'float'})"}
-    types |= {"confidence_threshold": "tensor(float)", **({"lm_steps": "tensor(int64)"} if steps else {})}
+    may = {"confidence_threshold": "tensor(float)", **({"lm_steps": "tensor(int64)"} if steps else {})}
     with reading(path, CheckpointError, "a file by rdc export", "Export it again"):
         inputs = {entry.name: entry for entry in (*session.get_inputs(), *session.get_overridable_initializers())}
         outputs = {entry.name for entry in session.get_outputs()}
-        if {name: entry.type for name, entry in inputs.items()} != types or inputs["pixels"].shape[1:] != shape:
+        found = {name: entry.type.removeprefix("optional(").replace("))", ")") for name, entry in inputs.items()}
+        if found not in (types, types | may) or inputs["pixels"].shape[1:] != shape:
             got = ", ".join(f"{name} {entry.type} {entry.shape}" for name, entry in inputs.items())
             raise ValueError(f"its inputs are {got}")
         wanted = {

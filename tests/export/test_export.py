@@ -15,9 +15,13 @@ from rdc.cli import main
 from rdc.defences import PlainClassifier
 from rdc.errors import ConfigError, RdcError
 from rdc.export import export_onnx
+from rdc.export.card import card_of
 from rdc.export.graph import OPSET
+from rdc.export.metadata import seal
 from rdc.export.translate import trace, translate
-from tests.evaluation_models import save_tiny
+from rdc.provenance.run import weights_digest
+from rdc.runtime import OnnxClassifier
+from tests.evaluation_models import grey, save_tiny
 from tests.export.files import MULTIHEAD, NETWORKS, classifier_of
 
 
@@ -62,10 +66,119 @@ def test_digest(with_lm):
 
 def test_inputs_that_may_be_left_out(with_lm):
     session = onnxruntime.InferenceSession(str(with_lm[0]), providers=["CPUExecutionProvider"])
-    assert [(i.name, i.shape) for i in session.get_inputs()] == [("pixels", ["N", 2, 8, 8])]
-    assert {i.name for i in session.get_overridable_initializers()} == {"lm_steps", "confidence_threshold"}
+    assert {i.name: i.type for i in session.get_inputs()} == {
+        "pixels": "tensor(float)",
+        "lm_steps": "optional(tensor(int64))",
+        "confidence_threshold": "optional(tensor(float))",
+    }
+    assert session.get_inputs()[0].shape == ["N", 2, 8, 8] and not session.get_overridable_initializers()
+    pixels = np.full((1, 2, 8, 8), 0.5, np.float32)
+    by_name, left_out = (
+        session.run(["class_losses"], {"pixels": pixels, **more})[0] for more in ({"lm_steps": np.array(5)}, {})
+    )
+    assert np.array_equal(by_name, left_out)
+    assert not np.array_equal(left_out, session.run(["class_losses"], {"pixels": pixels, "lm_steps": np.array(0)})[0])
     names = [o.name for o in session.get_outputs()]
     assert names == ["log_probabilities", "class_losses", "log_likelihood", "decision", "purified_pixels"]
+
+
+def test_only_pixels(multihead, with_lm, tmp_path):
+    """For servers that know no optional inputs: the same answers, by the exported steps and threshold."""
+    lm = multihead.with_(lm="paper-v2")
+    export_onnx(lm, tmp_path / "a.onnx", only_pixels=True, confidence_threshold=0.25)
+    session = onnxruntime.InferenceSession(str(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"])
+    assert [i.name for i in session.get_inputs()] == ["pixels"] and not session.get_overridable_initializers()
+    pixels = grey((3, 2, 8, 8))
+    fixed, free = OnnxClassifier(tmp_path / "a.onnx", threads=1), OnnxClassifier(with_lm[0], threads=1)
+    for more in ({}, {"lm_steps": 5}, {"threshold": 0.34}, {"threshold": 1.0}, {"threshold": 0.0}):
+        one, other = fixed(pixels, **more), free(pixels, **more)
+        assert np.array_equal(one.log_probabilities, other.log_probabilities)
+        assert np.array_equal(one.decision, other.decision), more
+    with pytest.raises(
+        ConfigError, match="lm_steps: expected 5, of a file that was exported with --only-pixels; got 2"
+    ):
+        fixed(pixels, lm_steps=2)
+    with pytest.raises(ConfigError, match="only_pixels: such a file has no lm_steps"):
+        export_onnx(lm, tmp_path / "b.onnx", only_pixels=True, max_lm_steps=9)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_onnxruntime_has_nothing_to_warn_of(name, tmp_path, capfd):
+    """Loaded with its default options by somebody who knows nothing of rdc, with likelihood maximisation and without."""
+    variants = (
+        {},
+        {"lm": "paper-v2", "precision": "float16"},
+        {"lm": "paper-v2,optimizer=adam,steps=2", "pixel_type": "uint8", "only_pixels": True},
+    )
+    for number, settings in enumerate(variants):
+        path, classifier = tmp_path / f"{number}.onnx", classifier_of(NETWORKS[name], lm=settings.pop("lm", None))
+        export_onnx(classifier, path, check=False, **settings)
+        capfd.readouterr()
+        onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        assert capfd.readouterr().err == ""
+
+
+def test_files_of_the_first_format(with_lm, tmp_path):
+    """Their inputs that may be left out are initializers."""
+    model = onnx.load(with_lm[0])
+    nodes = [n for n in model.graph.node if n.op_type != "OptionalHasElement" and not n.output[0].endswith(".used")]
+    for node in nodes:
+        node.input[:] = [name.removesuffix(".used") for name in node.input]
+    del model.graph.node[:], model.graph.input[1:]
+    model.graph.node.extend(nodes)
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith(".default"):
+            tensor.name = tensor.name.removesuffix(".default")
+            kind = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, [])
+            model.graph.input.append(kind)
+    changed = {"rdc.format": "1", "rdc.sha256": "0" * 64}
+    kept = {entry.key: changed.get(entry.key, entry.value) for entry in model.metadata_props if entry.key != "rdc.card"}
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, kept)
+    (tmp_path / "old.onnx").write_bytes(seal(model.SerializeToString()))
+    old, new, pixels = OnnxClassifier(tmp_path / "old.onnx"), OnnxClassifier(with_lm[0]), grey((2, 2, 8, 8))
+    for more in ({}, {"lm_steps": 2, "threshold": 0.34}):
+        assert np.array_equal(old(pixels, **more).decision, new(pixels, **more).decision)
+        assert np.array_equal(old(pixels, **more).class_losses, new(pixels, **more).class_losses)
+    assert old.card == {} and new.card["licence"] == "CC0"
+
+
+def test_the_card(multihead, with_lm, tmp_path):
+    """Licence, data, origin, noise, and accuracy where it was measured with these very settings; what is not known is left out."""
+    about = onnx.load(with_lm[0]).doc_string
+    assert "Licence: CC0\nTrained on: noise\nNoise: one draw (seed 0)" in about and "accuracy" not in about
+    measured = json.loads(json.dumps(multihead.describe()))
+    rates = {
+        "clean": {"accuracy": 0.9, "ci95": [0.85, 0.93]},
+        "robust": {"accuracy": 0.5, "ci95": [0.43, 0.57]},
+    }
+    evaluation = {
+        "dataset": "noise", "n": 200, "norm": "linf", "eps": 8 / 255, "attacks": ["apgd-ce, 50 steps, noise known"], "noise": "known",
+        **rates, "classifier": measured, "gradient": "exact", "from": "out/run",
+    }  # fmt: skip
+    info = {"evaluation": evaluation, "command": "distill", "converted_from": {"file": "a\n.pkl", "kind": "edm"}}
+    export_onnx(multihead, tmp_path / "dc.onnx", info=info)
+    card = OnnxClassifier(tmp_path / "dc.onnx").card
+    assert set(card) == {"accuracy", "made_by", "origin", "noise", "weights"} and card["noise"] == {
+        "policy": "fixed",
+        "seed": 0,
+    }
+    assert card["accuracy"] == {key: value for key, value in evaluation.items() if key != "classifier"}
+    assert card["weights"] == weights_digest(multihead) and card["origin"] == "converted from a\\n.pkl (edm)"
+    words = onnx.load(tmp_path / "dc.onnx").doc_string
+    assert "Made by: rdc distill" in words and "Licence" not in words
+    assert (
+        "under attack (linf 0.03137, apgd-ce, 50 steps, noise known; noise known): 50.0 % [43.0, 57.0]; 200 test images"
+        in words
+    )
+    for other in (
+        multihead.with_(lm="paper-v2"),
+        multihead.with_(levels="log:2:1:2:flat"),
+        multihead.with_(noise_seed=4),
+    ):
+        assert "accuracy" not in card_of(other, info)
+    for damaged in (3, {}, {**evaluation, "n": "many"}, {**evaluation, "robust": None}):
+        assert "accuracy" not in card_of(multihead, {"evaluation": damaged})
 
 
 def test_weights_are_stored_once(with_lm, multihead):

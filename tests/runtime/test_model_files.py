@@ -172,8 +172,8 @@ def test_graphs_of_something_else(path, tmp_path):
 def test_steps_are_those_of_the_properties(path, tmp_path):
     """A default of 10^12 turns inside the graph is not what runs."""
     model = onnx.load(path)
-    (default,) = [tensor for tensor in model.graph.initializer if tensor.name == "lm_steps"]
-    default.CopyFrom(numpy_helper.from_array(np.array(10**12), "lm_steps"))
+    (default,) = [tensor for tensor in model.graph.initializer if tensor.name == "lm_steps.default"]
+    default.CopyFrom(numpy_helper.from_array(np.array(10**12), "lm_steps.default"))
     for entry in model.metadata_props:
         if entry.key == "rdc.sha256":
             entry.value = "0" * 64

@@ -207,11 +207,11 @@ def test_format_of_the_future(path, tmp_path):
     import onnx
 
     model = onnx.load(path)
-    next(entry for entry in model.metadata_props if entry.key == "rdc.format").value = "2"
+    next(entry for entry in model.metadata_props if entry.key == "rdc.format").value = "3"
     onnx.save(model, tmp_path / "a.onnx")
     with pytest.raises(CheckpointError, match="SHA-256"):
         OnnxClassifier(tmp_path / "a.onnx")
-    with pytest.raises(CheckpointError, match="format '2'; this rdc reads 1"):
+    with pytest.raises(CheckpointError, match="format '3'; this rdc reads 1 and 2"):
         OnnxClassifier(tmp_path / "a.onnx", verify=False)
 
 
