@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = ["AUGMENT_HELP", "SETTINGS", "add_run_arguments", "follow", "recipe_of"]
 
+_WEAK = 0.5  # share of the held-out images that are right
+_LONGER = (
+    "that is little to go on: train longer (--images, --minutes), in smaller steps (--batch-size 16 --lr 3e-3), or with "
+    "--posterior-weight (teacher 0.3, student 1); docs/training.md"
+)
 INTERRUPTED = 128  # exit status: this plus the signal's number
 AUGMENT_HELP = "probability of each of EDM's transformations, of which the network is told (0; EDM: 0.12)"
 
@@ -177,6 +182,8 @@ def _report(done: Training) -> None:
         print(f"model.safetensors, model.json, loss.png{', samples.png' if done.samples else ''}")
         if done.calibration is not None:
             print(f"  {_confidence(done.calibration)}")
+            if done.calibration["logit_scale"] is None or done.calibration["accuracy"] < _WEAK:
+                print(f"  {_LONGER}")
 
 
 def _confidence(calibration: dict[str, Any]) -> str:

@@ -15,14 +15,16 @@ from rdc.decisions.held_out import FEWEST, fit_held_out
 from rdc.errors import CheckpointError, InputError
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.denoiser import make_denoiser
+from rdc.method.levels import parse_levels
 from rdc.models.checkpoints import checkpoint_paths
 from rdc.models.descriptions import read_description, update_info
 from rdc.models.single import DEFAULT_LEVELS
 from rdc.networks.blocks import fastest_layout
+from rdc.training.exporter import SAMPLE_PASSES
 from rdc.training.preparation import held_out_of
 from rdc.training.recipes import Recipe
 
-__all__ = ["MOST", "automatic_holdout", "calibrate_model", "calibration_of", "with_holdout"]
+__all__ = ["MOST", "automatic_holdout", "calibrate_model", "calibration_of", "cost_afterwards", "with_holdout"]
 
 MOST = 500  #: images held out, and fitted on
 _MOST_IN_TIME = 100  # of a run of so many minutes
@@ -99,6 +101,21 @@ def calibrate_model(
         changes["classifier"] = {"levels": DEFAULT_LEVELS, "logit_scale": record["logit_scale"]}
     update_info(path, changes)
     return record
+
+
+def cost_afterwards(recipe: Recipe, config: dict[str, Any]) -> int:
+    """What calibration and samples at the end of a run of so many minutes cost, in images of training.
+
+    Args:
+        recipe: with its holdout.
+        config: description of the network.
+    """
+    if recipe.method not in ("diffusion", "distill"):
+        return 0
+    classes, student = int(config.get("num_classes") or 1), recipe.method == "distill"
+    fitted = min(recipe.holdout or 0, _MOST_IN_TIME) if recipe.calibrate else 0
+    passes = fitted * len(parse_levels(DEFAULT_LEVELS)) * (1 if student else classes) + SAMPLE_PASSES * classes
+    return passes // (6 if student else 3)  # of a step and image: forward, backward twice as much; the teacher's
 
 
 def _fitted(

@@ -16,7 +16,10 @@ from rdc.models.checkpoints import save_model
 from rdc.models.null_labels import null_label_of
 from rdc.networks.presets import DISCRIMINATIVE
 
-__all__ = ["Exporter"]
+__all__ = ["SAMPLE_PASSES", "Exporter"]
+
+_PER_CLASS = 8  # samples
+SAMPLE_PASSES = _PER_CLASS * 35  #: network passes for the samples of a class: 18 levels, two at each but the last
 
 
 class Exporter:
@@ -56,5 +59,5 @@ class Exporter:
         """At the end: ``samples.png``."""
         from rdc.plots.figures import plot_samples
 
-        images = sample_classes(make_denoiser(network, self.config), 8, progress=progress)
+        images = sample_classes(make_denoiser(network, self.config), _PER_CLASS, progress=progress)
         plot_samples(images, self.data.class_names, self.out / "samples.png", self.title)

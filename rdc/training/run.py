@@ -11,7 +11,7 @@ from typing import Any
 from rdc.data import Dataset
 from rdc.execution.processes import leave_processes
 from rdc.models.checkpoints import checkpoint_paths
-from rdc.training.confidence import calibrate_model, calibration_of, with_holdout
+from rdc.training.confidence import calibrate_model, calibration_of, cost_afterwards, with_holdout
 from rdc.training.device import open_device
 from rdc.training.exporter import Exporter
 from rdc.training.preparation import Prepared, fingerprint, prepare, training_images
@@ -92,7 +92,7 @@ def run(
             ready.network, ready.objective, images, recipe.schedule, Path(out), description, progress, exporter, text
         )
         if recipe.minutes is not None:
-            plan_images(trainer, recipe.minutes, begun)
+            plan_images(trainer, recipe.minutes, begun, cost_afterwards(recipe, ready.config))
         trainer.run()
     finally:
         leave_processes()

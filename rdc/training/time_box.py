@@ -53,7 +53,7 @@ def images_per_second(trainer: Trainer, seconds: float, warm: int = 3, least: in
     return speed
 
 
-def plan_images(trainer: Trainer, minutes: float, begun: float) -> int:
+def plan_images(trainer: Trainer, minutes: float, begun: float, afterwards: int = 0) -> int:
     """Give the trainer as many images as fit, and a time after which it stops whatever the plan says.
 
     A run that is continued keeps the images of its first plan; what does not fit this time is left to the next start.
@@ -62,6 +62,8 @@ def plan_images(trainer: Trainer, minutes: float, begun: float) -> int:
         trainer: before ``run``.
         minutes: the box, everything included: what passed since ``begun``, compilation, checkpoints, the export.
         begun: when the box was opened, on ``time.monotonic``'s clock.
+        afterwards: what is to be done after the last step, in images of training that take as long; at most half of the time is kept
+            for it.
 
     Returns:
         The images planned.
@@ -80,7 +82,8 @@ def plan_images(trainer: Trainer, minutes: float, begun: float) -> int:
     planned = trainer.folder.planned_images()
     if planned is None:
         speed = images_per_second(trainer, seconds=min(5.0, 0.6 * minutes))
-        planned = int(SHARE * (end - time.monotonic()) * speed)
+        fitting = int(SHARE * (end - time.monotonic()) * speed)
+        planned = fitting - min(afterwards, fitting // 2)
         if planned < trainer.config.batch_size:
             raise ConfigError(
                 f"minutes: not one step of {trainer.config.batch_size} images fits what is left of {minutes:g} minutes after "

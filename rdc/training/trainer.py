@@ -217,7 +217,7 @@ class Trainer:
                 last = self.step == config.steps
                 if self.step % config.log_steps == 0 or last:
                     speed = (len(self.window) - before) * config.batch_size / (time.monotonic() - since)
-                    line.set_postfix(loss=f"{self._log(speed)['loss']:.4f}", refresh=False)
+                    line.set_postfix(loss=f"{self._log(speed)['loss']:.4g}", refresh=False)
                     since, before = time.monotonic(), 0
                 late = time.monotonic() > self.deadline
                 if last or late or self.stop.number or time.monotonic() - saved > config.checkpoint_seconds:

@@ -11,11 +11,15 @@ import torch
 from PIL import Image
 
 from rdc.cli import main
+from rdc.data import load_dataset
 from rdc.data.npz import save_npz
 from rdc.images.kinds import unlike
+from rdc.models.assets import ASSETS
 from rdc.models.checkpoints import load_model
+from rdc.models.descriptions import read_description
 from rdc.models.zoo import load
-from tests.evaluation_models import images, labelled_by, save_tiny
+from tests.cli.conftest import ROOT
+from tests.evaluation_models import grey, images, labelled_by, save_tiny
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +175,34 @@ def test_a_file_says_whether_it_is_calibrated(place, capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["calibrated"] is True
     record = OnnxClassifier(path, provider="cpu", threads=1).properties["calibration"]
     assert record["images"] == 300 and set(record["negative_log_likelihood"]) == {"before", "after"}
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "cifar10"])
+def test_what_shipped_models_record(name):
+    """The scale in use, of held-out images that agree with it; the levels in use; how robust it is, as the results have it."""
+    info = read_description(ASSETS / f"{name}.json")["info"]
+    record, evaluation = info["calibration"], info["evaluation"]
+    assert record["logit_scale"] == info["classifier"]["logit_scale"] and record["images"] == 1000
+    assert 0.9 < record["refitted"]["logit_scale"] / record["logit_scale"] < 1.1
+    costs = record["refitted"]["negative_log_likelihood"], record["negative_log_likelihood"]["after"]
+    assert costs[0] <= costs[1] < 1.01 * costs[0]
+    assert record["levels"]["sigma"] == evaluation["classifier"]["levels"]["sigma"]
+    assert evaluation["robust"]["ci95"][0] < evaluation["robust"]["accuracy"] < evaluation["clean"]["accuracy"]
+    assert (ROOT / evaluation["from"].split(",")[0]).is_file()
+
+
+def test_shipped_models_know_their_kind(capsys, tmp_path):
+    """Clothes are not named as something else, noise is; other levels have no score."""
+    sample = load_dataset("fashion-mnist-sample")
+    for row in range(8):
+        Image.fromarray(sample.images[row, 0].numpy()).save(tmp_path / f"{row}.png")
+    Image.fromarray(grey((28, 28))).save(tmp_path / "noise.png")
+    assert main(["classify", str(tmp_path), "--json", "--threads", "1"]) == 0
+    *clothes, noise = json.loads(capsys.readouterr().out)
+    assert all(answer["calibrated"] and not answer["unlike"] for answer in clothes)
+    assert noise["unlike"][0].startswith("likelihood: score") and noise["likelihood_score"]["value"] > 10
+    assert (
+        main(["classify", str(tmp_path / "noise.png"), "--json", "--threads", "1", "--levels", "log:2:0.3:1:flat"]) == 0
+    )
+    (other,) = json.loads(capsys.readouterr().out)
+    assert other["calibrated"] is False and "likelihood_score" not in other and not other["unlike"]

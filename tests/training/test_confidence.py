@@ -12,13 +12,15 @@ import torch
 pytest.importorskip("matplotlib")
 
 import rdc
+from rdc.cli.training_run import _report
 from rdc.data import Dataset, train_holdout
 from rdc.decisions.held_out import fit_held_out
 from rdc.models.checkpoints import load_model
 from rdc.storage.json_files import read_json
 from rdc.training import Recipe, run
-from rdc.training.confidence import MOST, automatic_holdout, with_holdout
+from rdc.training.confidence import MOST, automatic_holdout, cost_afterwards, with_holdout
 from rdc.training.config import TrainConfig
+from rdc.training.run import Training
 
 TRAIN = TrainConfig(images=16, batch_size=4, warmup_images=4, learning_rate=3e-3)
 
@@ -119,3 +121,25 @@ def test_other_methods_hold_nothing_out():
     for method in ("trades", "jem", "hybvit"):
         assert with_holdout(Recipe(method), data(), "nowhere").holdout == 0
     assert with_holdout(recipe(holdout=7), data(), "nowhere").holdout == 7
+
+
+def test_what_comes_after_the_last_step():
+    """100 images at most, under twelve levels and each class (a student's passes have all), and 35 passes for each sample."""
+    config, held = {"num_classes": 5}, recipe(holdout=300)
+    assert cost_afterwards(held, config) == (100 * 12 * 5 + 8 * 35 * 5) // 3
+    assert cost_afterwards(dataclasses.replace(held, holdout=40, calibrate=False), config) == 8 * 35 * 5 // 3
+    student = Recipe("distill", teacher="x", train=TRAIN, holdout=300)
+    assert cost_afterwards(student, config) == (100 * 12 + 8 * 35 * 5) // 6
+    assert cost_afterwards(dataclasses.replace(held, method="standard"), config) == 0
+
+
+@pytest.mark.parametrize(("right", "said"), [(0.35, True), (0.8, False)])
+def test_a_weak_run_says_what_would_help(right, said, capsys, tmp_path):
+    found = {
+        "logit_scale": 0.1,
+        "images": 100,
+        "accuracy": right,
+        "negative_log_likelihood": {"before": 2.0, "after": 1.0},
+    }
+    _report(Training(tmp_path, 64, 64, 1.0, True, True, True, found))
+    assert ("--batch-size 16" in capsys.readouterr().out) is said

@@ -55,6 +55,16 @@ def test_the_plan_is_speed_times_time(tmp_path: Path, monkeypatch: pytest.Monkey
     assert run.config.rate(run.step) == pytest.approx(0)  # the cosine ends where the plan does
 
 
+def test_time_is_kept_for_what_comes_after_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibration and samples; at most half of the box."""
+    planned = []
+    for number, afterwards in enumerate((0, 100, 10**9)):
+        clock = Clock(monkeypatch, 0.5)
+        run = clock.attach(trainer(tmp_path / str(number), dataclasses.replace(CONFIG, images=10**9)))
+        planned.append(plan_images(run, 1.0, clock.now, afterwards))
+    assert planned[1] == planned[0] - 100 and planned[2] == planned[0] - planned[0] // 2
+
+
 def test_no_step_begins_after_the_deadline_and_the_next_start_keeps_the_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
