@@ -130,7 +130,7 @@ def test_what_comes_after_the_last_step():
     assert cost_afterwards(dataclasses.replace(held, holdout=40, calibrate=False), config) == 8 * 35 * 5 // 3
     student = Recipe("distill", teacher="x", train=TRAIN, holdout=300)
     assert cost_afterwards(student, config) == (100 * 12 + 8 * 35 * 5) // 6
-    assert cost_afterwards(dataclasses.replace(held, method="standard"), config) == 0
+    assert cost_afterwards(Recipe("standard", train=TRAIN), config) == 0
 
 
 @pytest.mark.parametrize(("right", "said"), [(0.35, True), (0.8, False)])
