@@ -111,7 +111,8 @@ def _serialized(model: Any, properties: dict[str, str]) -> bytes:
     """The bytes of the file, with these words about it."""
     import onnx
 
-    onnx.helper.set_model_props(model, properties)
+    texts = {name: text.encode("utf-8", "backslashreplace").decode() for name, text in properties.items()}
+    onnx.helper.set_model_props(model, texts)  # file names, and what is made of them, may be no text
     if model.ByteSize() > _LIMIT:
         raise ConfigError(f"export: {model.ByteSize():,} bytes do not fit one ONNX file (2 GiB); use float16-weights")
     content: bytes = model.SerializeToString()

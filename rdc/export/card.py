@@ -76,14 +76,15 @@ def card_text(card: dict[str, Any]) -> str:
         how = ", ".join(accuracy["attacks"])
         lines.append(
             f"Clean accuracy: {_percent(accuracy['clean'])}; under attack ({accuracy['norm']} {accuracy['eps']:.4g}, {how}; noise "
-            f"{accuracy['noise']}): {_percent(accuracy['robust'])}; {accuracy['n']} test images of {accuracy['dataset']}. "
+            f"{accuracy['noise']}): {_percent(accuracy['robust'])}; {accuracy['n']} test images of "
+            f"{accuracy['dataset']}. "
             "A stronger attack may leave less."
         )
     noise = card["noise"]
     draw = (
         f"one draw (seed {noise['seed']}), in the file: whoever has the file knows it" if "seed" in noise else "fresh"
     )
-    return "\n".join([*lines, f"Noise: {draw}.", f"Weights: {card['weights']}"])
+    return "\n".join(one_line(line, 4 * _WORDS) for line in (*lines, f"Noise: {draw}.", f"Weights: {card['weights']}"))
 
 
 def _accuracy(classifier: DiffusionClassifier, found: object) -> dict[str, Any] | None:
