@@ -13,6 +13,11 @@
     diffusers:FOLDER[,prompts=FILE][,image=CxHxW][,guidance=G][,null=INDEX]
         a pipeline of the diffusers library (:mod:`rdc.models.pipelines`), a folder or a name on Hugging Face
 
+    timm:NAME[,weights=none|FILE][,classes=K][,image=CxHxW]
+    torchvision:NAME[,weights=NAME|none|FILE][,classes=K][,image=CxHxW]
+    robustbench:NAME:THREAT[,data=cifar10|cifar100|imagenet][,folder=DIR]
+        a classifier of that library (:mod:`rdc.models.libraries`)
+
 A loader gets what stands behind the colon, the device and the settings, and gives a defence.
 """
 
@@ -36,6 +41,7 @@ from rdc.method.optimal import EXPONENTS, OptimalDenoiser
 from rdc.method.per_class_noise import PerClassNoise
 from rdc.method.probability_flow import EXACT
 from rdc.models.single import load_single
+from rdc.models.words import parse_words
 
 __all__ = ["DERIVED", "is_derived", "load_derived", "optimal_denoiser"]
 
@@ -82,7 +88,7 @@ def optimal_denoiser(text: str, device: torch.device) -> tuple[OptimalDenoiser, 
     Raises:
         ConfigError: a field that there is not, or a value that does not fit.
     """
-    data_name, fields = _fields(text, "optimal", {"images": None, "split": "train", "exponent": "gaussian"})
+    data_name, fields = parse_words(text, "optimal", {"images": None, "split": "train", "exponent": "gaussian"})
     if fields["exponent"] not in EXPONENTS:
         raise ConfigError(
             f"model optimal: exponent: expected {' or '.join(EXPONENTS)}; got {shown(fields['exponent'])}"
@@ -97,21 +103,6 @@ def optimal_denoiser(text: str, device: torch.device) -> tuple[OptimalDenoiser, 
     return denoiser, tuple(data.class_names)
 
 
-def _fields(text: str, prefix: str, known: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """``"data,images=500"`` -> ("data", {...}), what is not said as in ``known``."""
-    subject, *changes = text.split(",")
-    found = dict(known)
-    for change in changes:
-        field, equals, value = change.partition("=")
-        if not equals or field not in known:
-            raise ConfigError(
-                f"model {prefix}: expected {prefix}:NAME with some of {', '.join(f'{field}=...' for field in known)} behind commas; "
-                f"got {shown(text)}"
-            )
-        found[field] = value
-    return subject, found
-
-
 def _count(text: str, least: int, most: int) -> int:
     count = int(text) if text.isdecimal() and len(text) < 10 else 0
     if not least <= count <= most:
@@ -120,7 +111,7 @@ def _count(text: str, least: int, most: int) -> int:
 
 
 def _load_sbgc(text: str, device: torch.device, settings: dict[str, Any]) -> BaseDefence:
-    name, fields = _fields(
+    name, fields = parse_words(
         text, "sbgc", {"solver": SBGC_FLOW.solver, "gradient": "checkpoint", **dict.fromkeys(_FLOW_NUMBERS)}
     )
     source = _diffusion_model(name, "sbgc", device, {})
@@ -160,12 +151,33 @@ def _number(text: str, what: str) -> float | int | str:
 def _load_diffusers(text: str, device: torch.device, settings: dict[str, Any]) -> BaseDefence:
     from rdc.models.pipelines import load_pipeline
 
-    folder, fields = _fields(text, "diffusers", {"prompts": None, "image": None, "guidance": "1", "null": None})
+    folder, fields = parse_words(text, "diffusers", {"prompts": None, "image": None, "guidance": "1", "null": None})
     if unknown := set(settings) - _SETTINGS:
         raise ConfigError(
             f"settings: expected some of {', '.join(sorted(_SETTINGS))}; got {', '.join(sorted(unknown))}"
         )
     return load_pipeline(folder, device, settings, **fields)
+
+
+def _load_timm(text: str, device: torch.device, settings: dict[str, Any]) -> BaseDefence:
+    from rdc.models.libraries import load_timm
+
+    name, words = parse_words(text, "timm", {"weights": None, "classes": None, "image": None})
+    return load_timm(name, device, settings, **words)
+
+
+def _load_torchvision(text: str, device: torch.device, settings: dict[str, Any]) -> BaseDefence:
+    from rdc.models.libraries import load_torchvision
+
+    name, words = parse_words(text, "torchvision", {"weights": None, "classes": None, "image": None})
+    return load_torchvision(name, device, settings, **words)
+
+
+def _load_robustbench(text: str, device: torch.device, settings: dict[str, Any]) -> BaseDefence:
+    from rdc.models.libraries import load_robustbench
+
+    name, words = parse_words(text, "robustbench", {"data": "cifar10", "folder": None})
+    return load_robustbench(name, device, settings, **words)
 
 
 #: Prefix -> loader.
@@ -174,4 +186,7 @@ DERIVED: dict[str, Callable[[str, torch.device, dict[str, Any]], BaseDefence]] =
     "optimal": _load_optimal,
     "sbgc": _load_sbgc,
     "per-class": _load_per_class,
+    "robustbench": _load_robustbench,
+    "timm": _load_timm,
+    "torchvision": _load_torchvision,
 }

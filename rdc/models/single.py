@@ -18,6 +18,7 @@ from rdc.method.levels import levels_from_json
 from rdc.models.assets import ASSETS, load_shipped
 from rdc.models.checkpoints import checkpoint_paths, load_model
 from rdc.models.descriptions import read_description
+from rdc.models.discriminative import as_discriminative
 from rdc.models.null_labels import null_label_of
 from rdc.models.origins import mark
 from rdc.networks.blocks import fastest_layout
@@ -129,21 +130,8 @@ def _discriminative(
     network: Any, config: dict[str, Any], info: dict[str, Any], settings: dict[str, Any], path: Path
 ) -> BaseDefence:
     """A discriminative network with the interface of a defence."""
-    from rdc.defences import PlainClassifier
-
-    if unknown := set(settings) - {"gradient", "noise", "noise_seed"}:
-        raise ConfigError(
-            f"{path}: a discriminative network ({info.get('method', config['kind'])}) has no {', '.join(sorted(unknown))}; leave "
-            "it out. For likelihood maximisation in front of it see rdc.defences.PurifiedClassifier"
-        )
     kind = config["kind"]
     name = f"{kind} ({info['method']})" if "method" in info else kind
     shape, count = config["image_shape"], config["num_classes"]
-    return PlainClassifier(
-        network.requires_grad_(False),
-        image_shape=shape,
-        num_classes=count,
-        class_names=info.get("class_names"),
-        name=name,
-        **settings,
-    )
+    what = info.get("method", kind)
+    return as_discriminative(network, name, shape, count, info.get("class_names"), settings, str(path), what)

@@ -18,6 +18,7 @@ from rdc.models.pipelines.networks import LabelledModel, PromptedModel, VaeEncod
 from rdc.models.pipelines.noise import schedule_of
 from rdc.models.pipelines.parts import Pipeline, find_pipeline, library, made
 from rdc.models.pipelines.prompts import embedded_prompts, read_prompts
+from rdc.models.words import parse_shape
 
 __all__ = ["load_pipeline"]
 
@@ -159,7 +160,7 @@ def _encoder(
     pipeline: Pipeline, latents: tuple[int, int, int], image: str | None
 ) -> tuple[nn.Module | None, tuple[int, int, int]]:
     """The encoder, and the shape of images (C, H, W)."""
-    wanted = None if image is None else _shape(image)
+    wanted = None if image is None else parse_shape(image)
     if pipeline.vae is None:
         if wanted is not None and wanted != latents:
             raise ConfigError(
@@ -174,14 +175,6 @@ def _encoder(
     if shape[0] not in (own[0], 1):
         raise ConfigError(f"image: expected {own[0]} channels, or 1, which is repeated; got {shape[0]}")
     return VaeEncoder(vae, size if shape[1:] != size else None), shape
-
-
-def _shape(text: str) -> tuple[int, int, int]:
-    sizes = text.lower().split("x")
-    if len(sizes) != 3 or not all(size.isdecimal() and 0 < int(size) <= 65536 for size in sizes):
-        raise ConfigError(f"image: expected CxHxW, such as 3x256x256; got {shown(text)}")
-    channels, height, width = map(int, sizes)
-    return channels, height, width
 
 
 def _is_number(text: str) -> bool:

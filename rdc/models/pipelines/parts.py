@@ -14,8 +14,10 @@ import torch
 from torch import nn
 
 from rdc.arguments.scalars import shown
-from rdc.errors import CheckpointError, ConfigError, one_line
+from rdc.errors import CheckpointError, one_line
 from rdc.models.convert.diffusers_weights import read_diffusers_weights
+from rdc.models.packages import imported
+from rdc.models.words import different_names
 from rdc.storage.json_files import read_json
 from rdc.storage.reading import reading
 
@@ -130,8 +132,7 @@ def _names(labels: dict[str, Any]) -> tuple[str, ...] | None:
     """id2label's names, if they are those of 0, 1, 2, ..."""
     if sorted(labels) != sorted(map(str, range(len(labels)))):
         return None
-    names = [one_line(str(labels[str(number)]), 60) for number in range(len(labels))]
-    return tuple(name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names))
+    return different_names([str(labels[str(number)]) for number in range(len(labels))], len(labels))
 
 
 def made(kind: str, folder: Path) -> nn.Module:
@@ -183,16 +184,9 @@ def _bounded(value: Any, folder: Path, name: str = "config.json") -> None:
 
 
 def library(name: str) -> Any:
-    """diffusers or transformers.
+    """diffusers, transformers or huggingface_hub.
 
     Raises:
         ConfigError: it is not installed.
     """
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise ConfigError(
-            f"{name} is not installed, and this model is one of its classes: pip install 'robust-diffusion-classifier[diffusers]'"
-        ) from None
+    return imported(name, "robust-diffusion-classifier[diffusers]")
