@@ -236,6 +236,7 @@ def _request(args: argparse.Namespace) -> Request:
 
     attacks, preset = parse_attacks(args.attacks), apply_preset(args, "noise")
     args.noise = _DEFAULT.noise if args.noise is None else args.noise
+    choice = model_choice(args)  # args.model is whole from here on
     named = {field.name for field in dataclasses.fields(EvaluationSettings)}
     fields = {name: getattr(args, name) for name in named - {"dataset", "attacks", "batch", "preset"}}
     batch = {} if args.batch is None else {"batch": args.batch}
@@ -244,7 +245,7 @@ def _request(args: argparse.Namespace) -> Request:
     return Request(
         settings,
         attacks,
-        model_choice(args),
+        choice,
         args.data_root,
         out=Path(args.out) if args.out else settings.default_folder,
         command=command_line(args.argv, without=_HERE),

@@ -47,17 +47,22 @@ MOST_MEGABYTES = 2**24  #: --memory-mb: 16 TiB
 
 
 def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
-    """--model, --preset, --levels, --lm, --lm-model, --precision, --memory-mb, --device, --threads."""
+    """--model, --prompts, --preset, --levels, --lm, --lm-model, --precision, --memory-mb, --device, --threads."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
         default=default,
         metavar="NAME",
-        help="preset, checkpoint path, optimal:DATA, sbgc:NAME or diffusers:FOLDER (docs/optimal.md, likelihood.md, any_model.md), or "
-        "file.py:factory or "
+        help="preset, checkpoint path, optimal:DATA, sbgc:NAME, diffusers:FOLDER, timm:NAME, torchvision:NAME or robustbench:NAME:THREAT "
+        "(docs/optimal.md, likelihood.md, any_model.md), or file.py:factory or "
         "package.module:factory, whose code is run: a function without arguments that returns any callable "
         "pixels [N, C, H, W] in [0, 1] -> logits [N, K], or an object with purify(x) and classify(x) "
         "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="for a diffusers:FOLDER that takes text: CSV with a line class,prompt a prompt; the same as diffusers:FOLDER,prompts=FILE",
     )
     add_preset(group)
     group.add_argument(
@@ -312,10 +317,16 @@ def need(*modules: str) -> None:
 
 
 def model_choice(args: argparse.Namespace, name: str | None = None) -> ModelChoice:
-    """What the options of :func:`add_model_options` say; ``name`` in place of ``--model``."""
+    """What the options of :func:`add_model_options` say; ``name`` in place of ``--model``, which else gets what ``--prompts`` says."""
+    from rdc.models.bare_folders import with_prompts
     from rdc.models.choice import ModelChoice
 
     apply_preset(args)
+    prompts = getattr(args, "prompts", None)
+    if name is None:
+        args.model, args.prompts = with_prompts(args.model, prompts), None
+    else:
+        name = with_prompts(name, prompts)
     given = {name: getattr(args, name, None) for name in ("levels", "lm", "lm_model", "precision", "device", "threads")}
     given["device"] = None if given["device"] == "auto" else given["device"]
     return ModelChoice(name or args.model, memory_budget_mb=getattr(args, "memory_mb", None), **given)

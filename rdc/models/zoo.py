@@ -14,6 +14,7 @@ from rdc.contracts import BaseDefence
 from rdc.errors import ConfigError, one_line
 from rdc.execution.surroundings import never_inference
 from rdc.models.advice import how_to_name
+from rdc.models.bare_folders import prefixed
 from rdc.models.derived import is_derived, load_derived
 from rdc.models.joined import JOINED, load_joined
 from rdc.models.lm_model import checked_use, lm_denoiser_of
@@ -54,7 +55,7 @@ def load(
 
     Args:
         name: a key of :data:`MODELS`, or the path of a checkpoint written by ``rdc train``, ``distill`` or ``convert``, or a name with a
-            prefix (:mod:`rdc.models.derived`), such as ``"optimal:fashion-mnist"``.
+            prefix (:mod:`rdc.models.derived`), such as ``"optimal:fashion-mnist"``, ``"diffusers:FOLDER"`` or ``"timm:resnet18"``.
         device: where to put the weights: "cpu", "cuda", "cuda:1", "mps", ..., or a ``torch.device``.
         settings: override any setting of :class:`DiffusionClassifier`, e.g. ``levels="edm"``, ``levels="accurate"`` (a name of
             the checkpoint's own: the shipped models have "fast" and "accurate"), ``lm="released"``,
@@ -73,7 +74,7 @@ def load(
     """
     if not isinstance(name, (str, os.PathLike)):
         raise ConfigError(f"model: expected {', '.join(MODELS)} or the path of a checkpoint; got {shown(name)}")
-    name, device = str(os.fspath(name)), _device(device)
+    name, device = prefixed(str(os.fspath(name))), _device(device)
     chosen: dict[str, Any] = {**settings}
     lm_denoiser = lm_denoiser_of(_there(chosen.pop("lm_denoiser", None), "lm_denoiser"), device)
     if lm_denoiser is not None:

@@ -404,6 +404,65 @@ def test_the_commands_take_a_folder_and_prompts(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)[0]["class"] in ("cat", "dog", "car")
 
 
+def test_prompts_are_an_option_too_and_a_bare_folder_is_known(tmp_path, capsys):
+    root = stable_diffusion(tmp_path / "sd")
+    prompts = tmp_path / "p.csv"
+    prompts.write_text(PROMPTS)
+    Image.new("RGB", (16, 16), (9, 90, 200)).save(tmp_path / "a.png")
+    found = []
+    for words in (
+        ["--model", f"diffusers:{root},prompts={prompts}"],
+        ["--model", f"diffusers:{root}", "--prompts", str(prompts)],
+        ["--model", str(root), "--prompts", str(prompts)],
+    ):
+        assert main(["classify", *words, "--levels", LEVELS, "--json", str(tmp_path / "a.png")]) == 0
+        found.append(capsys.readouterr().out)
+    assert found[0] == found[1] == found[2]
+    numpy.savez(tmp_path / "d.npz", images=numpy.zeros((3, 3, 16, 16), numpy.uint8), labels=numpy.arange(3))
+    words = ["evaluate", "--model", str(root), "--prompts", str(prompts), "--data", str(tmp_path / "d.npz"), "--n", "3"]
+    assert (
+        main([*words, "--steps", "1", "--levels", LEVELS, "--sanity", "0", "--out", str(tmp_path / "run"), "--quiet"])
+        == 0
+    )
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["model"] == f"diffusers:{root},prompts={prompts}"
+    costs = [
+        "bench",
+        "cost",
+        "--model",
+        f"{root}@label=sd",
+        "--prompts",
+        str(prompts),
+        "--data",
+        str(tmp_path / "d.npz"),
+    ]
+    assert main([*costs, "--levels", LEVELS, "--batch", "1", "--rounds", "1", "--memory", "off", "--quiet"]) == 0
+
+
+def test_a_bare_folder_of_one_model_is_known(tmp_path):
+    dit().save_pretrained(tmp_path / "model")
+    ddpm().save_pretrained(tmp_path / "model")
+    named, bare = (
+        rdc.load(f"{prefix}{tmp_path / 'model'}", levels=LEVELS)(torch.ones(1, 1, 8, 8))
+        for prefix in ("diffusers:", "")
+    )
+    assert torch.equal(named, bare)
+
+
+@pytest.mark.parametrize(
+    ("model", "prompts", "words"),
+    [
+        ("fashion-mnist", "p.csv", "--prompts: expected a model that takes text"),
+        ("diffusers:a,prompts=b.csv", "p.csv", "names prompts itself"),
+        ("diffusers:a", "p,q.csv", "whose name has no comma"),
+    ],
+)
+def test_prompts_that_do_not_belong_are_one_line(model, prompts, words, capsys):
+    assert main(["classify", "--model", model, "--prompts", prompts, "a.png"]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+
+
 @pytest.mark.parametrize("lm", ["none", "paper-v2,steps=1"])
 def test_export_says_that_it_cannot(tmp_path, capsys, lm):
     root = saved(tmp_path / "dit", ddpm(), {}, transformer=dit())

@@ -134,7 +134,8 @@ def _prompted(
 ) -> tuple[PromptedModel, tuple[int, Any]]:
     if prompts is None:
         raise ConfigError(
-            f"prompts: a {pipeline.denoiser[0]} takes text: name a CSV file of class,prompt (diffusers:FOLDER,prompts=FILE)"
+            f"prompts: a {pipeline.denoiser[0]} takes text: name a CSV file of class,prompt (--prompts FILE, or "
+            "diffusers:FOLDER,prompts=FILE)"
         )
     sd3 = pipeline.denoiser[0] == "SD3Transformer2DModel"
     width = model.config.joint_attention_dim if sd3 else model.config.cross_attention_dim

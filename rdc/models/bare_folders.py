@@ -1,0 +1,60 @@
+"""A folder of the diffusers library that is named without its prefix, and prompts that are named beside a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rdc.errors import ConfigError, RdcError, one_line
+from rdc.models.checkpoints import checkpoint_paths
+from rdc.storage.json_files import read_json
+
+__all__ = ["prefixed", "with_prompts"]
+
+_PREFIX = "diffusers:"
+
+
+def prefixed(name: str) -> str:
+    """``diffusers:FOLDER`` where ``name`` is a folder as diffusers writes it; else ``name`` itself.
+
+    Args:
+        name: of a model, as a user gives it.
+    """
+    return f"{_PREFIX}{name}" if _is_diffusers(Path(name)) else name
+
+
+def with_prompts(name: str, prompts: str | None) -> str:
+    """The name of a model with the word ``prompts=FILE``.
+
+    Args:
+        name: ``diffusers:FOLDER``, with words behind it or without, or a folder as diffusers writes it.
+        prompts: CSV of class,prompt; None: the name stays as it is.
+
+    Raises:
+        ConfigError: a model that takes no prompts, has them already, or a file whose name has a comma.
+    """
+    if prompts is None:
+        return name
+    full = prefixed(name)
+    if not full.startswith(_PREFIX):
+        raise ConfigError(
+            f"--prompts: expected a model that takes text, --model diffusers:FOLDER; {one_line(name, 200)} takes none: leave it out"
+        )
+    if ",prompts=" in full:
+        raise ConfigError(f"--prompts: {one_line(name, 200)} names prompts itself; give them once")
+    if "," in prompts:
+        raise ConfigError(
+            f"--prompts: expected a file whose name has no comma; got {one_line(prompts, 200)}: rename it"
+        )
+    return f"{full},prompts={prompts}"
+
+
+def _is_diffusers(folder: Path) -> bool:
+    try:
+        if not folder.is_dir() or checkpoint_paths(folder)[1].is_file():
+            return False
+        if (folder / "model_index.json").is_file():
+            return True
+        config = folder / "config.json"
+        return config.is_file() and "_diffusers_version" in read_json(config, ConfigError, kind=dict)
+    except (OSError, ValueError, RdcError):  # a name that no file can have; a file that says nothing
+        return False
