@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rdc.arguments.scalars import shown
 from rdc.errors import ConfigError
+from rdc.execution.attention import twice_differentiable
 from rdc.method.denoiser import Denoiser
 from rdc.method.draw import Draw
 from rdc.method.null_label import NullLabel
@@ -81,7 +82,9 @@ class CustomDenoiser(Denoiser):
                 "this denoiser has no null label, which likelihood maximisation needs: use it without (lm=None), or say which label "
                 "stands for none (null_label=)"
             )
-        return self.f(x_t, sigma, torch.full((len(x_t),), self.null_label, dtype=torch.int64, device=x_t.device))
+        labels = torch.full((len(x_t),), self.null_label, dtype=torch.int64, device=x_t.device)
+        with twice_differentiable(x_t):  # the exact gradient of likelihood maximisation differentiates its gradient
+            return self.f(x_t, sigma, labels)
 
     def losses_of(self, x_t: Tensor, target: Tensor, draw: Draw) -> Tensor:
         count, sigma = self.num_classes, self._rows(x_t, draw)

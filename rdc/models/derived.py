@@ -18,6 +18,9 @@
     robustbench:NAME:THREAT[,data=cifar10|cifar100|imagenet][,folder=DIR]
         a classifier of that library (:mod:`rdc.models.libraries`)
 
+    azula:PLUGIN/NAME[,weights=FILE][,image=CxHxW]
+        a diffusion model of azula's plug-ins ADM (guided-diffusion) and JiT (:mod:`rdc.models.azula_denoisers`)
+
 A loader gets what stands behind the colon, the device and the settings, and gives a defence.
 """
 
@@ -70,10 +73,7 @@ def load_derived(name: str, device: torch.device, settings: dict[str, Any]) -> B
 
 
 def _load_optimal(text: str, device: torch.device, settings: dict[str, Any]) -> BaseDefence:
-    if unknown := set(settings) - _SETTINGS:
-        raise ConfigError(
-            f"settings: expected some of {', '.join(sorted(_SETTINGS))}; got {', '.join(sorted(unknown))}"
-        )
+    _known(settings, _SETTINGS)
     denoiser, class_names = optimal_denoiser(text, device)
     return DiffusionClassifier(denoiser, **{"levels": OPTIMAL_LEVELS, "class_names": class_names, **settings})
 
@@ -103,6 +103,11 @@ def optimal_denoiser(text: str, device: torch.device) -> tuple[OptimalDenoiser, 
     return denoiser, tuple(data.class_names)
 
 
+def _known(settings: dict[str, Any], names: set[str]) -> None:
+    if unknown := set(settings) - names:
+        raise ConfigError(f"settings: expected some of {', '.join(sorted(names))}; got {', '.join(sorted(unknown))}")
+
+
 def _count(text: str, least: int, most: int) -> int:
     count = int(text) if text.isdecimal() and len(text) < 10 else 0
     if not least <= count <= most:
@@ -115,10 +120,7 @@ def _load_sbgc(text: str, device: torch.device, settings: dict[str, Any]) -> Bas
         text, "sbgc", {"solver": SBGC_FLOW.solver, "gradient": "checkpoint", **dict.fromkeys(_FLOW_NUMBERS)}
     )
     source = _diffusion_model(name, "sbgc", device, {})
-    if unknown := set(settings) - _SBGC_SETTINGS:
-        raise ConfigError(
-            f"settings: expected some of {', '.join(sorted(_SBGC_SETTINGS))}; got {', '.join(sorted(unknown))}"
-        )
+    _known(settings, _SBGC_SETTINGS)
     given: dict[str, Any] = {key: _number(fields[key], key) for key in _FLOW_NUMBERS if fields[key] is not None}
     flow = dataclasses.replace(SBGC_FLOW, solver=fields["solver"], **given)
     own = {"solver_gradient": fields["gradient"], "class_names": source.class_names, "flow": flow}
@@ -152,10 +154,7 @@ def _load_diffusers(text: str, device: torch.device, settings: dict[str, Any]) -
     from rdc.models.pipelines import load_pipeline
 
     folder, fields = parse_words(text, "diffusers", {"prompts": None, "image": None, "guidance": "1", "null": None})
-    if unknown := set(settings) - _SETTINGS:
-        raise ConfigError(
-            f"settings: expected some of {', '.join(sorted(_SETTINGS))}; got {', '.join(sorted(unknown))}"
-        )
+    _known(settings, _SETTINGS)
     return load_pipeline(folder, device, settings, **fields)
 
 
@@ -180,8 +179,17 @@ def _load_robustbench(text: str, device: torch.device, settings: dict[str, Any])
     return load_robustbench(name, device, settings, **words)
 
 
+def _load_azula(text: str, device: torch.device, settings: dict[str, Any]) -> BaseDefence:
+    from rdc.models.azula_denoisers import load_azula
+
+    name, words = parse_words(text, "azula", {"weights": None, "image": None})
+    _known(settings, _SETTINGS)
+    return load_azula(name, device, settings, **words)
+
+
 #: Prefix -> loader.
 DERIVED: dict[str, Callable[[str, torch.device, dict[str, Any]], BaseDefence]] = {
+    "azula": _load_azula,
     "diffusers": _load_diffusers,
     "optimal": _load_optimal,
     "sbgc": _load_sbgc,

@@ -293,3 +293,24 @@ def test_a_denoiser_without_null_label_says_so():
     denoiser = of_net().denoiser
     with pytest.raises(ConfigError, match="no null label"):
         denoiser.f_null(torch.zeros(1, 1, 6, 6), torch.ones(1))
+
+
+class Attentive(nn.Module):
+    """A network with torch's fused attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.widen, self.narrow, self.label = nn.Linear(1, 4), nn.Linear(4, 1), nn.Embedding(CLASSES + 1, 4)
+
+    def forward(self, z, time, label):
+        h = self.widen(z.flatten(1)[..., None]) + self.label(label)[:, None]
+        h = nn.functional.scaled_dot_product_attention(h[:, None], h[:, None], h[:, None])[:, 0]
+        return self.narrow(h)[..., 0].reshape(z.shape)
+
+
+def test_the_gradient_of_likelihood_maximisation_goes_through_fused_attention():
+    settings = {"num_classes": CLASSES, "image_shape": SHAPE, "levels": LEVELS, "null_label": CLASSES}
+    model = rdc.from_denoiser(Attentive(), predicts="eps", schedule="edm", lm="paper-v2,steps=1", **settings)
+    pixels = PIXELS.float().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(pixels)[:, 0].sum(), pixels)
+    assert torch.isfinite(gradient).all() and gradient.abs().max() > 0

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from rdc.execution.attention import twice_differentiable
 from rdc.models.pipelines.prompts import TextTable
 
 __all__ = ["LabelledModel", "PromptedModel", "VaeEncoder"]
@@ -25,19 +24,11 @@ class _Guided(nn.Module):
         raise NotImplementedError
 
     def forward(self, z: Tensor, time: Tensor, labels: Tensor) -> Tensor:
-        # fused attention cannot be differentiated twice, which the exact gradient of likelihood maximisation needs
-        twice = self.null_label is not None and z.requires_grad and torch.is_grad_enabled()
-        if twice and not isinstance(labels, FakeTensor):  # recorded for export there are no values to look at
-            twice = bool(torch.eq(labels, self.null_label).all())  # type: ignore[arg-type]  # it is a number here
-        with sdpa_kernel(SDPBackend.MATH if twice else _ANY):
-            found = self.predict(z, time, labels)
-            if self.guidance == 1 or self.null_label is None:
-                return found
-            without = self.predict(z, time, torch.full_like(labels, self.null_label))
+        found = self.predict(z, time, labels)
+        if self.guidance == 1 or self.null_label is None:
+            return found
+        without = self.predict(z, time, torch.full_like(labels, self.null_label))
         return without + self.guidance * (found - without)
-
-
-_ANY = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class LabelledModel(_Guided):
@@ -95,9 +86,6 @@ class VaeEncoder(nn.Module):
             x = x.expand(-1, 3, -1, -1)
         if self.size is not None and tuple(x.shape[2:]) != self.size:
             x = torch.nn.functional.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=True)
-        twice = (
-            x.requires_grad and torch.is_grad_enabled()
-        )  # perhaps: likelihood maximisation differentiates through this one, too
-        with sdpa_kernel(SDPBackend.MATH if twice else _ANY):
+        with twice_differentiable(x):  # likelihood maximisation differentiates through this one, too
             latents: Tensor = (self.vae.encode(x, return_dict=False)[0].mean - self.shift) * self.scaling
         return latents
