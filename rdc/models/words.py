@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rdc.arguments.close_names import did_you_mean
 from rdc.arguments.scalars import shown
 from rdc.errors import ConfigError, one_line
 
-__all__ = ["different_names", "parse_count", "parse_shape", "parse_words", "weights_file"]
+__all__ = ["different_names", "parse_count", "parse_shape", "parse_weights", "parse_words", "weights_file"]
 
 _SIDE, _CLASSES = 65536, 10**6
 
@@ -73,6 +74,41 @@ def weights_file(text: str) -> Path | None:
             raise ConfigError(f"weights: {one_line(text, 300)}: no such file")
         return path
     return None
+
+
+def parse_weights(
+    weights: str | None, classes: str | None, words: Sequence[str], place: str, other: str
+) -> tuple[str | None, Path | None, int | None]:
+    """What ``weights=`` and ``classes=`` say.
+
+    Args:
+        weights: one of ``words``, "none", a file, or None: the model's own.
+        classes: of weights of one's own.
+        words: names of weights, as they are written.
+        place: the model, for errors.
+        other: what to say of the weights that there are.
+
+    Returns:
+        The library's own weights by name ("DEFAULT": the model's own) or None; the file or None; K or None.
+
+    Raises:
+        ConfigError: none of these.
+    """
+    count, file, own = parse_count(classes), None, "DEFAULT"
+    if weights is not None:
+        known = {word.lower(): word for word in words}
+        own = known.get(weights.rpartition(".")[2].lower(), "")
+        file = None if own else weights_file(weights)
+        if not own and file is None:
+            close = did_you_mean(weights, words)
+            raise ConfigError(
+                f"weights: expected none or a file, or a name ({other}); got {one_line(weights, 60)}{close}"
+            )
+    if own and own != "none" and count is not None:
+        raise ConfigError(
+            f"classes: expected with weights=FILE or weights=none; the weights of {place} know how many classes they have"
+        )
+    return (own if own and own != "none" else None), file, count
 
 
 def different_names(names: Sequence[str] | None, count: int) -> tuple[str, ...] | None:

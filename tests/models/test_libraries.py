@@ -318,7 +318,7 @@ def test_what_is_fetched_is_said(timm, torchvision, robustbench, tmp_path, capsy
         ("timm:net,size=8", "expected timm:NAME with some of weights=..., classes=..., image=..."),
         ("timm:bare", "weights=none for random ones"),
         ("torchvision:mesh", "torchvision has no such classifier"),
-        ("torchvision:net,weights=V9", "torchvision:net has V1, V2, none, or a file; got V9"),
+        ("torchvision:net,weights=V9", "torchvision:net has V1, V2.; got V9"),
         ("torchvision:net,classes=3", "expected with weights=FILE or weights=none"),
         ("robustbench:Tiny", "expected robustbench:NAME:THREAT, THREAT one of Linf, L2 for cifar10"),
         ("robustbench:Tiny:linf", "THREAT one of Linf"),

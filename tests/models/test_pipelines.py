@@ -6,13 +6,15 @@ import json
 
 import numpy
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
 import rdc
 from rdc.cli import main
 from rdc.errors import CheckpointError, ConfigError, DataError
-from rdc.models.pipelines.prompts import read_prompts
+from rdc.models.pipelines.parts import find_pipeline
+from rdc.models.pipelines.prompts import embedded_prompts, read_prompts
 from tests.tolerances import CENTRAL_DIFFERENCE, FLOAT32_SUM
 
 diffusers = pytest.importorskip("diffusers")
@@ -108,20 +110,39 @@ def stable_diffusion(root, prediction="epsilon"):
     )
 
 
-def stable_diffusion_3(root):
+def t5(root, width):
+    """A tiny T5 encoder and its tokenizer, made here: every printable character is a piece."""
+    tokenizers = pytest.importorskip("tokenizers")
+    letters = [(chr(code), -4.0) for code in range(33, 127)]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("\u2581", -3.0), ("\u2581dog", -1.0), *letters]
+    made = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=2))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    made.post_processor = tokenizers.processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    words = transformers.T5TokenizerFast(tokenizer_object=made, extra_ids=0, model_max_length=512)
+    words.save_pretrained(root / "tokenizer_3")
+    settings = transformers.T5Config(
+        vocab_size=len(pieces), d_model=width, d_kv=4, d_ff=16, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu",
+        is_encoder_decoder=False, use_cache=False,
+    )  # fmt: skip
+    return randomised(transformers.T5EncoderModel(settings), 4)
+
+
+def stable_diffusion_3(root, with_t5=False):
     words = tokenizer(root / "tokenizer")
     tokenizer(root / "tokenizer_2")
     model = diffusers.SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=4, num_attention_heads=2, joint_attention_dim=20,
         caption_projection_dim=8, pooled_projection_dim=14, out_channels=4, pos_embed_max_size=8,
     )  # fmt: skip
+    third = [["transformers", "T5TokenizerFast"], t5(root, 20)] if with_t5 else [[None, None], None]
     index = {name: ["transformers", "CLIPTokenizer"] for name in ("tokenizer", "tokenizer_2")} | {
-        "text_encoder_3": [None, None]
-    }
+        "tokenizer_3": third[0], "text_encoder_3": [None, None],
+    }  # fmt: skip
+    more = {"text_encoder_3": third[1]} if with_t5 else {}
     return saved(
         root, flow(), index, transformer=randomised(model), vae=vae(),
         text_encoder=text_encoder("CLIPTextModelWithProjection", 8, words, 2),
-        text_encoder_2=text_encoder("CLIPTextModelWithProjection", 6, words, 3),
+        text_encoder_2=text_encoder("CLIPTextModelWithProjection", 6, words, 3), **more,
     )  # fmt: skip
 
 
@@ -226,9 +247,10 @@ def test_prompts_are_classes_and_those_of_a_class_are_averaged(tmp_path, predict
     assert guided.describe()["denoiser"]["guidance"] == 3
 
 
+@pytest.mark.parametrize("with_t5", [False, True])
 @torch.no_grad()
-def test_stable_diffusion_3_joins_its_text_encoders(tmp_path):
-    root = stable_diffusion_3(tmp_path / "sd3")
+def test_stable_diffusion_3_joins_its_text_encoders(tmp_path, with_t5):
+    root = stable_diffusion_3(tmp_path / "sd3", with_t5)
     (tmp_path / "p.csv").write_text(PROMPTS)
     classifier = load(root, f",prompts={tmp_path / 'p.csv'}")
     tokens = transformers.CLIPTokenizer.from_pretrained(root / "tokenizer")
@@ -237,11 +259,19 @@ def test_stable_diffusion_3_joins_its_text_encoders(tmp_path):
         for name in ("text_encoder", "text_encoder_2")
     ]
 
+    def behind(text):
+        if not with_t5:
+            return torch.zeros(1, 16, 20)  # what diffusers' own pipeline puts there, and what training saw
+        words = transformers.T5TokenizerFast.from_pretrained(root / "tokenizer_3")
+        ids = words(text, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+        return transformers.T5EncoderModel.from_pretrained(root / "text_encoder_3").eval()(ids)[0]
+
     def embedded(text):
         ids = tokens(text, padding="max_length", max_length=16, truncation=True, return_tensors="pt").input_ids
         both = [encoder(ids, output_hidden_states=True) for encoder in encoders]
         wide = torch.cat([one.hidden_states[-2] for one in both], 2)
-        return torch.cat([wide, torch.zeros(1, 16, 6)], 2), torch.cat([one.text_embeds for one in both], 1)
+        wide = torch.cat([wide, torch.zeros(1, 16, 6)], 2)
+        return torch.cat([wide, behind(text)], 1), torch.cat([one.text_embeds for one in both], 1)
 
     dog = [embedded(text) for text in ("a dog, sitting", "the dog")]
     table = [embedded("a cat"), tuple((a + b) / 2 for a, b in zip(*dog, strict=True)), embedded("a car")]
@@ -256,6 +286,61 @@ def test_stable_diffusion_3_joins_its_text_encoders(tmp_path):
 
     expected = losses_by_hand(model, flow(), latents, classifier.drawn(0, pixels), by_prompt)
     assert (classifier.class_losses(pixels) - expected).abs().max() < FLOAT32_SUM * expected.max()
+
+
+@pytest.mark.parametrize("with_t5", [False, True])
+@torch.no_grad()
+def test_prompts_of_stable_diffusion_3_are_what_its_own_pipeline_makes_of_them(tmp_path, with_t5):
+    root = stable_diffusion_3(tmp_path / "sd3", with_t5)
+    own = diffusers.StableDiffusion3Pipeline(
+        *(
+            kind.from_pretrained(root / name)
+            for name, kind in (
+                ("transformer", diffusers.SD3Transformer2DModel),
+                ("scheduler", diffusers.FlowMatchEulerDiscreteScheduler),
+                ("vae", diffusers.AutoencoderKL),
+                ("text_encoder", transformers.CLIPTextModelWithProjection),
+                ("tokenizer", transformers.CLIPTokenizer),
+                ("text_encoder_2", transformers.CLIPTextModelWithProjection),
+                ("tokenizer_2", transformers.CLIPTokenizer),
+            )
+        ),
+        text_encoder_3=transformers.T5EncoderModel.from_pretrained(root / "text_encoder_3") if with_t5 else None,
+        tokenizer_3=transformers.T5TokenizerFast.from_pretrained(root / "tokenizer_3") if with_t5 else None,
+    )
+    classes = {"cat": ["a cat"], "dog": ["the dog, sitting"]}
+    found = embedded_prompts(find_pipeline(root), classes, 20)
+    for row, text in enumerate(["a cat", "the dog, sitting", ""]):
+        length = 77 if with_t5 else 16
+        states, _, pooled, _ = own.encode_prompt(
+            text, None, None, do_classifier_free_guidance=False, max_sequence_length=length
+        )
+        assert states.shape[1] == 16 + length
+        assert (found.states[row] - states[0]).abs().max() < FLOAT32_SUM
+        assert (found.pooled[row] - pooled[0]).abs().max() < FLOAT32_SUM
+
+
+@torch.no_grad()
+def test_attention_under_its_old_names_is_read(tmp_path):
+    root = saved(tmp_path, ddpm(), {}, transformer=dit(channels=4), vae=vae())
+    pixels = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    expected = load(root)(pixels)
+    path = root / "vae" / "diffusion_pytorch_model.safetensors"
+    old = {
+        "to_q": "query",
+        "to_k": "key",
+        "to_v": "value",
+        "to_out.0": "proj_attn",
+    }  # as in Stable Diffusion 1's own files
+    state = safetensors.torch.load_file(path)
+    renamed = {}
+    for name, value in state.items():
+        for new, before in old.items():
+            name = name.replace(f".{new}.", f".{before}.")
+        renamed[name] = value
+    assert set(renamed) != set(state)
+    safetensors.torch.save_file(renamed, path)
+    assert torch.equal(load(root)(pixels), expected)
 
 
 @pytest.mark.parametrize("lm", [None, "paper-v2,steps=2"])

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from rdc.arguments.scalars import shown
 from rdc.errors import CheckpointError, ConfigError, one_line
+from rdc.models.convert.diffusers_parts import prediction_of, renamed, sample_size, scheduler_options, unet_folder
 from rdc.models.convert.diffusers_weights import read_diffusers_weights
 from rdc.models.convert.state_dicts import strip_prefix
-from rdc.networks.vp import PREDICTIONS
 from rdc.storage.json_files import read_json
 from rdc.storage.reading import reading
 
@@ -51,7 +51,6 @@ _SCHEDULE_OPTIONS = (
     "trained_betas",
     "rescale_betas_zero_snr",
 )
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def read_diffusers_folder(
@@ -77,18 +76,18 @@ def read_diffusers_folder(
 
 
 def _read(folder: Path, null_label: int | str | None) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
-    unet_folder, about = _unet_folder(folder)
-    options = _json_file(unet_folder / "config.json")
+    inside, about = unet_folder(folder)
+    options = _json_file(inside / "config.json")
     if options.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise CheckpointError(
-            f"{unet_folder}/config.json: expected a UNet2DModel; got {one_line(options['_class_name'], 80)}"
+            f"{inside}/config.json: expected a UNet2DModel; got {one_line(options['_class_name'], 80)}"
         )
-    unet, shape = _unet_config(options, unet_folder)
-    prediction, schedule, notes = _schedule(folder, unet_folder)
+    unet, shape = _unet_config(options, inside)
+    prediction, schedule, notes = _schedule(folder, inside)
     embeddings = unet.get("num_class_embeds", 0)
     if not embeddings and null_label is not None:
         raise ConfigError(
-            f"null_label: expected none, the model in {unet_folder} takes no class labels; got {shown(null_label)}"
+            f"null_label: expected none, the model in {inside} takes no class labels; got {shown(null_label)}"
         )
     null = None if null_label == "none" or not embeddings else "mean" if null_label is None else null_label
     vp = {"prediction": prediction, "null_label": null, "schedule": schedule}
@@ -110,15 +109,8 @@ def _read(folder: Path, null_label: int | str | None) -> tuple[dict[str, Any], d
             "null label: the mean of the class embeddings stands in for it, an input the model was never trained on; "
             "it affects likelihood maximisation only. Name the embedding's index if one was trained for it (null_label)"
         )
-    state, more = _weights(unet_folder)
+    state, more = _weights(inside)
     return config, {f"unet.{name}": value for name, value in state.items()}, about + notes + more
-
-
-def _unet_folder(folder: Path) -> tuple[Path, list[str]]:
-    """The model's own folder, and a note if there was a choice: averaged weights are what is sampled from."""
-    inside = [folder / name for name in ("unet_ema", "unet") if (folder / name).is_dir()]
-    notes = ["read unet_ema (averaged weights); left out: unet"] if len(inside) > 1 else []
-    return (inside or [folder])[0], notes
 
 
 def _unet_config(options: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[int]]:
@@ -137,57 +129,34 @@ def _unet_config(options: dict[str, Any], folder: Path) -> tuple[dict[str, Any],
         raise CheckpointError(f"{where}: in_channels: expected a whole number; got {shown(channels)}")
     if out_channels not in (channels, 2 * channels):
         raise CheckpointError(f"{where}: expected out_channels {channels} or {2 * channels}; got {shown(out_channels)}")
-    size = options.get("sample_size")
-    height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
-    if type(height) is not int or height != width:
-        raise CheckpointError(
-            f"{where}: expected a square sample_size in pixels; got {shown(size)}. Write it into the file"
-        )
+    height, width = sample_size(options.get("sample_size"), where)
+    if height != width:
+        raise CheckpointError(f"{where}: expected a square sample_size in pixels; got {height} x {width}")
     unet = {name: options[name] for name in _UNET_OPTIONS if name in options}
     if embeddings is None:
         unet.pop("num_class_embeds", None)
     return {"architecture": "UNet2DModel", "out_channels": out_channels, **unet}, [channels, height, width]
 
 
-def _schedule(folder: Path, unet_folder: Path) -> tuple[str, dict[str, Any], list[str]]:
+def _schedule(folder: Path, inside: Path) -> tuple[str, dict[str, Any], list[str]]:
     """Prediction type, noise schedule and notes."""
-    found = [
-        parent / name
-        for parent in (folder, unet_folder.parent)
-        for name in ("scheduler/scheduler_config.json", "scheduler_config.json")
-    ]
-    path = next((path for path in found if path.is_file()), None)
-    if path is None:
+    places = [place for parent in (folder, inside.parent) for place in (parent / "scheduler", parent)]
+    found = scheduler_options(*places)
+    if found is None:
         return (
             "epsilon",
             {},
             ["no scheduler/scheduler_config.json: DDPM's linear schedule and epsilon prediction were assumed"],
         )
-    options = _json_file(path)
-    if "beta_schedule" not in options and options.get("trained_betas") is None:
-        raise CheckpointError(
-            f"{path}: expected a variance-preserving scheduler (beta_schedule); got {shown(options.get('_class_name'))}"
-        )
-    prediction = options.get("prediction_type", "epsilon")
-    if prediction not in PREDICTIONS:
-        raise CheckpointError(
-            f"{path}: prediction_type: expected one of {', '.join(PREDICTIONS)}; got {shown(prediction)}"
-        )
+    options, path = found
+    prediction = prediction_of(options, str(path))
     return prediction, {name: options[name] for name in _SCHEDULE_OPTIONS if options.get(name) is not None}, []
 
 
 def _weights(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
     state, notes = read_diffusers_weights(folder)
     state, more = strip_prefix(state, None, folder)
-    renamed = {}
-    for name, value in state.items():
-        parts = name.split(".")
-        if "attentions" in parts[:-2] and parts[-2] in _OLD_ATTENTION:  # names of diffusers before 0.12
-            name = ".".join([*parts[:-2], _OLD_ATTENTION[parts[-2]], parts[-1]])
-        if name in renamed:
-            raise CheckpointError(f"{folder}: {one_line(name, 80)} is there under its old and its new name")
-        renamed[name] = value
-    return renamed, notes + more
+    return renamed(state, folder), notes + more
 
 
 def _json_file(path: Path) -> dict[str, Any]:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NormalisedModel"]
+from rdc.contracts import BaseDefence
+from rdc.errors import ConfigError
+from rdc.models.discriminative import as_discriminative
+from rdc.models.words import different_names, parse_shape
+
+__all__ = ["NormalisedModel", "of_library"]
 
 
 class NormalisedModel(nn.Module):
@@ -43,3 +49,33 @@ class NormalisedModel(nn.Module):
             pixels = nn.functional.interpolate(pixels, self.size, mode=self.mode, align_corners=False, antialias=True)
         logits: Tensor = self.model((pixels - self.mean) / self.std)
         return logits
+
+
+def of_library(
+    model: NormalisedModel,
+    image: str | None,
+    num_classes: int,
+    names: Sequence[str] | None,
+    device: torch.device,
+    settings: dict[str, Any],
+) -> BaseDefence:
+    """The classifier of a library's model.
+
+    Args:
+        model: with the size and the channels that it takes.
+        image: "CxHxW" of the images; None: the model's size.
+        num_classes: K.
+        names: of the classes, if they are K; also several times the same.
+        device: where to put it.
+        settings: gradient, noise, noise_seed.
+
+    Raises:
+        ConfigError: images of other channels, or settings of a diffusion classifier.
+    """
+    channels, place = model.mean.shape[1], model.source
+    shape = (channels, *model.size) if image is None else parse_shape(image)
+    if shape[0] != channels:
+        raise ConfigError(f"image: expected {channels} channels, which {place} takes; got {shape[0]}")
+    different = different_names(names, num_classes)
+    kind = place.partition(":")[0]
+    return as_discriminative(model.to(device).eval(), place, shape, num_classes, different, settings, place, kind)

@@ -10,11 +10,10 @@ import torch
 from rdc.arguments.close_names import did_you_mean
 from rdc.contracts import BaseDefence
 from rdc.errors import ConfigError, one_line
-from rdc.models.discriminative import as_discriminative
-from rdc.models.libraries.normalised import NormalisedModel
+from rdc.models.libraries.normalised import NormalisedModel, of_library
 from rdc.models.libraries.weights import fill, lent, say_download
 from rdc.models.packages import imported
-from rdc.models.words import different_names, parse_count, parse_shape, weights_file
+from rdc.models.words import parse_weights
 
 __all__ = ["load_timm"]
 
@@ -45,58 +44,47 @@ def load_timm(
     """
     timm: Any = imported("timm", "timm")
     place = f"timm:{name}"
-    if ":" in name or not timm.is_model(name):
-        close = did_you_mean(name.partition(".")[0], timm.list_models())
-        raise ConfigError(
-            f"{one_line(place, 200)}: timm {timm.__version__} has no such model{close}; timm.list_models() has all"
-        )
-    tag, tags = name.partition(".")[2], list(timm.list_pretrained(f"{name.partition('.')[0]}.*"))
-    if tag and name not in tags:
-        raise ConfigError(
-            f"{one_line(place, 200)}: timm has no such weights; it has {', '.join(tags[:8]) or 'none of this model'}"
-        )
-    shape, count = None if image is None else parse_shape(image), parse_count(classes)
-    file = None if weights in (None, "none") else weights_file(str(weights))
-    if weights not in (None, "none") and file is None:
-        raise ConfigError(
-            f"weights: expected none or a file; timm names weights in the model: NAME.TAG; got {one_line(weights, 60)}"
-        )
-    own = weights is None
-    if own and count is not None:
-        raise ConfigError(
-            "classes: expected with weights=FILE or weights=none; the model's own weights know how many classes they have"
-        )
+    _known(timm, name, place)
+    own, file, count = parse_weights(weights, classes, ("none",), place, "timm names weights in the model: NAME.TAG")
     if own:
         _say(timm, name)
     more = {} if count is None else {"num_classes": count}
     with lent(place, "Without a connection name a file: weights=FILE"):
-        model = timm.create_model(name, pretrained=own, **more)
+        model = timm.create_model(name, pretrained=own is not None, **more)
         about = timm.data.resolve_model_data_config(model)
     if file is not None:
         fill(model, file, place)
-    channels, height, width = about["input_size"]
-    wrapped = NormalisedModel(
-        model, about["mean"], about["std"], (height, width), about["interpolation"] == "bicubic", place
-    )
-    shape = shape or (channels, height, width)
-    if shape[0] != channels:
-        raise ConfigError(f"image: expected {channels} channels, which {place} takes; got {shape[0]}")
     k = int(model.num_classes)
     if k < 2:
         raise ConfigError(f"{place}: expected a classifier; it has no classes (a network of features)")
-    names = _names(timm, model, k) if own else None
-    return as_discriminative(wrapped.to(device).eval(), place, shape, k, names, settings, place, "timm")
+    size = (int(about["input_size"][1]), int(about["input_size"][2]))
+    made = NormalisedModel(model, about["mean"], about["std"], size, about["interpolation"] == "bicubic", place)
+    return of_library(made, image, k, _names(timm, model, k) if own else None, device, settings)
 
 
-def _names(timm: Any, model: Any, count: int) -> tuple[str, ...] | None:
+def _known(timm: Any, name: str, place: str) -> None:
+    """Refuse models and tags that timm does not have."""
+    model, dot, _ = name.partition(".")
+    if ":" in name or not timm.is_model(name):
+        close = did_you_mean(model, timm.list_models())
+        raise ConfigError(
+            f"{one_line(place, 200)}: timm {timm.__version__} has no such model{close}; timm.list_models() has all"
+        )
+    tags = list(timm.list_pretrained(f"{model}.*")) if dot else []
+    if dot and name not in tags:
+        raise ConfigError(
+            f"{one_line(place, 200)}: timm has no such weights; it has {', '.join(tags[:8]) or 'none of this model'}"
+        )
+
+
+def _names(timm: Any, model: Any, count: int) -> list[str] | None:
     """Of ImageNet's classes, where the weights are said to know these."""
     try:
         subset = timm.data.infer_imagenet_subset(model)
         info = timm.data.ImageNetInfo(subset) if subset else None
-        found = None if info is None else [info.index_to_description(number) for number in range(count)]
+        return None if info is None else [str(info.index_to_description(number)) for number in range(count)]
     except Exception:  # of other classes it knows no names
         return None
-    return different_names(found, count)
 
 
 def _say(timm: Any, name: str) -> None:

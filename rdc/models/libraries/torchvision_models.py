@@ -11,11 +11,10 @@ import torch
 from rdc.arguments.close_names import did_you_mean
 from rdc.contracts import BaseDefence
 from rdc.errors import ConfigError, one_line
-from rdc.models.discriminative import as_discriminative
-from rdc.models.libraries.normalised import NormalisedModel
+from rdc.models.libraries.normalised import NormalisedModel, of_library
 from rdc.models.libraries.weights import fill, lent, say_download
 from rdc.models.packages import imported
-from rdc.models.words import different_names, parse_count, parse_shape, weights_file
+from rdc.models.words import parse_weights
 
 __all__ = ["load_torchvision"]
 
@@ -50,15 +49,10 @@ def load_torchvision(
     known = models.list_models(module=models)
     if name not in known:
         raise ConfigError(f"{one_line(place, 200)}: torchvision has no such classifier{did_you_mean(name, known)}")
-    shape, count = None if image is None else parse_shape(image), parse_count(classes)
     kinds = models.get_model_weights(name)
-    file = None if weights in (None, "none") else weights_file(str(weights))
-    own = weights != "none" and file is None
-    chosen = _entry(kinds, weights, place) if own and weights is not None else kinds.DEFAULT
-    if own and count is not None:
-        raise ConfigError(
-            "classes: expected with weights=FILE or weights=none; torchvision's own weights know how many classes they have"
-        )
+    words = (*(entry.name for entry in kinds), "DEFAULT", "none")
+    own, file, count = parse_weights(weights, classes, words, place, f"{place} has {', '.join(words[:-2])}")
+    chosen = _entry(kinds, own)
     names = list(chosen.meta.get("categories", ()))
     count = count or len(names)
     if own and not os.path.isfile(os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(chosen.url))):
@@ -72,35 +66,14 @@ def load_torchvision(
     if file is not None:
         fill(model, file, place)
     side = int(about.crop_size[0])
-    wrapped = NormalisedModel(
-        model, about.mean, about.std, (side, side), "bicubic" in str(about.interpolation).lower(), place
-    )
-    shape = shape or (3, side, side)
-    if shape[0] != 3:
-        raise ConfigError(f"image: expected 3 channels, which {place} takes; got {shape[0]}")
-    return as_discriminative(
-        wrapped.to(device).eval(),
-        place,
-        shape,
-        count,
-        different_names(names, count) if own else None,
-        settings,
-        place,
-        "torchvision",
-    )
+    bicubic = "bicubic" in str(about.interpolation).lower()
+    made = NormalisedModel(model, about.mean, about.std, (side, side), bicubic, place)
+    return of_library(made, image, count, names if own else None, device, settings)
 
 
-def _entry(kinds: Any, weights: str, place: str) -> Any:
-    """Weights by name; large and small letters are the same."""
-    found = {entry.name: entry for entry in kinds}
-    name = weights.rpartition(".")[2].upper()
-    if name == "DEFAULT":
-        return kinds.DEFAULT
-    if name not in found:
-        raise ConfigError(
-            f"weights: {place} has {', '.join(found)}, none, or a file; got {one_line(weights, 60)}{did_you_mean(name, found)}"
-        )
-    return found[name]
+def _entry(kinds: Any, word: str | None) -> Any:
+    """Weights by name; DEFAULT where nothing else was said, for size and normalisation too."""
+    return next((entry for entry in kinds if entry.name == word), kinds.DEFAULT)
 
 
 def _quick(name: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from rdc.errors import CheckpointError, ConfigError, one_line
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.custom_denoiser import CustomDenoiser
 from rdc.method.latents import LatentDenoiser
+from rdc.models.convert.diffusers_parts import sample_size
 from rdc.models.of_function import classifier_of
 from rdc.models.pipelines.networks import LabelledModel, PromptedModel, VaeEncoder
 from rdc.models.pipelines.noise import schedule_of
@@ -66,7 +67,7 @@ def load_pipeline(
         null_label = network.null_label
     if strength != 1 and null_label is None:
         raise ConfigError("guidance: expected a model that knows no label; this one has none (null=INDEX names it)")
-    latents = (int(model.config.in_channels), *_sample_size(model))
+    latents = (int(model.config.in_channels), *sample_size(model.config.sample_size, f"{place}/config.json"))
     encoder, shape = _encoder(pipeline, latents, image)
     chosen = {"class_names": names[1], **settings}
     there = None if encoder is None else encoder.to(device)
@@ -149,12 +150,6 @@ def _prompted(
             f"{pipeline.root}: expected pooled text of width {model.config.pooled_projection_dim}; got {got}"
         )
     return PromptedModel(model, table, guidance), (len(classes), list(classes))
-
-
-def _sample_size(model: Any) -> tuple[int, int]:
-    size = model.config.sample_size
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    return int(height), int(width)
 
 
 def _encoder(

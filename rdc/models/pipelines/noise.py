@@ -7,6 +7,7 @@ from typing import Any
 from rdc.arguments.scalars import as_number, shown
 from rdc.errors import CheckpointError, ConfigError
 from rdc.method.schedules import FlowSchedule, Schedule, resolve_schedule
+from rdc.models.convert.diffusers_parts import prediction_of
 
 __all__ = ["schedule_of"]
 
@@ -31,13 +32,7 @@ def schedule_of(options: dict[str, Any], where: str) -> tuple[Schedule, str]:
                 f"{where}: num_train_timesteps: expected a positive number; got {shown(options['num_train_timesteps'])}"
             )
         return FlowSchedule(time_scale=steps), "flow"
-    if "beta_schedule" not in options and options.get("trained_betas") is None:
-        raise CheckpointError(
-            f"{where}: expected a variance-preserving scheduler (beta_schedule) or a flow-matching one (FlowMatch...); got {shown(name)}"
-        )
-    prediction = options.get("prediction_type", "epsilon")
-    if prediction not in _PREDICTS:
-        raise CheckpointError(f"{where}: prediction_type: expected {', '.join(_PREDICTS)}; got {shown(prediction)}")
+    prediction = prediction_of(options, where, " or a flow-matching one (FlowMatch...)")
     try:
         return resolve_schedule({key: value for key, value in options.items() if not key.startswith("_")}), _PREDICTS[
             prediction

@@ -1,7 +1,7 @@
 """The parts of a diffusers pipeline on disk: which there are, what class each is, and nothing that is not on a list.
 
 Nothing in a folder is executed: a part is made by a class of diffusers or transformers that is named here, its configuration is JSON and
-its weights are read by :mod:`rdc.models.convert.diffusers_weights`, or, for transformers' own, from safetensors alone.
+its weights are read by :mod:`rdc.models.convert.diffusers_parts`, or, for transformers' own, from safetensors alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 from rdc.arguments.scalars import shown
 from rdc.errors import CheckpointError, one_line
-from rdc.models.convert.diffusers_weights import read_diffusers_weights
+from rdc.models.convert.diffusers_parts import model_weights, scheduler_options, unet_folder
 from rdc.models.packages import imported
 from rdc.models.words import different_names
 from rdc.storage.json_files import read_json
@@ -95,9 +95,12 @@ def _whole(root: Path, index: dict[str, Any]) -> Pipeline:
         tokenizer = name.replace("text_encoder", "tokenizer")
         text.append((_class(root, name, parts[name], TEXT_ENCODERS), root / name, root / tokenizer))
     labels = index.get("id2label")
+    place = root / denoiser
+    if denoiser == "unet" and (root / "unet_ema").is_dir():
+        place = unet_folder(root)[0]
     return Pipeline(
         root,
-        (_class(root, denoiser, parts[denoiser], tuple(DENOISERS)), root / denoiser),
+        (_class(root, denoiser, parts[denoiser], tuple(DENOISERS)), place),
         None if vae is None else (_class(root, "vae", vae, _ENCODERS), root / "vae"),
         tuple(text),
         _scheduler(root, root / "scheduler"),
@@ -118,10 +121,8 @@ def _class(root: Path, part: str, entry: list[Any], known: tuple[str, ...]) -> s
 
 
 def _scheduler(root: Path, *folders: Path) -> dict[str, Any]:
-    for folder in folders:
-        if (folder / "scheduler_config.json").is_file():
-            found: dict[str, Any] = read_json(folder / "scheduler_config.json", CheckpointError, kind=dict)
-            return found
+    if (found := scheduler_options(*folders)) is not None:
+        return found[0]
     raise CheckpointError(
         f"{root}: expected scheduler_config.json in {' or '.join(map(str, folders))}: without it nobody knows what the model predicts, "
         "and at which noise"
@@ -150,7 +151,7 @@ def made(kind: str, folder: Path) -> nn.Module:
     with reading(folder, CheckpointError, f"a {kind} of diffusers"):
         options = read_json(folder / "config.json", CheckpointError, kind=dict)
         _bounded(options, folder)
-        state, _ = read_diffusers_weights(folder)
+        state, _ = model_weights(folder)
         plain = {name: value for name, value in options.items() if not name.startswith("_")}
         with torch.device("meta"):  # sizes first, memory afterwards
             shapes = {

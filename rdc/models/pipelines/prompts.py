@@ -127,7 +127,7 @@ class _Encoder:
 
 def _joint(encoders: list[_Encoder], prompts: list[str], width: int) -> tuple[Tensor, Tensor]:
     """Several encoders as Stable Diffusion 3 joins them: CLIP's side by side, filled up with zeros, T5's behind them; CLIP's pooled ones
-    side by side. (Esser et al. 2024, arXiv 2403.03206, figure 2.)"""
+    side by side. (Esser et al. 2024, arXiv 2403.03206, figure 2.) Zeros stand for a T5 that is left out, as they did in training."""
     clip = [encoder.penultimate(prompts) for encoder in encoders if encoder.kind != "T5EncoderModel"]
     states = torch.cat([one[0] for one in clip], 2)
     if states.shape[2] > width:
@@ -140,4 +140,5 @@ def _joint(encoders: list[_Encoder], prompts: list[str], width: int) -> tuple[Te
         raise CheckpointError(
             f"text encoders: expected a T5 of width {width}, which the model takes; got {rest[0].shape[2]}"
         )
-    return torch.cat([states, *rest], 1), torch.cat([one[1] for one in clip], 1)
+    behind = rest or [torch.zeros_like(states)]
+    return torch.cat([states, *behind], 1), torch.cat([one[1] for one in clip], 1)
