@@ -255,6 +255,15 @@ def warn_if_other_classes(model: Any, data: Any, name: str) -> None:
             "made for each other?",
             file=sys.stderr,
         )
+    mine, theirs = list(model.class_names), list(data.class_names)
+    if mine != theirs and sorted(mine) == sorted(theirs):
+        place = next(number for number, name in enumerate(mine) if theirs[number] != name)
+        print(
+            f"rdc: warning: {one_line(data.name)} names the classes of model {one_line(name)} in another order: {place} is "
+            f"{one_line(theirs[place])} there, {one_line(mine[place])} here. Labels are numbers: put prompts, or names, into the "
+            "data's order",
+            file=sys.stderr,
+        )
 
 
 def warn_if_sorted(data: Any, start: int, count: int) -> None:

@@ -18,8 +18,17 @@ def prefixed(name: str) -> str:
 
     Args:
         name: of a model, as a user gives it.
+
+    Raises:
+        ConfigError: a folder of transformers.
     """
-    return f"{_PREFIX}{name}" if _is_diffusers(Path(name)) else name
+    kind = _kind(Path(name))
+    if kind == "transformers":
+        raise ConfigError(
+            f"{one_line(name, 300)}: a model of transformers; expected a checkpoint of rdc or a diffusion model of diffusers. For a "
+            "classifier of your own: --model FILE.py:FUNCTION, a function that returns it"
+        )
+    return f"{_PREFIX}{name}" if kind == "diffusers" else name
 
 
 def with_prompts(name: str, prompts: str | None) -> str:
@@ -48,13 +57,16 @@ def with_prompts(name: str, prompts: str | None) -> str:
     return f"{full},prompts={prompts}"
 
 
-def _is_diffusers(folder: Path) -> bool:
+def _kind(folder: Path) -> str | None:
+    """diffusers or transformers, whose folder it is; None of rdc's own checkpoints and all else."""
     try:
         if not folder.is_dir() or checkpoint_paths(folder)[1].is_file():
-            return False
+            return None
         if (folder / "model_index.json").is_file():
-            return True
+            return "diffusers"
         config = folder / "config.json"
-        return config.is_file() and "_diffusers_version" in read_json(config, ConfigError, kind=dict)
+        options = read_json(config, ConfigError, kind=dict) if config.is_file() else {}
     except (OSError, ValueError, RdcError):  # a name that no file can have; a file that says nothing
-        return False
+        return None
+    known = {"_diffusers_version": "diffusers", "transformers_version": "transformers"}
+    return next((kind for entry, kind in known.items() if entry in options), None)

@@ -31,8 +31,11 @@ def classifier_of(
     sigma_data: float,
     settings: dict[str, Any],
     check: bool = True,
+    who: str = "f",
 ) -> DiffusionClassifier:
     """The classifier that :func:`rdc.from_denoiser` describes; ``lm_denoiser`` among the settings is a denoiser or None.
+
+    Errors call the function ``who``: "f", or the folder that it comes from.
 
     Raises:
         ConfigError: see there.
@@ -56,7 +59,7 @@ def classifier_of(
     whole = denoiser if encoder is None else LatentDenoiser(denoiser, encoder, shape)
     classifier = DiffusionClassifier(whole, **{**settings, "levels": levels})
     if check:
-        _check(denoiser, levels)
+        _check(denoiser, levels, who)
     return classifier
 
 
@@ -69,35 +72,41 @@ def _covered(levels: NoiseLevels, schedule: Schedule) -> None:
         )
 
 
+_IGNORED = "its labels are ignored, so it cannot classify. Was it trained with them?"
 _SLACK = 1e-6  # of float32 in a file of levels
 
 
 @torch.no_grad()
-def _check(denoiser: CustomDenoiser, levels: NoiseLevels) -> None:
+def _check(denoiser: CustomDenoiser, levels: NoiseLevels, who: str) -> None:
     """Ask for two images, each with two labels.
 
     Raises:
         ConfigError: see :func:`from_denoiser`.
     """
+    skip = " (check=False skips this)" if who == "f" else ""
     like = next(denoiser.network.parameters(), torch.zeros(()))
     dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, *denoiser.image_shape, generator=generator).to(like.device, dtype)
     sigma = torch.tensor([min(levels.sigma), max(levels.sigma)]).to(x)
     labels = (torch.zeros(2, dtype=torch.int64), torch.full((2,), denoiser.num_classes - 1))
-    found = [_called(denoiser, x, sigma, label.to(x.device)) for label in labels]
+    found = [_called(denoiser, x, sigma, label.to(x.device), who) for label in labels]
     if not all(bool(torch.isfinite(one).all()) for one in found):
         raise ConfigError(
-            f"f: expected finite predictions; at noise levels {sigma.tolist()} of a random image some are not (check=False skips this)"
+            f"{who}: expected finite predictions; at noise levels {sigma.tolist()} of a random image some are not{skip}"
         )
     if denoiser.num_classes > 1 and torch.equal(*found):
         raise ConfigError(
-            "f: expected a class-conditional model; predictions for the first and the last class are the same to the bit: are labels "
-            "handed on? (check=False skips this, for a network that is not trained yet)"
+            f"{who}: expected a class-conditional model; predictions for the first and the last class are the same to the bit: "
+            + (
+                "are labels handed on? (check=False skips this, for a network that is not trained yet)"
+                if skip
+                else _IGNORED
+            )
         )
 
 
-def _called(denoiser: CustomDenoiser, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+def _called(denoiser: CustomDenoiser, x: Tensor, sigma: Tensor, labels: Tensor, who: str) -> Tensor:
     channels = denoiser.image_shape[0]
     column = sigma.reshape(-1, 1, 1, 1)
     z = denoiser.schedule.scale(column, denoiser.precondition.sigma_data) * x
@@ -105,7 +114,7 @@ def _called(denoiser: CustomDenoiser, x: Tensor, sigma: Tensor, labels: Tensor) 
         out = denoiser.network(z, denoiser.schedule.time(sigma), labels)
     except Exception as error:
         raise ConfigError(
-            f"f: expected f(z {list(z.shape)}, time [{len(z)}], labels [{len(z)}] int64) to answer; it raised {type(error).__name__}: "
+            f"{who}: expected f(z {list(z.shape)}, time [{len(z)}], labels [{len(z)}] int64) to answer; it raised {type(error).__name__}: "
             f"{one_line(str(error), 200)}"
         ) from error
     wanted = [len(z), f"{channels} or {2 * channels}", *denoiser.image_shape[1:]]
@@ -116,6 +125,6 @@ def _called(denoiser: CustomDenoiser, x: Tensor, sigma: Tensor, labels: Tensor) 
         or out[:, 0].shape != z[:, 0].shape
     ):
         raise ConfigError(
-            f"f: expected a tensor [{', '.join(map(str, wanted))}]; got {shown(tuple(out.shape) if isinstance(out, Tensor) else out)}"
+            f"{who}: expected a tensor [{', '.join(map(str, wanted))}]; got {shown(tuple(out.shape) if isinstance(out, Tensor) else out)}"
         )
     return out

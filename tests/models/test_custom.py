@@ -295,6 +295,56 @@ def test_a_denoiser_without_null_label_says_so():
         denoiser.f_null(torch.zeros(1, 1, 6, 6), torch.ones(1))
 
 
+def sigma_to_t(s):
+    """k-diffusion's: a fraction of two steps, linear in ln(s)."""
+    logs = SIGMAS.log()
+    low = int((logs <= math.log(s)).sum().clamp(1, len(logs) - 1)) - 1
+    return low + (math.log(s) - logs[low].item()) / (logs[low + 1] - logs[low]).item()
+
+
+def double(number):
+    return torch.tensor([number], dtype=torch.float64)
+
+
+#: k-diffusion's wrappers, from their formulas: the estimate of x0 from the network inside
+K_DIFFUSION = {
+    "CompVisDenoiser": (
+        "eps",
+        lambda net, x, s, y: x - s * net(x / (s**2 + 1) ** 0.5, double(sigma_to_t(s)), y),
+    ),
+    "CompVisVDenoiser": (
+        "v",
+        lambda net, x, s, y: (
+            x / (s**2 + 1) - s / (s**2 + 1) ** 0.5 * net(x / (s**2 + 1) ** 0.5, double(sigma_to_t(s)), y)
+        ),
+    ),
+    "Denoiser": (
+        "F",
+        lambda net, x, s, y: (
+            0.25 / (s**2 + 0.25) * x
+            + 0.5 * s / (s**2 + 0.25) ** 0.5 * net(x / (s**2 + 0.25) ** 0.5, double(math.log(s) / 4), y)
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("wrapper", K_DIFFUSION)
+@torch.no_grad()
+def test_the_wrappers_of_k_diffusion_by_their_formulas(wrapper):
+    predicts, estimate = K_DIFFUSION[wrapper]
+    net = Net().double()
+    schedule = VPSchedule(SIGMAS, steps="between") if wrapper != "Denoiser" else "edm-network"
+    inside = of_net(net, schedule, predicts, levels="log:4:0.1:3:flat")  # levels between two steps
+
+    def wrapped(x, sigma, labels):  # k-diffusion's object as a whole: x + s e and s, the estimate of x0
+        rows = [estimate(net, x[k : k + 1], sigma[k].item(), labels[k : k + 1]) for k in range(len(x))]
+        return torch.cat(rows)
+
+    whole = of_net(wrapped, "edm", "x0", levels="log:4:0.1:3:flat", check=False)  # which asks in float32
+    pixels = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert apart(inside.class_losses(pixels), whole.class_losses(pixels)) < FLOAT64_NETWORK
+
+
 class Attentive(nn.Module):
     """A network with torch's fused attention."""
 

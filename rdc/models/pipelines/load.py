@@ -18,7 +18,7 @@ from rdc.models.of_function import classifier_of
 from rdc.models.pipelines.networks import LabelledModel, PromptedModel, VaeEncoder
 from rdc.models.pipelines.noise import schedule_of
 from rdc.models.pipelines.parts import Pipeline, find_pipeline, library, made
-from rdc.models.pipelines.prompts import embedded_prompts, read_prompts
+from rdc.models.pipelines.prompts import TextTable, embedded_prompts, read_prompts
 from rdc.models.words import parse_shape
 
 __all__ = ["load_pipeline"]
@@ -68,12 +68,13 @@ def load_pipeline(
     if strength != 1 and null_label is None:
         raise ConfigError("guidance: expected a model that knows no label; this one has none (null=INDEX names it)")
     latents = (int(model.config.in_channels), *sample_size(model.config.sample_size, f"{place}/config.json"))
-    encoder, shape = _encoder(pipeline, latents, image)
+    encoder, shape = _encoder(pipeline, latents, image, kind)
     chosen = {"class_names": names[1], **settings}
     there = None if encoder is None else encoder.to(device)
     classifier = classifier_of(
-        network.to(device), names[0], shape, predicts, schedule, null_label, there, sigma_data=0.5, settings=chosen
-    )
+        network.to(device), names[0], shape, predicts, schedule, null_label, there, sigma_data=0.5, settings=chosen,
+        who=str(pipeline.root),
+    )  # fmt: skip
     denoiser = classifier.denoiser
     inner = denoiser.inner if isinstance(denoiser, LatentDenoiser) else denoiser
     assert isinstance(inner, CustomDenoiser)
@@ -144,6 +145,7 @@ def _prompted(
         raise CheckpointError(f"{pipeline.denoiser[1]}: expected one width of text embeddings; got {shown(width)}")
     classes = read_prompts(Path(prompts).expanduser())
     table = embedded_prompts(pipeline, classes, width)
+    _different(table, list(classes))
     if sd3 and (table.pooled is None or table.pooled.shape[1] != model.config.pooled_projection_dim):
         got = "none" if table.pooled is None else table.pooled.shape[1]
         raise CheckpointError(
@@ -152,8 +154,20 @@ def _prompted(
     return PromptedModel(model, table, guidance), (len(classes), list(classes))
 
 
+def _different(table: TextTable, classes: list[str]) -> None:
+    """Refuse classes that are the same to the model: prompts that are, or that differ behind its last token alone."""
+    seen: dict[bytes, str] = {}
+    for name, row in zip(classes, table.states[:-1], strict=True):
+        other = seen.setdefault(row.numpy().tobytes(), name)
+        if other != name:
+            raise ConfigError(
+                f"prompts: classes {one_line(other, 60)} and {one_line(name, 60)} are the same to the text encoder: give each a "
+                "prompt of its own, of fewer words"
+            )
+
+
 def _encoder(
-    pipeline: Pipeline, latents: tuple[int, int, int], image: str | None
+    pipeline: Pipeline, latents: tuple[int, int, int], image: str | None, kind: str
 ) -> tuple[nn.Module | None, tuple[int, int, int]]:
     """The encoder, and the shape of images (C, H, W)."""
     wanted = None if image is None else parse_shape(image)
@@ -164,6 +178,11 @@ def _encoder(
             )
         return None, latents
     vae: Any = made(*pipeline.vae)
+    if vae.config.latent_channels != latents[0]:
+        raise CheckpointError(
+            f"{pipeline.root}: expected an autoencoder of {latents[0]} latent channels, which its {kind} takes; got "
+            f"{vae.config.latent_channels}: are the parts of one pipeline?"
+        )
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     size = (latents[1] * factor, latents[2] * factor)
     own = (int(vae.config.in_channels), *size)

@@ -98,6 +98,11 @@ def _whole(root: Path, index: dict[str, Any]) -> Pipeline:
     place = root / denoiser
     if denoiser == "unet" and (root / "unet_ema").is_dir():
         place = unet_folder(root)[0]
+    for folder in [place, *([root / "vae"] if vae else []), *(part for _, *both in text for part in both)]:
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"{root}: expected a folder {folder.name}, a part that model_index.json names; it is missing: copy the whole folder"
+            )
     return Pipeline(
         root,
         (_class(root, denoiser, parts[denoiser], tuple(DENOISERS)), place),
