@@ -548,14 +548,6 @@ def test_prompts_that_do_not_belong_are_one_line(model, prompts, words, capsys):
     assert words in said and said.count("\n") == 1
 
 
-@pytest.mark.parametrize("lm", ["none", "paper-v2,steps=1"])
-def test_export_says_that_it_cannot(tmp_path, capsys, lm):
-    root = saved(tmp_path / "dit", ddpm(), {}, transformer=dit())
-    assert main(["export", f"diffusers:{root}", str(tmp_path / "a.onnx"), "--levels", LEVELS, "--lm", lm]) == 2
-    assert "rdc: error: export: aten." in capsys.readouterr().err
-    assert not (tmp_path / "a.onnx").exists()
-
-
 def test_a_name_that_is_nowhere_says_where_it_was_looked_for(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CheckpointError, match="no such folder here, not in Hugging Face's cache"):
