@@ -46,8 +46,7 @@ if TYPE_CHECKING:
     from rdc.method.levels import NoiseLevels, noise_levels, parse_levels
     from rdc.method.likelihood_maximization import LikelihoodMaximization
     from rdc.method.noise import NoisePlan
-    from rdc.models.azula_denoisers import from_azula
-    from rdc.models.custom import from_denoiser
+    from rdc.models.custom import from_azula, from_denoiser
     from rdc.models.pretrained import from_pretrained, push_to_hub, save_pretrained
     from rdc.models.zoo import MODELS, list_models, load
     from rdc.training import run as train
@@ -65,7 +64,7 @@ _HOME = {
     "RdcError": ("rdc.errors", "RdcError"),
     "attack": ("rdc.front", "attack"),
     "evaluate": ("rdc.front", "evaluate"),
-    "from_azula": ("rdc.models.azula_denoisers", "from_azula"),
+    "from_azula": ("rdc.models.custom", "from_azula"),
     "from_denoiser": ("rdc.models.custom", "from_denoiser"),
     "from_pretrained": ("rdc.models.pretrained", "from_pretrained"),
     "list_models": ("rdc.models.zoo", "list_models"),

@@ -10,7 +10,7 @@ import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,24 +18,16 @@ from torch import Tensor, nn
 from rdc.arguments.close_names import did_you_mean
 from rdc.arguments.scalars import shown
 from rdc.errors import ConfigError, one_line
-from rdc.execution.memory import device_of
-from rdc.execution.surroundings import never_inference
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.custom_denoiser import CustomDenoiser
 from rdc.method.latents import LatentDenoiser
 from rdc.method.schedules import Schedule
 from rdc.models.libraries.weights import fill, lent, say_download
-from rdc.models.lm_model import checked_use, lm_denoiser_of
 from rdc.models.of_function import classifier_of
 from rdc.models.packages import imported
 from rdc.models.words import parse_shape, weights_file
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from rdc.models.settings import Settings
-
-__all__ = ["AzulaSchedule", "from_azula", "load_azula"]
+__all__ = ["AzulaSchedule", "azula_classifier", "load_azula"]
 
 _HALVINGS = 80  # of [0, 1]: until two float64 times are neighbours, also near 0
 _PICKLES = ("edm", "eldm")  # plug-ins whose checkpoints are unpickled, which runs code in them
@@ -111,44 +103,23 @@ class _Posterior(nn.Module):
         return mean
 
 
-@never_inference
-def from_azula(
+def azula_classifier(
     denoiser: Any,
-    *,
-    num_classes: int,
-    image_shape: tuple[int, int, int],
-    null_label: int | None = None,
+    num_classes: Any,
+    image_shape: Any,
+    null_label: Any,
+    encoder: nn.Module | None,
+    sigma_data: float,
+    settings: dict[str, Any],
     label: str = "label",
     one_hot: bool | None = None,
-    encoder: nn.Module | None = None,
-    sigma_data: float = 0.5,
     check: bool = True,
-    **settings: Unpack[Settings],
+    who: str = "f",
 ) -> DiffusionClassifier:
-    """A classifier of a denoiser of the azula library, or of anything with its conventions.
-
-    >>> denoiser = azula.plugins.adm.load_model("imagenet_64x64_cond")
-    >>> classifier = rdc.from_azula(denoiser, num_classes=1000, image_shape=(3, 64, 64))
-
-    Args:
-        denoiser: ``denoiser(x_t [B, C, H, W], t [B], label=...)`` with the mean of x in ``.mean``, images in [-1, 1]; its ``schedule`` is
-            t in [0, 1] -> (alpha_t, sigma_t). A mean that it clips to [-1, 1] (``clip_mean``) is used unclipped: a clipped one has no
-            gradient. An ``nn.Module`` is put into evaluation mode and its weights are frozen.
-        num_classes: K.
-        image_shape: (C, H, W).
-        null_label: the label for none, of plug-ins that have one: JiT's K; for one-hot labels K stands for zeros alone. None: it has none.
-        label: the argument that takes the label; of ``KarrasDenoiser`` and ``SimpleDenoiser`` it is their network's.
-        one_hot: labels as one-hot vectors; None: for the plug-ins EDM and ELDM (EDM2), else as integers.
-        encoder: for denoisers of latents, see :func:`rdc.from_denoiser`.
-        sigma_data, check, settings: see :func:`rdc.from_denoiser`.
-
-    Returns:
-        pixels [N, C, H, W] in [0, 1] -> log p(y|x) [N, K].
+    """The classifier that :func:`rdc.from_azula` describes; ``lm_denoiser`` among the settings is a denoiser or None.
 
     Raises:
-        ConfigError: no such denoiser, or what :func:`rdc.from_denoiser` refuses.
-
-    Source: azula 0.11 (MIT); docs/any_model.md.
+        ConfigError: see there.
     """
     schedule = getattr(denoiser, "schedule", None)
     if not callable(denoiser) or not callable(schedule):
@@ -157,18 +128,24 @@ def from_azula(
         denoiser = copy.copy(denoiser)  # the caller's own goes on clipping
         denoiser.clip_mean = False
     wide = type(denoiser).__name__ in _ONE_HOT if one_hot is None else one_hot
-    device = device_of(denoiser) if isinstance(denoiser, nn.Module) else torch.device("cpu")
-    lm_denoiser = lm_denoiser_of(settings.pop("lm_denoiser", None), device)
-    chosen: dict[str, Any] = {**settings, "lm_denoiser": lm_denoiser}
+    f = _Posterior(denoiser, label, num_classes if wide else None)
     made = classifier_of(
-        _Posterior(denoiser, label, num_classes if wide else None), num_classes, image_shape, "x0", AzulaSchedule(schedule),
-        null_label, encoder, sigma_data, chosen, check=check,
-    )  # fmt: skip
+        f,
+        num_classes,
+        image_shape,
+        "x0",
+        AzulaSchedule(schedule),
+        null_label,
+        encoder,
+        sigma_data,
+        settings,
+        check,
+        who,
+    )
     whole = made.denoiser
     inner = whole.inner if isinstance(whole, LatentDenoiser) else whole
     assert isinstance(inner, CustomDenoiser)
     inner.about = {"azula": type(denoiser).__name__}
-    checked_use(made, lm_denoiser)
     return made
 
 
@@ -220,9 +197,10 @@ def load_azula(
         fill(network, file, place)
     side = re.search(r"_(\d+)x\1(_|$)", card_name)
     size = int(side[1]) if side else int(getattr(network, "image_size", None) or network.input_size)
-    null = {"null_label": int(network.num_classes)} if kind == "jit" else {}
+    count = int(network.num_classes)
+    null = count if kind == "jit" else None
     shape = (3, size, size) if image is None else parse_shape(image)
-    return from_azula(denoiser.to(device), num_classes=int(network.num_classes), image_shape=shape, **null, **settings)
+    return azula_classifier(denoiser.to(device), count, shape, null, None, 0.5, settings, who=place)
 
 
 def _file(weights: str, kind: str) -> Path:

@@ -1,4 +1,4 @@
-"""Anything that denoises, as a classifier: ``rdc.from_denoiser``."""
+"""Anything that denoises, as a classifier: ``rdc.from_denoiser``, and ``rdc.from_azula`` for what follows azula's conventions."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rdc.execution.memory import device_of
 from rdc.execution.surroundings import never_inference
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.schedules import Schedule
+from rdc.models.azula_denoisers import azula_classifier
 from rdc.models.lm_model import checked_use, lm_denoiser_of
 from rdc.models.of_function import classifier_of
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from rdc.models.settings import Settings
 
-__all__ = ["from_denoiser"]
+__all__ = ["from_azula", "from_denoiser"]
 
 
 @never_inference
@@ -72,6 +73,63 @@ def from_denoiser(
     chosen: dict[str, Any] = {**settings, "lm_denoiser": lm_denoiser}
     made = classifier_of(
         f, num_classes, image_shape, predicts, schedule, null_label, encoder, sigma_data, chosen, check=check
+    )
+    checked_use(made, lm_denoiser)
+    return made
+
+
+@never_inference
+def from_azula(
+    denoiser: Any,
+    *,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    null_label: int | None = None,
+    label: str = "label",
+    one_hot: bool | None = None,
+    encoder: nn.Module | None = None,
+    sigma_data: float = 0.5,
+    check: bool = True,
+    **settings: Unpack[Settings],
+) -> DiffusionClassifier:
+    """A classifier of a denoiser of the azula library, or of anything with its conventions.
+
+    >>> denoiser = azula.plugins.adm.load_model("imagenet_64x64_cond")
+    >>> classifier = rdc.from_azula(denoiser, num_classes=1000, image_shape=(3, 64, 64))
+
+    Args:
+        denoiser: ``denoiser(x_t [B, C, H, W], t [B], label=...)`` with the mean of x in ``.mean``, images in [-1, 1]; its ``schedule`` is
+            t in [0, 1] -> (alpha_t, sigma_t). A mean that it clips to [-1, 1] (``clip_mean``) is used unclipped: a clipped one has no
+            gradient. An ``nn.Module`` is put into evaluation mode and its weights are frozen.
+        num_classes: K.
+        image_shape: (C, H, W).
+        null_label: the label for none, of plug-ins that have one: JiT's K; for one-hot labels K stands for zeros alone. None: it has none.
+        label: the argument that takes the label; of ``KarrasDenoiser`` and ``SimpleDenoiser`` it is their network's.
+        one_hot: labels as one-hot vectors; None: for the plug-ins EDM and ELDM (EDM2), else as integers.
+        encoder: for denoisers of latents, see :func:`rdc.from_denoiser`.
+        sigma_data, check, settings: see :func:`rdc.from_denoiser`.
+
+    Returns:
+        pixels [N, C, H, W] in [0, 1] -> log p(y|x) [N, K].
+
+    Raises:
+        ConfigError: no such denoiser, or what :func:`rdc.from_denoiser` refuses.
+
+    Source: azula 0.11 (MIT); docs/any_model.md.
+    """
+    lm_denoiser = lm_denoiser_of(settings.pop("lm_denoiser", None), _device_of(denoiser))
+    chosen: dict[str, Any] = {**settings, "lm_denoiser": lm_denoiser}
+    made = azula_classifier(
+        denoiser,
+        num_classes,
+        image_shape,
+        null_label,
+        encoder,
+        sigma_data,
+        chosen,
+        label=label,
+        one_hot=one_hot,
+        check=check,
     )
     checked_use(made, lm_denoiser)
     return made

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 import rdc
+from rdc import from_azula
 from rdc.cli import main
 from rdc.errors import CheckpointError, ConfigError
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.denoiser import ConditionalDenoiser
 from rdc.method.levels import NoiseLevels
-from rdc.models.azula_denoisers import AzulaSchedule, from_azula
+from rdc.models.azula_denoisers import AzulaSchedule
 from tests.oracles import GaussianNetwork
 from tests.tolerances import CENTRAL_DIFFERENCE, FLOAT32_SUM, FLOAT64_FORMULA, FLOAT64_NETWORK
 
