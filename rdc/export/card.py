@@ -73,12 +73,10 @@ def card_text(card: dict[str, Any]) -> str:
     words = {"licence": "Licence", "trained_on": "Trained on", "made_by": "Made by", "origin": "Origin"}
     lines = [f"{word}: {card[key]}" for key, word in words.items() if key in card]
     if accuracy := card.get("accuracy"):
-        how = ", ".join(accuracy["attacks"])
+        how = "; ".join(accuracy["attacks"])
         lines.append(
-            f"Clean accuracy: {_percent(accuracy['clean'])}; under attack ({accuracy['norm']} {accuracy['eps']:.4g}, {how}; noise "
-            f"{accuracy['noise']}): {_percent(accuracy['robust'])}; {accuracy['n']} test images of "
-            f"{accuracy['dataset']}. "
-            "A stronger attack may leave less."
+            f"Clean accuracy: {_percent(accuracy['clean'])}; under attack ({accuracy['norm']} {accuracy['eps']:.4g}: {how}): "
+            f"{_percent(accuracy['robust'])}; {accuracy['n']} test images of {accuracy['dataset']}. A stronger attack may leave less."
         )
     noise = card["noise"]
     draw = (

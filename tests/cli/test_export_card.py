@@ -27,10 +27,7 @@ def test_of_the_same_weights(place, tmp_path):
         and found["attacks"] == ["apgd-ce, 2 steps, noise known"]
         and "blobs" in found["dataset"]
     )
-    assert (
-        "under attack (linf 0.01569, apgd-ce, 2 steps, noise known; noise known)"
-        in onnx.load(tmp_path / "a.onnx").doc_string
-    )
+    assert "under attack (linf 0.01569: apgd-ce, 2 steps, noise known)" in onnx.load(tmp_path / "a.onnx").doc_string
     assert export(place, tmp_path / "b.onnx", "--evaluation", place / "run", "--lm", "paper-v2,steps=1") == 0
     assert "accuracy" not in OnnxClassifier(tmp_path / "b.onnx").card  # of other settings
 

@@ -167,10 +167,7 @@ def test_the_card(multihead, with_lm, tmp_path):
     assert card["weights"] == weights_digest(multihead) and card["origin"] == "converted from a\\n.pkl (edm)"
     words = onnx.load(tmp_path / "dc.onnx").doc_string
     assert "Made by: rdc distill" in words and "Licence" not in words
-    assert (
-        "under attack (linf 0.03137, apgd-ce, 50 steps, noise known; noise known): 50.0 % [43.0, 57.0]; 200 test images"
-        in words
-    )
+    assert "under attack (linf 0.03137: apgd-ce, 50 steps, noise known): 50.0 % [43.0, 57.0]; 200 test images" in words
     for other in (
         multihead.with_(lm="paper-v2"),
         multihead.with_(levels="log:2:1:2:flat"),
