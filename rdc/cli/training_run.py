@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AUGMENT_HELP", "SETTINGS", "add_run_arguments", "follow", "recipe_of"]
 
+_JUDGED = 20  # held-out images that say something of a model
 _WEAK = 0.5  # share of the held-out images that are right
 _LONGER = (
     "that is little to go on: train longer (--images, --minutes), in smaller steps (--batch-size 16 --lr 3e-3), or with "
@@ -182,7 +183,7 @@ def _report(done: Training) -> None:
         print(f"model.safetensors, model.json, loss.png{', samples.png' if done.samples else ''}")
         if done.calibration is not None:
             print(f"  {_confidence(done.calibration)}")
-            if done.calibration["logit_scale"] is None or done.calibration["accuracy"] < _WEAK:
+            if done.calibration["images"] >= _JUDGED and done.calibration.get("accuracy", 0.0) < _WEAK:
                 print(f"  {_LONGER}")
 
 

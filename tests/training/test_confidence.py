@@ -133,13 +133,20 @@ def test_what_comes_after_the_last_step():
     assert cost_afterwards(Recipe("standard", train=TRAIN), config) == 0
 
 
-@pytest.mark.parametrize(("right", "said"), [(0.35, True), (0.8, False)])
-def test_a_weak_run_says_what_would_help(right, said, capsys, tmp_path):
-    found = {
-        "logit_scale": 0.1,
-        "images": 100,
-        "accuracy": right,
-        "negative_log_likelihood": {"before": 2.0, "after": 1.0},
-    }
-    _report(Training(tmp_path, 64, 64, 1.0, True, True, True, found))
+_RATED = {"logit_scale": 0.1, "images": 100, "negative_log_likelihood": {"before": 2.0, "after": 1.0}}
+_BLIND = {"logit_scale": None, "why": "no better than chance", "images": 100}
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({**_RATED, "accuracy": 0.35}, True),
+        ({**_RATED, "accuracy": 0.8}, False),
+        (_BLIND, True),
+        ({**_BLIND, "images": 0}, False),
+    ],
+)
+def test_a_weak_run_says_what_would_help(record, said, capsys, tmp_path):
+    """Where held-out images show that it is weak; not where there were none."""
+    _report(Training(tmp_path, 64, 64, 1.0, True, True, True, record))
     assert ("--batch-size 16" in capsys.readouterr().out) is said
