@@ -23,6 +23,31 @@ def test_document_has_the_kept_figures():
     assert rest.partition(other_data.END)[0].strip() == other_data.tables().strip()
 
 
+def test_what_the_text_says_is_in_the_kept_figures():
+    text = " ".join((ROOT / "docs/other_data.md").read_text().partition(other_data.BEGIN)[0].split())
+    table = other_data.tables().split("\n\n")[0].splitlines()[2:]
+    told = [float(cells[7]) for line in table if (cells := line.split("|"))[7].strip() != "-"]
+    assert f"(AUROC softmax at most {max(told):.2f})" in text
+
+    rows = read_json(other_data.RESULTS)
+
+    def right(model, kind):
+        return np.array([int(one) for one in rows[model]["cells"][f"{kind}:5"]["right"].split()][:32])
+
+    for kind, words in (
+        (
+            "impulse_noise",
+            "impulse noise leaves {} of 32 images right (its student with margins {} of the same 32, *standard* {})",
+        ),
+        ("gaussian_noise", "gaussian noise {} ({}, {})"),
+        ("gaussian_blur", "blur {} ({}, {})"),
+    ):
+        assert words.format(*(right(model, kind).sum() for model in ("teacher", "DC", "standard"))) in text
+    teacher, student = right("teacher", "impulse_noise"), right("DC", "impulse_noise")
+    differ, better = (teacher != student).sum(), (student > teacher).sum()
+    assert f"student and teacher differ in {differ} images, {better} of them the student's" in text
+
+
 def test_cells_are_whole():
     for name, row in read_json(other_data.RESULTS).items():
         assert row["model"] == (other_data.FASHION | other_data.CIFAR)[name]
