@@ -92,6 +92,8 @@ _SETTINGS = [
 
 #: module -> its tests (files or tests of them)
 TARGETS: dict[str, list[str]] = {
+    "rdc/contracts/component.py": ["tests/contracts/test_component.py"],
+    "rdc/contracts/parts.py": ["tests/contracts/test_parts.py"],
     "rdc/method/class_gradients.py": _PIECES,
     "rdc/method/classifier.py": _CLASSIFIER,
     "rdc/method/denoiser.py": _CLASSIFIER,
