@@ -34,10 +34,9 @@ def forecast_line(prediction: Prediction, settings: EvaluationSettings) -> str:
     longest = prediction.at_most.wall
     text = f"about {about(longest)} on this device at most"
     if prediction.likely is not None and prediction.likely.wall < 0.9 * longest:
-        text += (
-            f", likely {about(prediction.likely.wall)} (of the first images {100 * (prediction.standing or 0):.0f} % "
-        )
-        text += "stand after a short attack)"
+        what = "stand after a short attack" if prediction.attacked else "are right when clean"
+        share = f"{100 * (prediction.standing or 0):.0f} %"
+        text += f", likely {about(prediction.likely.wall)} (of the first images {share} {what})"
     smaller = settings.n // _PART
     if longest > _LONG and smaller:
         text += f"; --n {smaller} takes {about(longest * smaller / settings.n)}"

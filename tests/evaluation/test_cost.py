@@ -10,6 +10,7 @@ import torch
 
 from rdc.attacks.registry import ATTACKS, applies
 from rdc.contracts import BaseDefence
+from rdc.defences.plain import PlainClassifier
 from rdc.evaluation import EvaluationSettings, evaluate
 from rdc.evaluation.cost import Call, CallTimes, Prediction, Seconds, plan_calls, predict, timing
 from rdc.evaluation.cost import calls as counting
@@ -107,7 +108,7 @@ def test_the_prediction_is_the_number_of_evaluations_where_each_takes_a_second(t
 def test_images_that_are_wrong_are_not_attacked():
     classifier, settings = gaussian_classifier(), settings_of(["pgd-ce"])
     calls = plan_calls(classifier, settings, 4, 1).calls
-    assert calls[Call("model", 1, "exact", True)] == 35 and not calls[Call("model", 4, "exact", True)]
+    assert calls[Call("model", 1, "exact", 4)] == 35 and not calls[Call("model", 4, "exact", 4)]
     assert calls[Call("model", 4)] == 2 + 10  # clean, at the end, and ten submissions to fresh noise
 
 
@@ -116,9 +117,9 @@ def test_kinds_of_calls_are_told_apart():
     attacks = ["pgd-margin:gradient=bpda", "pgd-ce", "lagrange:steps=2", "transfer:surrogate=one-step:steps=2"]
     seen = plan_calls(classifier, settings_of(attacks), 4, 4).calls
     assert (
-        seen[Call("model", 4, "bpda", False)]
+        seen[Call("model", 4, "bpda", 2)]
         == 35
-        == seen[Call("model", 4, "exact", True)] - seen[Call("penalty", 4, "exact", True)]
+        == seen[Call("model", 4, "exact", 4)] - seen[Call("penalty", 4, "exact")]
     )
     assert any(call.role == "one-step" and call.gradient for call in seen)
 
@@ -179,7 +180,7 @@ def test_parts_of_a_long_call_add_up(kind, lm, monkeypatch):
 def test_a_line_through_one_image_and_several(monkeypatch):
     classifier = gaussian_classifier()
     times = CallTimes(classifier, torch.rand(8, 1, 8, 8), torch.zeros(8, dtype=torch.long))
-    monkeypatch.setattr(times, "once", lambda model, kind, count: Seconds(0.02 + 0.01 * count, 0.02 + 0.01 * count))
+    monkeypatch.setattr(times, "once", lambda model, kind, count, *_: Seconds(0.02 + 0.01 * count, 0.02 + 0.01 * count))
     for count, seconds in (
         (1, 0.03),
         (5, 0.07),
@@ -187,6 +188,108 @@ def test_a_line_through_one_image_and_several(monkeypatch):
         (16, 0.2),
     ):  # beyond the eight that were measured: twice as many, twice as long
         assert abs(times.seconds(Call("model", count)).wall - seconds) < FLOAT32_ROUNDING
+
+
+@pytest.mark.parametrize(
+    ("images", "count", "measured"),
+    [
+        (12, 1, [1, 2]),  # one second: two images take 0.7, four would take 1.4
+        (12, 18, [1, 2, 4, 8]),  # a twentieth of 18 calls
+        (12, 25, [1, 12]),
+        (40, 100_000, [1, 2, 24]),  # ten seconds, and no more images than there are
+    ],
+)
+def test_calls_are_measured_at_the_size_of_the_run_where_that_is_a_small_part_of_it(
+    monkeypatch, images, count, measured
+):
+    """A call that takes 0.3 s and 0.2 s an image: proportion from two images would say 4.2 s of twelve in place of 2.7."""
+    times = CallTimes(gaussian_classifier(), torch.rand(24, 1, 8, 8), torch.zeros(24, dtype=torch.long))
+    asked = []
+
+    def once(model, kind, count, *_):
+        asked.append(count)
+        return Seconds(0.3 + 0.2 * count, 0.3 + 0.2 * count)
+
+    monkeypatch.setattr(times, "once", once)
+    times.expect({Call("model", images, "exact", 4): count, Call("model", 2, "exact", 2): 1, Call("model", images): 1})
+    found = times.seconds(Call("model", images, "exact", 4))
+    assert asked == measured
+    assert images not in asked or abs(found.cpu - 0.3 - 0.2 * images) < FLOAT32_ROUNDING
+
+
+def test_the_middle_of_several_and_what_there_is_time_for(monkeypatch):
+    """The first call of a kind is slow: it counts only where there is no time for another."""
+    given = [Seconds(4.0, 0.4), Seconds(1.0, 0.1), Seconds(9.0, 0.2), Seconds(2.0, 0.3), Seconds(5.0, 0.5)]
+    times = CallTimes(gaussian_classifier(), torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.long))
+    for allowed, expected in ((2.0, Seconds(2.0, 0.2)), (1.0, Seconds(1.0, 0.1)), (0.5, Seconds(4.0, 0.4))):
+        left = iter(given)
+        monkeypatch.setattr(timing, "timed", lambda work, device, left=left: next(left))
+        assert times.once(times.classifier, Call("model", 1), 2, allowed) == expected
+
+
+@pytest.mark.parametrize(
+    ("attack", "classes"), [("apgd-ce", 4), ("apgd-dlr", 3), ("pgd-margin", 2), ("apgd-t:targets=1", 4)]
+)
+def test_classes_of_a_gradient_are_counted_and_measured(attack, classes):
+    """A conditional network's backward pass has a pass for every class that carries gradient."""
+    classifier, x = gaussian_classifier(), torch.rand(2, 1, 8, 8)
+    calls = plan_calls(classifier, settings_of([attack], steps=3), 2, 2).calls
+    assert {call.classes for call in calls if call.gradient} == {classes}
+    kind = CallTimes(classifier, x, torch.zeros(2, dtype=torch.long))._kind(Call("model", 2, "exact", classes))
+    seen = []
+
+    def model(pixels):
+        logits = pixels.flatten(1)[:, :4] * 1.0
+        logits.register_hook(seen.append)
+        return logits
+
+    timing._slope(model, x, kind.classes)
+    assert (seen[0] != 0).sum(1).tolist() == [classes, classes]
+    assert float(seen[0].sum(1).abs().max()) < FLOAT32_ROUNDING  # what all logits share has no gradient
+
+
+def test_classes_matter_where_each_is_a_pass_in_a_part_too():
+    def kind(classifier):
+        times = CallTimes(classifier, tiny_pixels(1), torch.zeros(1, dtype=torch.long))
+        return times._kind(Call("model", 1, "exact", 4)).classes
+
+    conditional, together = tiny_classifier("conditional"), tiny_classifier("multihead")
+    assert (kind(conditional), kind(together)) == (4, 2)
+    assert (
+        kind(PlainClassifier(conditional, image_shape=conditional.image_shape, num_classes=conditional.num_classes))
+        == 4
+    )
+
+
+def test_how_many_images_stand_decides_what_is_likely(monkeypatch):
+    """Where there is no time for a short attack, the share that is right when clean; where there is none for that, nothing."""
+    data = labelled_by(gaussian_classifier(), n=20)
+    data = dataclasses.replace(data, labels=torch.where(torch.arange(20) < 15, data.labels, (data.labels + 1) % 4))
+    settings = EvaluationSettings("m", "d", n=20, batch=8, attacks="pgd-ce", steps=50, eps="0.0001", sanity=0)
+
+    def found(each, **changes):
+        monkeypatch.setattr(CallTimes, "seconds", lambda self, call: Seconds(each * call.images, each * call.images))
+        return predict(gaussian_classifier(), data, dataclasses.replace(settings, **changes))
+
+    quick = found(1e-3)
+    assert (quick.standing, quick.attacked) == (0.75, True) and quick.likely.cpu < 0.9 * quick.at_most.cpu
+    steps, ask = [], predicting.run_attack
+    monkeypatch.setattr(
+        predicting, "run_attack", lambda bench, spec, *rest: (steps.append(spec.text), ask(bench, spec, *rest))[1]
+    )
+    monkeypatch.setattr(predicting, "_PROBE_SECONDS", 1.6)  # the first eight images are right
+    for each, attack in (
+        (0.028, "steps=5"),
+        (0.029, "steps=2"),
+        (0.05, "steps=2"),
+        (0.051, "steps=1"),
+        (0.066, "steps=1"),
+    ):
+        assert found(each).attacked and steps.pop() == f"apgd-margin:{attack}"
+    slow = found(0.09)
+    assert (slow.standing, slow.attacked) == (15 / 17, False)
+    assert found(0.21).likely is None is found(0.21).standing
+    assert found(1e-3, noise="fresh", eot=1, resubmissions=2).attacked is False
 
 
 def test_words():
@@ -205,6 +308,8 @@ def test_words():
     settings = EvaluationSettings("m", "d", n=512)
     long = Prediction(Seconds(50_400, 50_400), None, None, 10)
     assert forecast_line(long, settings) == "about 14 h on this device at most; --n 64 takes 1 h 45 min"
+    clean = dataclasses.replace(long, likely=Seconds(40_000, 1), standing=0.8, attacked=False)
+    assert "likely 11 h (of the first images 80 % are right when clean)" in forecast_line(clean, settings)
     part = dataclasses.replace(long, at_most=Seconds(500, 500), likely=Seconds(100, 100), standing=0.25)
     assert forecast_line(part, settings) == (
         "about 8 min on this device at most, likely 2 min (of the first images 25 % stand after a short attack)"
@@ -233,4 +338,5 @@ def test_batches_of_a_folder_are_counted(tmp_path):
 ])  # fmt: skip
 def test_images_that_go_on_falling_are_fewer_on_average(norm, share, steps, mean):
     settings = settings_of(["stadv" if norm == "flow" else "pgd-ce"], norm, steps=steps)
-    assert abs(predicting._mean_share(share, settings) - mean) < FLOAT32_ROUNDING
+    assert abs(predicting._mean_share(share, settings, 5) - mean) < FLOAT32_ROUNDING
+    assert predicting._mean_share(share, settings, 0) == share  # of images that nothing attacked

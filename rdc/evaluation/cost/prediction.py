@@ -8,7 +8,7 @@ import math
 
 import torch
 
-from rdc.contracts import Defence
+from rdc.contracts import Defence, NoisePolicy
 from rdc.data import Dataset
 from rdc.evaluation.attacking import Bench, run_attack
 from rdc.evaluation.cost.calls import Call, CallPlan, plan_calls, plan_sanity, with_length
@@ -18,10 +18,13 @@ from rdc.evaluation.settings import EvaluationSettings
 
 __all__ = ["Prediction", "predict"]
 
-_MEASURED = 32  # images that calls are measured on, at most
-_PROBED = 16  # images that a short attack tells how many stand
-_PROBE_STEPS = 5
-_PROBE_SECONDS = 4.0  # it may take
+_MEASURED = 512  # images that calls are measured on, at most: as many as a call of the run has
+_PROBED, _FEWEST = (
+    128,
+    8,
+)  # images that a short attack, or none, tells how many stand: at most; and at least, unless the run has fewer
+_PROBE_STEPS = (5, 2, 1)  # of the short attack: the most that there is time for
+_PROBE_SECONDS, _PROBE_PART = 10.0, 1 / 10  # it may take so long, and this part of the run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +33,17 @@ class Prediction:
 
     Args:
         at_most: if every image is right when clean and stands to the end of every attack.
-        likely: where a short attack told how many do; else None.
-        standing: share of the probed images that are right, and stand after it.
+        likely: where some images told how many do; else None.
+        standing: share of them that are right, and stand after a short attack where there was time for one.
         calls: of the model, of any kind, on as many images together as there are; at most.
+        attacked: there was.
     """
 
     at_most: Seconds
     likely: Seconds | None
     standing: float | None
     calls: int
+    attacked: bool = True
 
     @property
     def best(self) -> Seconds:
@@ -65,14 +70,17 @@ def predict(
 def _predict(
     classifier: Defence, dataset: Dataset, settings: EvaluationSettings, finished: int, processes: int
 ) -> Prediction:
-    part = slice(settings.start, settings.start + min(settings.n, settings.batch, _MEASURED))
-    times = CallTimes(classifier, dataset.pixels(part), dataset.labels[part])
-    share = _standing(times, settings)
+    count = min(settings.n, max(settings.batch, _PROBED), _MEASURED)
+    part = slice(settings.start, settings.start + count)
+    noisiest = classifier.with_(noise=NoisePolicy(settings.policies[-1]))
+    times = CallTimes(noisiest, dataset.pixels(part), dataset.labels[part])
     whole = _whole(classifier, settings, 1.0, finished, processes)
+    times.expect(whole.calls)
     at_most = _seconds(whole, times)
-    mean = None if share is None else _mean_share(share, settings)
+    share, steps = _standing(times, settings, at_most)
+    mean = share if share is None else _mean_share(share, settings, steps)
     likely = None if mean is None else _seconds(_whole(classifier, settings, mean, finished, processes), times)
-    return Prediction(at_most, likely, share, round(sum(whole.calls.values())))
+    return Prediction(at_most, likely, share, round(sum(whole.calls.values())), steps > 0)
 
 
 def _whole(classifier: Defence, settings: EvaluationSettings, share: float, finished: int, processes: int) -> CallPlan:
@@ -89,15 +97,15 @@ def _whole(classifier: Defence, settings: EvaluationSettings, share: float, fini
     return found
 
 
-def _mean_share(share: float, settings: EvaluationSettings) -> float:
-    """Share of the images that is attacked at a time, mean over an attack, from the share that stands after a short one.
+def _mean_share(share: float, settings: EvaluationSettings, steps: int) -> float:
+    """Share of the images that is attacked at a time, mean over an attack, from the share that stands after ``steps`` of it.
 
     In a ball what falls falls early: the first steps are as long as the radius. A flow grows from nothing, and images go on falling as
     they did in the short attack: exp(-h t) of them stand at step t, whose mean over N steps is (1 - exp(-h N)) / (h N).
     """
-    if settings.norm != "flow":
+    if settings.norm != "flow" or not steps:
         return share
-    fallen = -math.log(max(share, 0.01)) * (settings.steps or 1) / _PROBE_STEPS  # h N
+    fallen = -math.log(max(share, 0.01)) * (settings.steps or 1) / steps  # h N
     return -math.expm1(-fallen) / fallen if fallen else 1.0
 
 
@@ -112,25 +120,39 @@ def _seconds(plan: CallPlan, times: CallTimes) -> Seconds:
     return total
 
 
-def _standing(times: CallTimes, settings: EvaluationSettings) -> float | None:
-    """Share of some images that are right and stand after a short attack; None where that would take too long.
+def _standing(times: CallTimes, settings: EvaluationSettings, at_most: Seconds) -> tuple[float | None, int]:
+    """Share of some images that are right and stand after a short attack, and its steps.
 
-    Under fresh noise no image leaves an attack before its end, and the next attack goes on with all that are ever right: there the
-    share that is right when clean counts.
+    Where an attack would take too long the share that is right when clean counts (0 steps); None where that would, too. Under fresh noise
+    no image leaves an attack before its end, and the next attack goes on with all that are ever right: there it is that share as well.
     """
     if times.parts is not None or not settings.attacks:
-        return None
-    policy = settings.policies[0]
-    steps = _PROBE_STEPS if policy == "known" else 0
-    one = times.once(times.classifier, Call("model", 1, str(settings.gradient)), 1)
-    count = min(len(times.pixels), _PROBED, int(_PROBE_SECONDS / max(1e-9, one.own * (steps + 1))))
-    if count < min(4, len(times.pixels)):
-        return None
-    bench = Bench(times.classifier, settings, 0, policy)
-    pixels, labels, ids = times.pixels[:count], times.labels[:count], torch.arange(count)
-    if not steps:
-        with torch.no_grad():
-            return float((bench.model()(pixels).argmax(1) == labels).double().mean())
-    spec = with_length(settings.specs[0], steps) if settings.norm == "flow" else f"apgd-margin:steps={steps}"
-    short = dataclasses.replace(settings, restarts=1, attacks=(spec,))
-    return float(run_attack(bench, short.specs[0], pixels, labels, ids, short, [], None).accuracy)
+        return None, 0
+    allowed, size = min(_PROBE_SECONDS, _PROBE_PART * at_most.own), min(settings.batch, len(times.pixels))
+    slope, plain = (
+        times.seconds(call).own / size for call in (Call("model", size, str(settings.gradient), 2), Call("model", size))
+    )
+    for steps in (*(_PROBE_STEPS if settings.policies[0] == "known" else ()), 0):
+        each = steps * slope + (2 if steps else 1) * plain  # an attack asks at its beginning and at its end
+        count = min(len(times.pixels), _PROBED, int(allowed / max(1e-9, each)))
+        if count >= min(_FEWEST, settings.n):
+            return _share(times, settings, count, steps), steps
+    return None, 0
+
+
+def _share(times: CallTimes, settings: EvaluationSettings, count: int, steps: int) -> float:
+    """Of so many images, in batches of the run's size."""
+    bench = Bench(times.classifier, settings, 0, settings.policies[0])
+    right = 0.0
+    for first in range(0, count, settings.batch):
+        part = slice(first, min(count, first + settings.batch))
+        pixels, labels, ids = times.pixels[part], times.labels[part], torch.arange(count)[part]
+        if steps:
+            spec = with_length(settings.specs[0], steps) if settings.norm == "flow" else f"apgd-margin:steps={steps}"
+            short = dataclasses.replace(settings, restarts=1, attacks=(spec,))
+            found = run_attack(bench, short.specs[0], pixels, labels, ids, short, [], None)
+            right += float(found.accuracy) * len(pixels)
+        else:
+            with torch.no_grad():
+                right += float((bench.model()(pixels).argmax(1) == labels).sum())
+    return right / count

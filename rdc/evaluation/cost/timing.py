@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import random
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rdc.attacks.losses import Objective
-from rdc.contracts import Defence
+from rdc.contracts import Component, Defence
 from rdc.evaluation.cost.calls import Call
 from rdc.evaluation.cost.seconds import Seconds, timed
 from rdc.method.classifier import DiffusionClassifier
@@ -25,9 +25,18 @@ from rdc.method.levels import NoiseLevels
 
 __all__ = ["CallTimes", "untouched_generators"]
 
-_EACH = 1.0  # seconds that one measured call should take at most
+_EACH = 1.0  # seconds that a measured call on several images should take at most
 _LONGEST = 2.0  # seconds of a call on one image, beyond which parts of it are measured
-_MOST = 32  # images of a measured call
+_MOST = 32  # images of a measured call, where nobody said how many the run's calls have
+_REPEATS, _MOST_REPEATS, _ENOUGH = (
+    3,
+    30,
+    0.3,
+)  # a call is measured so often, where there is time: more often until it took so many seconds
+_PART, _MOST_SECONDS = (
+    1 / 20,
+    10.0,
+)  # a call of the run's own size may take this part of all such calls, and so many seconds
 
 
 class CallTimes:
@@ -40,63 +49,95 @@ class CallTimes:
     """
 
     def __init__(self, classifier: Defence, pixels: Tensor, labels: Tensor) -> None:
-        self.classifier, self.pixels, self.labels = (
-            classifier,
-            pixels.to(classifier.device),
-            labels.to(classifier.device),
-        )
-        self._points: dict[Call, tuple[Seconds, Seconds, int]] = {}
-        self._warm: set[Call] = set()
+        self.classifier, device = classifier, classifier.device
+        self.pixels, self.labels = pixels.to(device), labels.to(device)
+        self._expected: dict[Call, tuple[int, float]] = {}
+        self._points: dict[Call, list[tuple[int, Seconds]]] = {}
         self.parts: _Parts | None = None
         if isinstance(classifier, DiffusionClassifier) and _too_long(classifier, self.pixels):
             self.parts = _Parts(self, classifier)
 
+    def expect(self, calls: Mapping[Call, float]) -> None:
+        """Say what will be asked for, before it is: calls are then measured on as many images as the run's have, where that pays.
+
+        Args:
+            calls: how often each, in the whole run.
+        """
+        for call, count in calls.items():
+            largest, images = self._expected.get(self._kind(call), (0, 0.0))
+            self._expected[self._kind(call)] = max(largest, call.images), images + call.images * count
+
     def seconds(self, call: Call) -> Seconds:
         """Of one call."""
-        kind = dataclasses.replace(call, images=1, every_class=call.every_class and _by_class(self.classifier))
+        kind = self._kind(call)
         if kind not in self._points:
             self._points[kind] = self._measure(kind)
-        one, several, count = self._points[kind]
-        if call.images >= count:
+        points = self._points[kind]
+        above = next((place for place, (count, _) in enumerate(points) if count >= call.images), None)
+        if above is None:  # an image more takes what one of the largest call takes
+            count, several = points[-1]
             return several.times(call.images / count)
-        slope = (several + one.times(-1)).times(1 / (count - 1))
-        return (one + slope.times(call.images - 1)).positive
+        if not above:
+            return points[0][1]
+        (few, least), (many, most) = points[above - 1 : above + 1]
+        slope = (most + least.times(-1)).times(1 / (many - few))
+        return (least + slope.times(call.images - few)).positive
 
-    def _measure(self, kind: Call) -> tuple[Seconds, Seconds, int]:
-        """(seconds of one image, seconds of several together, how many): beyond these an image more takes what one of them takes."""
+    def _kind(self, call: Call) -> Call:
+        """The call without its number of images, and of its classes what matters here."""
+        classes = max(2, call.classes) if call.gradient is not None else 0
+        if call.role == "penalty" or not _by_class(self.classifier):
+            classes = min(2, classes)
+        return dataclasses.replace(call, images=1, classes=classes)
+
+    def _measure(self, kind: Call) -> list[tuple[int, Seconds]]:
+        """(images, seconds of a call on them): of one image, and of several, as many as the run's calls have where there is time."""
         if self.parts is not None:
-            one = self.parts.seconds(kind)
-            return one, one, 1
-        one = self.once(self.classifier, kind, 1)
-        count = min(_MOST, len(self.pixels), max(2, int(_EACH / max(one.own, 1e-9))))
-        if count < 2 or one.own > _EACH:
-            return one, one, 1
-        return one, self.once(self.classifier, kind, count), count
+            return [(1, self.parts.seconds(kind))]
+        points = [(1, self.once(self.classifier, kind, 1))]
+        largest, images = self._expected.get(kind, (_MOST, 0.0))
+        largest = min(largest, len(self.pixels))
+        while (last := points[-1])[0] < largest:
+            each = last[1].own / last[0]
+            allowed = max(_EACH, min(_MOST_SECONDS, _PART * each * images))
+            count = largest if each * largest <= allowed else min(largest, 2 * last[0])
+            if each * count > allowed:
+                break
+            points.append((count, self.once(self.classifier, kind, count, allowed)))
+        return points
 
-    def once(self, classifier: Defence, kind: Call, count: int) -> Seconds:
-        """One measured call on ``count`` images, after one that is not measured."""
+    def once(self, classifier: Defence, kind: Call, count: int, allowed: float = _LONGEST) -> Seconds:
+        """One measured call on ``count`` images: the middle of some, after one that counts only where there is no time for another."""
         work = self._work(classifier, kind, count)
-        if dataclasses.replace(kind, images=count) not in self._warm:
-            self._warm.add(dataclasses.replace(kind, images=count))
-            first = timed(work, classifier.device)
-            if first.own > _LONGEST:
-                return first
-        found = [timed(work, classifier.device) for _ in range(3)]
-        return sorted(found, key=lambda seconds: seconds.wall)[1]
+        first = timed(work, classifier.device)
+        found: list[Seconds] = []
+        while len(found) < (_REPEATS if len(found) * first.own >= _ENOUGH else _MOST_REPEATS):
+            if (len(found) + 2) * first.own > allowed:
+                break
+            found.append(timed(work, classifier.device))
+        found = found or [first]
+        return Seconds(statistics.median(each.wall for each in found), statistics.median(each.cpu for each in found))
 
     def _work(self, classifier: Defence, kind: Call, count: int) -> Callable[[], object]:
         mode = {} if kind.gradient is None else {"gradient": kind.gradient}
         model: Any = classifier.with_(**mode)
         if kind.role not in ("model", "penalty"):
             model = model.surrogates()[kind.role]
-        pixels, labels = self.pixels[:count], self.labels[:count]
+        pixels = self.pixels[:count]
         if kind.role == "penalty":
             return lambda: _penalty(model, pixels, kind.gradient is not None)
         if kind.gradient is None:
             return lambda: _plain(model, pixels)
-        objective = Objective(model, "ce" if kind.every_class else "margin")
-        scale = torch.ones(count, dtype=torch.float64, device=pixels.device)
-        return lambda: objective.evaluate(pixels, labels, scale, gradient=True)
+        return lambda: _slope(model, pixels, kind.classes)
+
+
+def _slope(model: Defence, pixels: Tensor, classes: int) -> Tensor:
+    """The gradient of a difference of so many logits: the largest, less the mean of those that follow it."""
+    leaf = pixels.clone().requires_grad_()
+    logits = model(leaf)
+    largest = logits.topk(min(classes, logits.shape[1]), dim=1).values
+    difference = largest[:, 0] - largest[:, 1:].mean(1) if largest.shape[1] > 1 else largest[:, 0]
+    return torch.autograd.grad(difference.sum(), leaf)[0]
 
 
 def _plain(model: Defence, pixels: Tensor) -> Tensor:
@@ -110,9 +151,11 @@ def _penalty(model: Defence, pixels: Tensor, gradient: bool) -> Tensor:
     return torch.autograd.grad(value.sum(), leaf)[0] if gradient else value
 
 
-def _by_class(classifier: Defence) -> bool:
+def _by_class(component: object) -> bool:
     """Whether a gradient through all classes takes longer than one through two."""
-    return isinstance(classifier, DiffusionClassifier) and classifier.denoiser.passes_per_level > 1
+    if isinstance(component, DiffusionClassifier):
+        return component.denoiser.passes_per_level > 1
+    return isinstance(component, Component) and any(_by_class(part) for part in component.parts())
 
 
 def _too_long(classifier: DiffusionClassifier, pixels: Tensor) -> bool:
@@ -151,7 +194,7 @@ class _Parts:
             steps = 0
         if kind.role == "one-step":
             steps = min(steps, 1)
-        of_levels = self._once(("levels", kind.gradient, kind.every_class), self.bare, kind).times(
+        of_levels = self._once(("levels", kind.gradient, kind.classes), self.bare, kind).times(
             len(self.classifier.levels)
         )
         return of_levels if not steps else of_levels + self._step(kind).times(steps)
@@ -165,12 +208,8 @@ class _Parts:
             return self._once(("penalty", kind.gradient), single, kind).times(looked)
         exact = kind.gradient == "exact"
         mode = kind.gradient if exact else None
-        both = self._once(
-            ("both", mode), single, dataclasses.replace(kind, role="model", gradient=mode, every_class=False)
-        )
-        alone = self._once(
-            ("levels", mode, False), self.bare, dataclasses.replace(kind, gradient=mode, every_class=False)
-        )
+        both = self._once(("both", mode), single, dataclasses.replace(kind, role="model", gradient=mode, classes=2))
+        alone = self._once(("levels", mode, 2), self.bare, dataclasses.replace(kind, gradient=mode, classes=2))
         return (both + alone.times(-1)).positive.times(looked)
 
     def _once(self, key: Any, classifier: Any, kind: Call) -> Seconds:
