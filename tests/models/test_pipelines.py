@@ -548,10 +548,11 @@ def test_prompts_that_do_not_belong_are_one_line(model, prompts, words, capsys):
     assert words in said and said.count("\n") == 1
 
 
-def test_a_name_that_is_nowhere_says_where_it_was_looked_for(monkeypatch):
+def test_a_name_that_is_nowhere_says_where_it_was_looked_for(monkeypatch, capsys):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CheckpointError, match="no such folder here, not in Hugging Face's cache"):
         rdc.load("diffusers:nobody-at-all/no-model")
+    assert "its weights are not here; fetched from Hugging Face, nobody-at-all/no-model" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match="there is no such folder"):
         rdc.load("diffusers:./nothing")
 

@@ -14,6 +14,7 @@ from rdc.method.classifier import DiffusionClassifier
 from rdc.method.custom_denoiser import CustomDenoiser
 from rdc.method.latents import LatentDenoiser
 from rdc.models.convert.diffusers_parts import sample_size
+from rdc.models.libraries.weights import say_download
 from rdc.models.of_function import classifier_of
 from rdc.models.pipelines.networks import LabelledModel, PromptedModel, VaeEncoder
 from rdc.models.pipelines.noise import schedule_of
@@ -96,6 +97,7 @@ def _local(folder: str) -> Path:
         return Path(hub.snapshot_download(folder, allow_patterns=wanted, local_files_only=True))
     except Exception:  # not in the cache: each version of the library has its own word for that
         pass
+    say_download(f"diffusers:{folder}", f"Hugging Face, {folder}")
     try:
         return Path(hub.snapshot_download(folder, allow_patterns=wanted))
     except Exception as error:
