@@ -139,7 +139,7 @@ def unet(channels: int, size: int, widths: Sequence[int], text_width: int) -> An
 
     return diffusers.UNet2DConditionModel(
         sample_size=size, in_channels=channels, out_channels=channels, block_out_channels=tuple(widths), layers_per_block=1,
-        cross_attention_dim=text_width, attention_head_dim=4, norm_num_groups=8,
+        cross_attention_dim=text_width, attention_head_dim=4, norm_num_groups=8, mid_block_type=None,
         down_block_types=["CrossAttnDownBlock2D"] * len(widths), up_block_types=["CrossAttnUpBlock2D"] * len(widths),
     ).eval()  # fmt: skip
 

@@ -280,7 +280,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--init", type=Path, help="folder pipeline of another run of the same kind, whose weights this one begins with")
     add("--vae", type=Path, help="folder of a trained AutoencoderKL, such as OUT/pipeline/vae of another run")
     add("--unet-widths", type=int, nargs="+", default=[64])
-    add("--text-width", type=int, default=64)
+    add("--text-width", type=int, default=32)
     return parser
 
 
