@@ -1,7 +1,7 @@
 """Accuracy of what train_diffusers.py trained: two runs of `rdc evaluate`, resumable, and their figures in one file.
 
     python -m benchmarks.studies.evaluate_diffusers --kind dit --run out/dit --levels log:2:0.2:0.6:flat --clean 10000
-    python -m benchmarks.studies.evaluate_diffusers --table
+    python -m benchmarks.studies.evaluate_diffusers --write docs/any_model.md
 
 Clean accuracy on the first --clean test images, and APGD with exact gradients against the classifier's own noise on the first --robust.
 --hold-out N prints the accuracy of several --levels on N training images that were left out of the training, and runs nothing else.
@@ -10,6 +10,7 @@ Clean accuracy on the first --clean test images, and APGD with exact gradients a
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ import torch
 import rdc
 from benchmarks.studies.levels import holdout
 from rdc.cli import main as rdc_main
+from rdc.statistics import wilson_interval
 from rdc.storage.json_files import read_json, write_json
 
-__all__ = ["main", "name_of", "table"]
+__all__ = ["main", "name_of", "so_far", "table", "written"]
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "trained-diffusers.json"
+BEGIN, END = "<!-- table of benchmarks/studies/evaluate_diffusers.py -->", "<!-- end of the table -->"
 _KEPT = (
     "n",
     "clean",
@@ -64,20 +67,36 @@ def evaluated(args: argparse.Namespace, part: str, words: str) -> dict[str, Any]
     return {**{name: report[name] for name in _KEPT}, "flags": flags, "attacks": attacks, "sanity": report["sanity"]}
 
 
+def so_far(run: Path) -> dict[str, Any]:
+    """Clean accuracy on the images that an unfinished run is through with."""
+    lines = [json.loads(line) for line in (run / "clean" / "results.jsonl").read_text().splitlines()]
+    right = [round(line["clean"]["right"]) for line in lines if "clean" in line]
+    found = wilson_interval(sum(right), len(right))
+    return {"n": len(right), "clean": {"accuracy": sum(right) / len(right), "ci95": list(found)}, "finished": False}
+
+
 def table(rows: dict[str, Any]) -> str:
     """Markdown, a line a model."""
-    lines = [
-        "| | weights | images, minutes | levels | clean accuracy | n | robust, 8/255 | n |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    names = ("", "weights", "images seen", "minutes", "levels", "clean accuracy", "n", "robust, 8/255", "n")
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for kind, row in rows.items():
-        trained, clean, robust = row["trained"], row.get("clean"), row.get("robust")
-        parts = [kind, " + ".join(f"{count:,}" for count in trained["weights"])]
-        parts += [f"{trained['images']:,}, {trained['seconds'] / 60:.0f}", f"`{row['levels']}`"]
-        parts += [_accuracy(clean, "clean"), f"{clean['n']:,}" if clean else "-"]
+        stages, clean, robust = row["trained"], row.get("clean"), row.get("robust")
+        parts = [f"`{kind}`", " + ".join(f"{count:,}" for count in stages[-1]["weights"])]
+        parts.append(" + ".join(f"{stage['images']:,}" for stage in stages))
+        parts.append(" + ".join(f"{stage['seconds'] / 60:.0f}" for stage in stages))
+        parts += [f"`{row['levels']}`", _accuracy(clean, "clean"), f"{clean['n']:,}" if clean else "-"]
         parts += [_accuracy(robust, "robust"), str(robust["n"]) if robust else "-"]
         lines.append(f"| {' | '.join(parts)} |")
     return "\n".join(lines)
+
+
+def written(page: str, rows: dict[str, Any]) -> str:
+    """The page with the table in place of what stands between its two marks."""
+    before, mark, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (mark and end):
+        raise SystemExit(f"--write: expected the marks {BEGIN} and {END}")
+    return f"{before}{mark}\n\n{table(rows)}\n\n{end}{after}"
 
 
 def _accuracy(report: dict[str, Any] | None, name: str) -> str:
@@ -100,6 +119,9 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=("dit", "latent", "prompts"))
     parser.add_argument("--run", type=Path, help="folder of train_diffusers.py")
+    parser.add_argument(
+        "--first", type=Path, nargs="*", default=[], help="folders of the stages before it, for the record"
+    )
     parser.add_argument("--levels", nargs="+", help="noise levels; several with --hold-out")
     parser.add_argument(
         "--hold-out", type=int, help="print the accuracy on so many images that were left out, and stop"
@@ -114,11 +136,14 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--table", action="store_true", help="print what is in --out as markdown, and stop")
+    parser.add_argument(
+        "--so-far", action="store_true", help="write clean accuracy on what an unfinished run is through with, and stop"
+    )
+    parser.add_argument("--write", type=Path, help="write the table of --out into this page, and stop")
     args = parser.parse_args(words)
     torch.set_num_threads(args.threads)
-    if args.table:
-        print(table(read_json(args.out)))
+    if args.write:
+        args.write.write_text(written(args.write.read_text(), read_json(args.out)))
         return
     if args.kind is None or args.run is None or args.levels is None:
         parser.error("expected --kind, --run and --levels")
@@ -126,7 +151,15 @@ def main(words: list[str] | None = None) -> None:
         _held_out(args)
         return
     rows = read_json(args.out) if args.out.exists() else {}
-    row = rows[args.kind] = {"levels": args.levels[0], "trained": read_json(args.run / "trained.json")}
+    row = rows.setdefault(args.kind, {})
+    row |= {
+        "levels": args.levels[0],
+        "trained": [read_json(stage / "trained.json") for stage in (*args.first, args.run)],
+    }
+    if args.so_far:
+        row["clean"] = so_far(args.run)
+        write_json(args.out, rows)
+        return
     attack = f"--n {args.robust} --norm linf --eps 8/255 --attacks {args.attacks} --steps {args.steps} --noise known"
     if args.robust:
         row["robust"] = evaluated(args, "apgd", f"{attack} --sanity 8")
