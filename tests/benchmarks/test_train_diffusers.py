@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -87,3 +89,22 @@ def test_classes_that_are_confused_are_drawn_more_often():
         objective.learn(net, labels, wrong, torch.stack([torch.zeros(64), torch.where(wrong[:, 0] == 2, 3.0, -9.0)], 1))
     counts = objective.wrong_for(net, labels, torch.Generator().manual_seed(1)).flatten().bincount(minlength=4)
     assert counts[2] > 48 and net.confusion[0, 2] > 0.5 > net.confusion[0, 1]
+
+
+def test_the_table_is_written_between_its_marks_and_unfinished_runs_are_counted(tmp_path):
+    evaluate_diffusers = pytest.importorskip("benchmarks.studies.evaluate_diffusers")
+    (tmp_path / "clean").mkdir()
+    lines = [{"rdc": 1}, *({"image": i, "clean": {"right": float(i != 0)}} for i in range(4))]
+    (tmp_path / "clean" / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = evaluate_diffusers.so_far(tmp_path)
+    assert (found["n"], found["clean"]["accuracy"]) == (4, 0.75)
+    stage = {"images": 1000, "seconds": 120, "weights": [5, 6]}
+    rows = {"dit": {"levels": "log:1:1:2:flat", "trained": [stage, stage], "clean": found}}
+    page = f"before\n{evaluate_diffusers.BEGIN}\nold\n{evaluate_diffusers.END}\nafter\n"
+    again = evaluate_diffusers.written(page, rows)
+    assert again == evaluate_diffusers.written(again, rows) and "old" not in again
+    assert again.startswith("before\n") and again.endswith("\nafter\n")
+    assert (
+        "| `dit` | 5 + 6 | 1,000 + 1,000 | 2 + 2 | `log:1:1:2:flat` | 75.0 % [30.1, 95.4] | 4 | not measured | - |"
+        in again
+    )
