@@ -59,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="test images to calibrate on (once; kept in ~/.cache/rdc/anytime; default: %(default)s)",
     )
+    group = parser.add_argument_group("class elimination (docs/many_classes.md)")
+    group.add_argument(
+        "--eliminate",
+        metavar="STAGES",
+        help="leave classes out, stage by stage, where each costs a pass of the network: li-2023 (10 %% of the passes with 1,000 classes), "
+        "quick (4.5 %%), or LEVELS:CLASSES,... such as 5%%:50%%,10%%:5%%,50%%:1%%,100%%:1. For images that nobody has tampered with",
+    )
     add_model_options(parser, "fashion-mnist")
 
 
@@ -69,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
     why, kind = _confidence(classifier, args)
     if args.anytime is not None:
         classifier, kind = _anytime(classifier, args), None
+    if args.eliminate is not None:
+        classifier, kind = _eliminating(classifier, args), None
     answers: list[dict[str, Any]] = []
     try:
         with bar(total=len(names), desc="pictures", unit="", enabled=args.batch < len(names)) as shown:
@@ -91,6 +100,8 @@ def _say(classifier: Any, args: argparse.Namespace, answers: list[dict[str, Any]
         mean = sum(answer["levels"] for answer in good) / len(good)
         total = len(classifier.calibration.order)
         print(f"anytime: {mean:.1f} of {total} levels looked at on average; stated rate {100 * args.anytime:g} %")
+    if args.eliminate is not None and args.format != "json" and good:
+        print(_about_elimination(classifier))
     say_errors(answers)
 
 
@@ -109,8 +120,8 @@ def _part(
         return answers
     pixels = [pixels for _, pixels in waiting]
     found = _logits(classifier, pixels)
-    for (answer, _), logits, probabilities, levels in zip(waiting, *found, strict=True):
-        _answer(answer, logits, probabilities, levels, classifier.class_names)
+    for (answer, _), logits, probabilities, cost in zip(waiting, *found, strict=True):
+        _answer(answer, logits, probabilities, cost, classifier.class_names)
         answer["calibrated"] = None if why is None else not why
     if kind is not None:
         _compare(classifier, kind, [answer for answer, _ in waiting], pixels)
@@ -148,7 +159,7 @@ def _compare(classifier: Any, kind: KnownKind, answers: list[dict[str, Any]], pi
 
 
 def _answer(
-    answer: dict[str, Any], logits: Any, probabilities: list[float], levels: int | None, class_names: tuple[str, ...]
+    answer: dict[str, Any], logits: Any, probabilities: list[float], cost: dict[str, int], class_names: tuple[str, ...]
 ) -> None:
     """Put what is said about one image into its entry."""
     from rdc.decisions.answers import doubt
@@ -157,8 +168,7 @@ def _answer(
     if wrong:
         answer["error"] = wrong
         return
-    if levels is not None:
-        answer["levels"] = levels
+    answer.update(cost)
     order = sorted(range(len(probabilities)), key=lambda k: -probabilities[k])
     answer["label"], answer["class"], answer["confidence"] = (
         order[0],
@@ -183,23 +193,47 @@ def _anytime(classifier: Any, args: argparse.Namespace) -> Any:
     return calibrated(classifier, load_images(args.anytime_data, "test"), args.anytime, progress=args.format != "json")
 
 
-def _logits(classifier: Defence, pixels: list[Any]) -> tuple[Any, list[list[float]], list[int | None]]:
-    """Of each image: logits, probabilities; and how many levels were looked at, None where it is all of them."""
+def _eliminating(classifier: Any, args: argparse.Namespace) -> Any:
+    from rdc.decisions.elimination import EliminatingClassifier
+    from rdc.errors import ConfigError
+
+    if args.anytime is not None:
+        raise ConfigError(
+            "--eliminate: expected it without --anytime; each leaves levels and classes out in its own way"
+        )
+    return EliminatingClassifier(classifier, args.eliminate)
+
+
+def _about_elimination(classifier: Any) -> str:
+    share = 100 * classifier.passes / classifier.full_passes
+    stages = ", ".join(f"{kept:,} after {levels:,} levels" for levels, kept in classifier.stages)
+    return (
+        f"elimination: {classifier.passes:,} of {classifier.full_passes:,} passes an image ({share:.1f} %); of {classifier.num_classes:,} "
+        f"classes {stages}; how often the full decision is another one was not measured"
+    )
+
+
+def _logits(classifier: Defence, pixels: list[Any]) -> tuple[Any, list[list[float]], list[dict[str, int]]]:
+    """Of each image: logits, probabilities; and what a decision by less than everything cost: levels looked at, and passes."""
     import numpy as np
     import torch
 
     from rdc.decisions.anytime import AnytimeClassifier
+    from rdc.decisions.elimination import EliminatingClassifier
 
     x = torch.from_numpy(np.stack(pixels)).to(classifier.device)
-    levels: list[int | None] = [None] * len(x)
+    cost: list[dict[str, int]] = [{} for _ in range(len(x))]
     with torch.no_grad():
         if isinstance(classifier, AnytimeClassifier):
             result = classifier.decide(x)
-            logits, levels = result.log_probabilities, result.levels.tolist()
+            logits, cost = result.log_probabilities, [{"levels": levels} for levels in result.levels.tolist()]
+        elif isinstance(classifier, EliminatingClassifier):
+            result = classifier.decide(x)
+            logits, cost = result.log_probabilities, [{"passes": passes} for passes in result.passes.tolist()]
         else:
             logits = classifier(x)
     logits = logits.cpu().double()  # there: Apple's GPUs have no float64
-    return logits.numpy(), logits.softmax(1).tolist(), levels
+    return logits.numpy(), logits.softmax(1).tolist(), cost
 
 
 def _table(answers: list[dict[str, Any]], top: int) -> str:

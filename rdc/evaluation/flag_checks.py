@@ -137,6 +137,14 @@ def anytime(identity: Identity, totals: RunTotals) -> str | None:
     return f"stated rate of decisions that differ from the full ones: {100 * rule['error_rate']:g} %{looked} on clean images"
 
 
+def class_elimination(identity: Identity, totals: RunTotals) -> str | None:
+    rule = identity.classifier.get("elimination")
+    if not rule or not rule["under_attack"]:
+        return None
+    share = 100 * rule["passes"] / rule["full_passes"]
+    return f"{rule['passes']:,} of {rule['full_passes']:,} passes ({share:.1f} %), schedule {rule['schedule']}, in every call"
+
+
 def straight_through(identity: Identity, totals: RunTotals) -> str | None:
     lm = identity.classifier["lm"]
     signs = isinstance(lm, Mapping) and lm.get("sign") and lm.get("optimizer", "momentum") == "momentum"

@@ -267,6 +267,17 @@ FLAGS = (
         check=checks.anytime,
     ),
     Flag(
+        name="class-elimination",
+        severity="warning",
+        raised_if="the model was told to leave classes out under attack, too",
+        explanation=(
+            "Which classes are dropped after few noise levels is control flow: gradients see only those that were kept, and attackers can "
+            "look for images of which the right class is dropped early. The figure is not that of the full classifier."
+        ),
+        what_to_do="Attack and quote the full classifier, which an eliminating one is unless under_attack is set.",
+        check=checks.class_elimination,
+    ),
+    Flag(
         name="straight-through",
         severity="note",
         raised_if="exact gradients pass through sign steps of likelihood maximisation",

@@ -25,7 +25,9 @@ from rdc.method.draw import Draw
 __all__ = ["joined", "rebuilt", "streamed"]
 
 
-def streamed(denoiser: Denoiser, x0: Tensor, draw: Draw, pairs: int, rebuild: bool = True) -> Tensor:
+def streamed(
+    denoiser: Denoiser, x0: Tensor, draw: Draw, pairs: int, rebuild: bool = True, rows: int | None = None
+) -> Tensor:
     """Weighted class losses [N, K], at most ``pairs`` pairs of image and level at a time.
 
     Args:
@@ -34,15 +36,25 @@ def streamed(denoiser: Denoiser, x0: Tensor, draw: Draw, pairs: int, rebuild: bo
         draw: levels, their weights and their noise.
         pairs: how many pairs of image and level, with all their classes, one piece may hold; at least 1.
         rebuild: forget what the pieces computed on the way and compute it again in the backward pass.
+        rows: with a pass for every class: how many passes a piece may hold, where that is fewer than those of one pair. Classes are
+            then cut, too, so that memory does not grow with their number.
     """
     if rebuild and transformed():
-        return opaque_with(denoiser, lambda x0, *plain: streamed(denoiser, x0, Draw(*plain), pairs), x0, *draw.tensors)
-    levels = len(draw)
+        return opaque_with(
+            denoiser, lambda x0, *plain: streamed(denoiser, x0, Draw(*plain), pairs, rows=rows), x0, *draw.tensors
+        )
+    levels, classes = len(draw), denoiser.num_classes
     per_piece = min(levels, pairs)
+    cut = pairs == 1 and rows is not None and rows < denoiser.passes_per_level
+    per_cut = rows if cut and rows is not None else classes
     rebuild = rebuild and wanted(x0, *draw.tensors, module=denoiser)
 
-    def piece(part: Tensor, begin: int) -> Tensor:
-        return denoiser.class_losses(part, draw[begin : begin + per_piece])
+    def piece(part: Tensor, begin: int, first: int) -> Tensor:
+        if not cut:
+            return denoiser.class_losses(part, draw[begin : begin + per_piece])
+        labels = torch.arange(first, min(first + per_cut, classes), device=part.device)
+        whole = part.expand(len(labels), *part.shape[1:])  # one image at one level
+        return denoiser.losses_of_labels(whole, draw[begin : begin + per_piece], labels)[None]
 
     again = kept_for_later(denoiser, piece) if rebuild else piece
 
@@ -50,10 +62,11 @@ def streamed(denoiser: Denoiser, x0: Tensor, draw: Draw, pairs: int, rebuild: bo
         for part in x0.split(max(1, pairs // per_piece)):
             total: Tensor | None = None
             for begin in range(0, levels, per_piece):
-                if rebuild:
-                    loss = checkpointed(again, part, begin)
-                else:
-                    loss = piece(part, begin)
+                some = [
+                    checkpointed(again, part, begin, first) if rebuild else piece(part, begin, first)
+                    for first in range(0, classes, per_cut)
+                ]
+                loss = some[0] if len(some) == 1 else torch.cat(some, 1)
                 total = loss if total is None else total + loss
             assert total is not None
             yield total
@@ -98,7 +111,7 @@ def rebuilt(denoiser: Denoiser, x0: Tensor, draw: Draw, pairs: int, rows: int | 
             denoiser, lambda x0, *plain: rebuilt(denoiser, x0, Draw(*plain), pairs, rows), x0, *draw.tensors
         )
     if wanted(*draw.tensors, module=denoiser):
-        return streamed(denoiser, x0, draw, pairs)
+        return streamed(denoiser, x0, draw, pairs, rows=rows)
     losses: Tensor = _Rebuilt.apply(x0, (denoiser, draw, pairs, rows))  # type: ignore[no-untyped-call]
     return losses
 
@@ -106,8 +119,8 @@ def rebuilt(denoiser: Denoiser, x0: Tensor, draw: Draw, pairs: int, rows: int | 
 class _Rebuilt(torch.autograd.Function):
     @staticmethod
     def forward(x0: Tensor, run: tuple[Any, ...]) -> Tensor:
-        denoiser, draw, pairs, _ = run
-        return streamed(denoiser, x0.detach(), draw, pairs)
+        denoiser, draw, pairs, rows = run
+        return streamed(denoiser, x0.detach(), draw, pairs, rows=rows)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -129,7 +142,7 @@ def _pull(run: tuple[Any, ...], x0: Tensor, upstream: Tensor) -> Tensor:
     denoiser, draw, pairs, rows = run
     if torch.is_grad_enabled():
         x0 = x0 if x0.requires_grad else x0.detach().requires_grad_()
-        losses = streamed(denoiser, x0, draw, pairs)
+        losses = streamed(denoiser, x0, draw, pairs, rows=rows)
         return torch.autograd.grad(losses, x0, upstream, create_graph=True)[0]
     if denoiser.passes_per_level == 1:
         return _gradient_of_pieces(denoiser, x0, upstream, draw, pairs)

@@ -344,13 +344,13 @@ class DiffusionClassifier(BaseDefence):
         """Class losses [N, K], in pieces where they would not fit the memory budget together."""
         self.network_evaluations += len(x0) * len(draw) * self.denoiser.passes_per_level
         pairs = self.pairs_that_fit(x0)
-        rows = self._rows_that_fit(x0, pairs)
+        rows = self.rows_that_fit(x0, pairs)
         operands = (self.denoiser, x0, draw, pairs)
         if len(x0) * len(draw) * self.denoiser.passes_per_level <= rows:
             return streamed(*operands, rebuild=False)
         if x0.requires_grad and torch.is_grad_enabled():
             return rebuilt(*operands, rows)
-        return streamed(*operands)
+        return streamed(*operands, rows=rows)
 
     def _rows_without_label(self, like: Tensor) -> int:
         """Images at one level whose label-free loss and gradient fit the budget."""
@@ -368,8 +368,9 @@ class DiffusionClassifier(BaseDefence):
         rows = items_that_fit(self.memory_budget_mb, self._pair_bytes(like) // passes, like.device, what)
         return max(1, rows // passes)
 
-    def _rows_that_fit(self, like: Tensor, pairs: int) -> int:
+    def rows_that_fit(self, like: Tensor, pairs: int | None = None) -> int:
         """Passes of the network whose gradient fits: with one for every class, fewer than K where one pair is too much."""
+        pairs = self.pairs_that_fit(like) if pairs is None else pairs
         passes = self.denoiser.passes_per_level
         if pairs > 1 or passes == 1:
             return pairs * passes

@@ -97,6 +97,6 @@ def test_classes_go_in_pieces_where_one_image_at_one_level_does_not_fit(share):
     if share == 0.15:  # not even one class
         with pytest.warns(UserWarning, match="do not hold one image at one level under one label"):
             assert small.pairs_that_fit(x) == 1
-    assert small._rows_that_fit(x, 1) == rows
+    assert small.rows_that_fit(x, 1) == rows
     least = max(share, 1 / 3) * pair * MIB
     assert peak_bytes(lambda: gradient(small)) < 1.15 * least

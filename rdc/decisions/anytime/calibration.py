@@ -38,6 +38,9 @@ __all__ = ["AnytimeCalibration", "Stopping", "calibrate_anytime", "fingerprint",
 
 _GRID = np.linspace(6.0, 0.0, 121)  # z, from the strictest
 _MOST_LOOKS = 16
+_MANY_CLASSES = (
+    100  # from here on a network with a pass for every class looks after 1, 2, 4, ... levels: the first costs most
+)
 _SHAPE_EVERY = 4  # every fourth image is for the order and sigma_j, so that images sorted by class do no harm
 _FEWEST = 40
 
@@ -207,7 +210,7 @@ def calibrate_from_losses(
     weighted = losses * np.asarray(weight, dtype=np.float64)[:, None]
     shaping = np.arange(len(weighted)) % _SHAPE_EVERY == 0
     order = _order(weighted[shaping], prior)
-    looks = _looks(len(order))
+    looks = _looks(len(order), doubling=eliminate and losses.shape[2] >= _MANY_CLASSES)
     spread = _spread(_scores(weighted[shaping], order, looks, prior))
     tested = _scores(weighted[~shaping], order, looks, prior)
     full = tested[:, -1].argmin(1)
@@ -341,8 +344,10 @@ def _order(weighted: np.ndarray, prior: np.ndarray) -> np.ndarray:
     return np.argsort(-np.square(second - first).mean(0), kind="stable")
 
 
-def _looks(count: int) -> list[int]:
-    """Levels done at each look: every level, or about sixteen looks where there are more levels."""
+def _looks(count: int, doubling: bool = False) -> list[int]:
+    """Levels done at each look: every level, or about sixteen looks where there are more levels; or doubling ones."""
+    if doubling:
+        return sorted({*(2**power for power in range(count.bit_length())), count})
     return sorted(
         {int(round(look)) for look in np.linspace(count / min(count, _MOST_LOOKS), count, min(count, _MOST_LOOKS))}
     )
