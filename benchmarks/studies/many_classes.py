@@ -5,8 +5,8 @@
 The stand-ins are no trained networks: 50 groups of 20 Gaussian classes of 8 x 8 images, N(m_y, c^2 I), whose denoiser is known in closed
 form, D = (c^2 x_t + s^2 m_y) / (c^2 + s^2), and whose posterior is exact. They run through the classifier like any network
 (``rdc.from_denoiser``), a pass for every class, image and level. Classes of a group lie near each other, and levels are all below c, so
-that losses are noisy: the rows "one level" show what a single draw is worth. "plain": a draw near the largest level is right about one image in
-three. "noisy": about none in ten, and no group stands apart.
+that losses are noisy: the rows "one level" show what a single draw is worth. "plain": a draw near the largest level is right about one
+image in three. "noisy": about none in ten, and no group stands apart.
 What is found is kept in ``--work``, image by hundred, so that the command goes on where it was stopped.
 """
 

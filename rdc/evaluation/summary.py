@@ -20,8 +20,8 @@ __all__ = ["Curve", "accuracy_per_class", "accuracy_per_step", "summarize"]
 
 #: of what a defence says of itself, in the report
 _OF_A_CLASSIFIER = ("levels", "weighting", "lm", "noise", "head", "precision")
-#: where there is such a thing: a second network, parts, a denoiser that is no network of rdc's own, an encoder
-_WHERE_THERE_IS = ("lm_network", "parts", "denoiser", "latents", "noise_per_class")
+#: where there is such a thing: a second network, parts, a denoiser that is no network of rdc's own, an encoder, stages of elimination
+_WHERE_THERE_IS = ("lm_network", "parts", "denoiser", "latents", "noise_per_class", "elimination")
 
 
 def summarize(run: RunRecord, batches: Sequence[Batch], sanity: Sanity) -> Report:

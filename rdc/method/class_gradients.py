@@ -22,7 +22,10 @@ from rdc.execution.opaque import checkpointed, kept_for_later, opaque, opaque_wi
 from rdc.method.denoiser import Denoiser
 from rdc.method.draw import Draw
 
-__all__ = ["joined", "rebuilt", "streamed"]
+__all__ = ["MANY_CLASSES", "joined", "rebuilt", "streamed"]
+
+#: From so many passes on those of the gradient are made again even where all would fit: most classes carry none.
+MANY_CLASSES = 100
 
 
 def streamed(

@@ -23,7 +23,7 @@ from rdc.execution.memory import items_that_fit, memory_budget, tensor_bytes
 from rdc.execution.opaque import opaque_with, transformed
 from rdc.execution.surroundings import never_inference, refuse_inference_weights, undisturbed
 from rdc.images.pixels import checked_pixels
-from rdc.method.class_gradients import joined, rebuilt, streamed
+from rdc.method.class_gradients import MANY_CLASSES, joined, rebuilt, streamed
 from rdc.method.denoiser import Denoiser
 from rdc.method.draw import Draw
 from rdc.method.latents import encoded, encoding_bytes
@@ -346,9 +346,10 @@ class DiffusionClassifier(BaseDefence):
         pairs = self.pairs_that_fit(x0)
         rows = self.rows_that_fit(x0, pairs)
         operands = (self.denoiser, x0, draw, pairs)
-        if len(x0) * len(draw) * self.denoiser.passes_per_level <= rows:
+        gradient, passes = x0.requires_grad and torch.is_grad_enabled(), self.denoiser.passes_per_level
+        if len(x0) * len(draw) * passes <= rows and not (gradient and passes >= MANY_CLASSES):
             return streamed(*operands, rebuild=False)
-        if x0.requires_grad and torch.is_grad_enabled():
+        if gradient:
             return rebuilt(*operands, rows)
         return streamed(*operands, rows=rows)
 

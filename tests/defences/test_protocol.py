@@ -9,6 +9,7 @@ from torch import nn
 
 from rdc.contracts import BaseDefence, Defence, GradientMode, NoisePolicy
 from rdc.decisions.anytime import AnytimeClassifier
+from rdc.decisions.elimination import EliminatingClassifier
 from rdc.defences import DiffusionPurifier, LikelihoodPurifier, PurifiedClassifier, ScoreBasedClassifier, as_defence
 from rdc.errors import ConfigError
 from rdc.method.denoiser import make_denoiser
@@ -78,11 +79,13 @@ KINDS = {
     "diffpure": lambda: purified(DiffusionPurifier(denoiser(), sigma=0.5, steps=3)),
     "sbgc": sbgc,
     "anytime": anytime,
+    "eliminating": lambda: EliminatingClassifier(gaussian_classifier(lm=LM), "50%:2,100%:1"),
+    "eliminating-under-attack": lambda: EliminatingClassifier(gaussian_classifier(), "50%:2,100%:1", under_attack=True),
     "module": lambda: as_defence(Net(), pixels(), class_names=NAMES),
     "function": lambda: as_defence(lambda x: x.flatten(1) @ WEIGHT, pixels(), class_names=NAMES),
     "foreign": lambda: as_defence(Theirs(), pixels(), class_names=NAMES),
 }
-PURIFY = {"rdc", "lm", "lm-in-front-of-a-defence", "diffpure", "anytime", "foreign"}
+PURIFY = {"rdc", "lm", "lm-in-front-of-a-defence", "diffpure", "anytime", "eliminating", "foreign"}
 STOCHASTIC = {"sbgc", "dc", "rdc", "lm", "lm-in-front-of-a-defence", "diffpure"}
 PENALTY = PURIFY - {"diffpure", "foreign"}
 SURROGATES = {
@@ -93,6 +96,8 @@ SURROGATES = {
     "lm-in-front-of-a-defence": {"plain", "one-step", "fresh"},
     "diffpure": {"plain", "fresh"},
     "anytime": {"full", "plain", "one-step", "fresh"},
+    "eliminating": {"full", "plain", "one-step", "fresh"},
+    "eliminating-under-attack": {"full", "fresh"},
 }
 
 
@@ -179,7 +184,7 @@ def test_counts_evaluations(model):
     made(pixels(3))
     most = 3 * made.evaluations_per_image
     assert 3 <= made.network_evaluations <= most
-    if not isinstance(made, AnytimeClassifier):
+    if not isinstance(made, AnytimeClassifier) and not getattr(made, "under_attack", False):
         assert made.network_evaluations == most
     made.network_evaluations = 0
     assert made.network_evaluations == 0
@@ -197,7 +202,9 @@ def test_description_is_plain_json(kind, model):
     if model.stochastic:
         assert found["noise"] == {"policy": "fixed", "seed": model.noise_seed} and type(found["noise"]["policy"]) is str
         assert model.with_(noise="fresh", noise_seed=7).describe()["noise"] == {"policy": "fresh", "seed": 7}
-    assert (found["levels"] is not None) is (kind in ("dc", "rdc", "anytime"))
+    assert (found["levels"] is not None) is (
+        kind in ("dc", "rdc", "anytime", "eliminating", "eliminating-under-attack")
+    )
 
 
 def test_weights_have_a_digest(model):
