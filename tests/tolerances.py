@@ -222,3 +222,8 @@ EDM_CONVERT_SECONDS = 10.0
 EDM_CONVERT_MIB = 1430.0
 #: resident memory of the whole process over --memory-mb: issue 19 asks for it.
 EDM_OF_BUDGET = 1.1
+
+#: Peak of a call about 1,000 classes over that about 10 under one budget: pieces of classes are not all equally full.
+MANY_CLASSES_PEAK = 1.15
+#: Bytes of a class that stay: its losses, probabilities and their gradients, a dozen float32 numbers and more.
+BYTES_OF_A_CLASS = 100
