@@ -8,8 +8,10 @@
 #include <string>
 
 #include "array.h"
+#include "convolution.h"
 #include "empirical_denoiser.h"
 #include "multihead_loss.h"
+#include "norm_act.h"
 
 namespace py = pybind11;
 namespace dlpack = rdc::dlpack;
@@ -30,6 +32,8 @@ CpuIsa parse_isa(const std::string& wanted) {
 
 constexpr const char* op = "multihead_loss";
 constexpr const char* empirical = "empirical_denoiser";
+constexpr const char* convolution = "convolution";
+constexpr const char* norm_act = "norm_act";
 
 void check(rdc::Status status, const char* name = op) {
   if (status) throw std::runtime_error(std::string(name) + ": " + status);
@@ -110,6 +114,64 @@ struct EmpiricalInputs : Arrays {
   float* floats(const char* name, py::handle capsule, const std::vector<int64_t>& shape) {
     return static_cast<float*>(dense(name, capsule, float32, shape));
   }
+};
+
+// The inputs of the convolution. Images are [B, H, W, channels]: channels_last, permuted.
+struct ConvolutionArrays : Arrays {
+  rdc::ConvolutionInputs in{};
+  dlpack::Type type{};
+
+  ConvolutionArrays(py::handle x, py::handle packed, py::handle bias, py::handle skip, py::handle y, bool doubled, float factor, CpuIsa isa)
+      : Arrays(convolution, dlpack::cpu) {
+    const dlpack::Tensor &from = any("x", x, 4), &to = any("y", y, 4);
+    type = from.type.code == dlpack::bfloat ? bfloat16 : float32;
+    const int64_t B = to.shape[0], H = to.shape[1], W = to.shape[2], O = to.shape[3], I = from.shape[3];
+    if (H < 1 || W < 1 || I < 1) fail("x", "expected at least one pixel and one channel");
+    if (doubled && (H % 2 || W % 2)) fail("y", "expected an even height and width");
+    in.B = B, in.H = H, in.W = W, in.I = I, in.O = O;
+    in.doubled = doubled;
+    in.dtype = type.code == dlpack::bfloat ? rdc::DType::bfloat16 : rdc::DType::float32;
+    in.x = dense("x", x, type, {B, doubled ? H / 2 : H, doubled ? W / 2 : W, I});
+    in.packed = static_cast<const float*>(dense("packed", packed, float32, {rdc::convolution_packed_size(O, I, isa)}));
+    if (!bias.is_none()) in.bias = static_cast<const float*>(dense("bias", bias, float32, {O}));
+    if (!skip.is_none()) in.skip = dense("skip", skip, type, {B, H, W, O});
+    in.factor = factor;
+  }
+};
+
+// The inputs of the group norm. Images are [B, positions, channels].
+struct NormActArrays : Arrays {
+  rdc::NormActInputs in{};
+  dlpack::Type type{};
+
+  NormActArrays(py::handle x, py::handle weight, py::handle bias, py::handle pre, py::handle scale, py::handle shift, int64_t groups, float eps,
+                bool silu)
+      : Arrays(norm_act, dlpack::cpu) {
+    const dlpack::Tensor& from = any("x", x, 3);
+    type = from.type.code == dlpack::bfloat ? bfloat16 : float32;
+    in.B = from.shape[0], in.P = from.shape[1], in.C = from.shape[2], in.groups = groups;
+    if (in.P < 1 || in.C < 1) fail("x", "expected at least one position and one channel");
+    if (groups < 1 || in.C % groups) fail("groups", "expected a divisor of " + std::to_string(in.C) + " channels, got " + std::to_string(groups));
+    in.dtype = type.code == dlpack::bfloat ? rdc::DType::bfloat16 : rdc::DType::float32;
+    in.x = images("x", x);
+    in.weight = static_cast<const float*>(dense("weight", weight, float32, {in.C}));
+    in.bias = static_cast<const float*>(dense("bias", bias, float32, {in.C}));
+    if (!pre.is_none()) {
+      in.pre_row = any("pre", pre, 2).shape[0] == 1 ? 0 : in.C;
+      in.pre = condition("pre", pre, in.pre_row ? in.B : 1);
+    }
+    if (scale.is_none() != shift.is_none()) fail("shift", "expected with scale, or neither");
+    if (!scale.is_none()) {
+      in.scale_row = in.C;
+      in.scale = condition("scale", scale, in.B);
+      in.shift = condition("shift", shift, in.B);
+    }
+    in.eps = eps;
+    in.silu = silu;
+  }
+
+  void* images(const char* name, py::handle capsule) { return dense(name, capsule, type, {in.B, in.P, in.C}); }
+  float* condition(const char* name, py::handle capsule, int64_t rows) { return static_cast<float*>(dense(name, capsule, float32, {rows, in.C})); }
 };
 
 }  // namespace
@@ -199,5 +261,74 @@ PYBIND11_MODULE(_C, m) {
       status = rdc::empirical_denoiser_cpu_backward(given.in, up, means, sums, out, threads, which);
     }
     check(status, empirical);
+  });
+
+  m.def("fingerprint", [](py::object weight) {
+    Arrays given(convolution, dlpack::cpu);
+    const dlpack::Tensor& t = given.any("weight", weight, 4);
+    const void* data = given.dense("weight", weight, Arrays::float32, {t.shape, t.shape + t.ndim});
+    return rdc::fingerprint(data, t.shape[0] * t.shape[1] * t.shape[2] * t.shape[3] * 4);
+  }, "A number that tells the values of a dense float32 weight apart.");
+  m.def("convolution_packed_size", [](int64_t outputs, int64_t inputs, const std::string& isa) {
+    if (outputs < 0 || inputs < 1) throw std::invalid_argument("convolution: expected outputs >= 0 and inputs >= 1");
+    return rdc::convolution_packed_size(outputs, inputs, parse_isa(isa));
+  });
+  // weight [O, I, 3, 3] (reversed: [I, O, 3, 3]) -> packed
+  m.def("convolution_pack", [](py::object weight, py::object packed, bool reversed, int threads, const std::string& isa) {
+    Arrays given(convolution, dlpack::cpu);
+    const dlpack::Tensor& t = given.any("weight", weight, 4);
+    const int64_t outputs = t.shape[reversed ? 1 : 0], inputs = t.shape[reversed ? 0 : 1];
+    const CpuIsa which = parse_isa(isa);
+    const float* from = static_cast<const float*>(given.dense("weight", weight, Arrays::float32, {t.shape[0], t.shape[1], 3, 3}));
+    float* to = static_cast<float*>(given.dense("packed", packed, Arrays::float32, {rdc::convolution_packed_size(outputs, inputs, which)}));
+    py::gil_scoped_release release;
+    rdc::convolution_pack(from, outputs, inputs, reversed, to, threads, which);
+  });
+  // x [B, H, W, I], packed, bias and skip (or None), y [B, H, W, O], which is written
+  m.def("convolution_cpu_forward", [](py::object x, py::object packed, py::object bias, py::object skip, py::object y, bool doubled, float factor,
+                                      int threads, const std::string& isa) {
+    const CpuIsa which = parse_isa(isa);
+    ConvolutionArrays given(x, packed, bias, skip, y, doubled, factor, which);
+    void* out = given.dense("y", y, given.type, {given.in.B, given.in.H, given.in.W, given.in.O});
+    rdc::Status status;
+    {
+      py::gil_scoped_release release;
+      status = rdc::convolution_forward(given.in, out, threads, which);
+    }
+    check(status, convolution);
+  });
+  // x [B, P, C], weight, bias [C], pre [B or 1, C], scale, shift [B, C] (or None), then y [B, P, C], mean and rstd [B, C], which are written
+  m.def("norm_act_cpu_forward", [](py::object x, py::object weight, py::object bias, py::object pre, py::object scale, py::object shift,
+                                   int64_t groups, float eps, bool silu, py::object y, py::object mean, py::object rstd, int threads,
+                                   const std::string& isa) {
+    NormActArrays given(x, weight, bias, pre, scale, shift, groups, eps, silu);
+    void* out = given.images("y", y);
+    float *means = given.condition("mean", mean, given.in.B), *over = given.condition("rstd", rstd, given.in.B);
+    const CpuIsa which = parse_isa(isa);
+    rdc::Status status;
+    {
+      py::gil_scoped_release release;
+      status = rdc::norm_act_forward(given.in, out, means, over, threads, which);
+    }
+    check(status, norm_act);
+  });
+  // The same inputs, upstream [B, P, C], mean, rstd, then what is written: the gradient of x and sums [B, C] (norm_act.h); the last may be None
+  m.def("norm_act_cpu_backward", [](py::object x, py::object weight, py::object bias, py::object pre, py::object scale, py::object shift,
+                                    int64_t groups, float eps, bool silu, py::object upstream, py::object mean, py::object rstd,
+                                    py::object gradient, py::object sums, py::object normed_sums, py::object grad_sums, int threads,
+                                    const std::string& isa) {
+    NormActArrays given(x, weight, bias, pre, scale, shift, groups, eps, silu);
+    const int64_t B = given.in.B;
+    const void* up = given.images("upstream", upstream);
+    const float *means = given.condition("mean", mean, B), *over = given.condition("rstd", rstd, B);
+    const rdc::NormActGradients out{given.images("gradient", gradient), given.condition("sums", sums, B), given.condition("normed_sums", normed_sums, B),
+                                    grad_sums.is_none() ? nullptr : given.condition("grad_sums", grad_sums, B)};
+    const CpuIsa which = parse_isa(isa);
+    rdc::Status status;
+    {
+      py::gil_scoped_release release;
+      status = rdc::norm_act_backward(given.in, up, means, over, out, threads, which);
+    }
+    check(status, norm_act);
   });
 }

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdc.networks import fused
+from rdc.ops.convolution import convolution, usable
 
 __all__ = [
     "Conv2d",
@@ -149,8 +150,21 @@ class Conv2d(nn.Module):
             taps = torch.outer(taps, taps)[None, None] / taps.sum() ** 2
         self.register_buffer("resample_filter", taps)
 
+    def takes(self, x: Tensor) -> bool:
+        """Whether the kernel of :mod:`rdc.ops.convolution` does this convolution of x."""
+        if self.weight is None or self.down or (self.up and self.resample_filter.shape[-1] != 2):
+            return False
+        return usable(x, self.weight)
+
+    def plus(self, x: Tensor, skip: Tensor, factor: float) -> Tensor:
+        """``factor * (self(x) + skip)``, for x that this :meth:`takes`."""
+        assert self.weight is not None
+        return convolution(_as_autocast(x), self.weight, self.bias, skip, factor)
+
     def forward(self, x: Tensor, biased: bool = True) -> Tensor:
         """x [B, C, H, W] resampled and convolved; without ``biased`` the bias is left to the caller."""
+        if self.weight is not None and self.takes(x):
+            return convolution(_as_autocast(x), self.weight, self.bias if biased else None, doubled=self.up)
         bias = None if self.bias is None or not biased else self.bias.to(x.dtype)
         weight = None if self.weight is None else self.weight.to(x.dtype)
         margin = 0 if weight is None else weight.shape[-1] // 2
@@ -166,8 +180,13 @@ class Conv2d(nn.Module):
         return x if weight is None else F.conv2d(x, weight, bias, padding=margin)
 
 
+def _as_autocast(x: Tensor) -> Tensor:
+    """x in the type that PyTorch's convolution would give it."""
+    return x.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else x
+
+
 def _channels_innermost(x: Tensor) -> bool:
-    return x.device.type == "cuda" and x.is_contiguous(memory_format=torch.channels_last)
+    return x.is_contiguous(memory_format=torch.channels_last) and (x.device.type == "cuda" or fused.on_cpu(x))
 
 
 def _filter_up(x: Tensor, taps: Tensor) -> Tensor:
@@ -341,16 +360,22 @@ class UNetBlock(nn.Module):
             x = fused.norm_act(x, norm.weight, norm.bias, norm.num_groups, norm.eps, pre, scale, shift)
         else:  # a group is too large for a program
             x = fused.norm_act_reference(x, norm.weight, norm.bias, norm.num_groups, norm.eps, pre, scale, shift)
-        x = self.conv1(F.dropout(x, self.dropout, self.training), biased=False)
+        x = F.dropout(x, self.dropout, self.training)
+        if self.conv1.takes(x):
+            x = self.conv1.plus(x, residual if self.skip is None else self.skip(residual), self.skip_scale)
+            return self._plus_attention(x)
+        x = self.conv1(x, biased=False)
         skip_bias = None if self.skip is None else self.skip.bias
         residual = residual if self.skip is None else self.skip(residual, biased=False)
         bias: Tensor | None = self.conv1.bias
         if skip_bias is not None and bias is not None:
             bias = bias + skip_bias
-        x = self._sum(x, residual, bias)
-        if self.num_heads:
-            x = self._sum(self.proj(self._attend(self.norm2(x)), biased=False), x, self.proj.bias)
-        return x
+        return self._plus_attention(self._sum(x, residual, bias))
+
+    def _plus_attention(self, x: Tensor) -> Tensor:
+        if not self.num_heads:
+            return x
+        return self._sum(self.proj(self._attend(self.norm2(x)), biased=False), x, self.proj.bias)
 
     def _sum(self, x: Tensor, residual: Tensor, bias: Tensor | None) -> Tensor:
         assert bias is not None  # of a convolution that has one

@@ -1,4 +1,7 @@
-"""Group norm with its SiLU, and the sum that ends a residual block, in one pass each over channels_last tensors on a GPU.
+"""Group norm with its SiLU, and the sum that ends a residual block, in one pass each over channels_last tensors.
+
+On a CPU the norm is the kernel of csrc/ (:mod:`rdc.ops.norm_act_native`), and the sum is part of the convolution before it
+(:mod:`rdc.ops.convolution`). On a GPU both are written in Triton.
 
 PyTorch's group norm on a GPU takes contiguous tensors only, so a network in channels_last, which its convolutions want, copies
 around every norm; and each bias, scale and activation is a pass of its own over memory. Here a norm with the bias before it, its
@@ -25,10 +28,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rdc.execution.opaque import new_names, opaque, refuse_batches, transformed
+from rdc.ops import _native, norm_act_native
+from rdc.ops.convolution import plain
 
 __all__ = ["fits", "norm_act", "norm_act_reference", "residual_sum", "residual_sum_reference", "usable", "why_not"]
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
+_CPU_TYPES = (torch.float32, torch.bfloat16)
 _ELEMENTS = 16384  # of a group that a program can hold
 
 
@@ -62,7 +68,9 @@ def _kernels() -> ModuleType:
 
 
 def usable(x: Tensor) -> bool:
-    """Whether the kernels take x [B, C, H, W]: on a GPU, in channels_last, of a floating type they know, outside tracing."""
+    """Whether the kernels take x [B, C, H, W]: in channels_last, of a floating type they know, outside tracing."""
+    if x.device.type == "cpu":
+        return on_cpu(x)
     if x.device.type != "cuda" or x.dtype not in _TYPES or torch.compiler.is_compiling():
         return False
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
@@ -70,8 +78,17 @@ def usable(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and x.numel() > 0 and not why_not()
 
 
+def on_cpu(x: Tensor) -> bool:
+    """Whether the CPU's norm takes x."""
+    if x.device.type != "cpu" or x.dtype not in _CPU_TYPES or not x.numel() or not plain(x):
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last) and not _native.why_not("cpu")
+
+
 def fits(x: Tensor, groups: int) -> bool:
-    """Whether a group of x [B, C, H, W] fits one program."""
+    """Whether a group of x [B, C, H, W] fits one program of the GPU; on a CPU every group does."""
+    if x.device.type == "cpu":
+        return True
     return _power(x.shape[2] * x.shape[3]) * _power(x.shape[1] // groups) <= _ELEMENTS
 
 
@@ -141,6 +158,8 @@ def residual_sum_reference(x: Tensor, skip: Tensor, bias: Tensor | None, factor:
 
 def residual_sum(x: Tensor, skip: Tensor, bias: Tensor | None, factor: float) -> Tensor:
     """factor * (x + skip + bias) for x and skip [B, C, H, W] of one type in channels_last, bias [C] or None."""
+    if x.device.type == "cpu":
+        return residual_sum_reference(x, skip, bias, factor)
     if transformed():
         return _opaque(residual_sum, x, skip, bias, factor)
     total: Tensor = _ResidualSum.apply(x, skip, bias, factor)  # type: ignore[no-untyped-call]
@@ -209,6 +228,8 @@ class _NormAct(torch.autograd.Function):
         eps: float,
         silu: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if x.device.type == "cpu":
+            return norm_act_native.forward(x, weight, bias, (pre, scale, shift), groups, eps, silu)
         pre, scale, shift = _conditions(pre, scale, shift)
         y = torch.empty_like(x)
         mean, rstd = torch.empty(2, *x.shape[:2], dtype=torch.float32, device=x.device)
@@ -256,22 +277,10 @@ def _norm_gradients(
     *inputs, mean, rstd = tensors
     if torch.is_grad_enabled():
         return _differentiable(needs, settings, grad, inputs)
-    groups, _, silu = settings
-    x, weight, bias, *conditions = inputs
-    pre, scale, shift = _conditions(*conditions)
-    grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
-    grad_x = torch.empty_like(x)
-    kept = torch.empty(3 if pre is not None else 2, *x.shape[:2], dtype=torch.float32, device=x.device)
+    x, weight, bias, pre, scale, shift = inputs
+    backward = _backward_on_cpu if x.device.type == "cpu" else _backward_on_gpu
+    grad_x, kept = backward(settings, grad, x, weight, bias, (pre, scale, shift), (mean, rstd))
     sums, normed_sums, grad_sums = kept[0], kept[1], kept[-1]
-    sizes, grid = _tile(x, groups)
-    given = [x if tensor is None else tensor for tensor in (pre, weight, bias, scale, shift)]
-    strides = (_row_stride(pre), _row_stride(scale))
-    flags = {"PRE": pre is not None, "ADAPTIVE": scale is not None, "SILU": silu}
-    with _device(x):
-        _kernels().norm_backward[grid](
-            grad, x, *given, mean, rstd, grad_x, sums, normed_sums, grad_sums,
-            x.shape[2] * x.shape[3], x.shape[1], groups, *strides, **flags, **sizes,
-        )  # fmt: skip
     grads: list[Tensor | None] = [grad_x if needs[0] else None, None, None, None, None, None]
     if scale is None:  # one sum over images for all
         over_images = kept.sum(1)
@@ -289,6 +298,48 @@ def _norm_gradients(
     if needs[5] and shift is not None:
         grads[5] = sums.to(shift.dtype)
     return grads
+
+
+def _backward_on_cpu(
+    settings: tuple[int, float, bool],
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    conditions: tuple[Tensor | None, ...],
+    moments: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The gradient of x, and the sums [2 or 3, B, C] that the other gradients are made of."""
+    return norm_act_native.backward(grad.to(x.dtype), x, weight, bias, conditions, moments, *settings)
+
+
+def _backward_on_gpu(
+    settings: tuple[int, float, bool],
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    conditions: tuple[Tensor | None, ...],
+    moments: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The same, by Triton."""
+    groups, _, silu = settings
+    pre, scale, shift = _conditions(*conditions)
+    mean, rstd = moments
+    grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    grad_x = torch.empty_like(x)
+    kept = torch.empty(3 if pre is not None else 2, *x.shape[:2], dtype=torch.float32, device=x.device)
+    sums, normed_sums, grad_sums = kept[0], kept[1], kept[-1]
+    sizes, grid = _tile(x, groups)
+    given = [x if tensor is None else tensor for tensor in (pre, weight, bias, scale, shift)]
+    strides = (_row_stride(pre), _row_stride(scale))
+    flags = {"PRE": pre is not None, "ADAPTIVE": scale is not None, "SILU": silu}
+    with _device(x):
+        _kernels().norm_backward[grid](
+            grad, x, *given, mean, rstd, grad_x, sums, normed_sums, grad_sums,
+            x.shape[2] * x.shape[3], x.shape[1], groups, *strides, **flags, **sizes,
+        )  # fmt: skip
+    return grad_x, kept
 
 
 def _differentiable(

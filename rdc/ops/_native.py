@@ -18,7 +18,7 @@ from rdc.errors import ConfigError
 __all__ = ["cpu_isa", "extension", "found", "why_not"]
 
 #: device type -> ops with native kernels for it; rdc/ops/<name>.py each
-OPS = {"cpu": ("multihead_loss", "empirical_denoiser"), "cuda": ("multihead_loss",)}
+OPS = {"cpu": ("multihead_loss", "empirical_denoiser", "convolution", "norm_act"), "cuda": ("multihead_loss",)}
 #: devices with native kernels that backend "auto" does not take
 SLOWER_THAN_TORCH = ("cuda",)
 ISAS = ("baseline", "avx2", "avx512", "avx512bf16")

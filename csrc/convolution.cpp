@@ -1,0 +1,62 @@
+// Chooses the CPU table.
+#include "convolution.h"
+
+#include <cstring>
+
+namespace rdc {
+
+extern const ConvolutionCpu convolution_baseline;
+#ifdef RDC_X86
+extern const ConvolutionCpu convolution_avx2;
+extern const ConvolutionCpu convolution_avx512;
+#ifdef RDC_AVX512BF16
+extern const ConvolutionCpu convolution_avx512bf16;
+#endif
+#endif
+
+static const ConvolutionCpu& table(CpuIsa isa) {
+#ifdef RDC_X86
+#ifdef RDC_AVX512BF16
+  if (isa == CpuIsa::avx512bf16) return convolution_avx512bf16;
+#endif
+  if (isa == CpuIsa::avx512) return convolution_avx512;
+  if (isa == CpuIsa::avx2) return convolution_avx2;
+#endif
+  (void)isa;
+  return convolution_baseline;
+}
+
+int64_t convolution_packed_size(int64_t outputs, int64_t inputs, CpuIsa isa) { return table(isa).packed_size(outputs, inputs); }
+
+void convolution_pack(const float* weight, int64_t outputs, int64_t inputs, bool reversed, float* packed, int threads, CpuIsa isa) {
+  table(isa).pack(weight, outputs, inputs, reversed, packed, threads);
+}
+
+Status convolution_forward(const ConvolutionInputs& in, void* y, int threads, CpuIsa isa) { return table(isa).forward(in, y, threads); }
+
+// Four chains of a multiply and an exclusive or each: as fast as memory.
+uint64_t fingerprint(const void* data, int64_t bytes) {
+  constexpr uint64_t odd[4] = {0x9e3779b97f4a7c15, 0xc2b2ae3d27d4eb4f, 0x165667b19e3779f9, 0xd6e8feb86659fd93};
+  const char* at = static_cast<const char*>(data);
+  uint64_t chain[4] = {1, 2, 3, 4};
+  int64_t i = 0;
+  for (; i + 32 <= bytes; i += 32)
+    for (int c = 0; c < 4; ++c) {
+      uint64_t word;
+      std::memcpy(&word, at + i + 8 * c, 8);
+      chain[c] = (chain[c] ^ word) * odd[c];
+      chain[c] ^= chain[c] >> 29;
+    }
+  for (; i < bytes; ++i) {
+    chain[0] = (chain[0] ^ static_cast<unsigned char>(at[i])) * odd[0];
+    chain[0] ^= chain[0] >> 29;
+  }
+  uint64_t all = static_cast<uint64_t>(bytes);
+  for (int c = 0; c < 4; ++c) {
+    all = (all ^ chain[c]) * odd[c];
+    all ^= all >> 32;
+  }
+  return all;
+}
+
+}  // namespace rdc

@@ -1,0 +1,252 @@
+// CPU kernels of the 3 x 3 convolution; compiled once for each instruction set (RDC_ISA = baseline, avx2, avx512, avx512bf16).
+//
+// A thread takes strips of 4 x 4 tiles of outputs, of one or more images: the tiles' 6 x 6 inputs are transformed to 36 planes
+// [tiles, I], each plane is multiplied with its plane of weights [I, outputs] for up to four vectors of outputs, and these are transformed back to
+// pixels, with bias, residual and factor. A strip is as large as the second-level cache allows. What a tile gives does not depend on its
+// strip, so results do not depend on batch or threads.
+#include "convolution.h"
+
+#include "filtering.h"
+#include "kept_memory.h"
+#include "lanes.h"
+
+#define RDC_JOIN2(a, b) a##b
+#define RDC_JOIN(a, b) RDC_JOIN2(a, b)
+
+namespace rdc {
+namespace {
+
+constexpr int MOST_TILES = 24;           // of a strip
+constexpr i64 STRIP_BYTES = 400 << 10;   // of its transformed inputs, about
+constexpr i64 APART = 16;                // floats between planes: they must not share the sets of a cache
+constexpr Status OUT_OF_MEMORY = "out of memory";
+
+#if defined(__AVX512F__)
+constexpr int MOST_VECTORS = 4;
+constexpr int rows_beside(int vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : 12; }
+#else
+constexpr int MOST_VECTORS = 2;
+constexpr int rows_beside(int vectors) { return vectors == 2 ? 6 : 10; }
+#endif
+
+inline i64 round_up(i64 n, i64 m) { return (n + m - 1) / m * m; }
+
+// Outputs in groups of vectors, as few and as even as can be. f(first output, vectors)
+template <typename F>
+inline void each_group(i64 outputs, F f) {
+  const int vectors = static_cast<int>(round_up(outputs, VL) / VL);
+  for (int v = 0, n; v < vectors; v += n) {
+    n = part(vectors, v, MOST_VECTORS);
+    f(i64{v} * VL, n);
+  }
+}
+
+// out[i, v] = sum_k a[i, k] b[k, v]: MR rows of a, NV vectors of b
+template <int MR, int NV>
+void multiply(const float* a, i64 row, const float* b, i64 n, float* out) {
+  vf sum[MR][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) sum[i][v] = vf{};
+  for (i64 k = 0; k < n; ++k, b += NV * VL) {
+    vf bv[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) bv[v] = load(b + v * VL);
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) {
+      const vf x = a[i * row + k] - vf{};
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) sum[i][v] += x * bv[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) store(out + (i * MOST_VECTORS + v) * VL, sum[i][v]);
+}
+
+using Multiply = void (*)(const float*, i64, const float*, i64, float*);
+template <int NV, int... R>
+inline Multiply multiply_among(int rows, std::integer_sequence<int, R...>) {
+  static constexpr Multiply of[] = {multiply<R + 1, NV>...};
+  return of[rows - 1];
+}
+template <int NV>
+inline Multiply multiply_of(int rows) { return multiply_among<NV>(rows, std::make_integer_sequence<int, rows_beside(NV)>{}); }
+inline Multiply multiply_for(int rows, int vectors) {
+  if constexpr (MOST_VECTORS >= 4) {
+    if (vectors == 4) return multiply_of<4>(rows);
+    if (vectors == 3) return multiply_of<3>(rows);
+  }
+  return vectors == 2 ? multiply_of<2>(rows) : multiply_of<1>(rows);
+}
+
+// Where a tile lies.
+struct Place {
+  i64 image, y, x;  // its upper left output
+};
+
+template <typename T>
+struct Convolution : ConvolutionInputs {
+  i64 tile_rows, tile_columns, tiles, ip, strip, plane, out_plane;
+
+  explicit Convolution(const ConvolutionInputs& in) : ConvolutionInputs(in) {
+    tile_rows = (H + OUT - 1) / OUT;
+    tile_columns = (W + OUT - 1) / OUT;
+    tiles = B * tile_rows * tile_columns;
+    ip = round_up(I, VL);
+    const i64 fit = STRIP_BYTES / (POINTS * 4 * ip);
+    strip = fit >= MOST_TILES ? MOST_TILES : fit >= 12 ? 12 : fit >= 6 ? 6 : 4;
+    plane = strip * ip + APART;
+    out_plane = strip * MOST_VECTORS * VL + APART;
+  }
+  i64 scratch() const { return POINTS * (plane + out_plane) + ip; }
+
+  Place place(i64 tile) const {
+    const i64 within = tile % (tile_rows * tile_columns);
+    return {tile / (tile_rows * tile_columns), within / tile_columns * OUT, within % tile_columns * OUT};
+  }
+
+  // The 6 x 6 inputs of a tile -> out [36] planes; those beyond the border are read from `zeros`.
+  void transform_tile(Place at, const T* zeros, float* out) const {
+    const int half = doubled ? 1 : 0;
+    const i64 width = W >> half;
+    const T* const image = static_cast<const T*>(x) + at.image * (H >> half) * width * I;
+    const T* from[POINTS];
+    for (int dy = 0; dy < SIDE; ++dy)
+      for (int dx = 0; dx < SIDE; ++dx) {
+        const i64 v = at.y + dy - 1, u = at.x + dx - 1;
+        const bool inside = v >= 0 && v < H && u >= 0 && u < W;
+        from[dy * SIDE + dx] = inside ? image + ((v >> half) * width + (u >> half)) * I : zeros;
+      }
+    for (i64 i = 0; i < I; i += VL) {
+      vf columns[SIDE][SIDE];  // [x][point]
+      const i64 n = I - i;
+#pragma GCC unroll 6
+      for (int dx = 0; dx < SIDE; ++dx) {
+        auto d = [&](int dy) { return load_some(from[dy * SIDE + dx] + i, n); };
+        transform_inputs(d(0), d(1), d(2), d(3), d(4), d(5), columns[dx]);
+      }
+#pragma GCC unroll 6
+      for (int p = 0; p < SIDE; ++p) {
+        vf points[SIDE];
+        transform_inputs(columns[0][p], columns[1][p], columns[2][p], columns[3][p], columns[4][p], columns[5][p], points);
+#pragma GCC unroll 6
+        for (int q = 0; q < SIDE; ++q) store(out + (p * SIDE + q) * plane + i, points[q]);
+      }
+    }
+  }
+
+  // One vector of products of a tile, from output o on -> pixels
+  void finish_tile(Place at, const float* products, i64 o, T* y) const {
+    vf rows[OUT][SIDE];  // [y][point]
+#pragma GCC unroll 6
+    for (int q = 0; q < SIDE; ++q) {
+      vf column[OUT];
+      auto m = [&](int p) { return load(products + (p * SIDE + q) * out_plane); };
+      transform_products(m(0), m(1), m(2), m(3), m(4), m(5), column);
+#pragma GCC unroll 4
+      for (int v = 0; v < OUT; ++v) rows[v][q] = column[v];
+    }
+    const i64 n = O - o;
+    const vf more = bias ? load_some(bias + o, n) : vf{};
+    const int height = static_cast<int>(H - at.y < OUT ? H - at.y : OUT), width = static_cast<int>(W - at.x < OUT ? W - at.x : OUT);
+    for (int v = 0; v < height; ++v) {
+      vf pixels[OUT];
+      transform_products(rows[v][0], rows[v][1], rows[v][2], rows[v][3], rows[v][4], rows[v][5], pixels);
+      const i64 first = ((at.image * H + at.y + v) * W + at.x) * O + o;
+      for (int u = 0; u < width; ++u) {
+        vf sum = pixels[u] + more;
+        if (skip) sum += load_some(static_cast<const T*>(skip) + first + u * O, n);
+        store_some(y + first + u * O, sum * factor, n);
+      }
+    }
+  }
+
+  void run_strip(i64 begin, float* scratch, T* y) const {
+    float *const inputs = scratch, *const products = inputs + POINTS * plane;
+    const T* const zeros = reinterpret_cast<const T*>(products + POINTS * out_plane);
+    const int count = static_cast<int>(tiles - begin < strip ? tiles - begin : strip);
+    for (int t = 0; t < count; ++t) transform_tile(place(begin + t), zeros, inputs + t * ip);
+    const float* weights = packed;
+    each_group(O, [&](i64 o, int vectors) {
+      for (int p = 0; p < POINTS; ++p, weights += I * vectors * VL)
+        for (int i = 0, rows; i < count; i += rows) {
+          rows = part(count, i, rows_beside(vectors));
+          multiply_for(rows, vectors)(inputs + p * plane + i * ip, ip, weights, I, products + p * out_plane + i * MOST_VECTORS * VL);
+        }
+      for (int t = 0; t < count; ++t)
+        for (int v = 0; v < vectors && o + v * VL < O; ++v)
+          finish_tile(place(begin + t), products + (t * MOST_VECTORS + v) * VL, o + v * VL, y);
+    });
+  }
+};
+
+thread_local KeptMemory kept;
+
+template <typename T>
+Status run(const ConvolutionInputs& in, T* y, int threads) {
+  const Convolution<T> c(in);
+  const i64 strips = (c.tiles + c.strip - 1) / c.strip;
+  bool failed = false;
+#pragma omp parallel num_threads(threads) if (threads > 1 && strips > 1)
+  {
+    float* scratch = kept.take(c.scratch());
+    if (!scratch) {
+#pragma omp atomic write
+      failed = true;
+    } else {
+      std::memset(scratch + c.scratch() - c.ip, 0, c.ip * 4);
+    }
+#pragma omp for schedule(static)
+    for (i64 s = 0; s < strips; ++s)
+      if (scratch) c.run_strip(s * c.strip, scratch, y);
+  }
+  return failed ? OUT_OF_MEMORY : nullptr;
+}
+
+Status forward(const ConvolutionInputs& in, void* y, int threads) {
+  if (in.B == 0 || in.O == 0) return nullptr;
+  return in.dtype == DType::bfloat16 ? run(in, static_cast<uint16_t*>(y), threads) : run(in, static_cast<float*>(y), threads);
+}
+
+// --- Weights: for each group of outputs 36 planes [I, vectors * VL]
+int64_t packed_size(int64_t outputs, int64_t inputs) { return POINTS * inputs * round_up(outputs, VL); }
+
+// [points] of the taps from input i to output o
+inline void points_of(const float* weight, i64 outputs, i64 inputs, i64 o, i64 i, bool reversed, double (&points)[SIDE][SIDE]) {
+  const float* taps = weight + (reversed ? i * outputs + o : o * inputs + i) * 9;
+  double rows[3][SIDE];
+  for (int v = 0; v < 3; ++v) {
+    double g[3];
+    for (int u = 0; u < 3; ++u) g[u] = taps[reversed ? 8 - (3 * v + u) : 3 * v + u];
+    transform_taps(g, rows[v]);
+  }
+  for (int q = 0; q < SIDE; ++q) {
+    double column[SIDE];
+    transform_taps({rows[0][q], rows[1][q], rows[2][q]}, column);
+    for (int p = 0; p < SIDE; ++p) points[p][q] = column[p];
+  }
+}
+
+void pack(const float* weight, int64_t outputs, int64_t inputs, bool reversed, float* packed, int threads) {
+  each_group(outputs, [&](i64 first, int vectors) {
+    const i64 lanes = i64{vectors} * VL;
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (i64 i = 0; i < inputs; ++i)
+      for (i64 l = 0; l < lanes; ++l) {
+        double points[SIDE][SIDE] = {};
+        if (first + l < outputs) points_of(weight, outputs, inputs, first + l, i, reversed, points);
+        for (int p = 0; p < POINTS; ++p) packed[(p * inputs + i) * lanes + l] = static_cast<float>(points[p / SIDE][p % SIDE]);
+      }
+    packed += POINTS * inputs * lanes;
+  });
+}
+
+}  // namespace
+
+extern const ConvolutionCpu RDC_JOIN(convolution_, RDC_ISA);
+const ConvolutionCpu RDC_JOIN(convolution_, RDC_ISA) = {packed_size, pack, forward};
+
+}  // namespace rdc

@@ -1,0 +1,210 @@
+// CPU kernels of group norm with conditioning and SiLU; compiled once for each instruction set (RDC_ISA = baseline, avx2, avx512, avx512bf16).
+//
+// A thread takes whole images, which stay in its caches from pass to pass: means, variances, answer. Lanes run along channels, whatever the
+// size of a group; channels of a group are put together by scalars.
+#include "norm_act.h"
+
+#include <cmath>
+
+#include "exponential.h"
+#include "kept_memory.h"
+#include "lanes.h"
+
+#define RDC_JOIN2(a, b) a##b
+#define RDC_JOIN(a, b) RDC_JOIN2(a, b)
+
+namespace rdc {
+namespace {
+
+constexpr Status OUT_OF_MEMORY = "out of memory";
+constexpr int AT_ONCE = 4;  // vectors of channels whose sums are in registers
+
+thread_local KeptMemory kept;
+
+// u = (x + before) * slope + offset of every channel, in rows of `padded`
+struct Channels {
+  float *before, *slope, *offset, *first, *second, *third;
+  static constexpr int ROWS = 6;
+  Channels(float* memory, i64 padded)
+      : before(memory), slope(memory + padded), offset(memory + 2 * padded), first(memory + 3 * padded), second(memory + 4 * padded),
+        third(memory + 5 * padded) {}
+};
+
+template <typename T>
+struct NormAct : NormActInputs {
+  i64 group, padded;
+
+  explicit NormAct(const NormActInputs& in) : NormActInputs(in), group(C / groups), padded((C + VL - 1) / VL * VL) {}
+
+  const T* image(const void* all, i64 b) const { return static_cast<const T*>(all) + b * P * C; }
+  float before_at(i64 b, i64 c) const { return pre ? pre[b * pre_row + c] : 0.0f; }
+  float factor_at(i64 b, i64 c) const { return scale ? 1.0f + scale[b * scale_row + c] : 1.0f; }
+
+  // f(position, vector of at most `AT_ONCE`, first channel, lanes that there are) for `vectors` vectors from channel c on, position by position
+  template <typename F>
+  void each(i64 c, int vectors, F f) const {
+    for (i64 p = 0; p < P; ++p)
+      for (int v = 0; v < vectors; ++v) f(p, v, c + v * VL, C - c - v * VL);
+  }
+  template <typename F>
+  void each_block(F f) const {
+    for (i64 c = 0; c < padded; c += AT_ONCE * VL) f(c, static_cast<int>((padded - c < AT_ONCE * VL ? padded - c : AT_ONCE * VL) / VL));
+  }
+
+  // sums[c] = sum over positions of of(x's vector, first channel)
+  template <typename Of>
+  void sum_positions(const T* from, float* sums, Of of) const {
+    each_block([&](i64 c, int vectors) {
+      vf total[AT_ONCE] = {};
+      each(c, vectors, [&](i64 p, int v, i64 at, i64 lanes) { total[v] += of(load_some(from + p * C + at, lanes), at); });
+      for (int v = 0; v < vectors; ++v) store(sums + c + v * VL, total[v]);
+    });
+  }
+
+  // f(group, first channel) with sums over its channels
+  double over_group(const float* values, i64 g) const {
+    double total = 0;
+    for (i64 c = g * group; c < (g + 1) * group; ++c) total += values[c];
+    return total;
+  }
+
+  void fill(const Channels& k, i64 b, const float* mean, const float* rstd) const {
+    for (i64 c = 0; c < padded; ++c) {
+      const bool there = c < C;
+      const float factor = there ? factor_at(b, c) : 0;
+      k.before[c] = there ? before_at(b, c) - mean[c] : 0;
+      k.slope[c] = there ? rstd[c] * (weight[c] * factor) : 0;
+      k.offset[c] = there ? bias[c] * factor + (shift ? shift[b * scale_row + c] : 0.0f) : 0;
+    }
+  }
+
+  void forward_image(const Channels& k, i64 b, T* y, float* mean, float* rstd) const {
+    const T* const from = image(x, b);
+    const double count = static_cast<double>(P) * group;
+    sum_positions(from, k.first, [](vf value, i64) { return value; });
+    for (i64 c = 0; c < C; ++c) k.second[c] = before_at(b, c);
+    for (i64 g = 0; g < groups; ++g) {
+      const double centre = (over_group(k.first, g) + P * over_group(k.second, g)) / count;
+      for (i64 c = g * group; c < (g + 1) * group; ++c) mean[c] = static_cast<float>(centre);
+    }
+    for (i64 c = 0; c < padded; ++c) k.before[c] = c < C ? k.second[c] - mean[c] : 0;
+    sum_positions(from, k.first, [&](vf value, i64 c) {
+      const vf centred = value + load(k.before + c);
+      return centred * centred;
+    });
+    for (i64 g = 0; g < groups; ++g) {
+      const double over = 1.0 / std::sqrt(over_group(k.first, g) / count + eps);
+      for (i64 c = g * group; c < (g + 1) * group; ++c) rstd[c] = static_cast<float>(over);
+    }
+    fill(k, b, mean, rstd);
+    for (i64 p = 0; p < P; ++p)
+      for (i64 c = 0; c < C; c += VL) {
+        const vf u = (load_some(from + p * C + c, C - c) + load(k.before + c)) * load(k.slope + c) + load(k.offset + c);
+        store_some(y + p * C + c, silu ? u * sigmoid(u) : u, C - c);
+      }
+  }
+
+  // kept [P, padded]: gradients in front of the activation
+  void backward_image(const Channels& k, i64 b, const T* upstream, const float* mean, const float* rstd, const NormActGradients& out,
+                      float* inner) const {
+    const T* const from = image(x, b);
+    T* const grad = static_cast<T*>(out.x) + b * P * C;
+    fill(k, b, mean, rstd);
+    each_block([&](i64 c, int vectors) {
+      vf total[AT_ONCE] = {}, centred_total[AT_ONCE] = {};
+      each(c, vectors, [&](i64 p, int v, i64 at, i64 lanes) {
+        const vf centred = load_some(from + p * C + at, lanes) + load(k.before + at);
+        vf d = load_some(upstream + p * C + at, lanes);
+        if (silu) {
+          const vf u = centred * load(k.slope + at) + load(k.offset + at), s = sigmoid(u);
+          d *= s + u * (s * (1.0f - s));
+        }
+        store(inner + p * padded + at, d);
+        total[v] += d;
+        centred_total[v] += d * centred;
+      });
+      for (int v = 0; v < vectors; ++v) {
+        store(k.first + c + v * VL, total[v]);
+        store(k.second + c + v * VL, centred_total[v]);
+      }
+    });
+    float *const sums = out.sums + b * C, *const normed = out.normed_sums + b * C;
+    for (i64 c = 0; c < C; ++c) {
+      sums[c] = k.first[c];
+      normed[c] = k.second[c] * rstd[c];
+    }
+    const double count = static_cast<double>(P) * group;
+    for (i64 g = 0; g < groups; ++g) {  // gradient of x: slope * d - first - second * (x + before)
+      double plain = 0, along = 0;
+      for (i64 c = g * group; c < (g + 1) * group; ++c) {
+        plain += static_cast<double>(k.slope[c]) * sums[c];
+        along += static_cast<double>(k.slope[c]) * normed[c];
+      }
+      for (i64 c = g * group; c < (g + 1) * group; ++c) {
+        k.first[c] = static_cast<float>(plain / count);
+        k.second[c] = static_cast<float>(along / count * rstd[c]);
+      }
+    }
+    each_block([&](i64 c, int vectors) {
+      vf total[AT_ONCE] = {};
+      each(c, vectors, [&](i64 p, int v, i64 at, i64 lanes) {
+        const vf centred = load_some(from + p * C + at, lanes) + load(k.before + at);
+        const vf d = load(k.slope + at) * load(inner + p * padded + at) - load(k.first + at) - load(k.second + at) * centred;
+        total[v] += d;
+        store_some(grad + p * C + at, d, lanes);
+      });
+      for (int v = 0; v < vectors && out.grad_sums; ++v) store_some(out.grad_sums + b * C + c + v * VL, total[v], C - c - v * VL);
+    });
+  }
+};
+
+// f(first float of a thread's memory, image)
+template <typename F>
+Status each_image(i64 images, i64 floats, int threads, F f) {
+  bool failed = false;
+#pragma omp parallel num_threads(threads) if (threads > 1 && images > 1)
+  {
+    float* const memory = kept.take(floats);
+    if (!memory) {
+#pragma omp atomic write
+      failed = true;
+    }
+#pragma omp for schedule(static)
+    for (i64 b = 0; b < images; ++b)
+      if (memory) f(memory, b);
+  }
+  return failed ? OUT_OF_MEMORY : nullptr;
+}
+
+template <typename T>
+Status run_forward(const NormActInputs& in, T* y, float* mean, float* rstd, int threads) {
+  const NormAct<T> n(in);
+  return each_image(n.B, Channels::ROWS * n.padded, threads, [&](float* memory, i64 b) {
+    n.forward_image(Channels(memory, n.padded), b, y + b * n.P * n.C, mean + b * n.C, rstd + b * n.C);
+  });
+}
+
+template <typename T>
+Status run_backward(const NormActInputs& in, const T* upstream, const float* mean, const float* rstd, const NormActGradients& out, int threads) {
+  const NormAct<T> n(in);
+  return each_image(n.B, (Channels::ROWS + n.P) * n.padded, threads, [&](float* memory, i64 b) {
+    n.backward_image(Channels(memory, n.padded), b, upstream + b * n.P * n.C, mean + b * n.C, rstd + b * n.C, out, memory + Channels::ROWS * n.padded);
+  });
+}
+
+Status forward(const NormActInputs& in, void* y, float* mean, float* rstd, int threads) {
+  return in.dtype == DType::bfloat16 ? run_forward(in, static_cast<uint16_t*>(y), mean, rstd, threads)
+                                     : run_forward(in, static_cast<float*>(y), mean, rstd, threads);
+}
+
+Status backward(const NormActInputs& in, const void* upstream, const float* mean, const float* rstd, const NormActGradients& out, int threads) {
+  return in.dtype == DType::bfloat16 ? run_backward(in, static_cast<const uint16_t*>(upstream), mean, rstd, out, threads)
+                                     : run_backward(in, static_cast<const float*>(upstream), mean, rstd, out, threads);
+}
+
+}  // namespace
+
+extern const NormActCpu RDC_JOIN(norm_act_, RDC_ISA);
+const NormActCpu RDC_JOIN(norm_act_, RDC_ISA) = {forward, backward};
+
+}  // namespace rdc

@@ -1,0 +1,185 @@
+"""3 x 3 convolutions of a U-Net on a CPU: minimal filtering instead of products tap by tap (csrc/convolution.h).
+
+:func:`convolution` computes ``factor * (conv2d(x, weight, bias, padding=1) + skip)`` for images in channels_last, of x or of x with every
+pixel doubled. It is differentiable any number of times: the gradient of x is the same kernel with the weight reversed. Float32 sums,
+whatever the type of x; with bfloat16 images the weights stay float32. :func:`usable` says when the kernel runs; the caller computes with
+PyTorch where it does not.
+
+Transformed weights are kept from call to call, and made anew when a weight's values have changed: every call compares a fingerprint
+of all values, so that no way of writing to a weight goes unseen.
+
+Source: Lavin and Gray, arXiv 1509.09308.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # torch does not list it, its pages do
+
+from rdc.execution.opaque import refuse_batches, transformed
+from rdc.ops import _native
+from rdc.ops.packed_weights import packed_for
+
+__all__ = ["convolution", "convolution_reference", "usable"]
+
+_TYPES = (torch.float32, torch.bfloat16)
+_LEAST = 3  # pixels of a side; below, most of a tile would be padding
+
+
+def usable(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernel takes x [B, I, H, W] and weight [O, I, 3, 3]: on a CPU, x in channels_last and in float32 or bfloat16, weight float32,
+    outside of tracing, compiling and the transforms of ``torch.func``."""
+    if x.device.type != "cpu" or x.dtype not in _TYPES or weight.dtype != torch.float32 or weight.shape[2:] != (3, 3):
+        return False
+    if x.ndim != 4 or min(x.shape[2:]) < _LEAST or not x.numel() or not weight.numel():
+        return False
+    return plain(x) and plain(weight) and x.is_contiguous(memory_format=torch.channels_last) and not _native.why_not("cpu")
+
+
+def plain(x: Tensor) -> bool:
+    """Whether x is a tensor with memory, and nothing records, wraps or traces what is done with it."""
+    if type(x) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling() or transformed():
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.is_legacy_batchedtensor(x):
+        return False
+    return not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+
+
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    skip: Tensor | None = None,
+    factor: float = 1.0,
+    doubled: bool = False,
+) -> Tensor:
+    """``factor * (conv2d(x, weight, bias, padding=1) + skip)`` for x that is :func:`usable`.
+
+    Args:
+        x: [B, I, H, W] in channels_last.
+        weight: [O, I, 3, 3] float32.
+        bias: [O] or None.
+        skip: [B, O, H, W] in the type of x, or None. Any layout.
+        factor: of the whole sum.
+        doubled: every pixel of x counts for 2 x 2 (nearest-neighbour upsampling): x is [B, I, H/2, W/2].
+
+    Returns:
+        [B, O, H, W] in channels_last and in the type of x.
+    """
+    out: Tensor = _Convolution.apply(x, weight, bias, skip, factor, doubled)  # type: ignore[no-untyped-call]
+    return out
+
+
+def convolution_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    skip: Tensor | None = None,
+    factor: float = 1.0,
+    doubled: bool = False,
+) -> Tensor:
+    """What :func:`convolution` computes, in PyTorch."""
+    if doubled:
+        x = F.interpolate(x, scale_factor=2, mode="nearest")
+    y = F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
+    return (y if skip is None else y + skip) * factor
+
+
+def _launch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, skip: Tensor | None, factor: float, doubled: bool, reversed_: bool
+) -> Tensor:
+    """One call of the kernel."""
+    outputs = weight.shape[1 if reversed_ else 0]
+    scale = 2 if doubled else 1
+    shape = (x.shape[0], outputs, scale * x.shape[2], scale * x.shape[3])
+    y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+    packed, isa = packed_for(weight, reversed_)
+    bias = None if bias is None else bias.detach().to(torch.float32).contiguous()
+    _native.extension().convolution_cpu_forward(
+        _rows(x), to_dlpack(packed), None if bias is None else to_dlpack(bias), None if skip is None else _rows(skip.to(x.dtype)),
+        _rows(y), doubled, factor, torch.get_num_threads(), isa,
+    )  # fmt: skip
+    return y
+
+
+def _rows(x: Tensor) -> Any:
+    """[B, C, H, W] as the kernel takes it: [B, H, W, C], dense."""
+    return to_dlpack(x.detach().contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1))
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor | None, skip: Tensor | None, factor: float, doubled: bool
+    ) -> Tensor:
+        return _launch(x, weight, bias, skip, factor, doubled, False)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, bias, skip, ctx.factor, ctx.doubled = inputs
+        ctx.types = None if bias is None else bias.dtype, None if skip is None else skip.dtype
+        ctx.save_for_backward(weight, x if ctx.needs_input_grad[1] else None)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_batches(grad)
+        weight, x = ctx.saved_tensors
+        bias_type, skip_type = ctx.types
+        needs = ctx.needs_input_grad
+        scaled = grad if ctx.factor == 1 or not any(needs[1:4]) else grad * ctx.factor
+        found: list[Tensor | None] = [None] * 6
+        if needs[0]:
+            found[0] = input_gradient(grad, weight, ctx.factor)
+            if ctx.doubled:
+                found[0] = 4 * F.avg_pool2d(found[0], 2)
+        if needs[1]:
+            seen = F.interpolate(x, scale_factor=2, mode="nearest") if ctx.doubled else x
+            found[1] = weight_gradient(seen, weight, scaled)
+        if needs[2]:
+            found[2] = scaled.sum((0, 2, 3), dtype=torch.float32).to(bias_type)
+        if needs[3]:
+            found[3] = scaled.to(skip_type)
+        return tuple(found)
+
+
+def input_gradient(grad: Tensor, weight: Tensor, factor: float) -> Tensor:
+    """Of x [B, I, H, W], from the gradient [B, O, H, W] of :func:`convolution`'s sum and its weight [O, I, 3, 3]."""
+    if not plain(grad) or not plain(weight):
+        return F.conv_transpose2d(grad, weight.to(grad.dtype), padding=1) * factor
+    out: Tensor = _InputGradient.apply(grad, weight, factor)  # type: ignore[no-untyped-call]
+    return out
+
+
+def weight_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
+    """[O, I, 3, 3] in the type of the weight, by PyTorch; differentiable again."""
+    found: Tensor = torch.nn.grad.conv2d_weight(x, weight.shape, grad.to(x.dtype), padding=1)  # type: ignore[no-untyped-call]
+    return found.to(weight.dtype)
+
+
+class _InputGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(grad: Tensor, weight: Tensor, factor: float) -> Tensor:
+        return _launch(grad, weight, None, None, factor, False, True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad, weight, ctx.factor = inputs
+        ctx.save_for_backward(weight, grad if ctx.needs_input_grad[1] else None)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        """In the gradient of the sum this is linear, and its transpose is the convolution."""
+        refuse_batches(upstream)
+        weight, grad = ctx.saved_tensors
+        of_grad = of_weight = None
+        if ctx.needs_input_grad[0]:
+            x = upstream.contiguous(memory_format=torch.channels_last)
+            run = convolution if usable(x, weight) else convolution_reference
+            of_grad = run(x, weight, None, None, ctx.factor)
+        if ctx.needs_input_grad[1]:
+            of_weight = weight_gradient(upstream, weight, grad) * ctx.factor
+        return of_grad, of_weight, None

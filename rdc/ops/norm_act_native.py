@@ -1,0 +1,73 @@
+"""Group norm with its conditioning and SiLU by the compiled kernel of csrc/ (norm_act.h); :mod:`rdc.networks.fused` calls it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # torch does not list it, its pages do
+
+from rdc.ops import _native
+
+__all__ = ["backward", "forward"]
+
+
+def _positions(x: Tensor) -> Any:
+    """[B, C, H, W] in channels_last as [B, H*W, C]."""
+    x = x.detach().contiguous(memory_format=torch.channels_last)
+    return to_dlpack(x.permute(0, 2, 3, 1).flatten(1, 2))
+
+
+def _row(tensor: Tensor) -> Any:
+    return to_dlpack(tensor.detach().to(torch.float32).contiguous())
+
+
+def _given(x: Tensor, weight: Tensor, bias: Tensor, conditions: tuple[Tensor | None, ...]) -> list[Any]:
+    """x, weight, bias, pre, scale, shift for the binding."""
+    pre, scale, shift = conditions
+    pre = pre if pre is None or pre.ndim == 2 else pre[None]
+    rows = [None if tensor is None else _row(tensor) for tensor in (pre, scale, shift)]
+    return [_positions(x), _row(weight), _row(bias), *rows]
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    conditions: tuple[Tensor | None, ...],
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y like x [B, C, H, W]; mean and 1 / deviation [B, C] of x + pre. ``conditions``: pre, scale, shift as of ``norm_act``."""
+    y = torch.empty_like(x, memory_format=torch.channels_last)
+    kept = torch.empty(2, *x.shape[:2])
+    _native.extension().norm_act_cpu_forward(
+        *_given(x, weight, bias, conditions), groups, eps, silu, _positions(y), to_dlpack(kept[0]), to_dlpack(kept[1]),
+        torch.get_num_threads(), _native.cpu_isa(),
+    )  # fmt: skip
+    return y, kept[0], kept[1]
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    conditions: tuple[Tensor | None, ...],
+    kept: tuple[Tensor, Tensor],
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of x, and sums over positions [2 or 3, B, C]: of the gradient in front of the activation, of that times the normalised
+    x, and, with pre, of the gradient of x. ``kept``: mean and 1 / deviation."""
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+    sums = torch.empty(3 if conditions[0] is not None else 2, *x.shape[:2])
+    rows = [to_dlpack(row) for row in sums]
+    _native.extension().norm_act_cpu_backward(
+        *_given(x, weight, bias, conditions), groups, eps, silu, _positions(grad), *map(_row, kept), _positions(grad_x),
+        *rows, *[None] * (3 - len(rows)), torch.get_num_threads(), _native.cpu_isa(),
+    )  # fmt: skip
+    return grad_x, sums
