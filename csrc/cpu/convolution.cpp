@@ -214,19 +214,12 @@ Status forward(const ConvolutionInputs& in, void* y, int threads) {
 // --- Weights: for each group of outputs 36 planes [I, vectors * VL]
 int64_t packed_size(int64_t outputs, int64_t inputs) { return POINTS * inputs * round_up(outputs, VL); }
 
-// [points] of the taps from input i to output o
-inline void points_of(const float* weight, i64 outputs, i64 inputs, i64 o, i64 i, bool reversed, double (&points)[SIDE][SIDE]) {
-  const float* taps = weight + (reversed ? i * outputs + o : o * inputs + i) * 9;
-  double rows[3][SIDE];
-  for (int v = 0; v < 3; ++v) {
-    double g[3];
-    for (int u = 0; u < 3; ++u) g[u] = taps[reversed ? 8 - (3 * v + u) : 3 * v + u];
-    transform_taps(g, rows[v]);
-  }
-  for (int q = 0; q < SIDE; ++q) {
-    double column[SIDE];
-    transform_taps({rows[0][q], rows[1][q], rows[2][q]}, column);
-    for (int p = 0; p < SIDE; ++p) points[p][q] = column[p];
+// VL outputs from `first` on, those beyond `outputs` zero: the taps that they have for input i
+inline void taps_of(const float* weight, i64 outputs, i64 inputs, i64 first, i64 i, bool reversed, double (&taps)[9][VL]) {
+  for (int l = 0; l < VL; ++l) {
+    const i64 o = first + l;
+    const float* from = weight + (reversed ? i * outputs + o : o * inputs + i) * 9;
+    for (int t = 0; t < 9; ++t) taps[t][l] = o < outputs ? from[reversed ? 8 - t : t] : 0.0;
   }
 }
 
@@ -235,10 +228,18 @@ void pack(const float* weight, int64_t outputs, int64_t inputs, bool reversed, f
     const i64 lanes = i64{vectors} * VL;
 #pragma omp parallel for num_threads(threads) if (threads > 1)
     for (i64 i = 0; i < inputs; ++i)
-      for (i64 l = 0; l < lanes; ++l) {
-        double points[SIDE][SIDE] = {};
-        if (first + l < outputs) points_of(weight, outputs, inputs, first + l, i, reversed, points);
-        for (int p = 0; p < POINTS; ++p) packed[(p * inputs + i) * lanes + l] = static_cast<float>(points[p / SIDE][p % SIDE]);
+      for (i64 v = 0; v < lanes; v += VL) {
+        double taps[9][VL], rows[3][SIDE][VL];
+        taps_of(weight, outputs, inputs, first + v, i, reversed, taps);
+        for (int y = 0; y < 3; ++y) transform_taps(taps[3 * y], taps[3 * y + 1], taps[3 * y + 2], rows[y]);
+        for (int q = 0; q < SIDE; ++q) {
+          double column[SIDE][VL];
+          transform_taps(rows[0][q], rows[1][q], rows[2][q], column);
+          for (int p = 0; p < SIDE; ++p) {
+            float* to = packed + ((p * SIDE + q) * inputs + i) * lanes + v;
+            for (int l = 0; l < VL; ++l) to[l] = static_cast<float>(column[p][l]);
+          }
+        }
       }
     packed += POINTS * inputs * lanes;
   });

@@ -40,13 +40,14 @@ inline void transform_products(vf m0, vf m1, vf m2, vf m3, vf m4, vf m5, vf (&ou
   out[3] = A3 * difference_a + (B3 * difference_b + m5);
 }
 
-// G g of three taps, in double: once for all calls
-inline void transform_taps(const double (&g)[3], double (&out)[SIDE]) {
+// G g of the taps of VL outputs, in double: once for many calls
+inline void transform_taps(const double (&g0)[VL], const double (&g1)[VL], const double (&g2)[VL], double (&out)[SIDE][VL]) {
   constexpr double a = A1, b = B1, at[SIDE - 1] = {0, a, -a, b, -b};
-  constexpr double over[SIDE - 1] = {a * a * b * b, 2 * a * a * (a * a - b * b), 2 * a * a * (a * a - b * b), 2 * b * b * (b * b - a * a),
-                                     2 * b * b * (b * b - a * a)};
-  for (int p = 0; p < SIDE - 1; ++p) out[p] = (g[0] + at[p] * (g[1] + at[p] * g[2])) / over[p];
-  out[SIDE - 1] = g[2];
+  constexpr double of_a = 2 * a * a * (a * a - b * b), of_b = 2 * b * b * (b * b - a * a);
+  constexpr double over[SIDE - 1] = {1 / (a * a * b * b), 1 / of_a, 1 / of_a, 1 / of_b, 1 / of_b};
+  for (int p = 0; p < SIDE - 1; ++p)
+    for (int l = 0; l < VL; ++l) out[p][l] = (g0[l] + at[p] * (g1[l] + at[p] * g2[l])) * over[p];
+  for (int l = 0; l < VL; ++l) out[SIDE - 1][l] = g2[l];
 }
 
 }  // namespace

@@ -151,7 +151,7 @@ class Conv2d(nn.Module):
         self.register_buffer("resample_filter", taps)
 
     def takes(self, x: Tensor) -> bool:
-        """Whether the kernel of :mod:`rdc.ops.convolution` does this convolution of x."""
+        """Whether the kernel of :mod:`rdc.ops.convolution` does this convolution of x, or of x doubled."""
         if self.weight is None or self.down or (self.up and self.resample_filter.shape[-1] != 2):
             return False
         return usable(x, self.weight)
@@ -159,25 +159,37 @@ class Conv2d(nn.Module):
     def plus(self, x: Tensor, skip: Tensor, factor: float) -> Tensor:
         """``factor * (self(x) + skip)``, for x that this :meth:`takes`."""
         assert self.weight is not None
-        return convolution(_as_autocast(x), self.weight, self.bias, skip, factor)
+        return convolution(_as_autocast(x), self.weight, self.bias, skip, factor, self.up)
 
     def forward(self, x: Tensor, biased: bool = True) -> Tensor:
         """x [B, C, H, W] resampled and convolved; without ``biased`` the bias is left to the caller."""
-        if self.weight is not None and self.takes(x):
-            return convolution(_as_autocast(x), self.weight, self.bias if biased else None, doubled=self.up)
-        bias = None if self.bias is None or not biased else self.bias.to(x.dtype)
-        weight = None if self.weight is None else self.weight.to(x.dtype)
-        margin = 0 if weight is None else weight.shape[-1] // 2
-        if self.down and self.convolve_first and weight is not None:
+        own = self.bias if biased else None
+        if self.weight is None:
+            return self._resampled(x)
+        if self.takes(x):
+            return convolution(_as_autocast(x), self.weight, own, doubled=self.up)
+        weight, bias = self.weight.to(x.dtype), None if own is None else own.to(x.dtype)
+        margin = weight.shape[-1] // 2
+        if self.down and self.convolve_first:
             reach = (self.resample_filter.shape[-1] - 1) // 2
             x = F.conv2d(x, weight, padding=margin + reach)
             x = _filter_down(x, self.resample_filter, padding=0)
             return x if bias is None else x + bias.reshape(1, -1, 1, 1)
+        if (
+            self.up and not margin and self.resample_filter.shape[-1] == 2 and fused.on_cpu(x)
+        ):  # it doubles pixels: the same, for a quarter
+            return _filter_up(F.conv2d(x, weight, bias), self.resample_filter)
+        x = self._resampled(x)
+        if usable(x, self.weight):
+            return convolution(_as_autocast(x), self.weight, own)
+        return F.conv2d(x, weight, bias, padding=margin)
+
+    def _resampled(self, x: Tensor) -> Tensor:
         if self.up:
             x = _filter_up(x, self.resample_filter)
         if self.down:
             x = _filter_down(x, self.resample_filter, padding=(self.resample_filter.shape[-1] - 1) // 2)
-        return x if weight is None else F.conv2d(x, weight, bias, padding=margin)
+        return x
 
 
 def _as_autocast(x: Tensor) -> Tensor:
@@ -207,7 +219,9 @@ def _filter_down(x: Tensor, taps: Tensor, padding: int) -> Tensor:
     """Downsample [B, C, H, W] by two. The box filter without padding is average pooling."""
     if taps.shape[-1] == 2 and padding == 0:
         even = x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
-        if _channels_innermost(x) and even:  # the backward pass of pooling took 7 times as long there
+        if (
+            x.device.type == "cuda" and _channels_innermost(x) and even
+        ):  # the backward pass of pooling took 7 times as long there
             batch, channels, height, width = x.shape
             x = x.permute(0, 2, 3, 1).reshape(batch, height // 2, 2, width // 2, 2, channels)
             return x.mean((2, 4)).permute(0, 3, 1, 2)

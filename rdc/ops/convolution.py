@@ -31,13 +31,15 @@ _LEAST = 3  # pixels of a side; below, most of a tile would be padding
 
 
 def usable(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernel takes x [B, I, H, W] and weight [O, I, 3, 3]: on a CPU, x in channels_last and in float32 or bfloat16, weight float32,
-    outside of tracing, compiling and the transforms of ``torch.func``."""
+    """Whether the kernel takes x [B, I, H, W] and weight [O, I, 3, 3]: on a CPU, x in channels_last and in float32 or bfloat16, weight in
+    float32, outside of tracing, compiling and the transforms of ``torch.func``."""
     if x.device.type != "cpu" or x.dtype not in _TYPES or weight.dtype != torch.float32 or weight.shape[2:] != (3, 3):
         return False
     if x.ndim != 4 or min(x.shape[2:]) < _LEAST or not x.numel() or not weight.numel():
         return False
-    return plain(x) and plain(weight) and x.is_contiguous(memory_format=torch.channels_last) and not _native.why_not("cpu")
+    return (
+        plain(x) and plain(weight) and x.is_contiguous(memory_format=torch.channels_last) and not _native.why_not("cpu")
+    )
 
 
 def plain(x: Tensor) -> bool:
