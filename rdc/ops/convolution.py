@@ -135,9 +135,8 @@ class _Convolution(torch.autograd.Function):
         scaled = grad if ctx.factor == 1 or not any(needs[1:4]) else grad * ctx.factor
         found: list[Tensor | None] = [None] * 6
         if needs[0]:
-            found[0] = input_gradient(grad, weight, ctx.factor)
-            if ctx.doubled:
-                found[0] = 4 * F.avg_pool2d(found[0], 2)
+            of_x = input_gradient(grad, weight, ctx.factor)
+            found[0] = 4 * F.avg_pool2d(of_x, 2) if ctx.doubled else of_x
         if needs[1]:
             seen = F.interpolate(x, scale_factor=2, mode="nearest") if ctx.doubled else x
             found[1] = weight_gradient(seen, weight, scaled)
@@ -158,7 +157,9 @@ def input_gradient(grad: Tensor, weight: Tensor, factor: float) -> Tensor:
 
 def weight_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
     """[O, I, 3, 3] in the type of the weight, by PyTorch; differentiable again."""
-    found: Tensor = torch.nn.grad.conv2d_weight(x, weight.shape, grad.to(x.dtype), padding=1)  # type: ignore[no-untyped-call]
+    found: Tensor = torch.ops.aten.convolution_backward(
+        grad.to(x.dtype), x, weight.to(x.dtype), None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (False, True, False)
+    )[1]
     return found.to(weight.dtype)
 
 
