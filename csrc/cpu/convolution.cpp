@@ -101,44 +101,57 @@ struct Convolution : ConvolutionInputs {
     plane = strip * ip + APART;
     out_plane = strip * MOST_VECTORS * VL + APART;
   }
-  i64 scratch() const { return POINTS * (plane + out_plane) + ip; }
+  i64 scratch() const { return POINTS * (plane + out_plane) + ip + 2 * POINTS * tile_rows * tile_columns; }  // of floats; an offset is two
 
   Place place(i64 tile) const {
     const i64 within = tile % (tile_rows * tile_columns);
     return {tile / (tile_rows * tile_columns), within / tile_columns * OUT, within % tile_columns * OUT};
   }
 
-  // The 6 x 6 inputs of a tile -> out [36] planes; those beyond the border are read from `zeros`.
-  void transform_tile(Place at, const T* zeros, float* out) const {
+  // Where the 6 x 6 inputs of an image's tiles begin, in elements; -1 beyond the border.
+  void find_inputs(i64* offsets) const {
     const int half = doubled ? 1 : 0;
-    const i64 width = W >> half;
-    const T* const image = static_cast<const T*>(x) + at.image * (H >> half) * width * I;
+    for (i64 y = 0; y < tile_rows * OUT; y += OUT)
+      for (i64 x = 0; x < tile_columns * OUT; x += OUT)
+        for (i64 v = y - 1; v < y + SIDE - 1; ++v)
+          for (i64 u = x - 1; u < x + SIDE - 1; ++u)
+            *offsets++ = v >= 0 && v < H && u >= 0 && u < W ? ((v >> half) * (W >> half) + (u >> half)) * I : -1;
+  }
+
+  // A tile's inputs -> out [36] planes; those beyond the border are read from `zeros`.
+  void transform_tile(i64 tile, const i64* offsets, const T* zeros, float* out) const {
+    const i64 of_image = tile_rows * tile_columns, scale = doubled ? 4 : 1;
+    const T* const image = static_cast<const T*>(x) + tile / of_image * (H * W / scale) * I;
+    const i64* const offset = offsets + tile % of_image * POINTS;
     const T* from[POINTS];
-    for (int dy = 0; dy < SIDE; ++dy)
-      for (int dx = 0; dx < SIDE; ++dx) {
-        const i64 v = at.y + dy - 1, u = at.x + dx - 1;
-        const bool inside = v >= 0 && v < H && u >= 0 && u < W;
-        from[dy * SIDE + dx] = inside ? image + ((v >> half) * width + (u >> half)) * I : zeros;
-      }
-    for (i64 i = 0; i < I; i += VL) {
-      vf columns[SIDE][SIDE];  // [x][point]
-      const i64 n = I - i;
+    for (int d = 0; d < POINTS; ++d) from[d] = offset[d] < 0 ? zeros : image + offset[d];
+    const i64 full = I / VL * VL;
+    for (i64 i = 0; i < full; i += VL) transform_channels<true>(from, i, VL, out);
+    if (full < I) transform_channels<false>(from, full, I - full, out);
+  }
+
+  template <bool FULL>
+  void transform_channels(const T* const (&from)[POINTS], i64 i, i64 n, float* out) const {
+    vf columns[SIDE][SIDE];  // [x][point]
 #pragma GCC unroll 6
-      for (int dx = 0; dx < SIDE; ++dx) {
-        auto d = [&](int dy) { return load_some(from[dy * SIDE + dx] + i, n); };
-        transform_inputs(d(0), d(1), d(2), d(3), d(4), d(5), columns[dx]);
-      }
+    for (int dx = 0; dx < SIDE; ++dx) {
+      auto d = [&](int dy) {
+        if constexpr (FULL) return load_float(from[dy * SIDE + dx] + i);
+        else return load_first(from[dy * SIDE + dx] + i, n);
+      };
+      transform_inputs(d(0), d(1), d(2), d(3), d(4), d(5), columns[dx]);
+    }
 #pragma GCC unroll 6
-      for (int p = 0; p < SIDE; ++p) {
-        vf points[SIDE];
-        transform_inputs(columns[0][p], columns[1][p], columns[2][p], columns[3][p], columns[4][p], columns[5][p], points);
+    for (int p = 0; p < SIDE; ++p) {
+      vf points[SIDE];
+      transform_inputs(columns[0][p], columns[1][p], columns[2][p], columns[3][p], columns[4][p], columns[5][p], points);
 #pragma GCC unroll 6
-        for (int q = 0; q < SIDE; ++q) store(out + (p * SIDE + q) * plane + i, points[q]);
-      }
+      for (int q = 0; q < SIDE; ++q) store(out + (p * SIDE + q) * plane + i, points[q]);
     }
   }
 
   // One vector of products of a tile, from output o on -> pixels
+  template <bool FULL>
   void finish_tile(Place at, const float* products, i64 o, T* y) const {
     vf rows[OUT][SIDE];  // [y][point]
 #pragma GCC unroll 6
@@ -149,7 +162,7 @@ struct Convolution : ConvolutionInputs {
 #pragma GCC unroll 4
       for (int v = 0; v < OUT; ++v) rows[v][q] = column[v];
     }
-    const i64 n = O - o;
+    const i64 n = FULL ? VL : O - o;
     const vf more = bias ? load_some(bias + o, n) : vf{};
     const int height = static_cast<int>(H - at.y < OUT ? H - at.y : OUT), width = static_cast<int>(W - at.x < OUT ? W - at.x : OUT);
     for (int v = 0; v < height; ++v) {
@@ -164,11 +177,11 @@ struct Convolution : ConvolutionInputs {
     }
   }
 
-  void run_strip(i64 begin, float* scratch, T* y) const {
+  void run_strip(i64 begin, float* scratch, const i64* offsets, T* y) const {
     float *const inputs = scratch, *const products = inputs + POINTS * plane;
     const T* const zeros = reinterpret_cast<const T*>(products + POINTS * out_plane);
     const int count = static_cast<int>(tiles - begin < strip ? tiles - begin : strip);
-    for (int t = 0; t < count; ++t) transform_tile(place(begin + t), zeros, inputs + t * ip);
+    for (int t = 0; t < count; ++t) transform_tile(begin + t, offsets, zeros, inputs + t * ip);
     const float* weights = packed;
     each_group(O, [&](i64 o, int vectors) {
       for (int p = 0; p < POINTS; ++p, weights += I * vectors * VL)
@@ -177,8 +190,11 @@ struct Convolution : ConvolutionInputs {
           multiply_for(rows, vectors)(inputs + p * plane + i * ip, ip, weights, I, products + p * out_plane + i * MOST_VECTORS * VL);
         }
       for (int t = 0; t < count; ++t)
-        for (int v = 0; v < vectors && o + v * VL < O; ++v)
-          finish_tile(place(begin + t), products + (t * MOST_VECTORS + v) * VL, o + v * VL, y);
+        for (int v = 0; v < vectors; ++v) {
+          const float* const of_tile = products + (t * MOST_VECTORS + v) * VL;
+          if (o + (v + 1) * VL <= O) finish_tile<true>(place(begin + t), of_tile, o + v * VL, y);
+          else finish_tile<false>(place(begin + t), of_tile, o + v * VL, y);
+        }
     });
   }
 };
@@ -192,16 +208,19 @@ Status run(const ConvolutionInputs& in, T* y, int threads) {
   bool failed = false;
 #pragma omp parallel num_threads(threads) if (threads > 1 && strips > 1)
   {
-    float* scratch = kept.take(c.scratch());
+    float* const scratch = kept.take(c.scratch());
+    i64* const offsets = reinterpret_cast<i64*>(scratch);
+    float* const own = scratch ? scratch + 2 * POINTS * c.tile_rows * c.tile_columns : nullptr;
     if (!scratch) {
 #pragma omp atomic write
       failed = true;
     } else {
+      c.find_inputs(offsets);
       std::memset(scratch + c.scratch() - c.ip, 0, c.ip * 4);
     }
 #pragma omp for schedule(static)
     for (i64 s = 0; s < strips; ++s)
-      if (scratch) c.run_strip(s * c.strip, scratch, y);
+      if (scratch) c.run_strip(s * c.strip, own, offsets, y);
   }
   return failed ? OUT_OF_MEMORY : nullptr;
 }
