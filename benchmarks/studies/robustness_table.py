@@ -64,7 +64,7 @@ _WARP = ("stadv",)
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A defence: its name for rdc evaluate, its attacks in a ball, their steps, its options, images for sanity checks at l_inf 8/255."""
+    """A defence: its name for rdc evaluate, its attacks in a ball, their steps, its options, images of sanity checks (l_inf 8/255)."""
 
     model: str
     attacks: tuple[str, ...]
