@@ -34,6 +34,7 @@ from rdc.method.lm_network import row_bytes_without_label
 from rdc.method.lm_pieces import lm_pieces
 from rdc.method.noise import NoisePlan
 from rdc.method.working_memory import gradient_bytes
+from rdc.ops.packed_weights import keep_at_most
 
 __all__ = ["DiffusionPurifier", "LikelihoodPurifier", "Purifier"]
 
@@ -63,6 +64,7 @@ class Purifier(Component):
         refuse_inference_weights(denoiser)
         self.denoiser = denoiser.eval().requires_grad_(False)
         self.memory_budget_mb = memory_budget(memory_budget_mb, device_of(denoiser))
+        keep_at_most(self.memory_budget_mb * 2**16)  # a sixteenth
         self._bytes: dict[Any, int] = {}
 
     @property

@@ -67,6 +67,8 @@ def memory_budget(megabytes: float | None, device: torch.device) -> float:
 class _LiveBytes(TorchDispatchMode):
     """Counts storages from the operator that made them to their release; those that were there before do not count."""
 
+    takes_native = True  # kernels of csrc/ may run: their results are made by an operator
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0

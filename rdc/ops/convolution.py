@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # torch does not list it, its pages do
 
 from rdc.execution.opaque import refuse_batches, transformed
@@ -46,7 +47,10 @@ def plain(x: Tensor) -> bool:
     """Whether x is a tensor with memory, and nothing records, wraps or traces what is done with it."""
     if type(x) not in (Tensor, torch.nn.Parameter) or torch.compiler.is_compiling() or transformed():
         return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.is_legacy_batchedtensor(x):
+    mode = _get_current_dispatch_mode()  # what records operators, or swaps them, must see PyTorch's
+    if (mode is not None and not getattr(mode, "takes_native", False)) or torch._C._functorch.is_legacy_batchedtensor(
+        x
+    ):
         return False
     return not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch.utils.dlpack import to_dlpack
 
+from rdc.execution.memory import peak_bytes
 from rdc.networks.blocks import Conv2d
 from rdc.ops import _native, packed_weights
 from rdc.ops.convolution import convolution, convolution_reference, usable
+from tests.tiny_models import tiny_classifier
 from tests.tolerances import BFLOAT16_OP, CENTRAL_DIFFERENCE, FLOAT32_NETWORK, FLOAT32_SUM, FLOAT64_OP, close
 
 needs_extension = pytest.mark.skipif(bool(_native.why_not("cpu")), reason=f"native kernels: {_native.why_not('cpu')}")
@@ -179,11 +181,33 @@ def test_transformed_weights_are_kept_and_let_go(monkeypatch):
     assert len(packs) == 1 and packed_weights.kept_bytes() > before
     del weight
     assert packed_weights.kept_bytes() == before
-    monkeypatch.setattr(packed_weights, "KEPT_BYTES", before)
+    monkeypatch.setattr(packed_weights, "_limit", before)
     weight = operands((1, 6, 8, 5, 5))[1]
     for _ in range(2):
         convolution(x, weight)
     assert len(packs) == 3 and packed_weights.kept_bytes() == before
+
+
+@needs_extension
+def test_what_is_kept_is_a_share_of_the_memory_budget():
+    x, weight, _, _, _ = operands((1, 6, 8, 5, 5))
+    try:
+        packed_weights.keep_at_most(float("inf"))
+        convolution(x, weight)
+        assert 0 < packed_weights.kept_bytes() <= packed_weights.MOST_KEPT
+        tiny_classifier().with_(memory_budget_mb=0.001)
+        assert packed_weights.kept_bytes() == 0
+        convolution(x, weight)
+        assert packed_weights.kept_bytes() == 0
+    finally:
+        packed_weights.keep_at_most(packed_weights.MOST_KEPT)
+
+
+@needs_extension
+def test_memory_is_counted_through_the_kernel():
+    """Tensors of a call are seen, transformed weights are not: they stay."""
+    x, weight, _, _, _ = operands((1, 32, 32, 8, 8))
+    assert peak_bytes(lambda: convolution(x, weight)) == x.numel() * 4
 
 
 @needs_extension
