@@ -34,7 +34,7 @@ from rdc.method.lm_network import row_bytes_without_label
 from rdc.method.lm_pieces import lm_pieces
 from rdc.method.noise import NoisePlan
 from rdc.method.working_memory import gradient_bytes
-from rdc.ops.packed_weights import keep_at_most
+from rdc.ops.packed_weights import share_budget
 
 __all__ = ["DiffusionPurifier", "LikelihoodPurifier", "Purifier"]
 
@@ -64,7 +64,7 @@ class Purifier(Component):
         refuse_inference_weights(denoiser)
         self.denoiser = denoiser.eval().requires_grad_(False)
         self.memory_budget_mb = memory_budget(memory_budget_mb, device_of(denoiser))
-        keep_at_most(self.memory_budget_mb * 2**16)  # a sixteenth
+        share_budget(self.memory_budget_mb)
         self._bytes: dict[Any, int] = {}
 
     @property

@@ -27,7 +27,7 @@ from rdc.method.likelihood import PROBE_STREAM, flow_log_density, row_bytes
 from rdc.method.noise import NoisePlan
 from rdc.method.posterior import log_posterior, log_prior, resolve_scale
 from rdc.method.probability_flow import EXACT, FlowSettings, rademacher
-from rdc.ops.packed_weights import keep_at_most
+from rdc.ops.packed_weights import share_budget
 
 __all__ = ["SBGC_FLOW", "ScoreBasedClassifier"]
 
@@ -92,7 +92,7 @@ class ScoreBasedClassifier(BaseDefence):
         self.solver_gradient, self.class_prior, self.logit_scale = solver_gradient, class_prior, logit_scale
         self.scale = resolve_scale(logit_scale, shape)
         self.memory_budget_mb = memory_budget(memory_budget_mb, self.device)
-        keep_at_most(self.memory_budget_mb * 2**16)  # a sixteenth
+        share_budget(self.memory_budget_mb)
         self._log_prior = log_prior(class_prior, count)
         self._bytes: dict[Any, int] = {}
 

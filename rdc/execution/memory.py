@@ -2,7 +2,7 @@
 
 The count sees every tensor that an operator returns, on any device, forward and backward; it does not see what an operator
 allocates and frees inside (a convolution's workspace), nor the allocator's own slack. Both are small but for one thing: on a CPU a
-process holds up to 1.7 times the bytes of the tensors alive. glibc gives aligned blocks out of larger ones, small objects settle in
+process holds up to 2.3 times the bytes of the tensors alive. glibc gives aligned blocks out of larger ones, small objects settle in
 what is left over, and a block that is freed is then too short for the next of its size. :data:`RESIDENT` makes up for it, so that a
 budget is kept by resident memory, which is what an operating system counts.
 """
@@ -24,15 +24,26 @@ from torch.utils._pytree import tree_leaves
 from rdc.arguments.scalars import as_number, shown
 from rdc.errors import ConfigError
 
-__all__ = ["bytes_per_item", "device_of", "items_that_fit", "memory_budget", "peak_bytes", "tensor_bytes"]
+__all__ = [
+    "MOST_KEPT_MB",
+    "bytes_per_item",
+    "device_of",
+    "items_that_fit",
+    "kept_mb",
+    "memory_budget",
+    "peak_bytes",
+    "tensor_bytes",
+]
 
 LEAST_MB = 2048.0  # the budget where nothing is known of the device's memory, and the least on a GPU
 
-#: Bytes that a process on a CPU holds for a byte of tensors alive: the shipped networks need 1.2 to 1.7
+#: Bytes that a process on a CPU holds for a byte of tensors alive: the shipped networks need 1.2 to 2.3
 #: (benchmarks/studies/resident_memory.py).
-RESIDENT = 1.65
+RESIDENT = 2.3
 #: MiB that a process's first call takes for good on a CPU: PyTorch's code as it is read from disk (20 to 25), kernels, small objects.
 FIRST_CALL_MB = 32.0
+#: The share of a budget that transformed weights may take for good (rdc.ops.packed_weights), and the most that they take, MiB.
+KEPT_SHARE, MOST_KEPT_MB = 1 / 16, 96.0
 #: Where a budget cannot be kept (the first call's part leaves nothing), tensors alone may take it, up to this many MiB.
 TENSORS_ONLY_MB = 8.0
 
@@ -125,13 +136,19 @@ def bytes_per_item(work: Callable[[int], object]) -> int:
 def tensor_bytes(megabytes: float, device: torch.device) -> float:
     """How many bytes of tensors may be alive together so that resident memory keeps a budget of ``megabytes`` MiB.
 
-    On a CPU a process grows by :data:`FIRST_CALL_MB`, whatever is computed, and by :data:`RESIDENT` for a byte of tensors. A budget
-    of less than some 45 MiB cannot be kept in that sense: there tensors alone count, up to :data:`TENSORS_ONLY_MB`.
+    On a CPU a process grows by :data:`FIRST_CALL_MB` and :data:`KEPT_SHARE`, whatever is computed, and by :data:`RESIDENT` for a
+    byte of tensors. A budget of less than some 55 MiB cannot be kept in that sense: there tensors alone count, up to
+    :data:`TENSORS_ONLY_MB`.
     """
     if device.type != "cpu":
         return megabytes * 2**20
-    within = (megabytes - FIRST_CALL_MB) / RESIDENT
+    within = (megabytes - FIRST_CALL_MB - kept_mb(megabytes)) / RESIDENT
     return max(within, min(megabytes, TENSORS_ONLY_MB)) * 2**20
+
+
+def kept_mb(megabytes: float) -> float:
+    """What transformed weights may keep of a budget of ``megabytes`` MiB, in MiB."""
+    return min(MOST_KEPT_MB, megabytes * KEPT_SHARE)
 
 
 def items_that_fit(megabytes: float, each: int, device: torch.device, what: str) -> int:
@@ -149,7 +166,10 @@ def items_that_fit(megabytes: float, each: int, device: torch.device, what: str)
     count = int(tensor_bytes(megabytes, device) / each)
     if count < 1:
         need = each / 2**20
-        least = need if device.type != "cpu" or need <= TENSORS_ONLY_MB else need * RESIDENT + FIRST_CALL_MB
+        least = need
+        if device.type == "cpu" and need > TENSORS_ONLY_MB:
+            resident = need * RESIDENT + FIRST_CALL_MB
+            least = min(resident / (1 - KEPT_SHARE), resident + MOST_KEPT_MB)
         warnings.warn(
             f"memory_budget_mb: {megabytes:.4g} MiB do not hold {what}, which is computed all the same; at least {least:.4g} would",
             stacklevel=2,

@@ -40,7 +40,7 @@ from rdc.method.lm_pieces import lm_pieces
 from rdc.method.noise import NoisePlan
 from rdc.method.posterior import log_posterior, log_prior, resolve_scale
 from rdc.method.working_memory import gradient_bytes
-from rdc.ops.packed_weights import keep_at_most
+from rdc.ops.packed_weights import share_budget
 
 __all__ = ["DiffusionClassifier"]
 
@@ -111,7 +111,7 @@ class DiffusionClassifier(BaseDefence):
         self.logit_scale = logit_scale if isinstance(logit_scale, (str, int, float)) else self.scale
         self.class_prior = class_prior
         self.memory_budget_mb = memory_budget(memory_budget_mb, self.device)
-        keep_at_most(self.memory_budget_mb * 2**16)  # a sixteenth
+        share_budget(self.memory_budget_mb)
         self._log_prior = log_prior(class_prior, self.num_classes)
         self._bytes: dict[Any, int] = {}  # of one image at one level, or of one image in a step of LM
         self._cache: dict[tuple[Any, ...], Draw] = {}

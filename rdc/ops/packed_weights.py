@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 
 import torch
@@ -10,17 +11,19 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # torch does not list it, its pages do
 from torch.utils.weak import WeakIdKeyDictionary
 
+from rdc.execution.memory import MOST_KEPT_MB, kept_mb
 from rdc.ops import _native
 
-__all__ = ["MOST_KEPT", "keep_at_most", "kept_bytes", "packed_for"]
+__all__ = ["MOST_KEPT", "kept_bytes", "packed_for", "share_budget"]
 
 #: All transformed weights that are kept take at most so many bytes, enough for the shipped networks of Fashion-MNIST and their gradients.
 #: Others are made in every call: a tenth of a call of two rows, nothing of one of a hundred.
-MOST_KEPT = 96 << 20
+MOST_KEPT = int(MOST_KEPT_MB * 2**20)
 
 _limit = MOST_KEPT
 _KEPT: WeakIdKeyDictionary = WeakIdKeyDictionary()  # weight -> {(reversed, instruction set): (fingerprint, packed)}
 _LOCK = threading.Lock()
+_THREAD = threading.local()
 
 
 def kept_bytes() -> int:
@@ -28,10 +31,10 @@ def kept_bytes() -> int:
     return sum(packed.numel() * 4 for found in _KEPT.values() for _, packed in found.values())
 
 
-def keep_at_most(size: float) -> None:
-    """Keep so many bytes, and at most :data:`MOST_KEPT`: a share of a memory budget. What is kept beyond is let go."""
+def share_budget(megabytes: float) -> None:
+    """Keep no more than a share of a memory budget of ``megabytes`` MiB. What is kept beyond is let go; the last budget counts."""
     global _limit
-    _limit = int(min(MOST_KEPT, size))
+    _limit = int(kept_mb(megabytes) * 2**20)
     with _LOCK:
         if kept_bytes() > _limit:
             _KEPT.clear()
@@ -52,11 +55,28 @@ def packed_for(weight: Tensor, reversed_: bool) -> tuple[Tensor, str]:
         if found is not None and key in found and found[key][0] == now:
             return found[key][1], isa
     inputs, outputs = plain.shape[:2] if reversed_ else plain.shape[1::-1]
-    with _disable_current_modes():  # whoever counts the tensors of a call would count one that stays
-        packed = torch.empty(native.convolution_packed_size(outputs, inputs, isa))
-    native.convolution_pack(to_dlpack(plain), to_dlpack(packed), reversed_, torch.get_num_threads(), isa)
+    size = native.convolution_packed_size(outputs, inputs, isa)
     with _LOCK:
-        before = found[key][1].numel() * 4 if found is not None and key in found else 0
-        if kept_bytes() - before + packed.numel() * 4 <= _limit:
+        before = found[key][1].numel() if found is not None and key in found else 0
+        keep = kept_bytes() + 4 * (size - before) <= _limit
+    packed = _room(size) if keep else _lent(size)
+    native.convolution_pack(to_dlpack(plain), to_dlpack(packed), reversed_, torch.get_num_threads(), isa)
+    if keep:
+        with _LOCK:
             _KEPT.setdefault(weight, {})[key] = now, packed
     return packed, isa
+
+
+def _room(floats: int) -> Tensor:
+    """Memory beside the heap: a block that stays must not lie between those of a call, nor be counted among its tensors."""
+    with _disable_current_modes():
+        return torch.frombuffer(mmap.mmap(-1, max(4, 4 * floats)), dtype=torch.float32)[:floats]
+
+
+def _lent(floats: int) -> Tensor:
+    """For one call of this thread's; the next one writes over it."""
+    if floats > getattr(_THREAD, "size", 0):
+        _THREAD.room, _THREAD.size = _room(floats), floats
+    with _disable_current_modes():
+        room: Tensor = _THREAD.room[:floats]
+    return room

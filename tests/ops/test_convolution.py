@@ -173,6 +173,7 @@ def test_a_weight_may_change_in_any_way():
 @needs_extension
 def test_transformed_weights_are_kept_and_let_go(monkeypatch):
     x, weight, _, _, _ = operands((1, 6, 8, 5, 5))
+    packed_weights.share_budget(float("inf"))
     before, packs = packed_weights.kept_bytes(), []
     real = _native.extension().convolution_pack
     monkeypatch.setattr(_native.extension(), "convolution_pack", lambda *given: (packs.append(1), real(*given)))
@@ -192,7 +193,7 @@ def test_transformed_weights_are_kept_and_let_go(monkeypatch):
 def test_what_is_kept_is_a_share_of_the_memory_budget():
     x, weight, _, _, _ = operands((1, 6, 8, 5, 5))
     try:
-        packed_weights.keep_at_most(float("inf"))
+        packed_weights.share_budget(float("inf"))
         convolution(x, weight)
         assert 0 < packed_weights.kept_bytes() <= packed_weights.MOST_KEPT
         tiny_classifier().with_(memory_budget_mb=0.001)
@@ -200,7 +201,7 @@ def test_what_is_kept_is_a_share_of_the_memory_budget():
         convolution(x, weight)
         assert packed_weights.kept_bytes() == 0
     finally:
-        packed_weights.keep_at_most(packed_weights.MOST_KEPT)
+        packed_weights.share_budget(float("inf"))
 
 
 @needs_extension
