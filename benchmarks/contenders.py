@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from collections.abc import Callable
 
 import torch
@@ -17,7 +18,7 @@ from benchmarks import paper_procedure
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.draw import Draw
 
-__all__ = ["Contender", "conditional", "multihead", "objective", "paper", "shipped"]
+__all__ = ["Contender", "conditional", "multihead", "objective", "paper", "shipped", "without_kernels"]
 
 Losses = Callable[[Tensor], Tensor]
 
@@ -48,6 +49,22 @@ def objective(losses: Tensor, scale: float = 1.0) -> Tensor:
     return torch.log_softmax(-scale * losses, 1)[:, 1:].sum()
 
 
+def without_kernels(call: Losses) -> Losses:
+    """``call`` as PyTorch alone computes it: the networks' own kernels are off meanwhile."""
+
+    def plain(x: Tensor) -> Tensor:
+        before = os.environ.get("RDC_DISABLE_NATIVE")
+        os.environ["RDC_DISABLE_NATIVE"] = "1"
+        try:
+            return call(x)
+        finally:
+            os.environ.pop("RDC_DISABLE_NATIVE")
+            if before is not None:
+                os.environ["RDC_DISABLE_NATIVE"] = before
+
+    return plain
+
+
 def _scaled(classifier: DiffusionClassifier) -> Callable[[Tensor], Tensor]:
     return lambda losses: objective(losses, classifier.scale)
 
@@ -65,8 +82,8 @@ def paper(classifier: DiffusionClassifier, images: int = 1) -> Contender:
         "paper",
         f"the paper's procedure: conditional, {len(classifier.levels)} levels, loops over images and classes",
         images,
-        lambda x: paper_procedure.class_losses(network, x, count, *setting),
-        lambda x: paper_procedure.input_gradient(network, x, count, *setting, goal)[1],
+        without_kernels(lambda x: paper_procedure.class_losses(network, x, count, *setting)),
+        without_kernels(lambda x: paper_procedure.input_gradient(network, x, count, *setting, goal)[1]),
         classifier.evaluations_per_image,
     )
 
@@ -118,7 +135,9 @@ def conditional(
 
     engine = "torch.compile" if compiled else "eager"
     what = f"plain torch {engine}, channels_last: conditional, {total} levels, {images * levels_at_once} rows a call"
-    return Contender(name, what, images, losses, gradient, classifier.evaluations_per_image)
+    return Contender(
+        name, what, images, without_kernels(losses), without_kernels(gradient), classifier.evaluations_per_image
+    )
 
 
 def multihead(
@@ -154,7 +173,9 @@ def multihead(
 
     engine, total = "torch.compile" if compiled else "eager", len(classifier.levels)
     what = f"plain torch {engine}, channels_last: multi-head, {total} levels, {images_at_once * total} rows a call"
-    return Contender(name, what, images, losses, gradient, classifier.evaluations_per_image)
+    return Contender(
+        name, what, images, without_kernels(losses), without_kernels(gradient), classifier.evaluations_per_image
+    )
 
 
 def shipped(classifier: DiffusionClassifier, name: str, *, images: int = 8) -> Contender:

@@ -1,7 +1,7 @@
 """The CPU kernels of the network against PyTorch, in the shapes of the shipped networks: 3 x 3 convolution, group norm with SiLU.
 
     pytest --benchmark-only benchmarks/test_network_ops.py
-    python -m benchmarks.test_network_ops --out benchmarks/results/network-ops-cpu.json
+    python -m benchmarks.test_network_ops --out network-ops-cpu.json
 
 One thread, 64 rows, channels_last. Before it is timed, each is checked against float64: it errs at most twice as much as PyTorch's in
 float32 (convolution: root mean square). The second form lets the contenders take turns and reads the CPU seconds of the process. "of

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdc.networks import fused
+from rdc.networks.resampling import filter_down, filter_up
 from rdc.ops.convolution import convolution, usable
 
 __all__ = [
@@ -173,12 +174,12 @@ class Conv2d(nn.Module):
         if self.down and self.convolve_first:
             reach = (self.resample_filter.shape[-1] - 1) // 2
             x = F.conv2d(x, weight, padding=margin + reach)
-            x = _filter_down(x, self.resample_filter, padding=0)
+            x = filter_down(x, self.resample_filter, padding=0)
             return x if bias is None else x + bias.reshape(1, -1, 1, 1)
         if (
             self.up and not margin and self.resample_filter.shape[-1] == 2 and fused.on_cpu(x)
         ):  # it doubles pixels: the same, for a quarter
-            return _filter_up(F.conv2d(x, weight, bias), self.resample_filter)
+            return filter_up(F.conv2d(x, weight, bias), self.resample_filter)
         x = self._resampled(x)
         if usable(x, self.weight):
             return convolution(_as_autocast(x), self.weight, own)
@@ -186,48 +187,15 @@ class Conv2d(nn.Module):
 
     def _resampled(self, x: Tensor) -> Tensor:
         if self.up:
-            x = _filter_up(x, self.resample_filter)
+            x = filter_up(x, self.resample_filter)
         if self.down:
-            x = _filter_down(x, self.resample_filter, padding=(self.resample_filter.shape[-1] - 1) // 2)
+            x = filter_down(x, self.resample_filter, padding=(self.resample_filter.shape[-1] - 1) // 2)
         return x
 
 
 def _as_autocast(x: Tensor) -> Tensor:
     """x in the type that PyTorch's convolution would give it."""
     return x.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else x
-
-
-def _channels_innermost(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and (x.device.type == "cuda" or fused.on_cpu(x))
-
-
-def _filter_up(x: Tensor, taps: Tensor) -> Tensor:
-    """Upsample [B, C, H, W] by two. The box filter is nearest-neighbour repetition."""
-    if taps.shape[-1] == 2:
-        batch, channels, height, width = x.shape
-        if _channels_innermost(x):
-            x = x.permute(0, 2, 3, 1)[:, :, None, :, None].expand(batch, height, 2, width, 2, channels)
-            return x.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
-        x = x[:, :, :, None, :, None].expand(batch, channels, height, 2, width, 2)
-        return x.reshape(batch, channels, 2 * height, 2 * width)
-    channels = x.shape[1]
-    weight = (taps * 4).to(x.dtype).expand(channels, 1, -1, -1)
-    return F.conv_transpose2d(x, weight, groups=channels, stride=2, padding=(taps.shape[-1] - 1) // 2)
-
-
-def _filter_down(x: Tensor, taps: Tensor, padding: int) -> Tensor:
-    """Downsample [B, C, H, W] by two. The box filter without padding is average pooling."""
-    if taps.shape[-1] == 2 and padding == 0:
-        even = x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
-        if (
-            x.device.type == "cuda" and _channels_innermost(x) and even
-        ):  # the backward pass of pooling took 7 times as long there
-            batch, channels, height, width = x.shape
-            x = x.permute(0, 2, 3, 1).reshape(batch, height // 2, 2, width // 2, 2, channels)
-            return x.mean((2, 4)).permute(0, 3, 1, 2)
-        return F.avg_pool2d(x, 2)
-    channels = x.shape[1]
-    return F.conv2d(x, taps.to(x.dtype).expand(channels, 1, -1, -1), groups=channels, stride=2, padding=padding)
 
 
 class GroupNorm(nn.Module):

@@ -69,7 +69,7 @@ def _kernels() -> ModuleType:
 
 def usable(x: Tensor) -> bool:
     """Whether the kernels take x [B, C, H, W]: in channels_last, of a floating type they know, outside tracing."""
-    if x.device.type == "cpu":
+    if native(x):
         return on_cpu(x)
     if x.device.type != "cuda" or x.dtype not in _TYPES or torch.compiler.is_compiling():
         return False
@@ -78,16 +78,21 @@ def usable(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and x.numel() > 0 and not why_not()
 
 
+def native(x: Tensor) -> bool:
+    """Whether x belongs to the kernels of csrc/; Triton's interpreter takes tensors of a CPU, too."""
+    return x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1"
+
+
 def on_cpu(x: Tensor) -> bool:
     """Whether the CPU's norm takes x."""
-    if x.device.type != "cpu" or x.dtype not in _CPU_TYPES or not x.numel() or not plain(x):
+    if not native(x) or x.dtype not in _CPU_TYPES or not x.numel() or not plain(x):
         return False
     return x.is_contiguous(memory_format=torch.channels_last) and not _native.why_not("cpu")
 
 
 def fits(x: Tensor, groups: int) -> bool:
     """Whether a group of x [B, C, H, W] fits one program of the GPU; on a CPU every group does."""
-    if x.device.type == "cpu":
+    if native(x):
         return True
     return _power(x.shape[2] * x.shape[3]) * _power(x.shape[1] // groups) <= _ELEMENTS
 
@@ -158,7 +163,7 @@ def residual_sum_reference(x: Tensor, skip: Tensor, bias: Tensor | None, factor:
 
 def residual_sum(x: Tensor, skip: Tensor, bias: Tensor | None, factor: float) -> Tensor:
     """factor * (x + skip + bias) for x and skip [B, C, H, W] of one type in channels_last, bias [C] or None."""
-    if x.device.type == "cpu":
+    if native(x):
         return residual_sum_reference(x, skip, bias, factor)
     if transformed():
         return _opaque(residual_sum, x, skip, bias, factor)
@@ -228,7 +233,7 @@ class _NormAct(torch.autograd.Function):
         eps: float,
         silu: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if x.device.type == "cpu":
+        if native(x):
             return norm_act_native.forward(x, weight, bias, (pre, scale, shift), groups, eps, silu)
         pre, scale, shift = _conditions(pre, scale, shift)
         y = torch.empty_like(x)
@@ -278,7 +283,7 @@ def _norm_gradients(
     if torch.is_grad_enabled():
         return _differentiable(needs, settings, grad, inputs)
     x, weight, bias, pre, scale, shift = inputs
-    backward = _backward_on_cpu if x.device.type == "cpu" else _backward_on_gpu
+    backward = _backward_on_cpu if native(x) else _backward_on_gpu
     grad_x, kept = backward(settings, grad, x, weight, bias, (pre, scale, shift), (mean, rstd))
     sums, normed_sums, grad_sums = kept[0], kept[1], kept[-1]
     grads: list[Tensor | None] = [grad_x if needs[0] else None, None, None, None, None, None]

@@ -24,9 +24,16 @@ SLOWER_THAN_TORCH = ("cuda",)
 ISAS = ("baseline", "avx2", "avx512", "avx512bf16")
 
 
+#: what the newest kernel is called: an extension without it is of an earlier version
+NEWEST = "convolution_cpu_forward"
+
+
 def _load() -> tuple[ModuleType | None, str]:
     try:
-        return importlib.import_module("rdc._C"), ""
+        module = importlib.import_module("rdc._C")
+        if hasattr(module, NEWEST):
+            return module, ""
+        return None, "the extension was built from an earlier version of rdc; install rdc again (pip install -e .)"
     except ModuleNotFoundError:
         return None, "the extension was not built (RDC_BUILD=off, or no C++ compiler when rdc was installed)"
     except ImportError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rdc.networks import blocks, fused
+from rdc.networks import fused, resampling
 from rdc.networks.blocks import GroupNorm, UNetBlock, fastest_layout
 from rdc.networks.fused import norm_act, norm_act_reference, residual_sum
 from tests.tolerances import FLOAT32_NETWORK, FLOAT32_ROUNDINGS, FLOAT32_SUM, FLOAT32_ULP
@@ -157,9 +157,9 @@ def test_a_block_whose_groups_are_too_large_computes_the_same(monkeypatch):
     torch.testing.assert_close(block._forward_fused(x, emb), expected, rtol=FLOAT32_NETWORK, atol=FLOAT32_SUM)
 
 
-def test_cpu_tensors_and_traces_are_left_to_pytorch(monkeypatch):
+def test_what_is_left_to_pytorch(monkeypatch):
     if not INTERPRETED:
-        assert not fused.usable(laid_out(torch.randn(2, 8, 4, 4)))
+        assert not fused.usable(torch.randn(2, 8, 4, 4)) and not fused.usable(laid_out(torch.randn(2, 8, 4, 4)).double())
     monkeypatch.setenv("RDC_DISABLE_TRITON", "1")
     assert "RDC_DISABLE_TRITON=1" in fused.why_not()
     assert fastest_layout("cuda") is torch.contiguous_format and fastest_layout("cpu") is torch.channels_last
@@ -189,15 +189,15 @@ def test_resampling_in_any_layout():
     y, small = drawn(2, 6, 4, 8), torch.nn.functional.avg_pool2d(drawn(2, 6, 4, 8), 2)
     box = torch.ones(1, 1, 2, 2, device=DEVICE) / 4
     for given in (y, laid_out(y)):
-        torch.testing.assert_close(blocks._filter_down(given, box, 0), small, rtol=FLOAT32_ULP, atol=FLOAT32_ULP)
-    assert DEVICE == "cpu" or laid_out(blocks._filter_down(laid_out(y), box, 0)).stride()[1] == 1
+        torch.testing.assert_close(resampling.filter_down(given, box, 0), small, rtol=FLOAT32_ULP, atol=FLOAT32_ULP)
+    assert DEVICE == "cpu" or laid_out(resampling.filter_down(laid_out(y), box, 0)).stride()[1] == 1
     x = drawn(2, 6, 3, 5)
     expected = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
     taps = torch.ones(1, 1, 2, 2, device=DEVICE) / 4
     for given in (x, laid_out(x)):
-        assert torch.equal(blocks._filter_up(given, taps), expected)
+        assert torch.equal(resampling.filter_up(given, taps), expected)
     if DEVICE == "cuda":
-        assert blocks._filter_up(laid_out(x), taps).is_contiguous(memory_format=torch.channels_last)
+        assert resampling.filter_up(laid_out(x), taps).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def test_bfloat16_is_rounded_once(case):
     y = convolution(x, weight, bias, skip, 0.7)
     truth = by_loops(x.detach().float(), weight, bias, skip.float(), 0.7, False)
     assert y.dtype == torch.bfloat16
-    close(y.double(), truth, BFLOAT16_OP / 2)
+    close(y.double(), truth, BFLOAT16_OP)
     (grad,) = torch.autograd.grad(y, x, upstream.bfloat16())
     close(
         grad.double(),

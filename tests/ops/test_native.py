@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 from torch.utils.dlpack import to_dlpack
@@ -26,7 +28,7 @@ def test_describe_names_every_op_and_version():
     facts = backends.describe()
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["versions"]["rdc"] == "0.1.0"
-    assert set(facts["ops"]) == {"multihead_loss", "empirical_denoiser"}
+    assert set(facts["ops"]) == {"multihead_loss", "empirical_denoiser", "convolution", "norm_act"}
     for backends_of_op in facts["ops"].values():
         assert set(backends_of_op) == {"cpu", "cuda"}
         for backend in backends_of_op.values():
@@ -52,6 +54,12 @@ def test_disabled_at_run_time(monkeypatch):
         multihead_loss(*x, backend="native")
     monkeypatch.setenv("RDC_DISABLE_NATIVE", "0")
     multihead_loss(*x, backend="native")
+
+
+def test_an_extension_of_an_earlier_version_is_not_used(monkeypatch):
+    monkeypatch.setattr(_native.importlib, "import_module", lambda name: types.SimpleNamespace(cpu_isa=lambda: "avx2"))
+    module, why = _native._load()
+    assert module is None and "install rdc again" in why
 
 
 def test_missing_extension_falls_back(monkeypatch):

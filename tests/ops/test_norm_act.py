@@ -119,7 +119,7 @@ def test_bfloat16_is_rounded_once(case):
     x = given[0].bfloat16().requires_grad_()
     y = called(norm_act, (x, *given[1:]), case, True)
     truth = by_loops(x.detach().float(), *given[1:], case[2], True)
-    close(y.double(), truth, BFLOAT16_OP / 2)
+    close(y.double(), truth, BFLOAT16_OP)
     leaf = x.detach().double().requires_grad_()
     true = torch.autograd.grad(
         called(norm_act_reference, (leaf, *(t.double() for t in given[1:])), case, True), leaf, upstream.double()
