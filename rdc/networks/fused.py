@@ -1,7 +1,6 @@
 """Group norm with its SiLU, and the sum that ends a residual block, in one pass each over channels_last tensors.
 
-On a CPU the norm is the kernel of csrc/ (:mod:`rdc.ops.norm_act_native`), and the sum is part of the convolution before it
-(:mod:`rdc.ops.convolution`). On a GPU both are written in Triton.
+On a CPU: :mod:`rdc.ops.norm_act_native`, and the sum is part of the convolution before it (:mod:`rdc.ops.convolution`). On a GPU: Triton.
 
 PyTorch's group norm on a GPU takes contiguous tensors only, so a network in channels_last, which its convolutions want, copies
 around every norm; and each bias, scale and activation is a pass of its own over memory. Here a norm with the bias before it, its
@@ -314,7 +313,7 @@ def _backward_on_cpu(
     conditions: tuple[Tensor | None, ...],
     moments: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """The gradient of x, and the sums [2 or 3, B, C] that the other gradients are made of."""
+    """Gradient of x; sums [2 or 3, B, C] that the others are made of."""
     return norm_act_native.backward(grad.to(x.dtype), x, weight, bias, conditions, moments, *settings)
 
 
