@@ -12,6 +12,8 @@ from torch import nn
 from rdc.certification.attack import SmoothedClassifier
 from rdc.contracts import BaseDefence, Component, Defence
 from rdc.decisions.anytime import AnytimeClassifier
+from rdc.decisions.anytime.early import EarlyClassifier
+from rdc.decisions.elimination import EliminatingClassifier
 from rdc.defences import (
     DiffusionPurifier,
     ForeignDefence,
@@ -179,6 +181,7 @@ CORES = {
     "two-networks": (lambda: dc(lm=LM, lm_denoiser=denoiser(8)), {DC, LIKELIHOOD}),
     "sbgc": (sbgc, {SIGNS}),
     "anytime": (anytime, set()),
+    "eliminating": (lambda: EliminatingClassifier(dc(lm=LM), "50%:2,100%:1"), set()),
     "diffpure-dc": (lambda: behind(diffpure(), dc()), {DC, DIFFPURE}),
 }
 WRAPPERS = {
@@ -228,8 +231,9 @@ def streams(parts):
 
 @pytest.fixture
 def always_fixed(parts, drawn):
-    """Anytime decisions have fixed noise, whatever they are part of."""
-    return draws_of(lambda: anytime().with_()(pixels()), drawn)[1] if parts[1] == "anytime" else set()
+    """Anytime decisions and those of few classes have fixed noise, whatever they are part of."""
+    early = parts[1] in ("anytime", "eliminating")
+    return draws_of(lambda: CORES[parts[1]][0]().with_()(pixels()), drawn)[1] if early else set()
 
 
 @pytest.fixture
@@ -381,7 +385,7 @@ def test_bpda_reaches_every_purification(parts, model):
     assert model.purifies is (
         "lm" in wrapper
         or wrapper in ("behind-diffpure", "foreign")
-        or core in ("rdc", "two-networks", "anytime", "diffpure-dc")
+        or core in ("rdc", "two-networks", "anytime", "eliminating", "diffpure-dc")
     )
 
 
@@ -453,7 +457,7 @@ def test_every_kind_of_component_is_among_them():
     shipped = {
         kind for kind in shipped if not kind.__name__.startswith("_")
     }  # a stand-in that counts calls is no defence
-    abstract = {Component, BaseDefence, Purifier}
+    abstract = {Component, BaseDefence, Purifier, EarlyClassifier}
     here = {
         DiffusionClassifier,
         PlainClassifier,
@@ -461,6 +465,7 @@ def test_every_kind_of_component_is_among_them():
         PurifiedClassifier,
         ScoreBasedClassifier,
         AnytimeClassifier,
+        EliminatingClassifier,
     }
     here |= {LikelihoodPurifier, DiffusionPurifier}
     assert shipped - abstract == here | {SmoothedClassifier}  # whose base is a function, see certification
