@@ -333,10 +333,37 @@ def test_batches_of_a_folder_are_counted(tmp_path):
     assert finished_batches(tmp_path / "run") == 3
 
 
-@pytest.mark.parametrize(("norm", "share", "steps", "mean"), [
-    ("linf", 0.5, 100, 0.5), ("flow", 1.0, 60, 1.0), ("flow", 0.5, 5, 0.5 / np.log(2)), ("flow", 0.5, 5000, 0.001 / np.log(2)),
+HALF = [1.0, 0.5, 0.25]  # half of those that stand falls at every step
+
+
+@pytest.mark.parametrize(("norm", "curve", "steps", "mean"), [
+    ("linf", HALF, 100, 0.25), ("linf", [0.75], 100, 0.75), ("flow", [0.75], 100, 0.75), ("flow", [1.0, 1.0, 1.0], 60, 1.0),
+    ("flow", HALF, 2, 0.75), ("flow", HALF, 1, 1.0), ("flow", HALF, 4, (1.5 + 0.25 * 0.75 / np.log(2)) / 4),
+    ("flow", HALF, 5000, (1.5 + 0.25 / np.log(2)) / 5000), ("flow", [1.0, 0.5, 0.5, 0.5, 0.5], 40, (2.5 + 0.5 * 36) / 40),
+    ("flow", [0.8, 0.0, 0.0], 10, 0.08),
 ])  # fmt: skip
-def test_images_that_go_on_falling_are_fewer_on_average(norm, share, steps, mean):
+def test_images_that_go_on_falling_are_fewer_on_average(norm, curve, steps, mean):
     settings = settings_of(["stadv" if norm == "flow" else "pgd-ce"], norm, steps=steps)
-    assert abs(predicting._mean_share(share, settings, 5) - mean) < FLOAT32_ROUNDING
-    assert predicting._mean_share(share, settings, 0) == share  # of images that nothing attacked
+    assert abs(predicting._mean_share(curve, settings) - mean) < FLOAT32_ROUNDING
+
+
+def test_in_a_flow_some_images_are_followed_as_far_as_there_is_time(monkeypatch):
+    """Images go on falling there: 32 of them, for as many steps as a tenth of the run allows, and no more than it has."""
+    data = labelled_by(gaussian_classifier(), n=64)
+    settings = EvaluationSettings(
+        "m", "d", n=64, batch=64, attacks="stadv", norm="flow", eps="0.0001", steps=40, sanity=0
+    )
+    asked, ask = [], predicting.run_attack
+    monkeypatch.setattr(
+        predicting, "run_attack", lambda *given: (asked.append((given[1].text, len(given[2]))), ask(*given))[1]
+    )
+    monkeypatch.setattr(CallTimes, "seconds", lambda self, call: Seconds(0.01 * call.images, 0.01 * call.images))
+    for allowed, expected in (
+        (4.2, ("stadv:steps=11", 32)),
+        (100.0, ("stadv:steps=40", 64)),
+        (0.7, ("stadv:steps=5", 10)),
+    ):
+        monkeypatch.setattr(predicting, "_PROBE_SECONDS", allowed)
+        monkeypatch.setattr(predicting, "_PROBE_PART", 10.0)
+        assert predict(gaussian_classifier(), data, settings).attacked
+        assert asked.pop() == expected and not asked

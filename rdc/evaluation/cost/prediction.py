@@ -24,6 +24,8 @@ _PROBED, _FEWEST = (
     8,
 )  # images that a short attack, or none, tells how many stand: at most; and at least, unless the run has fewer
 _PROBE_STEPS = (5, 2, 1)  # of the short attack: the most that there is time for
+_LEAST = 0.01  # share that counts as standing where none does
+_IN_A_FLOW = 32  # images of it, where there is time for more steps than those
 _PROBE_SECONDS, _PROBE_PART = 10.0, 1 / 10  # it may take so long, and this part of the run
 
 
@@ -77,10 +79,11 @@ def _predict(
     whole = _whole(classifier, settings, 1.0, finished, processes)
     times.expect(whole.calls)
     at_most = _seconds(whole, times)
-    share, steps = _standing(times, settings, at_most)
-    mean = share if share is None else _mean_share(share, settings, steps)
-    likely = None if mean is None else _seconds(_whole(classifier, settings, mean, finished, processes), times)
-    return Prediction(at_most, likely, share, round(sum(whole.calls.values())), steps > 0)
+    calls, curve = round(sum(whole.calls.values())), _standing(times, settings, at_most)
+    if curve is None:
+        return Prediction(at_most, None, None, calls)
+    plan = _whole(classifier, settings, _mean_share(curve, settings), finished, processes)
+    return Prediction(at_most, _seconds(plan, times), curve[-1], calls, len(curve) > 1)
 
 
 def _whole(classifier: Defence, settings: EvaluationSettings, share: float, finished: int, processes: int) -> CallPlan:
@@ -97,16 +100,24 @@ def _whole(classifier: Defence, settings: EvaluationSettings, share: float, fini
     return found
 
 
-def _mean_share(share: float, settings: EvaluationSettings, steps: int) -> float:
-    """Share of the images that is attacked at a time, mean over an attack, from the share that stands after ``steps`` of it.
+def _mean_share(curve: list[float], settings: EvaluationSettings) -> float:
+    """Share of the images that is attacked at a time, mean over an attack of N steps.
 
-    In a ball what falls falls early: the first steps are as long as the radius. A flow grows from nothing, and images go on falling as
-    they did in the short attack: exp(-h t) of them stand at step t, whose mean over N steps is (1 - exp(-h N)) / (h N).
+    In a ball what falls falls early, for the first steps are as long as the radius: it is the share that stands at the end of the short
+    attack. A flow grows from nothing, and images go on falling: behind the s steps that were seen as in their second half,
+    exp(-h t), whose sum over the N - s steps that are left is (1 - exp(-h (N - s))) / h.
+
+    Args:
+        curve: share that stands after 0, 1, .. s steps of a short attack.
+        settings: of the evaluation.
     """
+    steps, whole = len(curve) - 1, settings.steps or 1
     if settings.norm != "flow" or not steps:
-        return share
-    fallen = -math.log(max(share, 0.01)) * (settings.steps or 1) / steps  # h N
-    return -math.expm1(-fallen) / fallen if fallen else 1.0
+        return curve[-1]
+    left, half = max(0, whole - steps), steps // 2
+    falling = math.log(max(curve[half], _LEAST) / max(curve[steps], _LEAST)) / (steps - half)  # h
+    later = curve[steps] * (-math.expm1(-falling * left) / falling if falling > 0 else left)
+    return (sum(curve[: min(steps, whole)]) + later) / whole
 
 
 def _part(size: int, share: float) -> int:
@@ -120,30 +131,35 @@ def _seconds(plan: CallPlan, times: CallTimes) -> Seconds:
     return total
 
 
-def _standing(times: CallTimes, settings: EvaluationSettings, at_most: Seconds) -> tuple[float | None, int]:
-    """Share of some images that are right and stand after a short attack, and its steps.
+def _standing(times: CallTimes, settings: EvaluationSettings, at_most: Seconds) -> list[float] | None:
+    """Share of some images that are right and stand after 0, 1, .. steps of a short attack.
 
     Where an attack would take too long the share that is right when clean counts (0 steps); None where that would, too. Under fresh noise
     no image leaves an attack before its end, and the next attack goes on with all that are ever right: there it is that share as well.
     """
     if times.parts is not None or not settings.attacks:
-        return None, 0
+        return None
     allowed, size = min(_PROBE_SECONDS, _PROBE_PART * at_most.own), min(settings.batch, len(times.pixels))
     slope, plain = (
-        times.seconds(call).own / size for call in (Call("model", size, str(settings.gradient), 2), Call("model", size))
+        max(1e-9, times.seconds(call).own / size)
+        for call in (Call("model", size, str(settings.gradient), 2), Call("model", size))
     )
-    for steps in (*(_PROBE_STEPS if settings.policies[0] == "known" else ()), 0):
+    lengths = (*_PROBE_STEPS, 0) if settings.policies[0] == "known" else (0,)
+    if settings.norm == "flow" and len(lengths) > 1:
+        several = int((allowed / min(_IN_A_FLOW, len(times.pixels)) - 2 * plain) / slope)
+        lengths = (max(_PROBE_STEPS[0], min(several, settings.steps or 1)), *lengths[1:])
+    for steps in lengths:
         each = steps * slope + (2 if steps else 1) * plain  # an attack asks at its beginning and at its end
-        count = min(len(times.pixels), _PROBED, int(allowed / max(1e-9, each)))
+        count = min(len(times.pixels), _PROBED, int(allowed / each))
         if count >= min(_FEWEST, settings.n):
-            return _share(times, settings, count, steps), steps
-    return None, 0
+            return _curve(times, settings, count, steps)
+    return None
 
 
-def _share(times: CallTimes, settings: EvaluationSettings, count: int, steps: int) -> float:
-    """Of so many images, in batches of the run's size."""
+def _curve(times: CallTimes, settings: EvaluationSettings, count: int, steps: int) -> list[float]:
+    """Of so many images, in batches of the run's size: the share that stands after each step, from 0 on."""
     bench = Bench(times.classifier, settings, 0, settings.policies[0])
-    right = 0.0
+    right = [0.0] * (steps + 1)
     for first in range(0, count, settings.batch):
         part = slice(first, min(count, first + settings.batch))
         pixels, labels, ids = times.pixels[part], times.labels[part], torch.arange(count)[part]
@@ -151,8 +167,9 @@ def _share(times: CallTimes, settings: EvaluationSettings, count: int, steps: in
             spec = with_length(settings.specs[0], steps) if settings.norm == "flow" else f"apgd-margin:steps={steps}"
             short = dataclasses.replace(settings, restarts=1, attacks=(spec,))
             found = run_attack(bench, short.specs[0], pixels, labels, ids, short, [], None)
-            right += float(found.accuracy) * len(pixels)
+            shares = found.accuracy_per_step
         else:
             with torch.no_grad():
-                right += float((bench.model()(pixels).argmax(1) == labels).sum())
-    return right / count
+                shares = [float((bench.model()(pixels).argmax(1) == labels).double().mean())]
+        right = [so_far + share * len(pixels) for so_far, share in zip(right, shares, strict=True)]
+    return [found / count for found in right]
