@@ -70,8 +70,8 @@ HELD_OUT: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-#: Written down before any of them was run, when that had been mended. Again one missed, "mart" (0.51): under StAdv images fell more slowly than
-#: in the five steps that were looked at.
+#: Written down before any of them was run, when that had been mended. Again one missed, "mart" (0.51): under StAdv
+#: images fell more slowly than in the five steps that were looked at.
 SECOND: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "lm-l2": (
         "fashion-mnist",
