@@ -21,9 +21,9 @@ def block_lines(text: str) -> list[str]:
     return [line.strip() for line in text.replace("\\\n", "").splitlines() if line.startswith("    ")]
 
 
-def commands(text: str) -> list[list[str]]:
-    """Words of every `rdc` and `python -m benchmarks` on a page, with what its shell variables stand for."""
-    spans = re.findall(r"`((?:rdc |python -m benchmarks)[^`]*)`", text.replace("\n", " "))
+def commands(text: str, *, inline: bool = True) -> list[list[str]]:
+    """Words of every `rdc` and `python -m benchmarks` on a page, with what its shell variables stand for; or of its blocks alone."""
+    spans = [] if not inline else re.findall(r"`((?:rdc |python -m benchmarks)[^`]*)`", text.replace("\n", " "))
     variables: dict[str, str] = {}
     found = []
     for line in [*spans, *block_lines(text)]:

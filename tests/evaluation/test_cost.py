@@ -361,7 +361,7 @@ def test_in_a_flow_some_images_are_followed_as_far_as_there_is_time(monkeypatch)
     for allowed, expected in (
         (4.2, ("stadv:steps=11", 32)),
         (100.0, ("stadv:steps=40", 64)),
-        (0.7, ("stadv:steps=5", 10)),
+        (0.75, ("stadv:steps=5", 10)),
     ):
         monkeypatch.setattr(predicting, "_PROBE_SECONDS", allowed)
         monkeypatch.setattr(predicting, "_PROBE_PART", 10.0)
