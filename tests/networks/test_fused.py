@@ -159,7 +159,9 @@ def test_a_block_whose_groups_are_too_large_computes_the_same(monkeypatch):
 
 def test_what_is_left_to_pytorch(monkeypatch):
     if not INTERPRETED:
-        assert not fused.usable(torch.randn(2, 8, 4, 4)) and not fused.usable(laid_out(torch.randn(2, 8, 4, 4)).double())
+        assert not fused.usable(torch.randn(2, 8, 4, 4)) and not fused.usable(
+            laid_out(torch.randn(2, 8, 4, 4)).double()
+        )
     monkeypatch.setenv("RDC_DISABLE_TRITON", "1")
     assert "RDC_DISABLE_TRITON=1" in fused.why_not()
     assert fastest_layout("cuda") is torch.contiguous_format and fastest_layout("cpu") is torch.channels_last
