@@ -96,7 +96,8 @@ class MultiHeadUNet(nn.Module):
         rows = slice(first * self.folded_channels, last * self.folded_channels)
         weight, bias = self.head_weight[rows].to(h.dtype), self.head_bias[rows].to(h.dtype)
         f = F.pixel_shuffle(F.conv2d(h, weight, bias, padding=1), self.patch_size)
-        return f.unflatten(1, (last - first, -1))
+        every: Tensor = f.unflatten(1, (last - first, -1))
+        return every
 
     def forward(self, x: Tensor, noise_labels: Tensor, augment_labels: Tensor | None = None) -> Tensor:
         """F for every class and the null label: [B, K + 1, C, H, W]. Arguments as of :meth:`features`."""
