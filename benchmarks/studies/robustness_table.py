@@ -88,7 +88,8 @@ ROWS = {
     "JEM": Row("fashion-mnist-jem", _PLAIN, 50),
     "HybViT": Row("fashion-mnist-hybvit", _PLAIN, 50),
 }
-#: Rows that --rows runs when asked; not in the table while a cell is missing: a step costs seconds an image (docs/likelihood.md).
+#: Rows that --rows runs when asked, of fewer images; not in the table while a cell is missing: a step costs seconds an image
+#: (docs/likelihood.md).
 OPEN = {"SBGC": Row("sbgc:fashion-mnist-teacher", _INTEGRATED, 10, ("--resubmissions", "3"), 0)}
 
 
@@ -172,25 +173,28 @@ def _last_to_break(report: dict[str, Any]) -> str:
 
 def table() -> str:
     """Markdown: accuracy under each threat, then every attack of every cell."""
+    shown = [*ROWS, *(name for name in OPEN if all(_kept(name, threat).exists() for threat in THREATS))]
     cells = {
         (row, threat): read_json(_kept(row, threat))
-        for row in ROWS
+        for row in shown
         for threat in THREATS
         if _kept(row, threat).exists()
     }
     lines = ["| defence | clean | " + " | ".join(words for _, _, words in THREATS.values()) + " |"]
     lines.append("|" + "---|" * (2 + len(THREATS)))
-    for name in ROWS:
+    for name in shown:
         mine = {threat: cells[name, threat] for threat in THREATS if (name, threat) in cells}
         if not mine:
             continue
         clean = next(iter(mine.values()))["clean"]["accuracy"]
         numbers = [_number(name, threat, mine[threat]) if threat in mine else "-" for threat in THREATS]
-        lines.append(f"| {name} | {100 * clean:.1f} | " + " | ".join(numbers) + " |")
+        count = next(iter(mine.values()))["n"]
+        few = f" (first {count})" if name in OPEN else ""
+        lines.append(f"| {name}{few} | {100 * clean:.1f} | " + " | ".join(numbers) + " |")
     lines += _notes(cells) + _fresh(cells)
     for threat, (_, _, words) in THREATS.items():
         lines += ["", f"### {words}", ""]
-        for name in ROWS:
+        for name in shown:
             if (report := cells.get((name, threat))) is not None:
                 lines += _attacks(name, report)
     return "\n".join(lines) + "\n"
