@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rdc.execution.opaque import new_names, opaque, refuse_batches, transformed
+from rdc.execution.opaque import batched, new_names, opaque, transformed
 from rdc.ops import _native, norm_act_native
 from rdc.ops.convolution import plain
 
@@ -257,7 +257,6 @@ class _NormAct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        refuse_batches(grad)
         tensors, needs = ctx.saved_tensors, ctx.needs_input_grad[:6]
         if not transformed():
             return (*_norm_gradients(needs, ctx.settings, grad, *tensors), None, None, None)
@@ -279,8 +278,9 @@ def _norm_gradients(
 ) -> list[Tensor | None]:
     """Of x, weight, bias, pre, scale and shift, where needed."""
     *inputs, mean, rstd = tensors
-    if torch.is_grad_enabled():
-        return _differentiable(needs, settings, grad, inputs)
+    if torch.is_grad_enabled() or batched(grad):
+        with torch.enable_grad():
+            return _differentiable(needs, settings, grad, inputs)
     x, weight, bias, pre, scale, shift = inputs
     backward = _backward_on_cpu if native(x) else _backward_on_gpu
     grad_x, kept = backward(settings, grad, x, weight, bias, (pre, scale, shift), (mean, rstd))
