@@ -13,6 +13,7 @@ gradient of likelihood maximisation and of all classes at once, the most that an
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -45,6 +46,15 @@ torch.autograd.grad((classifier.class_losses(pixels) * weight).sum(), pixels)
 """
 
 
+#: Linux counts a parent's memory as that of the process it starts; so a small one starts what is watched
+_WATCH = """
+import json, os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:])
+_, status, used = os.wait4(process.pid, 0)
+print(json.dumps([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, used.ru_maxrss]), flush=True)
+"""
+
+
 def watched(command: list[str]) -> dict[str, float]:
     """Run a command in a process of its own; CPU seconds and MiB of its largest resident memory.
 
@@ -52,12 +62,13 @@ def watched(command: list[str]) -> dict[str, float]:
         subprocess.CalledProcessError: it failed.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    process = subprocess.Popen(command, env=environment)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command)
-    return {"cpu_seconds": round(used.ru_utime + used.ru_stime, 2), "resident_mib": round(used.ru_maxrss / 1024, 1)}
+    done = subprocess.run(
+        [sys.executable, "-c", _WATCH, *command], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    status, seconds, kibibytes = json.loads(done.stdout.splitlines()[-1])
+    if status:
+        raise subprocess.CalledProcessError(status, command)
+    return {"cpu_seconds": round(seconds, 2), "resident_mib": round(kibibytes / 1024, 1)}
 
 
 def write(folder: Path) -> dict[str, Any]:

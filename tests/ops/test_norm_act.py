@@ -10,7 +10,6 @@ import torch
 from torch.utils.dlpack import to_dlpack
 
 from rdc.networks import fused
-from rdc.networks.blocks import UNetBlock
 from rdc.networks.fused import norm_act, norm_act_reference
 from rdc.ops import _native
 from tests.tolerances import BFLOAT16_OP, FLOAT32_NETWORK, FLOAT32_SUM, FLOAT64_ORDER, close
@@ -219,15 +218,3 @@ def test_the_binding_refuses_what_does_not_fit():
     ):
         with pytest.raises(ValueError, match="norm_act: "):
             call(**wrong)
-
-
-@needs_extension
-def test_a_batch_of_gradients():
-    """autograd's older kind, which no kernel can see into, is PyTorch's."""
-    block = UNetBlock(8, 8, 4).requires_grad_(False)
-    x, emb = operands((2, 8, 2, 4, 4))[0][0].requires_grad_(), torch.ones(2, 4)
-    y = block(x, emb)
-    upstream = torch.stack([torch.ones_like(y), y.detach()])
-    (together,) = torch.autograd.grad(y, x, upstream, is_grads_batched=True, retain_graph=True)
-    for grad, one in zip(upstream, together, strict=True):
-        close(one, torch.autograd.grad(y, x, grad, retain_graph=True)[0], FLOAT32_NETWORK)
