@@ -8,17 +8,30 @@ import shlex
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rdc.costs.measure import cpu_name
 from rdc.costs.timing import alternate, clock
 
-__all__ = ["about", "alternate", "clock", "median", "ratio", "summary"]
+__all__ = ["about", "alternate", "clock", "median", "on_one_thread", "ratio", "summary"]
 
 
 def median(values: list[float]) -> float:
     """The middle value."""
     return statistics.median(values)
+
+
+def on_one_thread(benchmark: Any, run: Callable[[], object]) -> None:
+    """Time ``run`` by pytest-benchmark's fixture while torch has one thread."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        benchmark(run)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def ratio(slow: list[float], fast: list[float], slow_images: int = 1, fast_images: int = 1) -> dict[str, float]:

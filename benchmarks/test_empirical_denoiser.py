@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.measuring import about, alternate, clock, ratio, summary
+from benchmarks.measuring import about, alternate, clock, on_one_thread, ratio, summary
 from rdc.data import load_dataset
 from rdc.errors import DataError
 from rdc.ops.empirical_denoiser import empirical_denoiser
@@ -79,12 +79,7 @@ def test_forward(benchmark, level, name):
         run = checked(level, False)[name]
     except DataError:
         pytest.skip("needs all of Fashion-MNIST (docs/data.md)")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        benchmark(run)
-    finally:
-        torch.set_num_threads(threads)
+    on_one_thread(benchmark, run)
 
 
 def main() -> None:

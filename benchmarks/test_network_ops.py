@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measuring import about, alternate, clock, median, ratio, summary
+from benchmarks.measuring import about, alternate, clock, median, on_one_thread, ratio, summary
 from rdc.networks.fused import norm_act
 from rdc.ops import _native
 from rdc.ops.convolution import convolution
@@ -106,23 +106,14 @@ needs_extension = pytest.mark.skipif(bool(_native.why_not("cpu")), reason=f"nati
 @pytest.mark.parametrize("name", ["native", "torch"])
 @pytest.mark.parametrize("shape", CONVOLUTIONS[::3])
 def test_convolution(benchmark, shape, name):
-    _one_thread(benchmark, convolutions(*shape, False)[name])
+    on_one_thread(benchmark, convolutions(*shape, False)[name])
 
 
 @needs_extension
 @pytest.mark.parametrize("name", ["native", "torch"])
 @pytest.mark.parametrize("shape", NORMS[::2])
 def test_norm(benchmark, shape, name):
-    _one_thread(benchmark, norms(*shape, False)[name])
-
-
-def _one_thread(benchmark: Any, run: Callable[[], Tensor]) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        benchmark(run)
-    finally:
-        torch.set_num_threads(threads)
+    on_one_thread(benchmark, norms(*shape, False)[name])
 
 
 def main() -> None:

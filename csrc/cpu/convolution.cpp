@@ -101,7 +101,8 @@ struct Convolution : ConvolutionInputs {
     plane = strip * ip + APART;
     out_plane = strip * MOST_VECTORS * VL + APART;
   }
-  i64 scratch() const { return POINTS * (plane + out_plane) + ip + 2 * POINTS * tile_rows * tile_columns; }  // of floats; an offset is two
+  i64 offset_floats() const { return round_up(2 * POINTS * tile_rows * tile_columns, 16); }  // an offset is two; what follows is aligned
+  i64 scratch() const { return POINTS * (plane + out_plane) + ip + offset_floats(); }
 
   Place place(i64 tile) const {
     const i64 within = tile % (tile_rows * tile_columns);
@@ -210,7 +211,7 @@ Status run(const ConvolutionInputs& in, T* y, int threads) {
   {
     float* const scratch = kept.take(c.scratch());
     i64* const offsets = reinterpret_cast<i64*>(scratch);
-    float* const own = scratch ? scratch + 2 * POINTS * c.tile_rows * c.tile_columns : nullptr;
+    float* const own = scratch ? scratch + c.offset_floats() : nullptr;
     if (!scratch) {
 #pragma omp atomic write
       failed = true;

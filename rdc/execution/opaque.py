@@ -28,7 +28,6 @@ from rdc.errors import RdcError
 
 __all__ = [
     "Opaque",
-    "batched",
     "checkpointed",
     "kept_for_later",
     "new_names",
@@ -148,19 +147,13 @@ def new_names(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [t.view_as(t) if t.requires_grad else t for t in tensors]
 
 
-def batched(grad: Tensor) -> bool:
-    """Whether upstream gradients come in a batch of autograd's older kind (is_grads_batched=True), which hides what is in it."""
-    found: bool = torch._C._functorch.is_legacy_batchedtensor(grad)
-    return found
-
-
 def refuse_batches(*upstream: Tensor | None) -> None:
     """For a backward pass that computes outside of PyTorch's operators.
 
     Raises:
         RdcError: the upstream gradients come in a batch of autograd's older kind, which hides what is in it.
     """
-    if any(t is not None and batched(t) for t in upstream):
+    if any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in upstream):
         raise RdcError(
             "expected one upstream gradient at a time; got a batch of them (is_grads_batched=True, or vectorize=True of "
             "torch.autograd.functional). Use torch.func.jacrev, torch.func.jacfwd or torch.func.vmap, or leave the option out"

@@ -151,9 +151,14 @@ class Conv2d(nn.Module):
             taps = torch.outer(taps, taps)[None, None] / taps.sum() ** 2
         self.register_buffer("resample_filter", taps)
 
+    @property
+    def doubles(self) -> bool:
+        """Whether every pixel becomes 2 x 2 like it: upsampling by the box filter."""
+        return self.up and self.resample_filter.shape[-1] == 2
+
     def takes(self, x: Tensor) -> bool:
         """Whether the kernel of :mod:`rdc.ops.convolution` does this convolution of x, or of x doubled."""
-        if self.weight is None or self.down or (self.up and self.resample_filter.shape[-1] != 2):
+        if self.weight is None or self.down or (self.up and not self.doubles):
             return False
         return usable(x, self.weight)
 
@@ -176,9 +181,7 @@ class Conv2d(nn.Module):
             x = F.conv2d(x, weight, padding=margin + reach)
             x = filter_down(x, self.resample_filter, padding=0)
             return x if bias is None else x + bias.reshape(1, -1, 1, 1)
-        if (
-            self.up and not margin and self.resample_filter.shape[-1] == 2 and fused.on_cpu(x)
-        ):  # it doubles pixels: the same, for a quarter
+        if not margin and self.doubles and fused.on_cpu(x):  # the same before pixels are doubled, for a quarter
             return filter_up(F.conv2d(x, weight, bias), self.resample_filter)
         x = self._resampled(x)
         if usable(x, self.weight):

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rdc.execution.opaque import batched, new_names, opaque, transformed
+from rdc.execution.opaque import new_names, opaque, refuse_batches, transformed
 from rdc.ops import _native, norm_act_native
 from rdc.ops.convolution import plain
 
@@ -257,6 +257,7 @@ class _NormAct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_batches(grad)
         tensors, needs = ctx.saved_tensors, ctx.needs_input_grad[:6]
         if not transformed():
             return (*_norm_gradients(needs, ctx.settings, grad, *tensors), None, None, None)
@@ -278,12 +279,11 @@ def _norm_gradients(
 ) -> list[Tensor | None]:
     """Of x, weight, bias, pre, scale and shift, where needed."""
     *inputs, mean, rstd = tensors
-    if torch.is_grad_enabled() or batched(grad):
-        with torch.enable_grad():
-            return _differentiable(needs, settings, grad, inputs)
+    if torch.is_grad_enabled():
+        return _differentiable(needs, settings, grad, inputs)
     x, weight, bias, pre, scale, shift = inputs
-    backward = _backward_on_cpu if native(x) else _backward_on_gpu
-    grad_x, kept = backward(settings, grad, x, weight, bias, (pre, scale, shift), (mean, rstd))
+    given = grad.to(x.dtype), x, weight, bias, (pre, scale, shift), (mean, rstd), *settings
+    grad_x, kept = norm_act_native.backward(*given) if native(x) else _backward_on_gpu(*given)
     sums, normed_sums, grad_sums = kept[0], kept[1], kept[-1]
     grads: list[Tensor | None] = [grad_x if needs[0] else None, None, None, None, None, None]
     if scale is None:  # one sum over images for all
@@ -304,33 +304,21 @@ def _norm_gradients(
     return grads
 
 
-def _backward_on_cpu(
-    settings: tuple[int, float, bool],
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    conditions: tuple[Tensor | None, ...],
-    moments: tuple[Tensor, Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Gradient of x; sums [2 or 3, B, C] that the others are made of."""
-    return norm_act_native.backward(grad.to(x.dtype), x, weight, bias, conditions, moments, *settings)
-
-
 def _backward_on_gpu(
-    settings: tuple[int, float, bool],
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    conditions: tuple[Tensor | None, ...],
+    conditions: tuple[Tensor | None, Tensor | None, Tensor | None],
     moments: tuple[Tensor, Tensor],
+    groups: int,
+    eps: float,
+    silu: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The same, by Triton."""
-    groups, _, silu = settings
+    """What :func:`rdc.ops.norm_act_native.backward` gives, by Triton."""
     pre, scale, shift = _conditions(*conditions)
     mean, rstd = moments
-    grad = grad.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    grad = grad.contiguous(memory_format=torch.channels_last)
     grad_x = torch.empty_like(x)
     kept = torch.empty(3 if pre is not None else 2, *x.shape[:2], dtype=torch.float32, device=x.device)
     sums, normed_sums, grad_sums = kept[0], kept[1], kept[-1]

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # torch does not list it, its pages do
 
-from rdc.execution.opaque import transformed
+from rdc.execution.opaque import refuse_batches, transformed
 from rdc.ops import _native
 from rdc.ops.packed_weights import packed_for
 
@@ -132,7 +132,8 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """In functions that can be differentiated again; of a batch of gradients, in PyTorch's."""
+        """In functions that can be differentiated again."""
+        refuse_batches(grad)
         weight, x = ctx.saved_tensors
         bias_type, skip_type = ctx.types
         needs = ctx.needs_input_grad
@@ -180,10 +181,11 @@ class _InputGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         """In the gradient of the sum this is linear, and its transpose is the convolution."""
+        refuse_batches(upstream)
         weight, grad = ctx.saved_tensors
         of_grad = of_weight = None
         if ctx.needs_input_grad[0]:
-            x = upstream.contiguous(memory_format=torch.channels_last) if plain(upstream) else upstream
+            x = upstream.contiguous(memory_format=torch.channels_last)
             run = convolution if usable(x, weight) else convolution_reference
             of_grad = run(x, weight, None, None, ctx.factor)
         if ctx.needs_input_grad[1]:

@@ -355,7 +355,8 @@ REFUSED = {
             "multi-head, LM",
         )
     },
-    **{(name, "is_grads_batched"): LEGACY for name in ("norm and SiLU, reference", "LM's objective")},
+    ("norm and SiLU, reference", "is_grads_batched"): LEGACY,
+    ("LM's objective", "is_grads_batched"): LEGACY if _native.why_not("cpu") else BATCH,
     **{
         (name, "forward_ad through backward"): DUAL
         for name in (
