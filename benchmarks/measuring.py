@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rdc.costs.measure import cpu_name
-from rdc.costs.timing import alternate, clock
+from rdc.execution.timing import alternate, clock
 
 __all__ = ["about", "alternate", "clock", "median", "on_one_thread", "ratio", "summary"]
 

@@ -102,9 +102,10 @@ def run(args: argparse.Namespace) -> int:
     from rdc.storage.json_files import write_json
 
     _check_options(args)
-    classifier = load_classifier(args)
+    early = held_out_and_test(args) if args.precision == "auto" else None  # which is chosen on them
+    classifier = load_classifier(args, None if early is None else early[0])
     _check(classifier)
-    held, test = held_out_and_test(args)
+    held, test = early or held_out_and_test(args)
     _check_labels(classifier, held, test)
     others = other_kinds(classifier, args, len(held))  # before hours of work
     bars = not args.quiet

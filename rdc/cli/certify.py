@@ -18,6 +18,7 @@ from rdc.cli.options import (
     model_choice,
     need,
     say_data,
+    say_precision,
     warn_of_null_label,
 )
 from rdc.cli.shell import command_line
@@ -133,6 +134,8 @@ def run(args: argparse.Namespace) -> int:
     if first:
         say_data(args, [args.model])
     classifier = choice.load(dataset)
+    if first:
+        say_precision(classifier)
     if first and settings.method == "plain":  # the others refuse likelihood maximisation
         warn_of_null_label(classifier)
     out, done = Path(args.out or _default_folder(settings)), [0]

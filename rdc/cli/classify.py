@@ -7,8 +7,15 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from rdc.cli.images import load_images
-from rdc.cli.options import add_format_options, add_model_options, batch_size, load_classifier, positive_int
-from rdc.cli.pictures import add_picture_options, named_pictures, read_pictures, say_errors
+from rdc.cli.options import (
+    add_format_options,
+    add_model_options,
+    batch_size,
+    load_classifier,
+    model_choice,
+    positive_int,
+)
+from rdc.cli.pictures import STANDARD_INPUT, add_picture_options, named_pictures, read_pictures, say_errors
 from rdc.errors import one_line
 from rdc.terminal.plain_text import percent
 from rdc.terminal.progress import bar
@@ -72,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Classify; returns the exit status."""
     names = named_pictures(args)
-    classifier = load_classifier(args)
+    classifier = _in_chosen_precision(args, names) if args.precision == "auto" else load_classifier(args)
     why, kind = _confidence(classifier, args)
     if args.anytime is not None:
         classifier, kind = _anytime(classifier, args), None
@@ -90,6 +97,22 @@ def run(args: argparse.Namespace) -> int:
         raise
     _say(classifier, args, answers)
     return 1 if any("error" in answer for answer in answers) else 0
+
+
+def _in_chosen_precision(args: argparse.Namespace, names: list[str]) -> Any:
+    """The classifier in the precision that the first pictures choose; where none is a file that can be read, the shipped sample does."""
+    import numpy as np
+    import torch
+
+    from rdc.models.precision import sample_size
+
+    args.precision = None
+    plain = model_choice(args).load()
+    args.precision = "auto"
+    files = [name for name in names if name != STANDARD_INPUT][: sample_size(plain)]
+    found = [image.pixels for _, image in read_pictures(args, files, plain.image_shape) if image is not None]
+    sample = {"precision_sample": torch.from_numpy(np.stack(found))} if found else {}
+    return load_classifier(args, **sample)
 
 
 def _say(classifier: Any, args: argparse.Namespace, answers: list[dict[str, Any]]) -> None:

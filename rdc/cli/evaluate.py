@@ -23,6 +23,7 @@ from rdc.cli.options import (
     model_choice,
     need,
     say_data,
+    say_precision,
     warn_if_other_classes,
     warn_if_sorted,
     warn_of_null_label,
@@ -167,7 +168,9 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate; returns the exit status."""
     from rdc import reports
     from rdc.evaluation import evaluate
+    from rdc.evaluation.files import precision_chosen_before
     from rdc.execution.processes import leave_processes
+    from rdc.models.precision import AUTO
 
     count_all(args)
     request = _request(args)
@@ -179,8 +182,11 @@ def run(args: argparse.Namespace) -> int:
     if first:
         say_data(args, [args.model])
         warn_if_sorted(dataset, settings.start, settings.n)
+    if args.precision == AUTO and not request.overwrite:
+        model = dataclasses.replace(model, chosen_precision=precision_chosen_before(request.out))
     classifier = model.load(dataset)
     if first:
+        say_precision(classifier)
         warn_if_other_classes(classifier, dataset, settings.model)
         warn_of_null_label(classifier)
     settings = request.settings_for(classifier)

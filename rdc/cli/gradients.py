@@ -19,6 +19,7 @@ from rdc.cli.options import (
     model_choice,
     need,
     say_data,
+    say_precision,
     warn_if_sorted,
     warn_of_null_label,
 )
@@ -154,6 +155,7 @@ def _named(choice: ModelChoice, text: Any, dataset: Any) -> Any:
     own = {name: getattr(text, name) for name in _PARTS if getattr(text, name) is not None}
     model = dataclasses.replace(choice, **own).load(dataset)
     warn_of_null_label(model)
+    say_precision(model)
     if text.gradient is not None:
         model = model.with_(gradient=text.gradient).eval()
     return NamedModel(label=text.label, text=text.text, model=model)

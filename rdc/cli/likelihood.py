@@ -10,7 +10,15 @@ from typing import Any
 
 from rdc.arguments.defaults import LikelihoodDefaults
 from rdc.cli.images import load_images
-from rdc.cli.options import add_format_options, add_image_options, add_model_options, count_all, model_choice, up_to
+from rdc.cli.options import (
+    add_format_options,
+    add_image_options,
+    add_model_options,
+    count_all,
+    model_choice,
+    say_precision,
+    up_to,
+)
 from rdc.cli.shell import command_line
 from rdc.errors import one_line
 
@@ -76,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
     settings = LikelihoodSettings(flow, args.elbo_levels, args.seed)
     dataset = load_images(args.data, args.split, args.data_root, progress=not args.quiet)
     classifier = model_choice(args).load(dataset)
+    say_precision(classifier)
     out, done = Path(args.out or Path("runs") / f"likelihood-{Path(args.data).name}-{args.n}"), [0]
 
     def count(finished: int, total: int) -> None:

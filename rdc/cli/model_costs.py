@@ -119,6 +119,10 @@ def _models(args: argparse.Namespace) -> list[MeasuredModel]:
     from rdc.gradient_analysis import parse_model
 
     found = []
+    if args.precision == "auto":
+        raise ConfigError(
+            "--precision: expected float32 or bfloat16 here; got auto. This command measures what either costs"
+        )
     for text in map(parse_model, args.model or ["fashion-mnist"]):
         own = {name: getattr(text, name) for name in ("levels", "lm") if getattr(text, name) is not None}
         choice = dataclasses.replace(model_choice(args, text.name), **own)

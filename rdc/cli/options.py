@@ -33,6 +33,7 @@ __all__ = [
     "need",
     "positive_int",
     "say_data",
+    "say_precision",
     "some_or_all",
     "thread_count",
     "up_to",
@@ -87,8 +88,9 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
     )
     group.add_argument(
         "--precision",
-        choices=("float32", "bfloat16"),
-        help="what the network computes in (default: the model's own, else float32)",
+        choices=("float32", "bfloat16", "auto"),
+        help="what the network computes in; auto: bfloat16 where that is at least 1.1 times as fast and, on the first images, changes no "
+        "decision and moves no log-probability by more than 0.01; else float32 (default: the model's own, else float32)",
     )
     group.add_argument(
         "--memory-mb",
@@ -353,4 +355,12 @@ def load_classifier(args: argparse.Namespace, data: Any = None, **settings: Any)
     """The classifier these options name, see ``rdc.models.choice.ModelChoice.load``; a warning where its null label is in doubt."""
     made = model_choice(args).load(data, **settings)
     warn_of_null_label(made)
+    say_precision(made)
     return made
+
+
+def say_precision(model: Any) -> None:
+    """A line on stderr of what ``--precision auto`` chose, and why."""
+    found = getattr(model, "precision_choice", None)  # somebody's defence may have no such thing
+    if found is not None:
+        print(f"rdc: precision auto: {found.words()}", file=sys.stderr)

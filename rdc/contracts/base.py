@@ -41,6 +41,8 @@ class BaseDefence(Component):
     """
 
     head: str = "discriminative"
+    #: a :class:`rdc.models.precision.PrecisionChoice` where ``precision="auto"`` chose
+    precision_choice: Any = None
 
     def __init__(
         self,

@@ -14,9 +14,10 @@ from rdc.costs.accuracy import Accuracy
 from rdc.costs.calls import filled, prepared
 from rdc.costs.memory import in_a_process
 from rdc.costs.settings import WORK, CostSettings, MeasuredModel
-from rdc.costs.timing import alternate, clock, spread
+from rdc.costs.timing import spread
 from rdc.data import Dataset
 from rdc.errors import ConfigError, InputError
+from rdc.execution.timing import alternate, clock
 from rdc.ops.backends import describe
 from rdc.provenance.run import commit, versions, weights_digest
 from rdc.storage.json_records import JsonObject

@@ -17,7 +17,8 @@ import numpy as np
 
 from rdc.errors import ConfigError, DataError
 from rdc.evaluation.records import AttackKey, BatchTotals, ImageRecord, RunRecord, Sanity, SettingsRecord
-from rdc.storage.json_records import ABSENT, JsonObject
+from rdc.models.precision import PrecisionChoice
+from rdc.storage.json_records import ABSENT, JsonObject, given
 from rdc.storage.reading import read_content, reading
 from rdc.storage.sealed import read_sealed, seal_line
 
@@ -32,6 +33,7 @@ __all__ = [
     "is_results",
     "read_arrays",
     "read_batch",
+    "precision_chosen_before",
     "read_run_file",
     "read_sanity",
     "results_name",
@@ -73,6 +75,16 @@ def read_run_file(path: Path) -> RunRecord:
         if schema == SCHEMA and not sealed:
             raise DataError(f"{path}: damaged, its digest is missing: {_AGAIN}")
     return record
+
+
+def precision_chosen_before(folder: Path) -> PrecisionChoice | None:
+    """What ``--precision auto`` chose for the run in a folder; None where there is no run, or none that asked for it.
+
+    Raises:
+        ConfigError, DataError: as of :func:`read_run_file`.
+    """
+    path = folder / "run.json"
+    return given(read_run_file(path).precision_choice) if path.is_file() else None
 
 
 def read_sanity(path: Path, sealed: bool) -> Sanity:

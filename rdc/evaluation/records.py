@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from rdc.evaluation.network_records import NetworkRecord
+from rdc.models.precision import PrecisionChoice
 from rdc.storage.json_records import ABSENT, Absent, JsonObject, JsonRecord, anything, entry
 from rdc.storage.structure import choice, flag, integer, mapping, number, optional, record, sequence, text
 
@@ -384,9 +385,11 @@ class RunRecord(JsonRecord):
         command: that began it.
         commits: of the source trees that made figures, None: unknown.
         versions: of the packages.
+        precision_choice: how ``--precision auto`` chose, where it was asked for.
     """
 
     identity: Identity = entry(of=Identity)
     command: str = entry(text())
     commits: tuple[str | None, ...] = entry(sequence(optional(text()), 1))
     versions: Mapping[str, str] = entry(mapping(text()))
+    precision_choice: PrecisionChoice | Absent = entry(of=PrecisionChoice, absent=True)

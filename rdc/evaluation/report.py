@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from rdc.evaluation.network_records import NetworkRecord
 from rdc.evaluation.records import COUNT, NOISE, SHARE, AttackKey, Sanity
+from rdc.models.precision import PrecisionChoice
 from rdc.statistics.proportions import wilson_interval
 from rdc.storage.json_records import Absent, JsonObject, JsonRecord, anything, entry
 from rdc.storage.structure import integer, mapping, number, optional, sequence, text
@@ -153,6 +154,7 @@ class Report(JsonRecord):
         networks: every known network with the digest of its weights.
         command, commit, versions: how it was made.
         preset: absent where none was named.
+        precision_choice: how ``--precision auto`` chose; absent where it was not asked for.
     """
 
     schema: str = entry(text())
@@ -173,4 +175,5 @@ class Report(JsonRecord):
     commit: str | None = entry(optional(text()))
     versions: Mapping[str, str] = entry(mapping(text()))
     preset: PresetReport | Absent = entry(of=PresetReport, absent=True)
+    precision_choice: PrecisionChoice | Absent = entry(of=PrecisionChoice, absent=True)
     networks: tuple[NetworkRecord, ...] | Absent = entry(of=NetworkRecord, many=True, absent=True)

@@ -32,7 +32,7 @@ from rdc.evaluation.settings import EvaluationSettings
 from rdc.evaluation.summary import summarize
 from rdc.provenance.networks import described_networks
 from rdc.provenance.run import commit, versions, weights_digest
-from rdc.storage.json_records import JsonObject
+from rdc.storage.json_records import ABSENT, JsonObject
 from rdc.terminal.progress import say_begin
 
 __all__ = ["Evaluation", "chosen_images", "evaluate"]
@@ -139,7 +139,8 @@ def evaluate(
         device=classifier.device.type,
         torch=torch.__version__,
     )
-    start = RunRecord(identity, command or "python", (commit(),), versions(classifier.device))
+    chosen = getattr(classifier, "precision_choice", None) or ABSENT
+    start = RunRecord(identity, command or "python", (commit(),), versions(classifier.device), chosen)
     shard = _processes()
     with _opened(out, start, overwrite and shard[0] == 0, shard, images.indices.tolist()) as folder:
         if shard[0] == 0 and settings.attacks and folder.sanity is None:

@@ -59,7 +59,8 @@ class EvaluationSettings:
         lm: likelihood maximisation in place of the model's own: preset name or "none".
         lm_model: the diffusion model that likelihood maximisation moves the input by: preset name, path or ``optimal:DATA``; None: the
             model's own network.
-        precision: what a diffusion model's network computes in, "float32" or "bfloat16"; None: the model's own.
+        precision: what a diffusion model's network computes in, "float32", "bfloat16" or "auto" (the report names what it
+            chose, and why); None: the model's own.
         preset: version of the paper that the run is to follow (``rdc.arguments.paper_presets``); it sets nothing here, and the report
             names what differs from it.
 

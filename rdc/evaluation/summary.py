@@ -58,6 +58,7 @@ def summarize(run: RunRecord, batches: Sequence[Batch], sanity: Sanity) -> Repor
         commit=", ".join(map(str, run.commits)) if run.commits != (None,) else None,
         versions=run.versions,
         preset=_preset(identity),
+        precision_choice=run.precision_choice,
         networks=identity.networks,
     )
 

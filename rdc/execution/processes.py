@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import importlib
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-__all__ = ["is_first_process", "leave_processes", "start_processes"]
+__all__ = ["from_the_first", "is_first_process", "leave_processes", "start_processes"]
 
 
 def start_processes(device: str = "cpu", timeout: float = 1800.0) -> torch.device:
@@ -45,3 +46,12 @@ def leave_processes() -> None:
     """Leave the process group that :func:`start_processes` joined, if any."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def from_the_first(value: Any) -> Any:
+    """What the first process has, in every process that shares the work; each must ask for it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    found = [value]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]

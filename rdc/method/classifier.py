@@ -135,6 +135,8 @@ class DiffusionClassifier(BaseDefence):
         made = DiffusionClassifier(self.denoiser, **settings)
         if made.denoiser is self.denoiser and made.lm_denoiser is self.lm_denoiser:
             made._bytes = self._bytes
+        if made.denoiser.precision == self.denoiser.precision:
+            made.precision_choice = self.precision_choice
         return made
 
     def describe(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rdc.models.bare_folders import prefixed
 from rdc.models.derived import is_derived, load_derived
 from rdc.models.joined import JOINED, load_joined
 from rdc.models.lm_model import checked_use, lm_denoiser_of
+from rdc.models.precision import AUTO, faster_precision
 from rdc.models.settings import Settings
 from rdc.models.single import SINGLE, load_single
 
@@ -61,6 +62,8 @@ def load(
             the checkpoint's own: the shipped models have "fast" and "accurate"), ``lm="released"``,
             ``gradient="bpda"``, ``noise="fresh"``; ``lm_denoiser``, the network that likelihood maximisation moves the input by, may be
             named here: a shipped diffusion model, the path of a checkpoint (an unconditional one, too), or ``optimal:DATA``.
+            ``precision="auto"``: the faster of float32 and bfloat16 by :func:`rdc.models.precision.faster_precision`, measured on
+            ``precision_sample=pixels`` [N, C, H, W], else on the shipped images whose shape and class names are the model's.
 
     Returns:
         A classifier: pixels [N, C, H, W] in [0, 1] -> log-probabilities [N, K], in evaluation mode for good (``train()`` is without
@@ -79,9 +82,18 @@ def load(
     lm_denoiser = lm_denoiser_of(_there(chosen.pop("lm_denoiser", None), "lm_denoiser"), device)
     if lm_denoiser is not None:
         chosen["lm_denoiser"] = lm_denoiser
-    made = _load(name, device, chosen)
+    made = _in_its_precision(name, device, chosen)
     checked_use(made, lm_denoiser)
     return made
+
+
+def _in_its_precision(name: str, device: torch.device, chosen: dict[str, Any]) -> BaseDefence:
+    sample = chosen.pop("precision_sample", None)
+    if chosen.get("precision") == AUTO:
+        return faster_precision(lambda precision: _load(name, device, {**chosen, "precision": precision}), sample)
+    if sample is not None:
+        raise ConfigError('precision_sample: expected precision="auto" beside it; leave it out')
+    return _load(name, device, chosen)
 
 
 def _load(name: str, device: torch.device, chosen: dict[str, Any]) -> BaseDefence:

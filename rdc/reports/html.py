@@ -310,6 +310,7 @@ def _settings(evaluation: Evaluation, said: Wording) -> str:
         "model": f"{settings.model} (weights {identity.weights})",
         "images": f"{images} (content {identity.images})",
         "network": _network(report.classifier),
+        **({"precision, chosen by auto": report.precision_choice.words()} if report.precision_choice else {}),
         **{f"network {place}": words for place, words in enumerate(network_words(report), 1)},
         **({} if said.plain else {"noise levels": said.levels, "likelihood maximisation": said.lm}),
         **({} if said.silent else {"classifier's noise": _plain(report.classifier["noise"])}),

@@ -38,6 +38,8 @@ def markdown_report(evaluation: Evaluation) -> str:
     head = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS)
     flags, preset = [flag.name for flag in evaluation.figures.flags], wording(evaluation).preset
     below = "".join(f"\nNetwork for {_text(words)}\n" for words in network_words(evaluation.figures))
+    if auto := evaluation.figures.precision_choice:
+        below += f"\nPrecision, chosen by auto: {_text(auto.words())}\n"
     below += (f"\nPreset: {_text(preset)}\n" if preset else "") + (f"\nFlags: {', '.join(flags)}\n" if flags else "")
     return f"{head}\n{markdown_row(evaluation)}\n{below}"
 

@@ -23,6 +23,8 @@ def text_report(evaluation: Evaluation) -> str:
     if report.preset:
         lines.append(f"preset {one_line(report.preset.name)}" + (", but for" if report.preset.deviations else ""))
         lines += [f"  {one_line(text, 400)}" for text in report.preset.deviations]
+    if report.precision_choice:
+        lines.append(f"precision, chosen by auto: {report.precision_choice.words()}")
     lines += [f"network for {one_line(words)}" for words in network_words(report)]
     if settings.attacks:
         lines.append(

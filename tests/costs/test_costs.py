@@ -16,9 +16,10 @@ from rdc.costs import measure as measuring
 from rdc.costs.calls import filled, prepared
 from rdc.costs.memory import in_a_process, resident
 from rdc.costs.table import milliseconds
-from rdc.costs.timing import alternate, clock, spread
+from rdc.costs.timing import spread
 from rdc.data import load_dataset
 from rdc.errors import ConfigError, DataError, InputError
+from rdc.execution.timing import alternate, clock
 from rdc.models.choice import ModelChoice
 from tests.evaluation_models import save_tiny
 from tests.tiny_models import pixels, tiny_classifier
