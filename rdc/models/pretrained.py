@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from rdc.arguments.scalars import shown
 from rdc.contracts import BaseDefence, Defence
@@ -81,6 +82,7 @@ def from_pretrained(
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
+    precision_sample: Tensor | None = None,
     **settings: Unpack[Settings],
 ) -> BaseDefence:
     """Load a classifier from a folder, or from the Hugging Face Hub. No code from it is run.
@@ -88,7 +90,7 @@ def from_pretrained(
     Args:
         name: a folder written by :func:`save_pretrained` (or anything else that ``rdc.load`` takes), or ``"user/model"`` of the Hub.
         revision, token, cache_dir: as of ``huggingface_hub.snapshot_download``.
-        device, settings: as of ``rdc.load``.
+        device, precision_sample, settings: as of ``rdc.load``.
 
     Raises:
         ConfigError: no such folder; or huggingface_hub, which the Hub needs, is not installed.
@@ -107,8 +109,8 @@ def from_pretrained(
             raise CheckpointError(
                 f"{text}: could not be downloaded from the Hugging Face Hub ({one_line(error, 300)})"
             ) from error
-        return load(folder, device=device, **settings)
-    return load(text, device=device, **settings)
+        return load(folder, device=device, precision_sample=precision_sample, **settings)
+    return load(text, device=device, precision_sample=precision_sample, **settings)
 
 
 def push_to_hub(

@@ -6,8 +6,6 @@ import os
 from collections.abc import Sequence
 from typing import TypedDict
 
-from torch import Tensor
-
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.denoiser import Denoiser
 from rdc.method.levels import NoiseLevels
@@ -20,7 +18,7 @@ class Settings(TypedDict, total=False):
     """The settings of :class:`rdc.method.classifier.DiffusionClassifier`, which says what they are; all may be left out.
 
     A model of another kind has some of them: ``gradient``, ``noise`` and ``noise_seed`` have all, and what a model lacks it refuses.
-    ``precision`` may be "auto", with the images that it is chosen on (:mod:`rdc.models.precision`).
+    ``precision`` may be "auto" as well (:mod:`rdc.models.precision`).
     """
 
     levels: NoiseLevels | str
@@ -33,5 +31,4 @@ class Settings(TypedDict, total=False):
     memory_budget_mb: float | None
     class_names: Sequence[str] | None
     precision: str
-    precision_sample: Tensor | None
     lm_denoiser: Denoiser | DiffusionClassifier | str | os.PathLike[str] | None

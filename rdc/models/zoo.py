@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from rdc.arguments.scalars import as_integer, shown
 from rdc.contracts import BaseDefence
@@ -50,7 +51,11 @@ def list_models(pattern: str = "*") -> list[str]:
 
 @never_inference
 def load(
-    name: str | os.PathLike[str] | None = None, *, device: str | torch.device = "cpu", **settings: Unpack[Settings]
+    name: str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    precision_sample: Tensor | None = None,
+    **settings: Unpack[Settings],
 ) -> BaseDefence:
     """Load a classifier with its recommended settings.
 
@@ -58,12 +63,13 @@ def load(
         name: a key of :data:`MODELS`, or the path of a checkpoint written by ``rdc train``, ``distill`` or ``convert``, or a name with a
             prefix (:mod:`rdc.models.derived`), such as ``"optimal:fashion-mnist"``, ``"diffusers:FOLDER"`` or ``"timm:resnet18"``.
         device: where to put the weights: "cpu", "cuda", "cuda:1", "mps", ..., or a ``torch.device``.
+        precision_sample: pixels [N, C, H, W] in [0, 1] that ``precision="auto"`` is measured on; None: the shipped images whose shape and
+            class names are the model's.
         settings: override any setting of :class:`DiffusionClassifier`, e.g. ``levels="edm"``, ``levels="accurate"`` (a name of
             the checkpoint's own: the shipped models have "fast" and "accurate"), ``lm="released"``,
             ``gradient="bpda"``, ``noise="fresh"``; ``lm_denoiser``, the network that likelihood maximisation moves the input by, may be
             named here: a shipped diffusion model, the path of a checkpoint (an unconditional one, too), or ``optimal:DATA``.
-            ``precision="auto"``: the faster of float32 and bfloat16 by :func:`rdc.models.precision.faster_precision`, measured on
-            ``precision_sample=pixels`` [N, C, H, W], else on the shipped images whose shape and class names are the model's.
+            ``precision="auto"``: the faster of float32 and bfloat16 by :func:`rdc.models.precision.faster_precision`.
 
     Returns:
         A classifier: pixels [N, C, H, W] in [0, 1] -> log-probabilities [N, K], in evaluation mode for good (``train()`` is without
@@ -82,13 +88,12 @@ def load(
     lm_denoiser = lm_denoiser_of(_there(chosen.pop("lm_denoiser", None), "lm_denoiser"), device)
     if lm_denoiser is not None:
         chosen["lm_denoiser"] = lm_denoiser
-    made = _in_its_precision(name, device, chosen)
+    made = _in_its_precision(name, device, chosen, precision_sample)
     checked_use(made, lm_denoiser)
     return made
 
 
-def _in_its_precision(name: str, device: torch.device, chosen: dict[str, Any]) -> BaseDefence:
-    sample = chosen.pop("precision_sample", None)
+def _in_its_precision(name: str, device: torch.device, chosen: dict[str, Any], sample: Tensor | None) -> BaseDefence:
     if chosen.get("precision") == AUTO:
         return faster_precision(lambda precision: _load(name, device, {**chosen, "precision": precision}), sample)
     if sample is not None:
