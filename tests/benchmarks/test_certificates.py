@@ -31,6 +31,13 @@ def test_parts_are_joined_and_collected(tmp_path, monkeypatch, capsys):
     assert list(report) == ["EPNDC-0.25"] and report["EPNDC-0.25"]["n"] == 4
     assert [row[0] for row in report["EPNDC-0.25"]["per_image"]["rows"]] == [0, 1, 2, 3]
     assert "4 images finished" in capsys.readouterr().out and (tmp_path / "certificates.png").stat().st_size > 1000
+    (tmp_path / "certificates.png").unlink()
+    monkeypatch.setattr("sys.argv", ["certificates", "--collect", "--work", str(tmp_path / "gone")])
+    certificates.main()  # a row whose folder is gone stays, in the file and in the picture
+    assert read_json(tmp_path / "certificates.json") == report and (tmp_path / "certificates.png").exists()
+    for mine, image in zip(certificates._kept(report["EPNDC-0.25"]), whole, strict=True):
+        assert (mine.image, mine.radius, mine.right) == (image.image, image.radius, image.right)
+        assert mine.abstained == image.abstained
     run("EPNDC-0.25-3", start=3, n_images=1, seed=1)
     try:
         certificates._joined(tmp_path / "work", "EPNDC-0.25")
