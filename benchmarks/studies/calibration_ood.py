@@ -17,6 +17,7 @@ A row that is in benchmarks/results/calibration-ood.json is not run again; how m
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,7 @@ HELD_OUT, QUICK, DEAR = 1000, 2000, 500  # images: to fit on; test and MNIST ima
 DEAR_ROWS = ("RDC", "LM+ResNet", "DiffPure")  # what moves images before it looks at them
 FEW = {"SBGC": 256}  # images of each kind where a prediction takes half a second
 ROWS = OTHERS | OPEN
+_MODEL_OPTIONS = {field.name for field in dataclasses.fields(ModelChoice)}  # of a row's; the others are the evaluation's
 
 
 def main() -> None:
@@ -83,7 +85,9 @@ def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """One row: calibration on test images, AUROC of MNIST's."""
     begun = time.time()
     count = images_of(name)
-    options = dict(zip((word.lstrip("-") for word in ROWS[name].options[::2]), ROWS[name].options[1::2], strict=True))
+    words = ROWS[name].options
+    given = dict(zip((word.removeprefix("--") for word in words[::2]), words[1::2], strict=True))
+    options = {key: value for key, value in given.items() if key in _MODEL_OPTIONS}
     held = holdout(min(HELD_OUT, count), args.data_root)
     test = rdc.load_dataset("fashion-mnist", "test", args.data_root).subset(range(count))
     other = rdc.load_dataset(args.ood).subset(range(count))
