@@ -53,7 +53,9 @@ HELD_OUT, QUICK, DEAR = 1000, 2000, 500  # images: to fit on; test and MNIST ima
 DEAR_ROWS = ("RDC", "LM+ResNet", "DiffPure")  # what moves images before it looks at them
 FEW = {"SBGC": 256}  # images of each kind where a prediction takes half a second
 ROWS = OTHERS | OPEN
-_MODEL_OPTIONS = {field.name for field in dataclasses.fields(ModelChoice)}  # of a row's; the others are the evaluation's
+_MODEL_OPTIONS = {
+    field.name for field in dataclasses.fields(ModelChoice)
+}  # of a row's; the others are the evaluation's
 
 
 def main() -> None:

@@ -290,6 +290,11 @@ def test_how_many_images_stand_decides_what_is_likely(monkeypatch):
     assert (slow.standing, slow.attacked) == (15 / 17, False)
     assert found(0.21).likely is None is found(0.21).standing
     assert found(1e-3, noise="fresh", eot=1, resubmissions=2).attacked is False
+    alone, second = (found(1e-3, attacks=(*text, "square:queries=40")) for text in ((), ("pgd-ce",)))
+    assert (alone.standing, alone.attacked) == (
+        0.75,
+        False,
+    ) and second.attacked  # nothing that follows gradients tells of Square
 
 
 def test_words():

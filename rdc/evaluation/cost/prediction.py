@@ -135,7 +135,8 @@ def _standing(times: CallTimes, settings: EvaluationSettings, at_most: Seconds) 
     """Share of some images that are right and stand after 0, 1, .. steps of a short attack.
 
     Where an attack would take too long the share that is right when clean counts (0 steps); None where that would, too. Under fresh noise
-    no image leaves an attack before its end, and the next attack goes on with all that are ever right: there it is that share as well.
+    no image leaves an attack before its end, and the next attack goes on with all that are ever right: there it is that share as well,
+    and so it is where no attack of the run has gradients, for a short attack with gradients breaks what a black box does not.
     """
     if times.parts is not None or not settings.attacks:
         return None
@@ -144,7 +145,8 @@ def _standing(times: CallTimes, settings: EvaluationSettings, at_most: Seconds) 
         max(1e-9, times.seconds(call).own / size)
         for call in (Call("model", size, str(settings.gradient), 2), Call("model", size))
     )
-    lengths = (*_PROBE_STEPS, 0) if settings.policies[0] == "known" else (0,)
+    follows = any(spec.kind.white_box for spec in settings.specs)  # the short attack follows gradients, Square does not
+    lengths = (*_PROBE_STEPS, 0) if settings.policies[0] == "known" and follows else (0,)
     if settings.norm == "flow" and len(lengths) > 1:
         several = int((allowed / min(_IN_A_FLOW, len(times.pixels)) - 2 * plain) / slope)
         lengths = (max(_PROBE_STEPS[0], min(several, settings.steps or 1)), *lengths[1:])
