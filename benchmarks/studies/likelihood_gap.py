@@ -5,6 +5,9 @@
     python -m benchmarks.studies.likelihood_gap tolerance --out benchmarks/results/likelihood-tolerance.json
     python -m benchmarks.studies.likelihood_gap gap --runs runs/gap --attacked student=runs/attacked \\
         --out benchmarks/results/likelihood-gap.json --pictures docs/images
+    rdc likelihood --model cifar10 --data cifar10 --n 24 --steps 6 --elbo-levels 12 --out runs/gap-cifar10
+    python -m benchmarks.studies.likelihood_gap gap --model cifar10 --runs runs/gap-cifar10 \\
+        --out benchmarks/results/likelihood-gap-cifar10.json
 
 `tolerance` solves the ODE by both solvers and several numbers of steps, signs and ends, and by Heun's method in x on sampling's grid. A
 finished row is kept: the same command goes on. `gap` computes nothing but statistics; --runs may name several folders (of other images).
@@ -35,8 +38,7 @@ from rdc.statistics import bootstrap_interval, wilson_interval
 from rdc.storage.json_files import read_json, write_json
 from rdc.terminal.progress import bar
 
-SIZE = 784
-BITS = SIZE * math.log(2)  # nats in a bit per dimension
+PIXELS = 28 * 28  # of the study of tolerances
 RUNS: list[dict[str, Any]] = [
     *({"solver": "rk4", "steps": n} for n in (10, 3, 4, 5, 6)),
     *({"solver": "heun", "steps": n} for n in (6, 10, 20)),
@@ -114,13 +116,13 @@ def _plain(denoiser: Denoiser, x: torch.Tensor, labels: torch.Tensor, steps: int
             (pulled,) = torch.autograd.grad(moved, leaf, signs)
         return moved.detach(), (pulled * signs).flatten(1).sum(1)
 
-    total = x.new_zeros(len(x))
+    size, total = x[0].numel(), x.new_zeros(len(x))
     for here, there in zip(grid[:-1], grid[1:], strict=True):
         first, one = slope(x, here)
         second, two = slope(x + (there - here) * first, there)
         x, total = x + (there - here) / 2 * (first + second), total + (there - here) / 2 * (one + two)
     variance = grid[-1] ** 2 + data**2
-    return total - x.square().flatten(1).sum(1) / (2 * variance) - SIZE / 2 * math.log(2 * math.pi * variance)
+    return total - x.square().flatten(1).sum(1) / (2 * variance) - size / 2 * math.log(2 * math.pi * variance)
 
 
 # --- the gap ----------------------------------------------------------------------------------------------------------
@@ -135,22 +137,24 @@ def gap(args: argparse.Namespace) -> dict[str, Any]:
     rows = [records[image] for image in sorted(records)]
     label = np.array([row["label"] for row in rows])
     ode, elbo, own = (np.array([row[key] for row in rows]) for key in ("log_likelihood", "elbo", "logits"))
-    names = rdc.load(args.model).class_names
-    distance = (ode - elbo) / BITS
+    model = rdc.load(args.model)
+    names, dimensions = model.class_names, math.prod(model.image_shape)
+    bits = dimensions * math.log(2)  # nats in a bit per dimension
+    distance = (ode - elbo) / bits
     at, count = np.arange(len(label)), len(label)
     decided = {"ODE": ode.argmax(1), "ELBO": elbo.argmax(1), "DC": own.argmax(1)}
     report: dict[str, Any] = {
-        "model": args.model, "n": count, "settings": run["identity"]["settings"], "commit": commit(),
+        "model": args.model, "n": count, "dimensions": dimensions, "settings": run["identity"]["settings"], "commit": commit(),
         "commands": [read_json(folder / "run.json")["command"] for folder in args.runs],
-        "bits_per_dimension": {"ODE": _mean(7 - ode[at, label] / BITS), "ELBO": _mean(7 - elbo[at, label] / BITS)},
-        "gap": _mean(distance[at, label]), "gap_nats": _mean(distance[at, label] * BITS),
-        "of_class": _of_classes(distance, label, names), "variance": _variance(distance * BITS),
+        "bits_per_dimension": {"ODE": _mean(7 - ode[at, label] / bits), "ELBO": _mean(7 - elbo[at, label] / bits)},
+        "gap": _mean(distance[at, label]), "gap_nats": _mean(distance[at, label] * bits),
+        "of_class": _of_classes(distance, label, names), "variance": _variance(distance * bits),
         "accuracy": {name: _share(found == label) for name, found in decided.items()},
         "differ": {f"{a}, {b}": _share(decided[a] != decided[b]) for a, b in (("ODE", "ELBO"), ("ODE", "DC"), ("ELBO", "DC"))},
     }  # fmt: skip
     report["accuracy"]["ELBO + mean gap of the class"] = _share(_corrected(ode, elbo) == label)
     top = np.sort(elbo, 1)
-    difference = np.abs((distance - distance[at, decided["ELBO"]][:, None]) * BITS)
+    difference = np.abs((distance - distance[at, decided["ELBO"]][:, None]) * bits)
     rival = np.argsort(elbo, 1)[:, -2]
     report["two_best"] = {
         "margin_nats": _median(top[:, -1] - top[:, -2]),
@@ -159,7 +163,7 @@ def gap(args: argparse.Namespace) -> dict[str, Any]:
     }
     scores = {
         "gap of the decided class": distance[at, decided["ELBO"]],
-        "bits per dimension, ODE": 7 - ode.max(1) / BITS,
+        "bits per dimension, ODE": 7 - ode.max(1) / bits,
         "spread of gaps over classes": distance.std(1),
         "small margin, ODE": -(np.sort(ode, 1)[:, -1] - np.sort(ode, 1)[:, -2]),
         "small margin, DC": -(np.sort(own, 1)[:, -1] - np.sort(own, 1)[:, -2]),
@@ -270,11 +274,12 @@ def draw(report: dict[str, Any], fineness: dict[str, Any], folder: Path) -> None
 def _draw_classes(report: dict[str, Any], path: Path) -> None:
     names = list(report["of_class"])
     found = [report["of_class"][name]["against_other_classes"] for name in names]
+    bits = report["dimensions"] * math.log(2)
     figure = new_figure(7, 3.6, layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(found):
-        axes.plot([BITS * end for end in row["ci95"]], [place, place], color="#2f5d9b", linewidth=2)
-        axes.plot(BITS * row["mean"], place, "o", color="#2f5d9b", markersize=5)
+        axes.plot([bits * end for end in row["ci95"]], [place, place], color="#2f5d9b", linewidth=2)
+        axes.plot(bits * row["mean"], place, "o", color="#2f5d9b", markersize=5)
     axes.axvline(0, color="#8895a3", linewidth=1)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
@@ -302,7 +307,7 @@ def _draw_tolerance(found: dict[str, Any], path: Path) -> None:
     axes = figure.subplots()
     for solver, colour in (("rk4", "#2f5d9b"), ("heun", "#c05a2b"), ("heun in x, sampling's grid", "#8895a3")):
         mine = sorted((row for row in rows[1:] if row["run"]["solver"] == solver), key=lambda row: row["evaluations"])
-        error = [np.abs(np.array(row["nats"]) - best).mean() / BITS for row in mine]
+        error = [np.abs(np.array(row["nats"]) - best).mean() / (PIXELS * math.log(2)) for row in mine]
         axes.plot([row["evaluations"] for row in mine], error, "o-", color=colour, label=solver)
     axes.set_yscale("log")
     axes.set_xlabel("network passes for one class of one image")

@@ -25,6 +25,7 @@ from rdc.storage.json_files import read_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "table"
 FURTHER = {("RDC", "linf-25"): RESULTS.parent / "rdc-linf-0.1-further.json"}  # a lower number replaces the cell's
+FRESH = RESULTS.parent / "rdc-fresh-noise.json"  # what the marks of the fresh-noise table are worth (fresh_noise.py)
 WIDTH = 150  # of a line in the document
 
 MARKER = "<!-- below: written by benchmarks/studies/robustness_table.py -->"
@@ -250,12 +251,35 @@ def _fresh(cells: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
     if marked:
         most = 100 * max(map(too_low_at_most, marked))
         text = (
-            "‡ Drawn before a fix of 2026-11-30, not measured again: the first of the ten draws had the noise of likelihood "
+            "‡ Drawn before a fix of 2026-11-30, and not drawn again: the first of the ten draws had the noise of likelihood "
             "maximisation that the attacker knew. That favours the attacker, so the figures are, if anything, too low: the share "
-            f"of right answers by at most {most:.1f} points, the other two by what nobody measured."
+            f"of right answers by at most {most:.1f} points.{_worth()}"
         )
         lines += ["", *textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)]
     return lines
+
+
+def _worth() -> str:
+    """A sentence: the same images drawn by the rule before the fix and by the one after it, in balls."""
+    if not FRESH.exists():
+        return ""
+    from benchmarks.studies.fresh_noise import scores
+
+    told = []
+    for threat, row in read_json(FRESH)["rows"].items():
+        if threat == "stadv":  # measured whole: its cell is drawn as it should be
+            continue
+        old, new = scores(row, "old"), scores(row, "new")
+        (before, after), (low, high) = (
+            [100 * found["average"] for found in (old, new)],
+            [100 * found["worst"]["accuracy"] for found in (old, new)],
+        )
+        told.append(
+            f"{THREATS[threat][2]}, {row['n']} images: {before:.1f} before and {after:.1f} after on average, "
+            f"{low:.1f} and {high:.1f} in the worst of ten"
+        )
+    made = "Images that transfer and BPDA alone made, drawn by either rule (`python -m benchmarks.studies.fresh_noise`)"
+    return f" {made}: {'; '.join(told)}." if told else ""
 
 
 def _scored(report: dict[str, Any]) -> str:
