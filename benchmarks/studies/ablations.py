@@ -56,7 +56,7 @@ from rdc.terminal.progress import bar
 SCHEMA = "rdc.ablation/1"
 DATA = "fashion-mnist-sample"
 SEEDS = 10  # of "redraws"
-HELD_OUT, TUNING_STEPS = 64, 5
+HELD_OUT, TUNING_STEPS = 32, 5
 
 
 def main() -> None:
@@ -193,7 +193,7 @@ def _rate(hits: int, n: int) -> dict[str, Any]:
 
 
 def tune(threads: int) -> None:
-    """For every optimiser the step size that keeps most of 64 held-out images under five BPDA steps; finished ones are kept."""
+    """For every optimiser the step size that keeps most of 32 held-out images under five BPDA steps; finished ones are kept."""
     torch.set_num_threads(threads)
     path = RESULTS / "tuned.json"
     found = read_json(path)["grid"] if path.exists() else {}

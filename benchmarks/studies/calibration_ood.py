@@ -51,7 +51,7 @@ END = "<!-- end of calibration -->"
 BINS, BATCH = 15, 50
 HELD_OUT, QUICK, DEAR = 1000, 2000, 500  # images: to fit on; test and MNIST images of a quick row, and of a dear one
 DEAR_ROWS = ("RDC", "LM+ResNet", "DiffPure")  # what moves images before it looks at them
-FEW = {"SBGC": 256}  # images of each kind where a prediction takes half a second
+FEW = {"SBGC": 200}  # images of each kind where a prediction takes half a second
 ROWS = OTHERS | OPEN
 _MODEL_OPTIONS = {
     field.name for field in dataclasses.fields(ModelChoice)
