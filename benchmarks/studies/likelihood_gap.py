@@ -5,7 +5,7 @@
     python -m benchmarks.studies.likelihood_gap tolerance --out benchmarks/results/likelihood-tolerance.json
     python -m benchmarks.studies.likelihood_gap gap --runs runs/gap --attacked student=runs/attacked \\
         --out benchmarks/results/likelihood-gap.json --pictures docs/images
-    rdc likelihood --model cifar10 --data cifar10 --n 24 --steps 6 --elbo-levels 12 --out runs/gap-cifar10
+    rdc likelihood --model cifar10 --data cifar10 --n 16 --steps 6 --elbo-levels 12 --out runs/gap-cifar10
     python -m benchmarks.studies.likelihood_gap gap --model cifar10 --runs runs/gap-cifar10 \\
         --out benchmarks/results/likelihood-gap-cifar10.json
 
