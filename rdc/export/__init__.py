@@ -13,10 +13,11 @@ from typing import Any
 from rdc.arguments.close_names import did_you_mean
 from rdc.contracts import NoisePolicy
 from rdc.errors import ConfigError
+from rdc.export.int8 import Int8Images, check_int8, parity, quantised
 
-__all__ = ["PIXEL_TYPES", "PRECISIONS", "export_onnx"]
+__all__ = ["PIXEL_TYPES", "PRECISIONS", "Int8Images", "export_onnx"]
 
-PRECISIONS = ("float32", "float16-weights", "float16")
+PRECISIONS = ("float32", "float16-weights", "float16", "int8")
 PIXEL_TYPES = ("float32", "uint8")
 _LIMIT = 2**31 - 2**20  # protobuf holds less than 2 GiB
 
@@ -33,6 +34,7 @@ def export_onnx(
     own_settings: bool = True,
     only_pixels: bool = False,
     check: bool = True,
+    int8: Int8Images | None = None,
     say: Callable[[str], None] = lambda words: None,
 ) -> dict[str, Any]:
     """Write a diffusion classifier, likelihood maximisation (LM) and its gradients included, as one ONNX file: both networks where LM
@@ -48,7 +50,7 @@ def export_onnx(
         path: the file; written atomically.
         precision: "float32"; "float16-weights": weights stored in half precision, arithmetic in float32; "float16": the
             classifier's convolutions in half precision too (normalisation, softmax, sums and LM stay in float32), for
-            GPUs.
+            GPUs; "int8": weights and activations of its convolutions in eight bits, for CPUs (:mod:`rdc.export.int8`).
         pixel_type: what the file takes: "float32" in [0, 1] or "uint8".
         max_lm_steps: most steps ``lm_steps`` may ask for; each has its draw in the file. None: the classifier's own number.
         confidence_threshold: default of the input: below it the decision is -1.
@@ -57,11 +59,12 @@ def export_onnx(
         own_settings: levels and LM are those that the logit scale was fitted with; False: the file says "not calibrated".
         only_pixels: ``pixels`` is the file's only input, for servers that know no optional ones; steps and threshold are as exported.
         check: look the file over with ``onnx.checker`` and, where onnxruntime is installed, compare two images with PyTorch before writing.
+        int8: for precision "int8" the images to calibrate with, and others to compare with the file in float32.
         say: called with a line of progress at each stage.
 
     Returns:
         ``path``, ``bytes``, ``weights_bytes`` (of all weights in float32), ``nodes``, ``opset``, ``bytes_per_image``,
-        ``calibrated``.
+        ``calibrated``; of an int8 file ``int8``: what was quantised, and how it answers beside float32.
 
     Raises:
         ConfigError: not a diffusion classifier, noise "fresh", settings out of range, or onnx is not installed.
@@ -71,6 +74,10 @@ def export_onnx(
         raise ConfigError("export, only_pixels: such a file has no lm_steps; expected no max_lm_steps beside it")
     steps = _settings(classifier, precision, pixel_type, max_lm_steps, confidence_threshold)
     _require_onnx()
+    if precision == "int8":
+        check_int8(classifier, int8)
+    elif int8 is not None:
+        raise ConfigError('export, int8: expected precision "int8" beside these images; leave them out')
     from rdc.export.card import card_text
     from rdc.export.checks import check_model
     from rdc.export.metadata import describe_model, seal
@@ -87,17 +94,37 @@ def export_onnx(
     say("recording the network and its gradients" if classifier.lm is not None else "recording the network")
     model, bytes_per_image = build_model(frozen, **settings, only_pixels=only_pixels)
     about: dict[str, Any] = {"bytes_per_image": bytes_per_image, "own_settings": own_settings}
+    if int8 is not None:
+        model, about["int8"] = _in_int8(frozen, model, int8, pixel_type, check, say)
     properties = describe_model(frozen, info or {}, **about, **settings)
     model.doc_string += "\n" + card_text(json.loads(properties["rdc.card"]))
     content = seal(_serialized(model, properties))
     if check:
-        say("checking against PyTorch")
+        say("checking against PyTorch" if int8 is None else "checking the file")
         check_model(frozen, content, precision)
     say(f"writing {path}")
     with atomic_write(path) as file:
         file.write(content)
     summary = _summary(classifier, model, path, content, bytes_per_image)
-    return {**summary, "calibrated": json.loads(properties["rdc.calibrated"])}
+    known = {"int8": about["int8"]} if int8 is not None else {}
+    return {**summary, "calibrated": json.loads(properties["rdc.calibrated"]), **known}
+
+
+def _in_int8(
+    classifier: Any, model: Any, images: Int8Images, pixel_type: str, check: bool, say: Callable[[str], None]
+) -> tuple[Any, dict[str, Any]]:
+    """The model in int8, and what the file says of it; the one in float32 is checked against PyTorch first."""
+    from rdc.export.checks import check_model
+
+    plain = model.SerializeToString()
+    if check:
+        say("checking float32 against PyTorch")
+        check_model(classifier, plain, "float32")
+    say(f"calibrating on {len(images.calibration)} images")
+    made, about = quantised(model, images, pixel_type)
+    say(f"comparing with float32 on {len(images.test)} images")
+    found = parity(plain, made.SerializeToString(), images, pixel_type)
+    return made, {**about, "calibration_images": len(images.calibration), **found}
 
 
 def _require_onnx() -> None:

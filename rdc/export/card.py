@@ -36,16 +36,20 @@ _EVALUATION = record(
 _WORDS = 600  # characters of a text
 
 
-def card_of(classifier: DiffusionClassifier, info: dict[str, Any]) -> dict[str, Any]:
+def card_of(
+    classifier: DiffusionClassifier, info: dict[str, Any], int8: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The card of an exported classifier.
 
     Args:
         classifier: as it is exported.
         info: of the checkpoint's description; may hold anything.
+        int8: how a file in eight bits answers beside the one in float32.
 
     Returns:
         JSON values: ``licence``, ``trained_on``, ``made_by`` (a command of rdc), ``origin``, ``accuracy`` (clean and robust with 95 %
-        intervals, where recorded for these very levels, LM and noise), ``noise``, ``weights`` (a digest).
+        intervals, where recorded for these very levels, LM and noise; not of a file in eight bits), ``int8``, ``noise``,
+        ``weights`` (a digest).
     """
     card = {
         key: one_line(info[name], _WORDS)
@@ -58,11 +62,12 @@ def card_of(classifier: DiffusionClassifier, info: dict[str, Any]) -> dict[str, 
     command = info.get("command")
     if isinstance(command, str) and command in ("train", "distill", "convert"):
         card["made_by"] = f"rdc {command}"
-    accuracy = _accuracy(classifier, info.get("evaluation"))
+    accuracy = _accuracy(classifier, info.get("evaluation")) if int8 is None else None
     fixed = classifier.noise_policy == NoisePolicy.FIXED
     return {
         **card,
         **({"accuracy": accuracy} if accuracy else {}),
+        **({"int8": int8} if int8 is not None else {}),
         "noise": {"policy": str(classifier.noise_policy), **({"seed": classifier.noise_seed} if fixed else {})},
         "weights": weights_digest(classifier),
     }
@@ -77,6 +82,11 @@ def card_text(card: dict[str, Any]) -> str:
         lines.append(
             f"Clean accuracy: {_percent(accuracy['clean'])}; under attack ({accuracy['norm']} {accuracy['eps']:.4g}: {how}): "
             f"{_percent(accuracy['robust'])}; {accuracy['n']} test images of {accuracy['dataset']}. A stronger attack may leave less."
+        )
+    if int8 := card.get("int8"):
+        lines.append(
+            f"Eight bits: clean accuracy {_percent(int8['accuracy_int8'])} on {int8['images']} images of {int8['data']}, in float32 "
+            f"{_percent(int8['accuracy_float32'])}; {int8['same_decisions']} decisions are the same. Not evaluated under attack."
         )
     noise = card["noise"]
     draw = (

@@ -53,8 +53,12 @@ def describe_model(
     pixel_type: str,
     bytes_per_image: int,
     own_settings: bool = True,
+    int8: dict[str, Any] | None = None,
 ) -> dict[str, str]:
-    """Metadata properties of an exported classifier; see :func:`rdc.export.export_onnx` for the arguments."""
+    """Metadata properties of an exported classifier; see :func:`rdc.export.export_onnx` for the arguments.
+
+    ``int8``: what was quantised, and how it answers beside float32.
+    """
     lm = classifier.lm
     why = uncalibrated(classifier.logit_scale, own_settings)
     known = info.get("calibration")
@@ -85,8 +89,10 @@ def describe_model(
         "rdc.bytes_per_image": bytes_per_image,
         "rdc.licence": str(info.get("licence", "not stated")),
         "rdc.model_card": info,
-        "rdc.card": card_of(classifier, info),
+        "rdc.card": card_of(classifier, info, int8),
     }
+    if int8 is not None:
+        values["rdc.int8"] = int8
     networks = notable_networks(classifier)
     if networks:
         values["rdc.networks"] = networks

@@ -44,7 +44,7 @@ def build_model(
         classifier: on the CPU in float32, with fixed noise.
         max_steps: how many steps of LM have their draws in the file.
         threshold: default of the input ``confidence_threshold``.
-        precision: "float32", "float16-weights" or "float16".
+        precision: "float32", "float16-weights" or "float16"; "int8" begins as float32.
         pixel_type: "float32" (in [0, 1]) or "uint8".
         only_pixels: no other input; the steps are the classifier's.
 
@@ -53,7 +53,7 @@ def build_model(
     """
     from onnx import TensorProto, helper
 
-    constants = Constants(half=precision != "float32")
+    constants = Constants(half=precision.startswith("float16"))
     graph = Graph(constants, half=precision == "float16")
     weights = _names_of_weights(classifier)
     op, channels = graph.op, list(classifier.image_shape)
