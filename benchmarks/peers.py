@@ -1,212 +1,216 @@
-"""The same classifier in other engines: rdc, PyTorch eager, torch.compile, onnxruntime, OpenVINO; prediction and attack step.
+"""The same classifier in other engines: prediction and attack step, each engine beside rdc in one run.
 
-    python -m benchmarks.peers --out peers.json
-    python -m benchmarks.peers --model fashion-mnist --batches 64 --no-compile
-    python -m benchmarks.peers --show peers.json           # the table, runs nothing
+    python -m benchmarks.peers --out peers.json                       # all models and engines
+    python -m benchmarks.peers --out peers.json --model fashion-mnist --engine onnxruntime --engine OpenVINO
+    python -m benchmarks.peers --show peers.json                      # the table, runs nothing
+    python -m benchmarks.peers --dry-run --out /tmp/dry.json          # every engine on a tiny network: does all of it work here?
 
-One thread. Decisions on 512 images are compared before anything is timed, and by how much log p(y|x) differs from rdc in float32. Then the
-contenders take turns; CPU seconds of the process and the clock are kept beside each other, medians and spread. An attack step is one
-exact gradient to which every class contributes; onnxruntime and OpenVINO have none. OpenVINO is timed where it is installed.
+Every engine is a process of its own that has rdc beside it: the two take turns, so that whatever else the machine does hits both, and
+ratios are within one run. What is finished is kept in the file, engine by engine: a killed run goes on with the same command, and an
+engine that failed, or took longer than --limit, says so there (--again tries those once more). Decisions, and by how much log
+p(y|x) differs from rdc's in float32, are compared before anything is timed. An attack step is one exact gradient to which every class
+contributes; onnxruntime and OpenVINO have none. CPU seconds of the process and the clock are kept beside each other, medians and
+spread. "edm" is EDM's CIFAR-10 network (DDPM++, 56 M weights) with random weights, one image and one level: ten passes a prediction.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import contextlib
+import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-import rdc
-from benchmarks.contenders import without_kernels
-from benchmarks.measuring import about, median
-from rdc.export import export_onnx
-from rdc.runtime import OnnxClassifier
+from benchmarks.measuring import about, alternate, median
+from benchmarks.peer_engines import DRY, ENGINES, Call, Engine, classifier_of, images_for, rdc_calls
+from rdc.errors import one_line
 from rdc.storage.json_files import read_json, write_json
 from rdc.terminal.progress import bar
 
-COMPARED = 512
-MODELS = ("fashion-mnist", "fashion-mnist-teacher", "cifar10")
-#: images in a call of a conditional network, whose classes are passes of their own
-FEWER = {"fashion-mnist-teacher": 8, "cifar10": 4}
-
-Call = Callable[[Tensor], Any]
+MODELS = ("fashion-mnist", "fashion-mnist-teacher", "cifar10", "edm")
+#: of a model: images whose decisions are compared, and the batches that are timed, with the rounds of each
+SIZES: dict[str, tuple[int, dict[int, int]]] = {
+    "fashion-mnist": (480, {1: 9, 8: 7, 64: 5}),
+    "fashion-mnist-teacher": (32, {1: 7, 8: 3}),
+    "cifar10": (64, {1: 7, 8: 5, 64: 3}),
+    "edm": (1, {1: 2}),
+    DRY: (4, {1: 2, 2: 1}),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", action="append", help=f"repeatable (default: {', '.join(MODELS)})")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--compared", type=int, default=COMPARED, help="images whose decisions are compared")
+    parser.add_argument("--model", action="append", choices=[*MODELS, DRY], help="repeatable (default: all but dry)")
+    parser.add_argument("--engine", action="append", choices=list(ENGINES), help="repeatable (default: all)")
+    parser.add_argument("--threads", type=int, default=1, help="of every engine (default: %(default)s)")
     parser.add_argument(
-        "--no-compile", action="store_true", help="leave torch.compile out, which takes minutes to start"
+        "--limit", type=float, default=900.0, help="seconds for one engine and model (default: %(default)s)"
+    )
+    parser.add_argument("--work", type=Path, help="folder for exported files (default: one beside the file of results)")
+    parser.add_argument("--again", action="store_true", help="try engines that failed once more")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="a tiny network with random weights in place of the models"
     )
     parser.add_argument("--out", type=Path)
     parser.add_argument("--show", type=Path)
+    parser.add_argument("--child", nargs=3, metavar=("MODEL", "ENGINE", "OUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.show:
         print(table(read_json(args.show)))
         return
-    torch.set_num_threads(1)
-    found: dict[str, Any] = {"about": about(), "models": {}}
-    for name in args.model or MODELS:
-        found["models"][name] = measured(name, args)
-        if args.out:
-            write_json(args.out, found)
-    print(table(found))
+    if args.child:
+        model, engine, out = args.child
+        write_json(Path(out), measured(model, ENGINES[engine], args.work, args.threads))
+        return
+    if args.out is None:
+        parser.error("--out FILE is needed: what is finished is kept there")
+    print(table(run(args)))
 
 
-def measured(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Agreement and seconds of one model."""
-    classifier = rdc.load(name)
-    pixels = images_for(name, max(args.compared, *args.batches))
-    result: dict[str, Any] = {"levels": len(classifier.levels), "agreement": {}, "rows": []}
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """All that is not in the file yet; the file is written after every engine."""
+    found: dict[str, Any] = read_json(args.out) if args.out.exists() else {"about": about(), "models": {}}
+    if found["about"].setdefault("engine_threads", args.threads) != args.threads:
+        raise SystemExit(f"{args.out} was measured with {found['about']['engine_threads']} threads: use another file")
+    work = args.work or args.out.with_name(f"{args.out.stem}-files")
+    work.mkdir(parents=True, exist_ok=True)
+    models = [DRY] if args.dry_run else args.model or MODELS
+    wanted = [(model, engine) for model in models for engine in args.engine or ENGINES]
+    for model, engine in bar(wanted, desc="engines"):
+        kept = found["models"].setdefault(model, {})
+        if engine in kept and not (args.again and "failed" in kept[engine]):
+            continue
+        kept[engine] = in_a_process(model, engine, work, args)
+        write_json(args.out, found)
+    return found
+
+
+def in_a_process(model: str, engine: str, work: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """What one engine does with one model; or ``failed``, and why."""
     with tempfile.TemporaryDirectory() as folder:
-        predict, step = contenders(classifier, Path(folder), not args.no_compile)
-        most = FEWER.get(name, 64)
-        compared = pixels[: args.compared if name not in FEWER else min(args.compared, 64)]
-        ours = torch.cat([predict["rdc"](part) for part in compared.split(most)])
-        for engine, call in predict.items():
-            answer = torch.cat([torch.as_tensor(call(part)) for part in compared.split(most)])
-            result["agreement"][engine] = {
-                "images": len(compared),
-                "same_decision": int((answer.argmax(1) == ours.argmax(1)).sum()),
-                "largest_difference_of_log_p": round(float((answer - ours).abs().max()), 7),
-            }
-        for batch in sorted({min(batch, most) for batch in args.batches}):
-            for work, calls in (("prediction", predict), ("attack step", step)):
-                part = pixels[:batch]
-                for call in calls.values():
-                    call(part)
-                seconds = take_turns(
-                    {engine: (lambda c=call, x=part: c(x)) for engine, call in calls.items()},
-                    args.rounds,
-                    f"{name} {work} {batch}",
-                )
-                result["rows"].append({"work": work, "batch": batch, "seconds": seconds})
+        out = Path(folder) / "found.json"
+        command = [sys.executable, "-m", "benchmarks.peers", "--child", model, engine, str(out)]
+        command += ["--work", str(work), "--threads", str(args.threads)]
+        try:
+            done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=args.limit, check=False)
+        except subprocess.TimeoutExpired:
+            return {"failed": f"took longer than {args.limit:g} s"}
+        if done.returncode or not out.exists():
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            return {"failed": one_line(lines[-1] if lines else f"exit status {done.returncode}", 300)}
+        read: dict[str, Any] = json.loads(out.read_text())
+        return read
+
+
+def measured(model: str, engine: Engine, work: Path, threads: int) -> dict[str, Any]:
+    """Seconds to start, agreement with rdc, and seconds of every batch and kind of work, rdc's beside them."""
+    torch.set_num_threads(threads)
+    compared, batches = SIZES[model]
+    classifier, pixels = classifier_of(model), images_for(model, max(compared, *batches))
+    begun = time.process_time(), time.perf_counter()
+    calls = engine.calls(classifier, work / f"{model}.onnx", threads)
+    ours = rdc_calls(classifier)
+    most = max(batches)
+    first = calls["prediction"](pixels[:1])
+    result: dict[str, Any] = {
+        "start": {"cpu": _short(time.process_time() - begun[0]), "wall": _short(time.perf_counter() - begun[1])}
+    }
+    del first
+    result["agreement"] = agreement(ours["prediction"], calls["prediction"], pixels[:compared], most)
+    result["rows"] = [
+        {"work": work_name, "batch": batch, **timed(ours[work_name], call, pixels[:batch], rounds)}
+        for work_name, call in calls.items()
+        for batch, rounds in batches.items()
+    ]
     return result
 
 
-def images_for(name: str, count: int) -> Tensor:
-    """The first test images that come with rdc; for CIFAR-10, whose images do not, noise of their size: speed does not depend on it."""
-    if name.startswith("cifar"):
-        return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    data = rdc.load_dataset("fashion-mnist-sample")
-    return data.pixels(range(min(count, len(data))))
+def agreement(ours: Call, theirs: Call, pixels: Tensor, most: int) -> dict[str, Any]:
+    """On how many images both decide alike, and by how much log p(y|x) differs over all classes."""
+    exact, other = (torch.cat([torch.as_tensor(call(part)) for part in pixels.split(most)]) for call in (ours, theirs))
+    return {
+        "images": len(pixels),
+        "same_decision": int((exact.argmax(1) == other.argmax(1)).sum()),
+        "largest_difference_of_log_p": float(f"{float((exact - other).abs().max()):.4g}"),
+    }
 
 
-def contenders(classifier: Any, folder: Path, compiled: bool) -> tuple[dict[str, Call], dict[str, Call]]:
-    """Engine -> pixels to log p(y|x), and engine -> pixels to a gradient."""
+def timed(ours: Call, theirs: Call, pixels: Tensor, rounds: int) -> dict[str, Any]:
+    """CPU seconds and the clock of both, in turn; a call of each before."""
+    named: dict[str, Callable[[], Any]] = {"rdc": lambda: ours(pixels), "engine": lambda: theirs(pixels)}
+    for call in named.values():
+        call()
+    cpu: dict[str, list[float]] = {name: [] for name in named}
 
-    def predicts(model: Any) -> Call:
-        def call(x: Tensor) -> Any:
-            with torch.no_grad():
-                return model(x)
-
-        return call
-
-    def steps(model: Any) -> Call:
-        def call(x: Tensor) -> Any:
-            leaf = x.clone().requires_grad_()
-            return torch.autograd.grad(model(leaf)[:, 1:].sum(), leaf)[0]
-
-        return call
-
-    half = classifier.with_(precision="bfloat16")
-    predict = {"rdc": predicts(classifier), "rdc bfloat16": predicts(half)}
-    step = {"rdc": steps(classifier), "rdc bfloat16": steps(half)}
-    for engine, model in (("torch eager", classifier), ("torch eager bfloat16", half)):
-        predict[engine], step[engine] = without_kernels(predicts(model)), without_kernels(steps(model))
-    if compiled:
-        whole = torch.compile(classifier, dynamic=False)
-        predict["torch.compile"], step["torch.compile"] = (
-            without_kernels(predicts(whole)),
-            without_kernels(steps(whole)),
-        )
-    path = folder / "model.onnx"
-    export_onnx(classifier, path)
-    session = OnnxClassifier(path, threads=1)
-    predict["onnxruntime"] = lambda x: session(x.numpy()).log_probabilities
-    if importlib.util.find_spec("openvino"):
-        predict |= openvino(path)
-    return predict, step
-
-
-def openvino(path: Path) -> dict[str, Call]:
-    """The exported file in OpenVINO, float32 and bfloat16."""
-    import openvino as ov  # no dependency of the project
-
-    made: dict[str, Call] = {}
-    for name, kind in (("OpenVINO", "f32"), ("OpenVINO bfloat16", "bf16")):
-        model = ov.compile_model(
-            path, "CPU", {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": kind, "NUM_STREAMS": 1}
-        )
-        inputs = [port.get_any_name() for port in model.inputs]
-
-        def call(x: Tensor, model: Any = model, inputs: list[str] = inputs) -> np.ndarray:
-            given = {inputs[0]: x.numpy()} | {extra: np.array(0, dtype=np.int64) for extra in inputs[1:]}
-            found: np.ndarray = model(given)[0]
-            return found
-
-        made[name] = call
-    return made
-
-
-def take_turns(calls: dict[str, Callable[[], Any]], rounds: int, words: str) -> dict[str, dict[str, Any]]:
-    """CPU seconds and the clock of every call, in turn."""
-    cpu: dict[str, list[float]] = {name: [] for name in calls}
-    wall: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in bar(range(rounds), desc=words):
-        for name, call in calls.items():
-            begun = time.process_time(), time.perf_counter()
+    def counted(name: str, call: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> None:
+            begun = time.process_time()
             call()
-            cpu[name].append(time.process_time() - begun[0])
-            wall[name].append(time.perf_counter() - begun[1])
-    return {name: {"cpu": _spread(cpu[name]), "wall": _spread(wall[name])} for name in calls}
+            cpu[name].append(time.process_time() - begun)
+
+        return run
+
+    wall = alternate({name: counted(name, call) for name, call in named.items()}, rounds)
+    return {name: {"cpu": _spread(cpu[name]), "wall": _spread(wall[name])} for name in named}
 
 
 def _spread(seconds: list[float]) -> dict[str, float]:
-    return {"median": round(median(seconds), 5), "fastest": round(min(seconds), 5), "slowest": round(max(seconds), 5)}
+    return {"median": _short(median(seconds)), "fastest": _short(min(seconds)), "slowest": _short(max(seconds))}
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 def table(found: dict[str, Any]) -> str:
-    """Markdown: CPU milliseconds an image, and rdc against the best of the others in the same type or better."""
-    lines = []
-    for name, model in found["models"].items():
-        engines = list(model["agreement"])
-        lines += [
-            "",
-            f"**{name}**, {model['levels']} levels",
-            "",
-            "| work | batch | " + " | ".join(engines) + " | best of the others / rdc |",
-        ]
-        lines.append("|" + "---|" * (3 + len(engines)))
-        for row in model["rows"]:
-            each = {
-                engine: 1000 * row["seconds"][engine]["cpu"]["median"] / row["batch"]
-                for engine in engines
-                if engine in row["seconds"]
-            }
-            others = [value for engine, value in each.items() if not engine.startswith("rdc")]
-            cells = [f"{each[engine]:.2f}" if engine in each else "-" for engine in engines]
-            lines.append(
-                f"| {row['work']} | {row['batch']} | " + " | ".join(cells) + f" | {min(others) / each['rdc']:.2f}x |"
-            )
-        for engine, agreement in model["agreement"].items():
-            if engine != "rdc":
-                lines.append(
-                    f"- {engine}: {agreement['same_decision']} of {agreement['images']} decisions as rdc's, "
-                    f"log p within {agreement['largest_difference_of_log_p']:.2g}"
-                )
+    """Markdown: milliseconds an image of every engine, and how many times as long as rdc's beside it."""
+    threads = found["about"].get("engine_threads", 1)
+    kind = "cpu" if threads == 1 else "wall"
+    what = "CPU seconds of the process" if kind == "cpu" else f"wall clock, {threads} threads"
+    lines = [f"Milliseconds an image ({what}), medians; in brackets: times as long as rdc in float32 in the same run."]
+    for model, engines in found["models"].items():
+        done = {name: entry for name, entry in engines.items() if "rows" in entry}
+        columns = list(dict.fromkeys((row["work"], row["batch"]) for entry in done.values() for row in entry["rows"]))
+        lines += ["", f"**{model}**", "", "| engine | " + " | ".join(f"{work}, {batch}" for work, batch in columns)]
+        lines[-1] += " | same decisions | log p within | start, s |"
+        lines.append("|" + "---|" * (len(columns) + 4))
+        if done:
+            lines.append(_row_of_rdc(done, columns, kind))
+        lines += [_row(name, entry, columns, kind) for name, entry in done.items()]
+        lines += [f"- {name}: {entry['failed']}" for name, entry in engines.items() if "failed" in entry]
     return "\n".join(lines)
 
 
+def _row_of_rdc(done: dict[str, Any], columns: list[tuple[str, int]], kind: str) -> str:
+    cells = []
+    for work, batch in columns:
+        rows = [row for entry in done.values() for row in entry["rows"] if (row["work"], row["batch"]) == (work, batch)]
+        cells.append(f"{1000 * median([row['rdc'][kind]['median'] for row in rows]) / batch:.3g}")
+    return "| rdc | " + " | ".join(cells) + " | | | |"
+
+
+def _row(name: str, entry: dict[str, Any], columns: list[tuple[str, int]], kind: str) -> str:
+    cells = []
+    for work, batch in columns:
+        row = next((row for row in entry["rows"] if (row["work"], row["batch"]) == (work, batch)), None)
+        if row is None:
+            cells.append("-")
+            continue
+        theirs, ours = row["engine"][kind]["median"], row["rdc"][kind]["median"]
+        cells.append(f"{1000 * theirs / batch:.3g} ({theirs / ours:.2f})")
+    same = entry["agreement"]
+    words = f"{same['same_decision']} of {same['images']} | {same['largest_difference_of_log_p']:.2g} | {entry['start']['cpu']:.3g}"
+    return f"| {name} | " + " | ".join(cells) + f" | {words} |"
+
+
 if __name__ == "__main__":
-    main()
+    with contextlib.suppress(KeyboardInterrupt):
+        main()

@@ -227,3 +227,6 @@ EDM_OF_BUDGET = 1.1
 MANY_CLASSES_PEAK = 1.15
 #: Bytes of a class that stay: its losses, probabilities and their gradients, a dozen float32 numbers and more.
 BYTES_OF_A_CLASS = 100
+#: absolute, log p(y|x) of a tiny network with random weights in another engine (onnxruntime, PyTorch's own convolutions): losses of some
+#: thousands, times a logit scale of one, in another order.
+PEER_LOG_P = 2e-2

@@ -217,7 +217,7 @@ def test_failure_keeps_the_old_file(multihead, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"precision": "int8"}, "precision: expected one of float32, float16-weights, float16"),
+        ({"precision": "int4"}, "precision: expected one of float32, float16-weights, float16, int8"),
         ({"pixel_type": "int8"}, "pixel type"),
         ({"confidence_threshold": 2.0}, "confidence threshold"),
         ({"confidence_threshold": float("nan")}, "confidence threshold"),
