@@ -230,3 +230,5 @@ BYTES_OF_A_CLASS = 100
 #: absolute, log p(y|x) of a tiny network with random weights in another engine (onnxruntime, PyTorch's own convolutions): losses of some
 #: thousands, times a logit scale of one, in another order.
 PEER_LOG_P = 2e-2
+#: of a movement of log p that an int8 file records: four digits, and float32 sums of calls of other sizes.
+INT8_RECORD = 1e-3
