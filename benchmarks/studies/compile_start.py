@@ -1,6 +1,6 @@
 """How long torch.compile takes to start: the network as a whole against its residual blocks one by one, cold and from inductor's cache.
 
-    python -m benchmarks.studies.compile_start --out benchmarks/results/compile-start.json      # 20 minutes of a core of its own
+    python -m benchmarks.studies.compile_start --out compile-start.json      # 20 minutes of a core of its own
 
 Each cell is a process of its own: a first step (forward and backward of 16 images, gradients in all weights), then the same five
 times; once with an empty cache, once with what the first left. Counted are CPU seconds of the process and of the compilers it
