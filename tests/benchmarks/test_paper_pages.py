@@ -82,3 +82,12 @@ def test_every_claim_has_a_verdict_what_was_measured_and_a_command():
         assert re.search(r"\d", text), number
         assert commands(text) or "The same command" in text, number
         assert "](" in text or "The same command" in text or "ablations" in text, number
+
+
+def test_every_open_question_has_an_answer_and_a_command():
+    _, _, rest = PAPER.partition("## The paper's open questions")
+    bullets = re.split(r"\n- \*\*", rest.partition("\n## ")[0])[1:]
+    assert len(bullets) >= 5
+    for text in bullets:
+        assert commands(text), text
+        assert len(re.sub(r"`[^`]*`", "", text.partition("**")[2]).split()) > 8, text
