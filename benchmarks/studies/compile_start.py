@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rdc.errors import one_line
 from rdc.storage.json_files import read_json, write_json
 from rdc.terminal.progress import bar
 
@@ -52,14 +53,17 @@ def main() -> None:
     print(json.dumps(found["rows"], indent=2))
 
 
-def in_a_process(model: str, way: str, cache: Path) -> dict[str, float]:
-    """One cell."""
+def in_a_process(model: str, way: str, cache: Path) -> dict[str, Any]:
+    """One cell; or ``failed``, and why."""
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
     if way != "rdc":
         environment["RDC_DISABLE_NATIVE"] = "1"
     command = [sys.executable, "-m", "benchmarks.studies.compile_start", "--model", model, "--child", way]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if "Error: " in line]
+        return {"failed": one_line(errors[0] if errors else f"exit status {done.returncode}", 300)}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
