@@ -34,14 +34,16 @@ void convolution_pack(const float* weight, int64_t outputs, int64_t inputs, bool
 
 Status convolution_forward(const ConvolutionInputs& in, void* y, int threads, CpuIsa isa) { return table(isa).forward(in, y, threads); }
 
-// Four chains of a multiply and an exclusive or each: as fast as memory.
+// Chains of a multiply and an exclusive or each.
 uint64_t fingerprint(const void* data, int64_t bytes) {
-  constexpr uint64_t odd[4] = {0x9e3779b97f4a7c15, 0xc2b2ae3d27d4eb4f, 0x165667b19e3779f9, 0xd6e8feb86659fd93};
+  constexpr int CHAINS = 8;  // side by side: a multiplication waits for the one before it in its chain
+  constexpr uint64_t odd[CHAINS] = {0x9e3779b97f4a7c15, 0xc2b2ae3d27d4eb4f, 0x165667b19e3779f9, 0xd6e8feb86659fd93,
+                                    0xa0761d6478bd642f, 0xe7037ed1a0b428db, 0x8ebc6af09c88c6e3, 0x589965cc75374cc3};
   const char* at = static_cast<const char*>(data);
-  uint64_t chain[4] = {1, 2, 3, 4};
+  uint64_t chain[CHAINS] = {1, 2, 3, 4, 5, 6, 7, 8};
   int64_t i = 0;
-  for (; i + 32 <= bytes; i += 32)
-    for (int c = 0; c < 4; ++c) {
+  for (; i + 8 * CHAINS <= bytes; i += 8 * CHAINS)
+    for (int c = 0; c < CHAINS; ++c) {
       uint64_t word;
       std::memcpy(&word, at + i + 8 * c, 8);
       chain[c] = (chain[c] ^ word) * odd[c];
@@ -52,7 +54,7 @@ uint64_t fingerprint(const void* data, int64_t bytes) {
     chain[0] ^= chain[0] >> 29;
   }
   uint64_t all = static_cast<uint64_t>(bytes);
-  for (int c = 0; c < 4; ++c) {
+  for (int c = 0; c < CHAINS; ++c) {
     all = (all ^ chain[c]) * odd[c];
     all ^= all >> 32;
   }

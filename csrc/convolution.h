@@ -2,7 +2,7 @@
 //
 //   y[b, v, u, o] = bias[o] + sum_{dv, du, i} x[b, v + dv - 1, u + du - 1, i] * weight[o, i, dv, du]
 //
-// Minimal filtering F(4x4, 3x3): 16 outputs from 36 products instead of 144 (cpu/filtering.h). Weights are transformed once and kept by the
+// Minimal filtering: 16 outputs from 36 products instead of 144 (cpu/filtering.h). Weights are transformed once and kept by the
 // caller. The gradient of x is the same convolution with the weight reversed and its axes exchanged (`reversed`).
 // No torch here: raw pointers, sizes and threads.
 #pragma once

@@ -1,6 +1,6 @@
 // CPU kernels of the 3 x 3 convolution; compiled once for each instruction set (RDC_ISA = baseline, avx2, avx512, avx512bf16).
 //
-// A thread takes strips of 4 x 4 tiles of outputs, of one or more images: the tiles' 6 x 6 inputs are transformed to 36 planes
+// A thread takes strips of tiles of outputs, three or four a side, of one or more images: the tiles' inputs are transformed to 36 planes
 // [tiles, I], each plane is multiplied with its plane of weights [I, outputs] for up to four vectors of outputs, and these are transformed back to
 // pixels, with bias, residual and factor. A strip is as large as the second-level cache allows. What a tile gives does not depend on its
 // strip, so results do not depend on batch or threads.
@@ -82,93 +82,161 @@ inline Multiply multiply_for(int rows, int vectors) {
   return vectors == 2 ? multiply_of<2>(rows) : multiply_of<1>(rows);
 }
 
+// A side of an image, cut into tiles of four and three with as few points as can be; the two kinds take turns.
+struct Side {
+  i64 fours, threes;
+  explicit Side(i64 n) : fours(0), threes((n + 2) / 3) {
+    for (i64 f = 1; f <= (n + OUT - 1) / OUT; ++f) {
+      const i64 rest = n - f * OUT, t = rest > 0 ? (rest + 2) / 3 : 0;
+      if (SIDE * f + (SIDE - 1) * t <= SIDE * fours + (SIDE - 1) * threes) fours = f, threes = t;
+    }
+  }
+  i64 tiles() const { return fours + threes; }
+  i64 pairs() const { return fours < threes ? fours : threes; }
+  bool four(i64 i) const { return i < 2 * pairs() ? i % 2 == 0 : fours > threes; }
+  i64 start(i64 i) const {
+    const i64 in_pairs = i < 2 * pairs() ? i : 2 * pairs();
+    return in_pairs / 2 * 7 + in_pairs % 2 * OUT + (i - in_pairs) * (fours > threes ? OUT : OUT - 1);
+  }
+};
+
+// Kinds of tiles in the order in which a strip has them: which are four high and which four wide are both in one piece then.
+enum Kind { HIGH, WHOLE, WIDE, SMALL, KINDS };  // 4 x 3, 4 x 4, 3 x 4, 3 x 3 outputs
+
 // Where a tile lies.
 struct Place {
   i64 image, y, x;  // its upper left output
+  i64 within;       // its number in the image
+  Kind kind;
 };
+
+// The tiles of a strip, in order of their kinds; those of a kind begin at `first`.
+struct Strip {
+  Place tiles[MOST_TILES];
+  int first[KINDS + 1] = {};
+  int count() const { return first[KINDS]; }
+  // The tiles that have the point (p, q): [begin, end)
+  int begin(int q) const { return q == MINUS_B ? first[WHOLE] : 0; }
+  int end(int p, int q) const { return p == MINUS_B ? first[WIDE] : q == MINUS_B ? first[SMALL] : first[KINDS]; }
+};
+
+// f(high points, wide points) as constants
+template <typename F>
+inline void with_points(Kind kind, F f) {
+  using Few = std::integral_constant<int, SIDE - 1>;
+  using All = std::integral_constant<int, SIDE>;
+  if (kind == WHOLE) f(All{}, All{});
+  else if (kind == HIGH) f(All{}, Few{});
+  else if (kind == WIDE) f(Few{}, All{});
+  else f(Few{}, Few{});
+}
 
 template <typename T>
 struct Convolution : ConvolutionInputs {
-  i64 tile_rows, tile_columns, tiles, ip, strip, plane, out_plane;
+  Side high, wide;
+  i64 of_image, tiles, ip, strip, plane, out_plane;
 
-  explicit Convolution(const ConvolutionInputs& in) : ConvolutionInputs(in) {
-    tile_rows = (H + OUT - 1) / OUT;
-    tile_columns = (W + OUT - 1) / OUT;
-    tiles = B * tile_rows * tile_columns;
+  explicit Convolution(const ConvolutionInputs& in) : ConvolutionInputs(in), high(in.H), wide(in.W) {
+    of_image = high.tiles() * wide.tiles();
+    tiles = B * of_image;
     ip = round_up(I, VL);
     const i64 fit = STRIP_BYTES / (POINTS * 4 * ip);
     strip = fit >= MOST_TILES ? MOST_TILES : fit >= 12 ? 12 : fit >= 6 ? 6 : 4;
     plane = strip * ip + APART;
     out_plane = strip * MOST_VECTORS * VL + APART;
   }
-  i64 offset_floats() const { return round_up(2 * POINTS * tile_rows * tile_columns, 16); }  // an offset is two; what follows is aligned
+  i64 offset_floats() const { return round_up(2 * POINTS * of_image, 16); }  // an offset is two; what follows is aligned
   i64 scratch() const { return POINTS * (plane + out_plane) + ip + offset_floats(); }
 
   Place place(i64 tile) const {
-    const i64 within = tile % (tile_rows * tile_columns);
-    return {tile / (tile_rows * tile_columns), within / tile_columns * OUT, within % tile_columns * OUT};
+    const i64 within = tile % of_image, row = within / wide.tiles(), column = within % wide.tiles();
+    const Kind kind = high.four(row) ? (wide.four(column) ? WHOLE : HIGH) : (wide.four(column) ? WIDE : SMALL);
+    return {tile / of_image, high.start(row), wide.start(column), within, kind};
+  }
+
+  Strip strip_of(i64 begin) const {
+    Strip s;
+    const int count = static_cast<int>(tiles - begin < strip ? tiles - begin : strip);
+    Place places[MOST_TILES];
+    int next[KINDS];
+    for (int t = 0; t < count; ++t) {
+      places[t] = place(begin + t);
+      for (int k = places[t].kind + 1; k <= KINDS; ++k) ++s.first[k];
+    }
+    for (int k = 0; k < KINDS; ++k) next[k] = s.first[k];
+    for (int t = 0; t < count; ++t) s.tiles[next[places[t].kind]++] = places[t];
+    return s;
   }
 
   // Where the 6 x 6 inputs of an image's tiles begin, in elements; -1 beyond the border.
   void find_inputs(i64* offsets) const {
     const int half = doubled ? 1 : 0;
-    for (i64 y = 0; y < tile_rows * OUT; y += OUT)
-      for (i64 x = 0; x < tile_columns * OUT; x += OUT)
-        for (i64 v = y - 1; v < y + SIDE - 1; ++v)
-          for (i64 u = x - 1; u < x + SIDE - 1; ++u)
+    for (i64 row = 0; row < high.tiles(); ++row)
+      for (i64 column = 0; column < wide.tiles(); ++column)
+        for (i64 v = high.start(row) - 1, down = 0; down < SIDE; ++v, ++down)
+          for (i64 u = wide.start(column) - 1, right = 0; right < SIDE; ++u, ++right)
             *offsets++ = v >= 0 && v < H && u >= 0 && u < W ? ((v >> half) * (W >> half) + (u >> half)) * I : -1;
   }
 
   // A tile's inputs -> out [36] planes; those beyond the border are read from `zeros`.
-  void transform_tile(i64 tile, const i64* offsets, const T* zeros, float* out) const {
-    const i64 of_image = tile_rows * tile_columns, scale = doubled ? 4 : 1;
-    const T* const image = static_cast<const T*>(x) + tile / of_image * (H * W / scale) * I;
-    const i64* const offset = offsets + tile % of_image * POINTS;
-    const T* from[POINTS];
-    for (int d = 0; d < POINTS; ++d) from[d] = offset[d] < 0 ? zeros : image + offset[d];
+  template <int HIGH_POINTS, int WIDE_POINTS>
+  void transform_tile(const Place& at, const i64* offsets, const T* zeros, float* out) const {
+    const i64 scale = doubled ? 4 : 1;
+    const T* const image = static_cast<const T*>(x) + at.image * (H * W / scale) * I;
+    const i64* const offset = offsets + at.within * POINTS;
+    const T* from[HIGH_POINTS][WIDE_POINTS];
+    for (int dy = 0; dy < HIGH_POINTS; ++dy)
+      for (int dx = 0; dx < WIDE_POINTS; ++dx) from[dy][dx] = offset[dy * SIDE + dx] < 0 ? zeros : image + offset[dy * SIDE + dx];
     const i64 full = I / VL * VL;
     for (i64 i = 0; i < full; i += VL) transform_channels<true>(from, i, VL, out);
     if (full < I) transform_channels<false>(from, full, I - full, out);
   }
 
-  template <bool FULL>
-  void transform_channels(const T* const (&from)[POINTS], i64 i, i64 n, float* out) const {
-    vf columns[SIDE][SIDE];  // [x][point]
+  template <bool FULL, int HIGH_POINTS, int WIDE_POINTS>
+  void transform_channels(const T* const (&from)[HIGH_POINTS][WIDE_POINTS], i64 i, i64 n, float* out) const {
+    vf columns[WIDE_POINTS][HIGH_POINTS];  // [x][point]
 #pragma GCC unroll 6
-    for (int dx = 0; dx < SIDE; ++dx) {
-      auto d = [&](int dy) {
-        if constexpr (FULL) return load_float(from[dy * SIDE + dx] + i);
-        else return load_first(from[dy * SIDE + dx] + i, n);
-      };
-      transform_inputs(d(0), d(1), d(2), d(3), d(4), d(5), columns[dx]);
+    for (int dx = 0; dx < WIDE_POINTS; ++dx) {
+      vf d[HIGH_POINTS];
+#pragma GCC unroll 6
+      for (int dy = 0; dy < HIGH_POINTS; ++dy) {
+        if constexpr (FULL) d[dy] = load_float(from[dy][dx] + i);
+        else d[dy] = load_first(from[dy][dx] + i, n);
+      }
+      transform_inputs(d, columns[dx]);
     }
 #pragma GCC unroll 6
-    for (int p = 0; p < SIDE; ++p) {
-      vf points[SIDE];
-      transform_inputs(columns[0][p], columns[1][p], columns[2][p], columns[3][p], columns[4][p], columns[5][p], points);
+    for (int p = 0; p < HIGH_POINTS; ++p) {
+      vf d[WIDE_POINTS], points[WIDE_POINTS];
 #pragma GCC unroll 6
-      for (int q = 0; q < SIDE; ++q) store(out + (p * SIDE + q) * plane + i, points[q]);
+      for (int dx = 0; dx < WIDE_POINTS; ++dx) d[dx] = columns[dx][p];
+      transform_inputs(d, points);
+#pragma GCC unroll 6
+      for (int q = 0; q < WIDE_POINTS; ++q) store(out + (point<HIGH_POINTS>(p) * SIDE + point<WIDE_POINTS>(q)) * plane + i, points[q]);
     }
   }
 
   // One vector of products of a tile, from output o on -> pixels
-  template <bool FULL>
-  void finish_tile(Place at, const float* products, i64 o, T* y) const {
-    vf rows[OUT][SIDE];  // [y][point]
+  template <bool FULL, int HIGH_POINTS, int WIDE_POINTS>
+  void finish_tile(const Place& at, const float* products, i64 o, T* y) const {
+    constexpr int HIGH_OUT = HIGH_POINTS - 2, WIDE_OUT = WIDE_POINTS - 2;
+    vf rows[HIGH_OUT][WIDE_POINTS];  // [y][point]
 #pragma GCC unroll 6
-    for (int q = 0; q < SIDE; ++q) {
-      vf column[OUT];
-      auto m = [&](int p) { return load(products + (p * SIDE + q) * out_plane); };
-      transform_products(m(0), m(1), m(2), m(3), m(4), m(5), column);
+    for (int q = 0; q < WIDE_POINTS; ++q) {
+      vf m[HIGH_POINTS], column[HIGH_OUT];
+#pragma GCC unroll 6
+      for (int p = 0; p < HIGH_POINTS; ++p) m[p] = load(products + (point<HIGH_POINTS>(p) * SIDE + point<WIDE_POINTS>(q)) * out_plane);
+      transform_products(m, column);
 #pragma GCC unroll 4
-      for (int v = 0; v < OUT; ++v) rows[v][q] = column[v];
+      for (int v = 0; v < HIGH_OUT; ++v) rows[v][q] = column[v];
     }
     const i64 n = FULL ? VL : O - o;
     const vf more = bias ? load_some(bias + o, n) : vf{};
-    const int height = static_cast<int>(H - at.y < OUT ? H - at.y : OUT), width = static_cast<int>(W - at.x < OUT ? W - at.x : OUT);
+    const int height = static_cast<int>(H - at.y < HIGH_OUT ? H - at.y : HIGH_OUT);
+    const int width = static_cast<int>(W - at.x < WIDE_OUT ? W - at.x : WIDE_OUT);
     for (int v = 0; v < height; ++v) {
-      vf pixels[OUT];
-      transform_products(rows[v][0], rows[v][1], rows[v][2], rows[v][3], rows[v][4], rows[v][5], pixels);
+      vf pixels[WIDE_OUT];
+      transform_products(rows[v], pixels);
       const i64 first = ((at.image * H + at.y + v) * W + at.x) * O + o;
       for (int u = 0; u < width; ++u) {
         vf sum = pixels[u] + more;
@@ -181,21 +249,26 @@ struct Convolution : ConvolutionInputs {
   void run_strip(i64 begin, float* scratch, const i64* offsets, T* y) const {
     float *const inputs = scratch, *const products = inputs + POINTS * plane;
     const T* const zeros = reinterpret_cast<const T*>(products + POINTS * out_plane);
-    const int count = static_cast<int>(tiles - begin < strip ? tiles - begin : strip);
-    for (int t = 0; t < count; ++t) transform_tile(begin + t, offsets, zeros, inputs + t * ip);
+    const Strip s = strip_of(begin);
+    for (int t = 0; t < s.count(); ++t)
+      with_points(s.tiles[t].kind, [&](auto h, auto w) { transform_tile<h(), w()>(s.tiles[t], offsets, zeros, inputs + t * ip); });
     const float* weights = packed;
     each_group(O, [&](i64 o, int vectors) {
-      for (int p = 0; p < POINTS; ++p, weights += I * vectors * VL)
-        for (int i = 0, rows; i < count; i += rows) {
-          rows = part(count, i, rows_beside(vectors));
+      for (int p = 0; p < POINTS; ++p, weights += I * vectors * VL) {
+        const int end = s.end(p / SIDE, p % SIDE);
+        for (int i = s.begin(p % SIDE), rows; i < end; i += rows) {
+          rows = part(end, i, rows_beside(vectors));
           multiply_for(rows, vectors)(inputs + p * plane + i * ip, ip, weights, I, products + p * out_plane + i * MOST_VECTORS * VL);
         }
-      for (int t = 0; t < count; ++t)
-        for (int v = 0; v < vectors; ++v) {
-          const float* const of_tile = products + (t * MOST_VECTORS + v) * VL;
-          if (o + (v + 1) * VL <= O) finish_tile<true>(place(begin + t), of_tile, o + v * VL, y);
-          else finish_tile<false>(place(begin + t), of_tile, o + v * VL, y);
-        }
+      }
+      for (int t = 0; t < s.count(); ++t)
+        with_points(s.tiles[t].kind, [&](auto h, auto w) {
+          for (int v = 0; v < vectors; ++v) {
+            const float* const of_tile = products + (t * MOST_VECTORS + v) * VL;
+            if (o + (v + 1) * VL <= O) finish_tile<true, h(), w()>(s.tiles[t], of_tile, o + v * VL, y);
+            else finish_tile<false, h(), w()>(s.tiles[t], of_tile, o + v * VL, y);
+          }
+        });
     });
   }
 };

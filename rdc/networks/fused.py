@@ -28,7 +28,7 @@ from torch import Tensor
 
 from rdc.execution.opaque import new_names, opaque, refuse_batches, transformed
 from rdc.ops import _native, norm_act_native
-from rdc.ops.convolution import plain
+from rdc.ops.convolution import differentiable, plain
 
 __all__ = ["fits", "norm_act", "norm_act_reference", "residual_sum", "residual_sum_reference", "usable", "why_not"]
 
@@ -146,6 +146,8 @@ def norm_act(
     """
     if transformed():
         return _opaque(norm_act, x, weight, bias, groups, eps, pre, scale, shift, silu)
+    if native(x) and not differentiable(x, weight, bias, pre, scale, shift):
+        return norm_act_native.forward(x, weight, bias, (pre, scale, shift), groups, eps, silu)[0]
     with torch.autocast(x.device.type, enabled=False):
         out: Tensor = _NormAct.apply(x, weight, bias, pre, scale, shift, groups, eps, silu)[0]  # type: ignore[no-untyped-call]
         return out

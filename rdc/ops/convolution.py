@@ -25,7 +25,7 @@ from rdc.execution.opaque import refuse_batches, transformed
 from rdc.ops import _native
 from rdc.ops.packed_weights import packed_for
 
-__all__ = ["convolution", "convolution_reference", "usable"]
+__all__ = ["convolution", "convolution_reference", "differentiable", "usable"]
 
 _TYPES = (torch.float32, torch.bfloat16)
 _LEAST = 3  # pixels of a side; below, most of a tile would be padding
@@ -76,8 +76,15 @@ def convolution(
     Returns:
         [B, O, H, W] in channels_last and in the type of x.
     """
+    if not differentiable(x, weight, bias, skip):  # autograd's own work is half of a small call
+        return _launch(x, weight, bias, skip, factor, doubled, False)
     out: Tensor = _Convolution.apply(x, weight, bias, skip, factor, doubled)  # type: ignore[no-untyped-call]
     return out
+
+
+def differentiable(*tensors: Tensor | None) -> bool:
+    """Whether autograd has something to write down here."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def convolution_reference(
@@ -156,6 +163,8 @@ def input_gradient(grad: Tensor, weight: Tensor, factor: float) -> Tensor:
     """Of x [B, I, H, W], from the gradient [B, O, H, W] of :func:`convolution`'s sum and its weight [O, I, 3, 3]."""
     if not plain(grad) or not plain(weight):
         return F.conv_transpose2d(grad, weight.to(grad.dtype), padding=1) * factor
+    if not differentiable(grad, weight):
+        return _launch(grad, weight, None, None, factor, False, True)
     out: Tensor = _InputGradient.apply(grad, weight, factor)  # type: ignore[no-untyped-call]
     return out
 

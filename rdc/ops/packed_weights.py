@@ -21,7 +21,8 @@ __all__ = ["MOST_KEPT", "kept_bytes", "packed_for", "share_budget"]
 MOST_KEPT = int(MOST_KEPT_MB * 2**20)
 
 _limit = MOST_KEPT
-_KEPT: WeakIdKeyDictionary = WeakIdKeyDictionary()  # weight -> {(reversed, instruction set): (fingerprint, packed)}
+#: weight -> {(reversed, instruction set): (fingerprint and layout, packed)}
+_KEPT: WeakIdKeyDictionary = WeakIdKeyDictionary()
 _LOCK = threading.Lock()
 _THREAD = threading.local()
 
@@ -48,12 +49,16 @@ def packed_for(weight: Tensor, reversed_: bool) -> tuple[Tensor, str]:
         reversed_: for the gradient of the input.
     """
     isa = _native.cpu_isa()
-    native, plain = _native.extension(), weight.detach().contiguous()
-    now, key = native.fingerprint(to_dlpack(plain)), (reversed_, isa)
+    native, as_it_lies = _native.extension(), weight.detach()
+    if as_it_lies.is_contiguous(memory_format=torch.channels_last):
+        as_it_lies = as_it_lies.permute(0, 2, 3, 1)
+    as_it_lies = as_it_lies.contiguous()
+    now, key = (native.fingerprint(to_dlpack(as_it_lies)), weight.stride()), (reversed_, isa)
     with _LOCK:
         found = _KEPT.get(weight)
         if found is not None and key in found and found[key][0] == now:
             return found[key][1], isa
+    plain = weight.detach().contiguous()
     inputs, outputs = plain.shape[:2] if reversed_ else plain.shape[1::-1]
     size = native.convolution_packed_size(outputs, inputs, isa)
     with _LOCK:

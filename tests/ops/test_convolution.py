@@ -89,6 +89,27 @@ def test_kernel_is_the_sum_over_taps(case, doubled, isa, monkeypatch):
 
 
 @needs_extension
+@pytest.mark.parametrize("height", range(3, 17))
+def test_every_side(height):
+    """Tiles of four and of three, alone and in turns, and what is cut off."""
+    for width in range(3, 17):
+        x, weight, bias, skip, _ = operands((2, 3, 5, height, width))
+        truth = by_loops(x, weight, bias, skip, 0.7, False)
+        close(convolution(x, weight, bias, skip, 0.7).double(), truth, FLOAT32_SUM)
+
+
+@needs_extension
+def test_a_weight_whose_layout_changes_is_transformed_anew():
+    """The same bytes in another order are another weight."""
+    x, weight, bias, skip, _ = operands((1, 3, 3, 4, 4))
+    convolution(x, weight)
+    other = torch.as_strided(weight, (3, 3, 3, 3), (27, 1, 9, 3))  # these bytes, read in channels_last
+    truth = by_loops(x, other, 0 * bias, 0 * skip, 1.0, False)
+    weight.as_strided_((3, 3, 3, 3), (27, 1, 9, 3))
+    close(convolution(x, weight).double(), truth, FLOAT32_SUM)
+
+
+@needs_extension
 @pytest.mark.parametrize("case", CASES)
 def test_bfloat16_is_rounded_once(case):
     x, weight, bias, skip, upstream = operands(case)
