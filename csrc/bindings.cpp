@@ -134,7 +134,10 @@ struct ConvolutionArrays : Arrays {
     in.x = dense("x", x, type, {B, doubled ? H / 2 : H, doubled ? W / 2 : W, I});
     in.packed = static_cast<const float*>(dense("packed", packed, float32, {rdc::convolution_packed_size(O, I, isa)}));
     if (!bias.is_none()) in.bias = static_cast<const float*>(dense("bias", bias, float32, {O}));
-    if (!skip.is_none()) in.skip = dense("skip", skip, type, {B, H, W, O});
+    if (!skip.is_none()) {
+      in.skip_doubled = H % 2 == 0 && W % 2 == 0 && any("skip", skip, 4).shape[1] == H / 2;
+      in.skip = dense("skip", skip, type, {B, in.skip_doubled ? H / 2 : H, in.skip_doubled ? W / 2 : W, O});
+    }
     in.factor = factor;
   }
 };
@@ -284,7 +287,7 @@ PYBIND11_MODULE(_C, m) {
     py::gil_scoped_release release;
     rdc::convolution_pack(from, outputs, inputs, reversed, to, threads, which);
   });
-  // x [B, H, W, I], packed, bias and skip (or None), y [B, H, W, O], which is written
+  // x [B, H, W, I], packed, bias and skip (or None; or of half the size), y [B, H, W, O], which is written
   m.def("convolution_cpu_forward", [](py::object x, py::object packed, py::object bias, py::object skip, py::object y, bool doubled, float factor,
                                       int threads, const std::string& isa) {
     const CpuIsa which = parse_isa(isa);

@@ -22,6 +22,7 @@ struct ConvolutionInputs {
   const float* packed;    // of convolution_pack, on the same instruction set
   const float* bias;      // [O], or null
   const void* skip;       // [B, H, W, O], or null
+  bool skip_doubled;      // it is [B, H/2, W/2, O], and every pixel of it counts for 2 x 2
   float factor;           // y = factor * (convolution + bias + skip)
 };
 

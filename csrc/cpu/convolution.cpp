@@ -238,9 +238,11 @@ struct Convolution : ConvolutionInputs {
       vf pixels[WIDE_OUT];
       transform_products(rows[v], pixels);
       const i64 first = ((at.image * H + at.y + v) * W + at.x) * O + o;
+      const int half = skip_doubled ? 1 : 0;
+      const T* const beside = static_cast<const T*>(skip) + (at.image * (H >> half) + ((at.y + v) >> half)) * (W >> half) * O + o;
       for (int u = 0; u < width; ++u) {
         vf sum = pixels[u] + more;
-        if (skip) sum += load_some(static_cast<const T*>(skip) + first + u * O, n);
+        if (skip) sum += load_some(beside + ((at.x + u) >> half) * O, n);
         store_some(y + first + u * O, sum * factor, n);
       }
     }

@@ -17,7 +17,11 @@ namespace rdc {
 namespace {
 
 constexpr Status OUT_OF_MEMORY = "out of memory";
-constexpr int AT_ONCE = 4;  // vectors of channels whose sums are in registers
+constexpr int AT_ONCE = 4;           // vectors of channels whose sums are in registers
+constexpr i64 PART_FLOATS = 2048;    // of an image, that are read at once
+
+template <int N>
+using Vectors = std::integral_constant<int, N>;
 
 thread_local KeptMemory kept;
 
@@ -40,26 +44,44 @@ struct NormAct : NormActInputs {
   float before_at(i64 b, i64 c) const { return pre ? pre[b * pre_row + c] : 0.0f; }
   float factor_at(i64 b, i64 c) const { return scale ? 1.0f + scale[b * scale_row + c] : 1.0f; }
 
-  // f(position, vector of at most `AT_ONCE`, first channel, lanes that there are) for `vectors` vectors from channel c on, position by position
+  // f(first position, end, first channel, vectors of channels, whether all their lanes are there), the last two constants: a part of the image that
+  // the first-level cache holds after the other, each in blocks of channels
   template <typename F>
-  void each(i64 c, int vectors, F f) const {
-    for (i64 p = 0; p < P; ++p)
-      for (int v = 0; v < vectors; ++v) f(p, v, c + v * VL, C - c - v * VL);
+  void each_part(F f) const {
+    using Whole = std::true_type;
+    const i64 rows = PART_FLOATS > padded ? PART_FLOATS / padded : 1;
+    for (i64 p = 0; p < P; p += rows) {
+      const i64 end = P - p < rows ? P : p + rows;
+      i64 c = 0;
+      for (; c + AT_ONCE * VL <= C; c += AT_ONCE * VL) f(p, end, c, Vectors<AT_ONCE>{}, Whole{});
+      for (; c + VL <= C; c += VL) f(p, end, c, Vectors<1>{}, Whole{});
+      if (c < C) f(p, end, c, Vectors<1>{}, std::false_type{});
+    }
   }
-  template <typename F>
-  void each_block(F f) const {
-    for (i64 c = 0; c < padded; c += AT_ONCE * VL) f(c, static_cast<int>((padded - c < AT_ONCE * VL ? padded - c : AT_ONCE * VL) / VL));
+  template <typename Full, typename U>
+  static vf load_lanes(const U* from, i64 lanes, Full) {
+    if constexpr (Full::value) return load_float(from);
+    else return load_first(from, lanes);
+  }
+  template <typename Full, typename U>
+  static void store_lanes(U* to, vf value, i64 lanes, Full) {
+    if constexpr (Full::value) store_rounded(to, value);
+    else store_some(to, value, lanes);
   }
 
   // sums[c] = sum over positions of of(x's vector, first channel)
   template <typename Of>
   void sum_positions(const T* from, float* sums, Of of) const {
-    each_block([&](i64 c, int vectors) {
-      vf total[AT_ONCE] = {};
-      each(c, vectors, [&](i64 p, int v, i64 at, i64 lanes) { total[v] += of(load_some(from + p * C + at, lanes), at); });
-      for (int v = 0; v < vectors; ++v) store(sums + c + v * VL, total[v]);
+    std::memset(sums, 0, padded * 4);
+    each_part([&](i64 p, i64 end, i64 c, auto vectors, auto full) {
+      vf total[vectors()] = {};
+      for (; p < end; ++p)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors(); ++v) total[v] += of(load_lanes(from + p * C + c + v * VL, C - c, full), c + v * VL);
+      for (int v = 0; v < vectors(); ++v) add_to(sums + c + v * VL, total[v]);
     });
   }
+  static void add_to(float* sums, vf value) { store(sums, load(sums) + value); }
 
   // f(group, first channel) with sums over its channels
   double over_group(const float* values, i64 g) const {
@@ -97,35 +119,50 @@ struct NormAct : NormActInputs {
       for (i64 c = g * group; c < (g + 1) * group; ++c) rstd[c] = static_cast<float>(over);
     }
     fill(k, b, mean, rstd);
-    for (i64 p = 0; p < P; ++p)
-      for (i64 c = 0; c < C; c += VL) {
-        const vf u = (load_some(from + p * C + c, C - c) + load(k.before + c)) * load(k.slope + c) + load(k.offset + c);
-        store_some(y + p * C + c, silu ? u * sigmoid(u) : u, C - c);
-      }
+    if (silu) write(k, from, y, [](vf u) { return u * sigmoid(u); });
+    else write(k, from, y, [](vf u) { return u; });
   }
 
-  // kept [P, padded]: gradients in front of the activation
+  template <typename Activation>
+  void write(const Channels& k, const T* from, T* y, Activation activation) const {
+    for (i64 p = 0; p < P; ++p, from += C, y += C) {
+      auto one = [&](i64 c, auto full) {
+        const vf u = (load_lanes(from + c, C - c, full) + load(k.before + c)) * load(k.slope + c) + load(k.offset + c);
+        store_lanes(y + c, activation(u), C - c, full);
+      };
+      i64 c = 0;
+      for (; c + VL <= C; c += VL) one(c, std::true_type{});
+      if (c < C) one(c, std::false_type{});
+    }
+  }
+
+  // inner [P, inner_row]: gradients in front of the activation, kept from the first pass to the second; it may be the gradient of x
   void backward_image(const Channels& k, i64 b, const T* upstream, const float* mean, const float* rstd, const NormActGradients& out,
-                      float* inner) const {
+                      float* inner, i64 inner_row) const {
     const T* const from = image(x, b);
     T* const grad = static_cast<T*>(out.x) + b * P * C;
     fill(k, b, mean, rstd);
-    each_block([&](i64 c, int vectors) {
-      vf total[AT_ONCE] = {}, centred_total[AT_ONCE] = {};
-      each(c, vectors, [&](i64 p, int v, i64 at, i64 lanes) {
-        const vf centred = load_some(from + p * C + at, lanes) + load(k.before + at);
-        vf d = load_some(upstream + p * C + at, lanes);
-        if (silu) {
-          const vf u = centred * load(k.slope + at) + load(k.offset + at), s = sigmoid(u);
-          d *= s + u * (s * (1.0f - s));
+    std::memset(k.first, 0, padded * 4);
+    std::memset(k.second, 0, padded * 4);
+    each_part([&](i64 p, i64 end, i64 c, auto vectors, auto full) {
+      vf total[vectors()] = {}, centred_total[vectors()] = {};
+      for (; p < end; ++p)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors(); ++v) {
+          const i64 at = c + v * VL;
+          const vf centred = load_lanes(from + p * C + at, C - at, full) + load(k.before + at);
+          vf d = load_lanes(upstream + p * C + at, C - at, full);
+          if (silu) {
+            const vf u = centred * load(k.slope + at) + load(k.offset + at), s = sigmoid(u);
+            d *= s + u * (s * (1.0f - s));
+          }
+          store_lanes(inner + p * inner_row + at, d, C - at, full);
+          total[v] += d;
+          centred_total[v] += d * centred;
         }
-        store(inner + p * padded + at, d);
-        total[v] += d;
-        centred_total[v] += d * centred;
-      });
-      for (int v = 0; v < vectors; ++v) {
-        store(k.first + c + v * VL, total[v]);
-        store(k.second + c + v * VL, centred_total[v]);
+      for (int v = 0; v < vectors(); ++v) {
+        add_to(k.first + c + v * VL, total[v]);
+        add_to(k.second + c + v * VL, centred_total[v]);
       }
     });
     float *const sums = out.sums + b * C, *const normed = out.normed_sums + b * C;
@@ -145,16 +182,21 @@ struct NormAct : NormActInputs {
         k.second[c] = static_cast<float>(along / count * rstd[c]);
       }
     }
-    each_block([&](i64 c, int vectors) {
-      vf total[AT_ONCE] = {};
-      each(c, vectors, [&](i64 p, int v, i64 at, i64 lanes) {
-        const vf centred = load_some(from + p * C + at, lanes) + load(k.before + at);
-        const vf d = load(k.slope + at) * load(inner + p * padded + at) - load(k.first + at) - load(k.second + at) * centred;
-        total[v] += d;
-        store_some(grad + p * C + at, d, lanes);
-      });
-      for (int v = 0; v < vectors && out.grad_sums; ++v) store_some(out.grad_sums + b * C + c + v * VL, total[v], C - c - v * VL);
+    std::memset(k.third, 0, padded * 4);
+    each_part([&](i64 p, i64 end, i64 c, auto vectors, auto full) {
+      vf total[vectors()] = {};
+      for (; p < end; ++p)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors(); ++v) {
+          const i64 at = c + v * VL;
+          const vf centred = load_lanes(from + p * C + at, C - at, full) + load(k.before + at);
+          const vf d = load(k.slope + at) * load_lanes(inner + p * inner_row + at, C - at, full) - load(k.first + at) - load(k.second + at) * centred;
+          total[v] += d;
+          store_lanes(grad + p * C + at, d, C - at, full);
+        }
+      for (int v = 0; v < vectors(); ++v) add_to(k.third + c + v * VL, total[v]);
     });
+    if (out.grad_sums) std::memcpy(out.grad_sums + b * C, k.third, C * 4);
   }
 };
 
@@ -187,8 +229,11 @@ Status run_forward(const NormActInputs& in, T* y, float* mean, float* rstd, int 
 template <typename T>
 Status run_backward(const NormActInputs& in, const T* upstream, const float* mean, const float* rstd, const NormActGradients& out, int threads) {
   const NormAct<T> n(in);
-  return each_image(n.B, (Channels::ROWS + n.P) * n.padded, threads, [&](float* memory, i64 b) {
-    n.backward_image(Channels(memory, n.padded), b, upstream + b * n.P * n.C, mean + b * n.C, rstd + b * n.C, out, memory + Channels::ROWS * n.padded);
+  constexpr bool in_place = std::is_same<T, float>::value;  // a bfloat16 gradient has no room for a float32 one
+  return each_image(n.B, (Channels::ROWS + (in_place ? 0 : n.P)) * n.padded, threads, [&](float* memory, i64 b) {
+    float* inner = memory + Channels::ROWS * n.padded;
+    if constexpr (in_place) inner = static_cast<float*>(out.x) + b * n.P * n.C;
+    n.backward_image(Channels(memory, n.padded), b, upstream + b * n.P * n.C, mean + b * n.C, rstd + b * n.C, out, inner, in_place ? n.C : n.padded);
   });
 }
 

@@ -163,7 +163,7 @@ class Conv2d(nn.Module):
         return usable(x, self.weight)
 
     def plus(self, x: Tensor, skip: Tensor, factor: float) -> Tensor:
-        """``factor * (self(x) + skip)``, for x that this :meth:`takes`."""
+        """``factor * (self(x) + skip)``, for x that this :meth:`takes`; skip may be of half the size, its pixels doubled."""
         assert self.weight is not None
         return convolution(_as_autocast(x), self.weight, self.bias, skip, factor, self.up)
 
@@ -187,6 +187,14 @@ class Conv2d(nn.Module):
         if usable(x, self.weight):
             return convolution(_as_autocast(x), self.weight, own)
         return F.conv2d(x, weight, bias, padding=margin)
+
+    def undoubled(self, x: Tensor) -> Tensor:
+        """What this is of x [B, C, H, W]; of half the size where every pixel would only be doubled (:attr:`doubles`)."""
+        if not self.doubles or (self.weight is not None and self.weight.shape[-1] > 1):
+            return self(x)
+        if self.weight is None:
+            return x
+        return F.conv2d(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
     def _resampled(self, x: Tensor) -> Tensor:
         if self.up:
@@ -347,7 +355,7 @@ class UNetBlock(nn.Module):
             x = fused.norm_act_reference(x, norm.weight, norm.bias, norm.num_groups, norm.eps, pre, scale, shift)
         x = F.dropout(x, self.dropout, self.training)
         if self.conv1.takes(x):
-            x = self.conv1.plus(x, residual if self.skip is None else self.skip(residual), self.skip_scale)
+            x = self.conv1.plus(x, residual if self.skip is None else self.skip.undoubled(residual), self.skip_scale)
             return self._plus_attention(x)
         x = self.conv1(x, biased=False)
         skip_bias = None if self.skip is None else self.skip.bias

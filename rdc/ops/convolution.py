@@ -69,7 +69,7 @@ def convolution(
         x: [B, I, H, W] in channels_last.
         weight: [O, I, 3, 3] float32.
         bias: [O] or None.
-        skip: [B, O, H, W] in the type of x, or None. Any layout.
+        skip: [B, O, H, W] in the type of x, or [B, O, H/2, W/2], of which every pixel counts for 2 x 2, or None. Any layout.
         factor: of the whole sum.
         doubled: every pixel of x counts for 2 x 2 (nearest-neighbour upsampling): x is [B, I, H/2, W/2].
 
@@ -99,6 +99,8 @@ def convolution_reference(
     if doubled:
         x = F.interpolate(x, scale_factor=2, mode="nearest")
     y = F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
+    if skip is not None and skip.shape[2] != y.shape[2]:
+        skip = F.interpolate(skip, scale_factor=2, mode="nearest")
     return (y if skip is None else y + skip) * factor
 
 
@@ -135,6 +137,7 @@ class _Convolution(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, weight, bias, skip, ctx.factor, ctx.doubled = inputs
         ctx.types = None if bias is None else bias.dtype, None if skip is None else skip.dtype
+        ctx.halved = skip is not None and skip.shape[2] != output.shape[2]
         ctx.save_for_backward(weight, x if ctx.needs_input_grad[1] else None)
 
     @staticmethod
@@ -144,7 +147,8 @@ class _Convolution(torch.autograd.Function):
         weight, x = ctx.saved_tensors
         bias_type, skip_type = ctx.types
         needs = ctx.needs_input_grad
-        scaled = grad if ctx.factor == 1 or not any(needs[1:4]) else grad * ctx.factor
+        whole = needs[1] or needs[2] or (needs[3] and not ctx.halved)
+        scaled = grad * ctx.factor if whole and ctx.factor != 1 else grad
         found: list[Tensor | None] = [None] * 6
         if needs[0]:
             of_x = input_gradient(grad, weight, ctx.factor)
@@ -155,7 +159,7 @@ class _Convolution(torch.autograd.Function):
         if needs[2]:
             found[2] = scaled.sum((0, 2, 3), dtype=torch.float32).to(bias_type)
         if needs[3]:
-            found[3] = scaled.to(skip_type)
+            found[3] = (F.avg_pool2d(grad, 2) * (4 * ctx.factor) if ctx.halved else scaled).to(skip_type)
         return tuple(found)
 
 

@@ -89,6 +89,23 @@ def test_kernel_is_the_sum_over_taps(case, doubled, isa, monkeypatch):
 
 
 @needs_extension
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("case", [(2, 5, 3, 4, 6), (3, 17, 33, 14, 10)])
+def test_a_skip_of_half_the_size(case, isa, monkeypatch):
+    """Every pixel of it counts for 2 x 2; values and gradients."""
+    monkeypatch.setenv("RDC_CPU_ISA", isa)
+    x, weight, bias, skip, upstream = operands(case)
+    skip = skip[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
+    whole = skip.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    close(convolution(x, weight, bias, skip, 0.7).double(), by_loops(x, weight, bias, whole, 0.7, False), FLOAT32_SUM)
+    truth = true_gradients(x, weight, bias, skip, upstream, False)
+    given = [t.requires_grad_() for t in (x, weight, bias, skip)]
+    made = torch.autograd.grad(convolution(*given, 0.7), given, upstream)
+    for gradient, true in zip(made, truth, strict=True):
+        close(gradient.double(), true, FLOAT32_SUM)
+
+
+@needs_extension
 @pytest.mark.parametrize("height", range(3, 17))
 def test_every_side(height):
     """Tiles of four and of three, alone and in turns, and what is cut off."""
