@@ -44,6 +44,10 @@ from rdc.ops.packed_weights import share_budget
 
 __all__ = ["DiffusionClassifier"]
 
+#: Passes of the network that a CPU makes at once where no gradient is asked for: fewer read the weights too often, more lose the images from the
+#: caches.
+ROWS_FOR_CACHES = 64
+
 
 class DiffusionClassifier(BaseDefence):
     """(Robust) diffusion classifier.
@@ -351,11 +355,12 @@ class DiffusionClassifier(BaseDefence):
         rows = self.rows_that_fit(x0, pairs)
         operands = (self.denoiser, x0, draw, pairs)
         gradient, passes = x0.requires_grad and torch.is_grad_enabled(), self.denoiser.passes_per_level
+        cached = pairs if x0.device.type != "cpu" else min(pairs, max(len(draw), ROWS_FOR_CACHES // passes))
         if len(x0) * len(draw) * passes <= rows and not (gradient and passes >= MANY_CLASSES):
-            return streamed(*operands, rebuild=False)
+            return streamed(*operands[:3], cached, rebuild=False)
         if gradient:
             return rebuilt(*operands, rows)
-        return streamed(*operands, rows=rows)
+        return streamed(*operands[:3], cached, rows=rows)
 
     def _rows_without_label(self, like: Tensor) -> int:
         """Images at one level whose label-free loss and gradient fit the budget."""
