@@ -1,9 +1,11 @@
-"""Training images a second: one step of rdc train, rdc distill and rdc distill --margin-eps on the shipped networks' architecture.
+"""Training images a second: one step of rdc train, rdc distill, --margin-eps and --secant-eps on the shipped networks' architecture.
 
 pytest benchmarks/test_training.py --benchmark-only --benchmark-json=out/training.json
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +13,12 @@ import torch
 import rdc
 from rdc.method.denoiser import ConditionalDenoiser
 from rdc.networks.presets import build_network, network_preset
-from rdc.training.distillation import DistillationObjective, student_from_teacher
+from rdc.training.distillation import DistillationObjective, Secant, student_from_teacher
 from rdc.training.objective import ConditionalObjective, NoiseDistribution
 from rdc.training.trainer import TrainConfig, Trainer
 
 BATCH = 8
-STEPS = ("train", "train-posterior", "distill", "distill-margin")
+STEPS = ("train", "train-posterior", "distill", "distill-margin", "distill-secant")
 
 
 def trainer(kind: str, folder, precision: str = "float32", device: str = "cpu", batch: int = BATCH) -> Trainer:
@@ -31,9 +33,8 @@ def trainer(kind: str, folder, precision: str = "float32", device: str = "cpu", 
         net, weight = network, 0.3 if kind == "train-posterior" else 0.0
         objective = ConditionalObjective(10, noise, posterior_weight=weight)
     else:
-        margin = (
-            {"classes_per_image": 0, "posterior_weight": 1.0, "margin_eps": 8 / 255} if kind == "distill-margin" else {}
-        )
+        threat = {"distill-margin": {"margin_eps": 8 / 255}, "distill-secant": {"secant": Secant(8 / 255)}}.get(kind)
+        margin: dict[str, Any] = {"classes_per_image": 0, "posterior_weight": 1.0, **threat} if threat else {}
         teacher = ConditionalDenoiser(network.eval().requires_grad_(False).to(device), 10, tuple(config["image_shape"]))
         net, objective = student, DistillationObjective(teacher, noise, **margin)
     settings = TrainConfig(images=10**6, batch_size=batch, precision=precision)

@@ -142,6 +142,25 @@ struct ConvolutionArrays : Arrays {
   }
 };
 
+// What the gradient of a weight is made of, images as of the convolution.
+struct ConvolutionPairArrays : Arrays {
+  rdc::ConvolutionPair in{};
+
+  ConvolutionPairArrays(py::handle x, py::handle grad, bool doubled, float factor) : Arrays(convolution, dlpack::cpu) {
+    const dlpack::Tensor &from = any("x", x, 4), &to = any("grad", grad, 4);
+    const dlpack::Type type = from.type.code == dlpack::bfloat ? bfloat16 : float32;
+    const int64_t B = to.shape[0], H = to.shape[1], W = to.shape[2], O = to.shape[3], I = from.shape[3];
+    if (B < 1 || H < 1 || W < 1 || I < 1 || O < 1) fail("grad", "expected at least one image, pixel and channel");
+    if (doubled && (H % 2 || W % 2)) fail("grad", "expected an even height and width");
+    in.B = B, in.H = H, in.W = W, in.I = I, in.O = O;
+    in.doubled = doubled;
+    in.dtype = type.code == dlpack::bfloat ? rdc::DType::bfloat16 : rdc::DType::float32;
+    in.x = dense("x", x, type, {B, doubled ? H / 2 : H, doubled ? W / 2 : W, I});
+    in.grad = dense("grad", grad, type, {B, H, W, O});
+    in.factor = factor;
+  }
+};
+
 // The inputs of the group norm. Images are [B, positions, channels].
 struct NormActArrays : Arrays {
   rdc::NormActInputs in{};
@@ -299,6 +318,21 @@ PYBIND11_MODULE(_C, m) {
       status = rdc::convolution_forward(given.in, out, threads, which);
     }
     check(status, convolution);
+  });
+  // x [B, H, W, I], grad [B, H, W, O]; floats that the gradient of the weight works with
+  m.def("convolution_weight_scratch", [](py::object x, py::object grad, bool doubled, const std::string& isa) {
+    return rdc::convolution_weight_scratch(ConvolutionPairArrays(x, grad, doubled, 1.0f).in, parse_isa(isa));
+  });
+  // and weight [O, I, 3, 3] in any strides, which is written
+  m.def("convolution_cpu_weight_gradient", [](py::object x, py::object grad, py::object scratch, py::object weight, bool doubled, float factor, int threads,
+                                              const std::string& isa) {
+    ConvolutionPairArrays given(x, grad, doubled, factor);
+    const CpuIsa which = parse_isa(isa);
+    float* room = static_cast<float*>(given.dense("scratch", scratch, Arrays::float32, {rdc::convolution_weight_scratch(given.in, which)}));
+    int64_t stride[4];
+    float* out = static_cast<float*>(given.strided("weight", weight, Arrays::float32, {given.in.O, given.in.I, 3, 3}, stride));
+    py::gil_scoped_release release;
+    rdc::convolution_weight_gradient(given.in, room, out, stride, threads, which);
   });
   // x [B, P, C], weight, bias [C], pre [B or 1, C], scale, shift [B, C] (or None), then y [B, P, C], mean and rstd [B, C], which are written
   m.def("norm_act_cpu_forward", [](py::object x, py::object weight, py::object bias, py::object pre, py::object scale, py::object shift,

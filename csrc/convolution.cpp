@@ -14,6 +14,15 @@ extern const ConvolutionCpu convolution_avx512bf16;
 #endif
 #endif
 
+extern const ConvolutionWeightCpu convolution_weight_baseline;
+#ifdef RDC_X86
+extern const ConvolutionWeightCpu convolution_weight_avx2;
+extern const ConvolutionWeightCpu convolution_weight_avx512;
+#ifdef RDC_AVX512BF16
+extern const ConvolutionWeightCpu convolution_weight_avx512bf16;
+#endif
+#endif
+
 static const ConvolutionCpu& table(CpuIsa isa) {
 #ifdef RDC_X86
 #ifdef RDC_AVX512BF16
@@ -26,6 +35,18 @@ static const ConvolutionCpu& table(CpuIsa isa) {
   return convolution_baseline;
 }
 
+static const ConvolutionWeightCpu& weight_table(CpuIsa isa) {
+#ifdef RDC_X86
+#ifdef RDC_AVX512BF16
+  if (isa == CpuIsa::avx512bf16) return convolution_weight_avx512bf16;
+#endif
+  if (isa == CpuIsa::avx512) return convolution_weight_avx512;
+  if (isa == CpuIsa::avx2) return convolution_weight_avx2;
+#endif
+  (void)isa;
+  return convolution_weight_baseline;
+}
+
 int64_t convolution_packed_size(int64_t outputs, int64_t inputs, CpuIsa isa) { return table(isa).packed_size(outputs, inputs); }
 
 void convolution_pack(const float* weight, int64_t outputs, int64_t inputs, bool reversed, float* packed, int threads, CpuIsa isa) {
@@ -33,6 +54,12 @@ void convolution_pack(const float* weight, int64_t outputs, int64_t inputs, bool
 }
 
 Status convolution_forward(const ConvolutionInputs& in, void* y, int threads, CpuIsa isa) { return table(isa).forward(in, y, threads); }
+
+int64_t convolution_weight_scratch(const ConvolutionPair& in, CpuIsa isa) { return weight_table(isa).scratch(in); }
+
+void convolution_weight_gradient(const ConvolutionPair& in, float* scratch, float* weight, const int64_t* stride, int threads, CpuIsa isa) {
+  weight_table(isa).gradient(in, scratch, weight, stride, threads);
+}
 
 // Chains of a multiply and an exclusive or each.
 uint64_t fingerprint(const void* data, int64_t bytes) {

@@ -26,6 +26,16 @@ struct ConvolutionInputs {
   float factor;           // y = factor * (convolution + bias + skip)
 };
 
+// What the gradient of the weight is made of: images as of the convolution, and the gradient of its sum.
+struct ConvolutionPair {
+  int64_t B, H, W, I, O;
+  bool doubled;
+  DType dtype;       // of x and grad
+  const void* x;     // [B, H, W, I]; doubled: [B, H/2, W/2, I]
+  const void* grad;  // [B, H, W, O]
+  float factor;
+};
+
 struct ConvolutionCpu {
   int64_t (*packed_size)(int64_t outputs, int64_t inputs);  // floats
   // weight [O, I, 3, 3] -> packed; reversed: weight [I, O, 3, 3] is that of the convolution whose gradient is computed
@@ -33,9 +43,17 @@ struct ConvolutionCpu {
   Status (*forward)(const ConvolutionInputs&, void* y, int threads);
 };
 
+struct ConvolutionWeightCpu {
+  int64_t (*scratch)(const ConvolutionPair&);  // floats
+  // weight [O, I, 3, 3] with strides: factor * sum over images and pixels of grad times x
+  void (*gradient)(const ConvolutionPair&, float* scratch, float* weight, const int64_t* stride, int threads);
+};
+
 int64_t convolution_packed_size(int64_t outputs, int64_t inputs, CpuIsa);
 void convolution_pack(const float* weight, int64_t outputs, int64_t inputs, bool reversed, float* packed, int threads, CpuIsa);
 Status convolution_forward(const ConvolutionInputs&, void* y, int threads, CpuIsa);
+int64_t convolution_weight_scratch(const ConvolutionPair&, CpuIsa);
+void convolution_weight_gradient(const ConvolutionPair&, float* scratch, float* weight, const int64_t* stride, int threads, CpuIsa);
 
 // A number that tells the contents of two arrays apart, but for one chance in 2^64.
 uint64_t fingerprint(const void* data, int64_t bytes);

@@ -6,9 +6,8 @@
 // strip, so results do not depend on batch or threads.
 #include "convolution.h"
 
-#include "filtering.h"
 #include "kept_memory.h"
-#include "lanes.h"
+#include "tiles.h"
 
 #define RDC_JOIN2(a, b) a##b
 #define RDC_JOIN(a, b) RDC_JOIN2(a, b)
@@ -28,8 +27,6 @@ constexpr int rows_beside(int vectors) { return vectors == 4 ? 6 : vectors == 3 
 constexpr int MOST_VECTORS = 2;
 constexpr int rows_beside(int vectors) { return vectors == 2 ? 6 : 10; }
 #endif
-
-inline i64 round_up(i64 n, i64 m) { return (n + m - 1) / m * m; }
 
 // Outputs in groups of vectors, as few and as even as can be. f(first output, vectors)
 template <typename F>
@@ -82,139 +79,20 @@ inline Multiply multiply_for(int rows, int vectors) {
   return vectors == 2 ? multiply_of<2>(rows) : multiply_of<1>(rows);
 }
 
-// A side of an image, cut into tiles of four and three with as few points as can be; the two kinds take turns.
-struct Side {
-  i64 fours, threes;
-  explicit Side(i64 n) : fours(0), threes((n + 2) / 3) {
-    for (i64 f = 1; f <= (n + OUT - 1) / OUT; ++f) {
-      const i64 rest = n - f * OUT, t = rest > 0 ? (rest + 2) / 3 : 0;
-      if (SIDE * f + (SIDE - 1) * t <= SIDE * fours + (SIDE - 1) * threes) fours = f, threes = t;
-    }
-  }
-  i64 tiles() const { return fours + threes; }
-  i64 pairs() const { return fours < threes ? fours : threes; }
-  bool four(i64 i) const { return i < 2 * pairs() ? i % 2 == 0 : fours > threes; }
-  i64 start(i64 i) const {
-    const i64 in_pairs = i < 2 * pairs() ? i : 2 * pairs();
-    return in_pairs / 2 * 7 + in_pairs % 2 * OUT + (i - in_pairs) * (fours > threes ? OUT : OUT - 1);
-  }
-};
-
-// Kinds of tiles in the order in which a strip has them: which are four high and which four wide are both in one piece then.
-enum Kind { HIGH, WHOLE, WIDE, SMALL, KINDS };  // 4 x 3, 4 x 4, 3 x 4, 3 x 3 outputs
-
-// Where a tile lies.
-struct Place {
-  i64 image, y, x;  // its upper left output
-  i64 within;       // its number in the image
-  Kind kind;
-};
-
-// The tiles of a strip, in order of their kinds; those of a kind begin at `first`.
-struct Strip {
-  Place tiles[MOST_TILES];
-  int first[KINDS + 1] = {};
-  int count() const { return first[KINDS]; }
-  // The tiles that have the point (p, q): [begin, end)
-  int begin(int q) const { return q == MINUS_B ? first[WHOLE] : 0; }
-  int end(int p, int q) const { return p == MINUS_B ? first[WIDE] : q == MINUS_B ? first[SMALL] : first[KINDS]; }
-};
-
-// f(high points, wide points) as constants
-template <typename F>
-inline void with_points(Kind kind, F f) {
-  using Few = std::integral_constant<int, SIDE - 1>;
-  using All = std::integral_constant<int, SIDE>;
-  if (kind == WHOLE) f(All{}, All{});
-  else if (kind == HIGH) f(All{}, Few{});
-  else if (kind == WIDE) f(Few{}, All{});
-  else f(Few{}, Few{});
-}
-
 template <typename T>
 struct Convolution : ConvolutionInputs {
-  Side high, wide;
-  i64 of_image, tiles, ip, strip, plane, out_plane;
+  TiledImages<T> images;
+  i64 ip, strip, plane, out_plane;
 
-  explicit Convolution(const ConvolutionInputs& in) : ConvolutionInputs(in), high(in.H), wide(in.W) {
-    of_image = high.tiles() * wide.tiles();
-    tiles = B * of_image;
+  explicit Convolution(const ConvolutionInputs& in) : ConvolutionInputs(in), images(in.B, in.H, in.W, in.I, in.doubled, in.x) {
     ip = round_up(I, VL);
     const i64 fit = STRIP_BYTES / (POINTS * 4 * ip);
     strip = fit >= MOST_TILES ? MOST_TILES : fit >= 12 ? 12 : fit >= 6 ? 6 : 4;
     plane = strip * ip + APART;
     out_plane = strip * MOST_VECTORS * VL + APART;
   }
-  i64 offset_floats() const { return round_up(2 * POINTS * of_image, 16); }  // an offset is two; what follows is aligned
+  i64 offset_floats() const { return round_up(2 * POINTS * images.of_image, 16); }  // an offset is two; what follows is aligned
   i64 scratch() const { return POINTS * (plane + out_plane) + ip + offset_floats(); }
-
-  Place place(i64 tile) const {
-    const i64 within = tile % of_image, row = within / wide.tiles(), column = within % wide.tiles();
-    const Kind kind = high.four(row) ? (wide.four(column) ? WHOLE : HIGH) : (wide.four(column) ? WIDE : SMALL);
-    return {tile / of_image, high.start(row), wide.start(column), within, kind};
-  }
-
-  Strip strip_of(i64 begin) const {
-    Strip s;
-    const int count = static_cast<int>(tiles - begin < strip ? tiles - begin : strip);
-    Place places[MOST_TILES];
-    int next[KINDS];
-    for (int t = 0; t < count; ++t) {
-      places[t] = place(begin + t);
-      for (int k = places[t].kind + 1; k <= KINDS; ++k) ++s.first[k];
-    }
-    for (int k = 0; k < KINDS; ++k) next[k] = s.first[k];
-    for (int t = 0; t < count; ++t) s.tiles[next[places[t].kind]++] = places[t];
-    return s;
-  }
-
-  // Where the 6 x 6 inputs of an image's tiles begin, in elements; -1 beyond the border.
-  void find_inputs(i64* offsets) const {
-    const int half = doubled ? 1 : 0;
-    for (i64 row = 0; row < high.tiles(); ++row)
-      for (i64 column = 0; column < wide.tiles(); ++column)
-        for (i64 v = high.start(row) - 1, down = 0; down < SIDE; ++v, ++down)
-          for (i64 u = wide.start(column) - 1, right = 0; right < SIDE; ++u, ++right)
-            *offsets++ = v >= 0 && v < H && u >= 0 && u < W ? ((v >> half) * (W >> half) + (u >> half)) * I : -1;
-  }
-
-  // A tile's inputs -> out [36] planes; those beyond the border are read from `zeros`.
-  template <int HIGH_POINTS, int WIDE_POINTS>
-  void transform_tile(const Place& at, const i64* offsets, const T* zeros, float* out) const {
-    const i64 scale = doubled ? 4 : 1;
-    const T* const image = static_cast<const T*>(x) + at.image * (H * W / scale) * I;
-    const i64* const offset = offsets + at.within * POINTS;
-    const T* from[HIGH_POINTS][WIDE_POINTS];
-    for (int dy = 0; dy < HIGH_POINTS; ++dy)
-      for (int dx = 0; dx < WIDE_POINTS; ++dx) from[dy][dx] = offset[dy * SIDE + dx] < 0 ? zeros : image + offset[dy * SIDE + dx];
-    const i64 full = I / VL * VL;
-    for (i64 i = 0; i < full; i += VL) transform_channels<true>(from, i, VL, out);
-    if (full < I) transform_channels<false>(from, full, I - full, out);
-  }
-
-  template <bool FULL, int HIGH_POINTS, int WIDE_POINTS>
-  void transform_channels(const T* const (&from)[HIGH_POINTS][WIDE_POINTS], i64 i, i64 n, float* out) const {
-    vf columns[WIDE_POINTS][HIGH_POINTS];  // [x][point]
-#pragma GCC unroll 6
-    for (int dx = 0; dx < WIDE_POINTS; ++dx) {
-      vf d[HIGH_POINTS];
-#pragma GCC unroll 6
-      for (int dy = 0; dy < HIGH_POINTS; ++dy) {
-        if constexpr (FULL) d[dy] = load_float(from[dy][dx] + i);
-        else d[dy] = load_first(from[dy][dx] + i, n);
-      }
-      transform_inputs(d, columns[dx]);
-    }
-#pragma GCC unroll 6
-    for (int p = 0; p < HIGH_POINTS; ++p) {
-      vf d[WIDE_POINTS], points[WIDE_POINTS];
-#pragma GCC unroll 6
-      for (int dx = 0; dx < WIDE_POINTS; ++dx) d[dx] = columns[dx][p];
-      transform_inputs(d, points);
-#pragma GCC unroll 6
-      for (int q = 0; q < WIDE_POINTS; ++q) store(out + (point<HIGH_POINTS>(p) * SIDE + point<WIDE_POINTS>(q)) * plane + i, points[q]);
-    }
-  }
 
   // One vector of products of a tile, from output o on -> pixels
   template <bool FULL, int HIGH_POINTS, int WIDE_POINTS>
@@ -251,9 +129,10 @@ struct Convolution : ConvolutionInputs {
   void run_strip(i64 begin, float* scratch, const i64* offsets, T* y) const {
     float *const inputs = scratch, *const products = inputs + POINTS * plane;
     const T* const zeros = reinterpret_cast<const T*>(products + POINTS * out_plane);
-    const Strip s = strip_of(begin);
+    Strip<MOST_TILES> s;
+    images.find(s, begin, strip);
     for (int t = 0; t < s.count(); ++t)
-      with_points(s.tiles[t].kind, [&](auto h, auto w) { transform_tile<h(), w()>(s.tiles[t], offsets, zeros, inputs + t * ip); });
+      with_points(s.tiles[t].kind, [&](auto h, auto w) { images.template transform_tile<h(), w()>(s.tiles[t], offsets, zeros, plane, inputs + t * ip); });
     const float* weights = packed;
     each_group(O, [&](i64 o, int vectors) {
       for (int p = 0; p < POINTS; ++p, weights += I * vectors * VL) {
@@ -280,7 +159,7 @@ thread_local KeptMemory kept;
 template <typename T>
 Status run(const ConvolutionInputs& in, T* y, int threads) {
   const Convolution<T> c(in);
-  const i64 strips = (c.tiles + c.strip - 1) / c.strip;
+  const i64 strips = (c.images.tiles + c.strip - 1) / c.strip;
   bool failed = false;
 #pragma omp parallel num_threads(threads) if (threads > 1 && strips > 1)
   {
@@ -291,7 +170,7 @@ Status run(const ConvolutionInputs& in, T* y, int threads) {
 #pragma omp atomic write
       failed = true;
     } else {
-      c.find_inputs(offsets);
+      c.images.find_inputs(offsets);
       std::memset(scratch + c.scratch() - c.ip, 0, c.ip * 4);
     }
 #pragma omp for schedule(static)

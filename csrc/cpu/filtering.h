@@ -62,14 +62,47 @@ inline void transform_products(const vf (&m)[SIDE - 1], vf (&out)[OUT - 1]) {
   out[2] = A2 * sum_a + (B2 * m[3] + m[4]);
 }
 
+// A g: what A^T is the transpose of
+inline void spread_gradients(const vf (&g)[OUT], vf (&out)[SIDE]) {
+  const vf even_a = g[0] + A2 * g[2], even_b = g[0] + B2 * g[2], odd_a = A1 * g[1] + A3 * g[3], odd_b = B1 * g[1] + B3 * g[3];
+  out[0] = g[0];
+  out[1] = even_a + odd_a;
+  out[2] = even_a - odd_a;
+  out[3] = even_b + odd_b;
+  out[4] = even_b - odd_b;
+  out[5] = g[3];
+}
+inline void spread_gradients(const vf (&g)[OUT - 1], vf (&out)[SIDE - 1]) {
+  const vf even_a = g[0] + A2 * g[2];
+  out[0] = g[0];
+  out[1] = even_a + A1 * g[1];
+  out[2] = even_a - A1 * g[1];
+  out[3] = (g[0] + B2 * g[2]) + B1 * g[1];
+  out[4] = g[2];
+}
+
+// G[p][k] = AT[p]^k OVER[p] at the finite points
+constexpr double AT[SIDE - 1] = {0, A1, -A1, B1, -B1};
+constexpr double OF_A = 2.0 * A1 * A1 * (A1 * A1 - B1 * B1), OF_B = 2.0 * B1 * B1 * (B1 * B1 - A1 * A1);
+constexpr double OVER[SIDE - 1] = {1.0 / (A1 * A1 * B1 * B1), 1 / OF_A, 1 / OF_A, 1 / OF_B, 1 / OF_B};
+
 // G g of the taps of VL outputs, in double: once for many calls
 inline void transform_taps(const double (&g0)[VL], const double (&g1)[VL], const double (&g2)[VL], double (&out)[SIDE][VL]) {
-  constexpr double a = A1, b = B1, at[SIDE - 1] = {0, a, -a, b, -b};
-  constexpr double of_a = 2 * a * a * (a * a - b * b), of_b = 2 * b * b * (b * b - a * a);
-  constexpr double over[SIDE - 1] = {1 / (a * a * b * b), 1 / of_a, 1 / of_a, 1 / of_b, 1 / of_b};
   for (int p = 0; p < SIDE - 1; ++p)
-    for (int l = 0; l < VL; ++l) out[p][l] = (g0[l] + at[p] * (g1[l] + at[p] * g2[l])) * over[p];
+    for (int l = 0; l < VL; ++l) out[p][l] = (g0[l] + AT[p] * (g1[l] + AT[p] * g2[l])) * OVER[p];
   for (int l = 0; l < VL; ++l) out[SIDE - 1][l] = g2[l];
+}
+
+// G^T m
+inline void transform_sums(const double (&m)[SIDE][VL], double (&taps)[3][VL]) {
+  for (int l = 0; l < VL; ++l) taps[0][l] = taps[1][l] = 0, taps[2][l] = m[SIDE - 1][l];
+  for (int p = 0; p < SIDE - 1; ++p)
+    for (int l = 0; l < VL; ++l) {
+      const double value = m[p][l] * OVER[p];
+      taps[0][l] += value;
+      taps[1][l] += AT[p] * value;
+      taps[2][l] += AT[p] * AT[p] * value;
+    }
 }
 
 }  // namespace

@@ -44,8 +44,7 @@ from rdc.ops.packed_weights import share_budget
 
 __all__ = ["DiffusionClassifier"]
 
-#: Passes of the network that a CPU makes at once where no gradient is asked for: fewer read the weights too often, more lose the images from the
-#: caches.
+#: Passes of the network that a CPU makes at once: fewer read the weights too often, more lose the images from the caches.
 ROWS_FOR_CACHES = 64
 
 

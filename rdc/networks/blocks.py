@@ -26,6 +26,7 @@ __all__ = [
     "PositionalEmbedding",
     "UNetBlock",
     "allow_backward_again",
+    "as_autocast",
     "cut_to",
     "fastest_layout",
     "half_norms",
@@ -165,7 +166,7 @@ class Conv2d(nn.Module):
     def plus(self, x: Tensor, skip: Tensor, factor: float) -> Tensor:
         """``factor * (self(x) + skip)``, for x that this :meth:`takes`; skip may be of half the size, its pixels doubled."""
         assert self.weight is not None
-        return convolution(_as_autocast(x), self.weight, self.bias, skip, factor, self.up)
+        return convolution(as_autocast(x), self.weight, self.bias, skip, factor, self.up)
 
     def forward(self, x: Tensor, biased: bool = True) -> Tensor:
         """x [B, C, H, W] resampled and convolved; without ``biased`` the bias is left to the caller."""
@@ -173,7 +174,7 @@ class Conv2d(nn.Module):
         if self.weight is None:
             return self._resampled(x)
         if self.takes(x):
-            return convolution(_as_autocast(x), self.weight, own, doubled=self.up)
+            return convolution(as_autocast(x), self.weight, own, doubled=self.up)
         weight, bias = self.weight.to(x.dtype), None if own is None else own.to(x.dtype)
         margin = weight.shape[-1] // 2
         if self.down and self.convolve_first:
@@ -185,7 +186,7 @@ class Conv2d(nn.Module):
             return filter_up(F.conv2d(x, weight, bias), self.resample_filter)
         x = self._resampled(x)
         if usable(x, self.weight):
-            return convolution(_as_autocast(x), self.weight, own)
+            return convolution(as_autocast(x), self.weight, own)
         return F.conv2d(x, weight, bias, padding=margin)
 
     def undoubled(self, x: Tensor) -> Tensor:
@@ -204,7 +205,7 @@ class Conv2d(nn.Module):
         return x
 
 
-def _as_autocast(x: Tensor) -> Tensor:
+def as_autocast(x: Tensor) -> Tensor:
     """x in the type that PyTorch's convolution would give it."""
     return x.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else x
 

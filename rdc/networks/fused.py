@@ -30,7 +30,16 @@ from rdc.execution.opaque import new_names, opaque, refuse_batches, transformed
 from rdc.ops import _native, norm_act_native
 from rdc.ops.convolution import differentiable, plain
 
-__all__ = ["fits", "norm_act", "norm_act_reference", "residual_sum", "residual_sum_reference", "usable", "why_not"]
+__all__ = [
+    "fits",
+    "laid_out",
+    "norm_act",
+    "norm_act_reference",
+    "residual_sum",
+    "residual_sum_reference",
+    "usable",
+    "why_not",
+]
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CPU_TYPES = (torch.float32, torch.bfloat16)
@@ -84,9 +93,18 @@ def native(x: Tensor) -> bool:
 
 def on_cpu(x: Tensor) -> bool:
     """Whether the CPU's norm takes x."""
+    return _in_any_layout(x) and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _in_any_layout(x: Tensor) -> bool:
     if not native(x) or x.dtype not in _CPU_TYPES or not x.numel() or not plain(x):
         return False
-    return x.is_contiguous(memory_format=torch.channels_last) and not _native.why_not("cpu")
+    return not _native.why_not("cpu")
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """x [B, C, H, W] in channels_last where a CPU's kernels would take it so, whatever the layout of the weights; else x itself."""
+    return x.contiguous(memory_format=torch.channels_last) if _in_any_layout(x) else x
 
 
 def fits(x: Tensor, groups: int) -> bool:

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdc.networks.blocks import GroupNorm, UNetBlock
+from rdc.networks.blocks import GroupNorm, UNetBlock, as_autocast
 from rdc.networks.unet import SongUNet
+from rdc.ops.convolution import convolution, usable
 
 __all__ = ["MultiHeadUNet", "PatchUNet"]
 
@@ -93,11 +94,15 @@ class MultiHeadUNet(nn.Module):
 
     def predict(self, h: Tensor, first: int, last: int) -> Tensor:
         """F of classes first ... last - 1 (K: the null label) from features h: [B, last - first, C, H, W]."""
-        rows = slice(first * self.folded_channels, last * self.folded_channels)
-        weight, bias = self.head_weight[rows].to(h.dtype), self.head_bias[rows].to(h.dtype)
-        f = F.pixel_shuffle(F.conv2d(h, weight, bias, padding=1), self.patch_size)
+        f = F.pixel_shuffle(self._head(h, first, last), self.patch_size)
         every: Tensor = f.unflatten(1, (last - first, -1))
         return every
+
+    def _head(self, h: Tensor, first: int, last: int) -> Tensor:
+        if first == 0 and last == self.num_classes + 1 and usable(h, self.head_weight):
+            return convolution(as_autocast(h), self.head_weight, self.head_bias)
+        rows = slice(first * self.folded_channels, last * self.folded_channels)
+        return F.conv2d(h, self.head_weight[rows].to(h.dtype), self.head_bias[rows].to(h.dtype), padding=1)
 
     def forward(self, x: Tensor, noise_labels: Tensor, augment_labels: Tensor | None = None) -> Tensor:
         """F for every class and the null label: [B, K + 1, C, H, W]. Arguments as of :meth:`features`."""

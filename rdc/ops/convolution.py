@@ -1,9 +1,9 @@
 """3 x 3 convolutions of a U-Net on a CPU: minimal filtering instead of products tap by tap (csrc/convolution.h).
 
 :func:`convolution` computes ``factor * (conv2d(x, weight, bias, padding=1) + skip)`` for images in channels_last, of x or of x with every
-pixel doubled. It is differentiable any number of times: the gradient of x is the same kernel with the weight reversed. Float32 sums,
-whatever the type of x; with bfloat16 images the weights stay float32. :func:`usable` says when the kernel runs; the caller computes with
-PyTorch where it does not.
+pixel doubled. It is differentiable any number of times: the gradient of x is the same kernel with the weight reversed, that of the weight
+its transpose (:func:`weight_gradient`). Float32 sums, whatever the type of x; with bfloat16 images the weights stay float32.
+:func:`usable` says when the kernel runs; the caller computes with PyTorch where it does not.
 
 Transformed weights are kept from call to call, and made anew when a weight's values have changed: every call compares a fingerprint
 of all values, so that no way of writing to a weight goes unseen.
@@ -25,7 +25,7 @@ from rdc.execution.opaque import refuse_batches, transformed
 from rdc.ops import _native
 from rdc.ops.packed_weights import packed_for
 
-__all__ = ["convolution", "convolution_reference", "differentiable", "usable"]
+__all__ = ["convolution", "convolution_reference", "differentiable", "usable", "weight_gradient"]
 
 _TYPES = (torch.float32, torch.bfloat16)
 _LEAST = 3  # pixels of a side; below, most of a tile would be padding
@@ -147,17 +147,16 @@ class _Convolution(torch.autograd.Function):
         weight, x = ctx.saved_tensors
         bias_type, skip_type = ctx.types
         needs = ctx.needs_input_grad
-        whole = needs[1] or needs[2] or (needs[3] and not ctx.halved)
+        whole = needs[3] and not ctx.halved
         scaled = grad * ctx.factor if whole and ctx.factor != 1 else grad
         found: list[Tensor | None] = [None] * 6
         if needs[0]:
             of_x = input_gradient(grad, weight, ctx.factor)
             found[0] = 4 * F.avg_pool2d(of_x, 2) if ctx.doubled else of_x
         if needs[1]:
-            seen = F.interpolate(x, scale_factor=2, mode="nearest") if ctx.doubled else x
-            found[1] = weight_gradient(seen, weight, scaled)
+            found[1] = weight_gradient(x, weight, grad, ctx.factor, ctx.doubled)
         if needs[2]:
-            found[2] = scaled.sum((0, 2, 3), dtype=torch.float32).to(bias_type)
+            found[2] = (grad.sum((0, 2, 3), dtype=torch.float32) * ctx.factor).to(bias_type)
         if needs[3]:
             found[3] = (F.avg_pool2d(grad, 2) * (4 * ctx.factor) if ctx.halved else scaled).to(skip_type)
         return tuple(found)
@@ -173,12 +172,31 @@ def input_gradient(grad: Tensor, weight: Tensor, factor: float) -> Tensor:
     return out
 
 
-def weight_gradient(x: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
-    """[O, I, 3, 3] in the type of the weight, by PyTorch; differentiable again."""
+def weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, factor: float = 1.0, doubled: bool = False) -> Tensor:
+    """[O, I, 3, 3] in the type and layout of the weight: of :func:`convolution` of x, from the gradient of its sum; differentiable again.
+
+    Args:
+        x, weight, factor, doubled: as of :func:`convolution`.
+        grad: [B, O, H, W].
+    """
+    if not differentiable(x, grad) and plain(grad) and usable(x, weight):
+        return _launch_weight_gradient(x, weight, grad.to(x.dtype), factor, doubled)
+    seen = F.interpolate(x, scale_factor=2, mode="nearest") if doubled else x
     found: Tensor = torch.ops.aten.convolution_backward(
-        grad.to(x.dtype), x, weight.to(x.dtype), None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (False, True, False)
+        grad.to(x.dtype), seen, weight.to(x.dtype), None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1, (False, True, False)
     )[1]
-    return found.to(weight.dtype)
+    return found.to(weight.dtype) * factor
+
+
+def _launch_weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, factor: float, doubled: bool) -> Tensor:
+    native, isa = _native.extension(), _native.cpu_isa()
+    out = torch.empty_like(weight, dtype=torch.float32)
+    images = _rows(x), _rows(grad)
+    scratch = torch.empty(native.convolution_weight_scratch(*images, doubled, isa))
+    native.convolution_cpu_weight_gradient(
+        _rows(x), _rows(grad), to_dlpack(scratch), to_dlpack(out), doubled, factor, torch.get_num_threads(), isa
+    )
+    return out
 
 
 class _InputGradient(torch.autograd.Function):
@@ -197,10 +215,10 @@ class _InputGradient(torch.autograd.Function):
         refuse_batches(upstream)
         weight, grad = ctx.saved_tensors
         of_grad = of_weight = None
+        x = upstream.contiguous(memory_format=torch.channels_last)
         if ctx.needs_input_grad[0]:
-            x = upstream.contiguous(memory_format=torch.channels_last)
             run = convolution if usable(x, weight) else convolution_reference
             of_grad = run(x, weight, None, None, ctx.factor)
         if ctx.needs_input_grad[1]:
-            of_weight = weight_gradient(upstream, weight, grad) * ctx.factor
+            of_weight = weight_gradient(x, weight, grad, ctx.factor)
         return of_grad, of_weight, None

@@ -12,7 +12,7 @@ from torch.utils.dlpack import to_dlpack
 from rdc.execution.memory import peak_bytes
 from rdc.networks.blocks import Conv2d
 from rdc.ops import _native, packed_weights
-from rdc.ops.convolution import convolution, convolution_reference, usable
+from rdc.ops.convolution import convolution, convolution_reference, usable, weight_gradient
 from tests.tiny_models import tiny_classifier
 from tests.tolerances import BFLOAT16_OP, CENTRAL_DIFFERENCE, FLOAT32_NETWORK, FLOAT32_SUM, FLOAT64_OP, close
 
@@ -160,6 +160,38 @@ def test_gradients(case, doubled, isa, monkeypatch):
     made = torch.autograd.grad(convolution(*given, 0.7, doubled), given, upstream)
     for gradient, true in zip(made, truth, strict=True):
         close(gradient.double(), true, FLOAT32_SUM)
+
+
+@needs_extension
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("case", [*CASES, (64, 16, 16, 14, 14), (32, 5, 7, 13, 8)])
+def test_weight_gradient_errs_at_most_twice_as_much_as_pytorch(case, isa, monkeypatch):
+    """Root mean square; sums over many tiles, too."""
+    monkeypatch.setenv("RDC_CPU_ISA", isa)
+    x, weight, _, _, upstream = operands(case)
+    truth = weight_gradient(x.double(), weight.double(), upstream.double(), 0.7)
+    plain = weight_gradient(x.contiguous(), weight, upstream.contiguous(), 0.7)  # not in channels_last: PyTorch's
+    for layout in (torch.contiguous_format, torch.channels_last):
+        of = weight.contiguous(memory_format=layout)
+        made = weight_gradient(x, of, upstream, 0.7)
+        assert made.stride() == of.stride()
+        errors = [(grad.double() - truth).square().mean().sqrt() for grad in (made, plain)]
+        assert errors[0] <= 2 * errors[1] + FLOAT32_SUM * truth.square().mean().sqrt() / 10
+
+
+@needs_extension
+def test_weight_gradient_of_bfloat16_images_and_threads():
+    x, weight, _, _, upstream = operands((9, 20, 36, 10, 7))
+    x, upstream = x.bfloat16(), upstream.bfloat16()
+    truth = weight_gradient(x.double(), weight.double(), upstream.double(), 0.7)
+    made = weight_gradient(x, weight, upstream, 0.7)
+    close(made.double(), truth, FLOAT32_SUM)  # products and sums are float32
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(weight_gradient(x, weight, upstream, 0.7), made)
+    finally:
+        torch.set_num_threads(before)
 
 
 @needs_extension
