@@ -369,7 +369,8 @@ class UNetBlock(nn.Module):
     def _plus_attention(self, x: Tensor) -> Tensor:
         if not self.num_heads:
             return x
-        return self._sum(self.proj(self._attend(self.norm2(x)), biased=False), x, self.proj.bias)
+        attended = fused.laid_out(self._attend(self.norm2(x)))
+        return self._sum(self.proj(attended, biased=False), x, self.proj.bias)
 
     def _sum(self, x: Tensor, residual: Tensor, bias: Tensor | None) -> Tensor:
         assert bias is not None  # of a convolution that has one

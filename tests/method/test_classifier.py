@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rdc.errors import ConfigError, InputError
+from rdc.method import classifier as module
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.denoiser import ConditionalDenoiser
 from rdc.method.levels import noise_levels
@@ -104,6 +105,35 @@ def test_chunks_and_batch_composition_change_nothing(kind, gradient):
         alone = run(whole, images[index : index + 1])
         close(alone[0], logits[index : index + 1], FLOAT64_ORDER)
         close(alone[1], grad[index : index + 1], FLOAT64_ORDER)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cpu_takes_so_many_passes_at_a_time_that_its_caches_hold_them(kind, monkeypatch):
+    """Values and gradient are the same however many; an image's levels stay together."""
+    classifier, images = tiny_classifier(kind, torch.float64), pixels(5, dtype=torch.float64)
+    sizes = []
+    real = classifier.denoiser.class_losses
+    monkeypatch.setattr(
+        classifier.denoiser, "class_losses", lambda x, draw: (sizes.append((len(x), len(draw))), real(x, draw))[1]
+    )
+
+    def run(rows):
+        monkeypatch.setattr(module, "ROWS_FOR_CACHES", rows)
+        sizes.clear()
+        x = images.clone().requires_grad_()
+        logits = classifier(x)
+        return logits.detach(), torch.autograd.grad(logits[:, 1].sum(), x)[0]
+
+    run(10**6)  # measures the memory that an image needs
+    whole = run(10**6)
+    levels, passes = len(classifier.levels), classifier.denoiser.passes_per_level
+    assert sizes == [(5, levels)]
+    for rows, images_at_once in ((2 * levels * passes, 2), (1, 1)):
+        for ours, reference in zip(run(rows), whole, strict=True):
+            close(ours, reference, FLOAT64_ORDER)
+        assert {count for count, _ in sizes} <= {images_at_once, 5 % images_at_once} and {at for _, at in sizes} == {
+            levels
+        }
 
 
 @settings(deadline=None, max_examples=8)

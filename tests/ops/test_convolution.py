@@ -11,9 +11,10 @@ from torch.utils.dlpack import to_dlpack
 
 from rdc.execution.memory import peak_bytes
 from rdc.networks.blocks import Conv2d
+from rdc.networks.presets import build_network
 from rdc.ops import _native, packed_weights
 from rdc.ops.convolution import convolution, convolution_reference, usable, weight_gradient
-from tests.tiny_models import tiny_classifier
+from tests.tiny_models import CONFIG, randomize, tiny_classifier
 from tests.tolerances import BFLOAT16_OP, CENTRAL_DIFFERENCE, FLOAT32_NETWORK, FLOAT32_SUM, FLOAT64_OP, close
 
 needs_extension = pytest.mark.skipif(bool(_native.why_not("cpu")), reason=f"native kernels: {_native.why_not('cpu')}")
@@ -367,3 +368,28 @@ def test_the_binding_refuses_what_does_not_fit():
 def test_difference_of_the_reference():
     given = [t.double().requires_grad_() for t in operands((1, 2, 3, 4, 3))[:4]]
     assert torch.autograd.gradcheck(lambda *t: convolution_reference(*t, 0.7), given, atol=CENTRAL_DIFFERENCE)
+
+
+@needs_extension
+def test_training_runs_on_the_kernels_whatever_the_layout_of_the_weights(monkeypatch):
+    """Forward pass, gradient of the input and of the weight, of a U-Net and of a multi-head, from contiguous images and weights."""
+    calls: list[str] = []
+    native = _native.extension()
+    for name in (
+        "convolution_cpu_forward",
+        "convolution_cpu_weight_gradient",
+        "norm_act_cpu_forward",
+        "norm_act_cpu_backward",
+    ):
+        real = getattr(native, name)
+        monkeypatch.setattr(native, name, lambda *given, name=name, real=real: (calls.append(name), real(*given))[1])
+    for kind in ("conditional", "multihead"):
+        network = randomize(build_network({**CONFIG, "kind": kind, "image_shape": [2, 16, 16], "wide_channels": 12}))
+        x = torch.randn(2, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+        labels = () if kind == "multihead" else (torch.eye(3)[:2],)
+        calls.clear()
+        network(x, torch.zeros(2), *labels).square().sum().backward()
+        threes = [w for w in network.parameters() if w.ndim == 4 and w.shape[-1] == 3]
+        assert all(w.is_contiguous() and w.grad is not None for w in threes)
+        assert calls.count("convolution_cpu_weight_gradient") == len(threes)
+        assert calls.count("norm_act_cpu_forward") == calls.count("norm_act_cpu_backward") > 0
