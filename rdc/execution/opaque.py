@@ -28,6 +28,7 @@ from rdc.errors import RdcError
 
 __all__ = [
     "Opaque",
+    "asked",
     "checkpointed",
     "kept_for_later",
     "new_names",
@@ -145,6 +146,31 @@ def new_names(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The tensors as the arguments of a backward pass that is itself differentiated, for partial derivatives: they may depend on each
     other, and a gradient in one of them would take the others along. Those of a constant are constants."""
     return [t.view_as(t) if t.requires_grad else t for t in tensors]
+
+
+def asked(ctx: Any, present: Sequence[bool]) -> list[bool]:
+    """In the backward pass of an ``autograd.Function``: of which inputs the engine wants a gradient now.
+
+    ``ctx.needs_input_grad`` says of which one could be wanted: of weights too where ``torch.autograd.grad`` was asked for an image's
+    alone. PyTorch's own operators look as here.
+
+    Args:
+        ctx: of the function.
+        present: for each input that may be a tensor, in order, whether it is one.
+    """
+    nodes = iter(ctx.next_functions)
+    following = [next(nodes)[0] if there else None for there in present]
+    return [bool(need) and _goes_on(node) for need, node in zip(ctx.needs_input_grad, following, strict=False)]
+
+
+def _goes_on(node: Any) -> bool:
+    """Whether the engine will run a node in this backward pass."""
+    if node is None:
+        return False
+    try:
+        return bool(torch._C._will_engine_execute_node(node))
+    except (AttributeError, RuntimeError):  # it is a leaf whose gradient is the answer
+        return True
 
 
 def refuse_batches(*upstream: Tensor | None) -> None:

@@ -22,10 +22,17 @@ from rdc.execution.opaque import checkpointed, kept_for_later, opaque, opaque_wi
 from rdc.method.denoiser import Denoiser
 from rdc.method.draw import Draw
 
-__all__ = ["MANY_CLASSES", "joined", "rebuilt", "streamed"]
+__all__ = ["MANY_CLASSES", "joined", "pairs_for_caches", "rebuilt", "streamed"]
 
 #: From so many passes on those of the gradient are made again even where all would fit: most classes carry none.
 MANY_CLASSES = 100
+#: Passes of the network that a CPU makes at once: fewer read the weights too often, more lose the images from the caches.
+ROWS_FOR_CACHES = 64
+
+
+def pairs_for_caches(pairs: int, device: torch.device, levels: int, passes: int) -> int:
+    """How many pairs of image and level a piece should have where memory holds ``pairs``: on a CPU a few, an image's together."""
+    return min(pairs, max(levels, ROWS_FOR_CACHES // passes)) if device.type == "cpu" else pairs
 
 
 def streamed(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rdc.networks import fused
 from rdc.networks.resampling import filter_down, filter_up
 from rdc.ops.convolution import convolution, usable
+from rdc.ops.norm_act_native import laid_out
 
 __all__ = [
     "Conv2d",
@@ -192,10 +193,12 @@ class Conv2d(nn.Module):
     def undoubled(self, x: Tensor) -> Tensor:
         """What this is of x [B, C, H, W]; of half the size where every pixel would only be doubled (:attr:`doubles`)."""
         if not self.doubles or (self.weight is not None and self.weight.shape[-1] > 1):
-            return self(x)
+            whole: Tensor = self(x)
+            return whole
         if self.weight is None:
             return x
-        return F.conv2d(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        y: Tensor = F.conv2d(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return y
 
     def _resampled(self, x: Tensor) -> Tensor:
         if self.up:
@@ -369,7 +372,7 @@ class UNetBlock(nn.Module):
     def _plus_attention(self, x: Tensor) -> Tensor:
         if not self.num_heads:
             return x
-        attended = fused.laid_out(self._attend(self.norm2(x)))
+        attended = laid_out(self._attend(self.norm2(x)))
         return self._sum(self.proj(attended, biased=False), x, self.proj.bias)
 
     def _sum(self, x: Tensor, residual: Tensor, bias: Tensor | None) -> Tensor:

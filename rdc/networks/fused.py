@@ -27,12 +27,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rdc.execution.opaque import new_names, opaque, refuse_batches, transformed
-from rdc.ops import _native, norm_act_native
-from rdc.ops.convolution import differentiable, plain
+from rdc.ops import norm_act_native
+from rdc.ops.convolution import differentiable
+from rdc.ops.norm_act_native import native, takes
 
 __all__ = [
     "fits",
-    "laid_out",
     "norm_act",
     "norm_act_reference",
     "residual_sum",
@@ -42,7 +42,6 @@ __all__ = [
 ]
 
 _TYPES = (torch.float32, torch.bfloat16, torch.float16)
-_CPU_TYPES = (torch.float32, torch.bfloat16)
 _ELEMENTS = 16384  # of a group that a program can hold
 
 
@@ -86,25 +85,9 @@ def usable(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and x.numel() > 0 and not why_not()
 
 
-def native(x: Tensor) -> bool:
-    """Whether x belongs to the kernels of csrc/; Triton's interpreter takes tensors of a CPU, too."""
-    return x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1"
-
-
 def on_cpu(x: Tensor) -> bool:
     """Whether the CPU's norm takes x."""
-    return _in_any_layout(x) and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _in_any_layout(x: Tensor) -> bool:
-    if not native(x) or x.dtype not in _CPU_TYPES or not x.numel() or not plain(x):
-        return False
-    return not _native.why_not("cpu")
-
-
-def laid_out(x: Tensor) -> Tensor:
-    """x [B, C, H, W] in channels_last where a CPU's kernels would take it so, whatever the layout of the weights; else x itself."""
-    return x.contiguous(memory_format=torch.channels_last) if _in_any_layout(x) else x
+    return takes(x) and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def fits(x: Tensor, groups: int) -> bool:

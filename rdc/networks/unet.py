@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdc.networks import fused
 from rdc.networks.blocks import (
     Conv2d,
     FourierEmbedding,
@@ -25,6 +24,7 @@ from rdc.networks.blocks import (
     cut_to,
     padded_to,
 )
+from rdc.ops.norm_act_native import laid_out
 
 __all__ = ["DhariwalUNet", "SongUNet"]
 
@@ -135,7 +135,7 @@ class SongUNet(nn.Module):
             Features [B, last_channels, H, W] in front of the last normalisation, and the output [B, out_channels, H, W].
         """
         height, width = x.shape[2:]
-        features, output = self._decode(padded_to(fused.laid_out(x), self.multiple), emb)
+        features, output = self._decode(padded_to(laid_out(x), self.multiple), emb)
         return cut_to(features, height, width), cut_to(output, height, width)
 
     def _decode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,7 +239,7 @@ class DhariwalUNet(nn.Module):
             emb = emb + self.map_label(class_labels)
         emb = F.silu(emb)
         skips, (height, width) = [], x.shape[2:]
-        x = padded_to(fused.laid_out(x), self.multiple)
+        x = padded_to(laid_out(x), self.multiple)
         for block in self.enc.values():
             x = block(x, emb) if isinstance(block, UNetBlock) else block(x)
             skips.append(x)

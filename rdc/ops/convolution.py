@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # torch does not list it, its pages do
 
-from rdc.execution.opaque import refuse_batches, transformed
+from rdc.execution.opaque import asked, refuse_batches, transformed
 from rdc.ops import _native
 from rdc.ops.packed_weights import packed_for
 
@@ -137,6 +137,7 @@ class _Convolution(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, weight, bias, skip, ctx.factor, ctx.doubled = inputs
         ctx.types = None if bias is None else bias.dtype, None if skip is None else skip.dtype
+        ctx.present = True, True, bias is not None, skip is not None
         ctx.halved = skip is not None and skip.shape[2] != output.shape[2]
         ctx.save_for_backward(weight, x if ctx.needs_input_grad[1] else None)
 
@@ -146,7 +147,7 @@ class _Convolution(torch.autograd.Function):
         refuse_batches(grad)
         weight, x = ctx.saved_tensors
         bias_type, skip_type = ctx.types
-        needs = ctx.needs_input_grad
+        needs = asked(ctx, ctx.present)
         whole = needs[3] and not ctx.halved
         scaled = grad * ctx.factor if whole and ctx.factor != 1 else grad
         found: list[Tensor | None] = [None] * 6
@@ -215,10 +216,11 @@ class _InputGradient(torch.autograd.Function):
         refuse_batches(upstream)
         weight, grad = ctx.saved_tensors
         of_grad = of_weight = None
+        needs = asked(ctx, (True, True))
         x = upstream.contiguous(memory_format=torch.channels_last)
-        if ctx.needs_input_grad[0]:
+        if needs[0]:
             run = convolution if usable(x, weight) else convolution_reference
             of_grad = run(x, weight, None, None, ctx.factor)
-        if ctx.needs_input_grad[1]:
+        if needs[1]:
             of_weight = weight_gradient(x, weight, grad, ctx.factor)
         return of_grad, of_weight, None

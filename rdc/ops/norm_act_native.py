@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -9,8 +10,28 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # torch does not list it, its pages do
 
 from rdc.ops import _native
+from rdc.ops.convolution import plain
 
-__all__ = ["backward", "forward"]
+__all__ = ["backward", "forward", "laid_out", "native", "takes"]
+
+_TYPES = (torch.float32, torch.bfloat16)
+
+
+def native(x: Tensor) -> bool:
+    """Whether x belongs to the kernels of csrc/; Triton's interpreter takes tensors of a CPU, too."""
+    return x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1"
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the kernel takes x [B, C, H, W] once it lies in channels_last."""
+    if not native(x) or x.dtype not in _TYPES or not x.numel() or not plain(x):
+        return False
+    return not _native.why_not("cpu")
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """x [B, C, H, W] in channels_last where the kernels would take it so, whatever the layout of the weights; else x itself."""
+    return x.contiguous(memory_format=torch.channels_last) if takes(x) else x
 
 
 def _positions(x: Tensor) -> Any:

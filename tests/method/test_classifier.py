@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rdc.errors import ConfigError, InputError
-from rdc.method import classifier as module
+from rdc.method import class_gradients
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.denoiser import ConditionalDenoiser
 from rdc.method.levels import noise_levels
@@ -118,7 +118,7 @@ def test_a_cpu_takes_so_many_passes_at_a_time_that_its_caches_hold_them(kind, mo
     )
 
     def run(rows):
-        monkeypatch.setattr(module, "ROWS_FOR_CACHES", rows)
+        monkeypatch.setattr(class_gradients, "ROWS_FOR_CACHES", rows)
         sizes.clear()
         x = images.clone().requires_grad_()
         logits = classifier(x)

@@ -393,3 +393,29 @@ def test_training_runs_on_the_kernels_whatever_the_layout_of_the_weights(monkeyp
         assert all(w.is_contiguous() and w.grad is not None for w in threes)
         assert calls.count("convolution_cpu_weight_gradient") == len(threes)
         assert calls.count("norm_act_cpu_forward") == calls.count("norm_act_cpu_backward") > 0
+
+
+@needs_extension
+def test_gradients_that_nobody_asks_for_are_not_computed(monkeypatch):
+    """Of a weight that requires one, where the image's alone is wanted; and the other way round; derivatives of derivatives too."""
+    calls: list[str] = []
+    native = _native.extension()
+    for name in ("convolution_cpu_forward", "convolution_cpu_weight_gradient"):
+        real = getattr(native, name)
+        monkeypatch.setattr(native, name, lambda *given, name=name, real=real: (calls.append(name), real(*given))[1])
+    x, weight, bias, skip, _ = (t.requires_grad_() for t in operands((2, 6, 8, 5, 5)))
+    y = convolution(x, weight, None, skip, 0.7).square().sum()
+    for wanted, images, weights in ((x, 1, 0), (weight, 0, 1), ([x, weight], 1, 1)):
+        calls.clear()
+        assert all(g is not None for g in torch.autograd.grad(y, wanted, retain_graph=True))
+        assert (calls.count("convolution_cpu_forward"), calls.count("convolution_cpu_weight_gradient")) == (
+            images,
+            weights,
+        )
+    calls.clear()
+    y.backward(retain_graph=True)
+    assert weight.grad is not None and x.grad is not None and skip.grad is not None and bias.grad is None
+    (grad,) = torch.autograd.grad(y, x, create_graph=True)
+    calls.clear()
+    torch.autograd.grad(grad.sum(), x)
+    assert "convolution_cpu_weight_gradient" not in calls
