@@ -36,6 +36,8 @@ CONVOLUTIONS = (
 #: channels, groups, side
 NORMS = ((48, 12, 14), (96, 24, 7), (96, 24, 14), (156, 26, 14), (128, 32, 16), (256, 32, 16))
 
+WORK = {"forward": "forward", "gradient": "forward and gradient", "weight": "forward and gradient of the weight"}
+
 Contenders = dict[str, Callable[[], Tensor]]
 
 
@@ -44,21 +46,22 @@ def drawn(*shape: int) -> Tensor:
     return values.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else values
 
 
-def convolutions(inputs: int, outputs: int, side: int, backward: bool) -> Contenders:
-    """Of x, or the gradient of x alone (weights frozen, as in an attack)."""
+def convolutions(inputs: int, outputs: int, side: int, work: str) -> Contenders:
+    """Of x, or the gradient of x alone (weights frozen, as in an attack), or of the weight alone (as in training)."""
     rows = ROWS if side * side * inputs < 40_000 else 8
     x, weight, bias = drawn(rows, inputs, side, side), drawn(outputs, inputs, 3, 3) / (3 * inputs**0.5), drawn(outputs)
     upstream = drawn(rows, outputs, side, side)
 
     def contender(kind: torch.dtype, native: bool) -> Callable[[], Tensor]:
-        given, grad = x.to(kind).requires_grad_(backward), upstream.to(kind)
-        w, b = (
-            (weight, bias) if native else (weight.to(kind).contiguous(memory_format=torch.channels_last), bias.to(kind))
-        )
+        given, grad, own = x.to(kind), upstream.to(kind), torch.float32 if native else kind
+        w, b = weight.to(own).contiguous(memory_format=torch.channels_last), bias.to(own)
+        leaf = {"forward": None, "gradient": given, "weight": w}[work]
+        if leaf is not None:
+            leaf.requires_grad_()
 
         def run() -> Tensor:
             y = convolution(given, w, b) if native else F.conv2d(given, w, b, padding=1)
-            return torch.autograd.grad(y, given, grad)[0] if backward else y
+            return y if leaf is None else torch.autograd.grad(y, leaf, grad)[0]
 
         return run
 
@@ -75,7 +78,8 @@ def convolutions(inputs: int, outputs: int, side: int, backward: bool) -> Conten
     return made
 
 
-def norms(channels: int, groups: int, side: int, backward: bool) -> Contenders:
+def norms(channels: int, groups: int, side: int, work: str) -> Contenders:
+    backward = work == "gradient"
     x, upstream = drawn(ROWS, channels, side, side), drawn(ROWS, channels, side, side).flip(0)
     weight, bias = drawn(channels), drawn(channels).flip(0)
 
@@ -106,14 +110,14 @@ needs_extension = pytest.mark.skipif(bool(_native.why_not("cpu")), reason=f"nati
 @pytest.mark.parametrize("name", ["native", "torch"])
 @pytest.mark.parametrize("shape", CONVOLUTIONS[::3])
 def test_convolution(benchmark, shape, name):
-    on_one_thread(benchmark, convolutions(*shape, False)[name])
+    on_one_thread(benchmark, convolutions(*shape, "forward")[name])
 
 
 @needs_extension
 @pytest.mark.parametrize("name", ["native", "torch"])
 @pytest.mark.parametrize("shape", NORMS[::2])
 def test_norm(benchmark, shape, name):
-    on_one_thread(benchmark, norms(*shape, False)[name])
+    on_one_thread(benchmark, norms(*shape, "forward")[name])
 
 
 def main() -> None:
@@ -126,13 +130,11 @@ def main() -> None:
     rows = []
     for op, shapes, make in (("convolution", CONVOLUTIONS, convolutions), ("group norm", NORMS, norms)):
         for shape in shapes:
-            for backward in (False, True):
-                seconds = alternate(make(*shape, backward), args.rounds, read)
-                row: dict[str, Any] = {
-                    "op": op,
-                    "shape": shape,
-                    "work": "forward and gradient" if backward else "forward",
-                }
+            for work, words in WORK.items():
+                if op != "convolution" and work == "weight":
+                    continue
+                seconds = alternate(make(*shape, work), args.rounds, read)
+                row: dict[str, Any] = {"op": op, "shape": shape, "work": words}
                 row["seconds"] = {name: summary(s) for name, s in seconds.items()}
                 row["gain"] = {
                     kind: ratio(seconds[f"torch{kind}"], seconds[f"native{kind}"]) for kind in ("", " bfloat16")
@@ -140,7 +142,7 @@ def main() -> None:
                 if op == "convolution":
                     inputs, outputs, side = shape
                     count = ROWS if side * side * inputs < 40_000 else 8
-                    flop = 18 * inputs * outputs * side**2 * count * (2 if backward else 1)
+                    flop = 18 * inputs * outputs * side**2 * count * (1 if work == "forward" else 2)
                     row["of_the_limit"] = {name: round(flop / median(s) / LIMIT, 3) for name, s in seconds.items()}
                 rows.append(row)
                 gains = {kind or " float32": found["ratio"] for kind, found in row["gain"].items()}
