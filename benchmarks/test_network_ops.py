@@ -72,7 +72,8 @@ def convolutions(inputs: int, outputs: int, side: int, work: str) -> Contenders:
         name: float((run().double() - truth).square().mean().sqrt() / truth.square().mean().sqrt())
         for name, run in made.items()
     }
-    assert error["native"] <= 2 * error["torch"] + 1e-7 and error["native bfloat16"] <= 2 * error["torch bfloat16"], (
+    floor = 5e-7 if work == "weight" else 1e-7  # of the transforms, where a sum has few terms
+    assert error["native"] <= 2 * error["torch"] + floor and error["native bfloat16"] <= 2 * error["torch bfloat16"], (
         error
     )
     return made
