@@ -16,6 +16,7 @@ namespace rdc {
 namespace {
 
 constexpr int MOST_TILES = 24;           // of a strip
+constexpr int MOST_CHAIN = 64;           // products of a sum that follow each other
 constexpr i64 STRIP_BYTES = 400 << 10;   // of its transformed inputs, about
 constexpr i64 APART = 16;                // floats between planes: they must not share the sets of a cache
 constexpr Status OUT_OF_MEMORY = "out of memory";
@@ -38,29 +39,35 @@ inline void each_group(i64 outputs, F f) {
   }
 }
 
-// out[i, v] = sum_k a[i, k] b[k, v]: MR rows of a, NV vectors of b
+// out[i, v] = sum_k a[i, k] b[k, v]: MR rows of a, NV vectors of b. Sums are cut into chains: the error of one chain grows with its length.
 template <int MR, int NV>
 void multiply(const float* a, i64 row, const float* b, i64 n, float* out) {
-  vf sum[MR][NV];
+  for (i64 k = 0, end; k < n; k = end) {
+    end = k + part(static_cast<int>(n), static_cast<int>(k), MOST_CHAIN);
+    vf sum[MR][NV];
 #pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
+    for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) sum[i][v] = vf{};
-  for (i64 k = 0; k < n; ++k, b += NV * VL) {
-    vf bv[NV];
+      for (int v = 0; v < NV; ++v) sum[i][v] = vf{};
+    for (i64 j = k; j < end; ++j, b += NV * VL) {
+      vf bv[NV];
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) bv[v] = load(b + v * VL);
+      for (int v = 0; v < NV; ++v) bv[v] = load(b + v * VL);
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) {
-      const vf x = a[i * row + k] - vf{};
+      for (int i = 0; i < MR; ++i) {
+        const vf x = a[i * row + j] - vf{};
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) sum[i][v] += x * bv[v];
+        for (int v = 0; v < NV; ++v) sum[i][v] += x * bv[v];
+      }
     }
-  }
 #pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
+    for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) store(out + (i * MOST_VECTORS + v) * VL, sum[i][v]);
+      for (int v = 0; v < NV; ++v) {
+        float* const to = out + (i * MOST_VECTORS + v) * VL;
+        store(to, k ? load(to) + sum[i][v] : sum[i][v]);
+      }
+  }
 }
 
 using Multiply = void (*)(const float*, i64, const float*, i64, float*);
