@@ -78,7 +78,11 @@ class Denoiser(nn.Module):
             ConfigError: no precision of that name.
         """
         if not isinstance(precision, str) or precision not in PRECISIONS:
-            auto = '; "auto" is chosen on images: rdc.load(..., precision="auto")' if precision == "auto" else ""
+            auto = (
+                '; "auto" is chosen on images: rdc.load(..., precision="auto")'
+                if isinstance(precision, str) and precision == "auto"
+                else ""
+            )
             raise ConfigError(f"precision: expected {' or '.join(PRECISIONS)}; got {shown(precision)}{auto}")
         if precision == self.precision:
             return self

@@ -94,7 +94,8 @@ def load(
 
 
 def _in_its_precision(name: str, device: torch.device, chosen: dict[str, Any], sample: Tensor | None) -> BaseDefence:
-    if chosen.get("precision") == AUTO:
+    asked = chosen.get("precision")
+    if isinstance(asked, str) and asked == AUTO:
         return faster_precision(lambda precision: _load(name, device, {**chosen, "precision": precision}), sample)
     if sample is not None:
         raise ConfigError('precision_sample: expected precision="auto" beside it; leave it out')
