@@ -1,18 +1,28 @@
 """Training images a second: one step of rdc train, rdc distill, --margin-eps and --secant-eps on the shipped networks' architecture.
 
-pytest benchmarks/test_training.py --benchmark-only --benchmark-json=out/training.json
+    pytest benchmarks/test_training.py --benchmark-only --benchmark-json=out/training.json
+    python -m benchmarks.test_training --out training-cpu.json
+
+The second form sets rdc's kernels beside PyTorch's operators (RDC_DISABLE_NATIVE=1), in turn, on one thread of a CPU. Two minutes.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import rdc
+from benchmarks.measuring import about, alternate, clock, median, ratio, summary
 from rdc.method.denoiser import ConditionalDenoiser
 from rdc.networks.presets import build_network, network_preset
+from rdc.storage.json_files import write_json
 from rdc.training.distillation import DistillationObjective, Secant, student_from_teacher
 from rdc.training.objective import ConditionalObjective, NoiseDistribution
 from rdc.training.trainer import TrainConfig, Trainer
@@ -50,3 +60,38 @@ def test_training_step(benchmark, tmp_path, kind, precision):
     benchmark.extra_info |= {"images": BATCH}
     values = benchmark.pedantic(step, rounds=3)
     assert all(value == value for value in values.values())
+
+
+def _step(kind: str, precision: str, batch: int, native: bool) -> Callable[[], Any]:
+    made = trainer(kind, Path(tempfile.mkdtemp()), precision, batch=batch)
+
+    def run() -> Any:
+        os.environ["RDC_DISABLE_NATIVE"] = "" if native else "1"
+        return made.train_step()
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=32, help="images a step (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    what, read = clock(1)
+    rows = []
+    for kind in STEPS:
+        for precision in ("float32", "bfloat16"):
+            contenders = {name: _step(kind, precision, args.batch, name == "rdc") for name in ("rdc", "torch")}
+            seconds = alternate(contenders, args.rounds, read)
+            rows.append({"step": kind, "precision": precision, "seconds": {n: summary(s) for n, s in seconds.items()}})
+            rows[-1]["gain"] = ratio(seconds["torch"], seconds["rdc"])
+            speeds = ", ".join(f"{name} {args.batch / median(s):.1f} images/s" for name, s in seconds.items())
+            print(f"{kind} {precision}: {speeds}, {rows[-1]['gain']['ratio']} times as fast", flush=True)
+    os.environ.pop("RDC_DISABLE_NATIVE")
+    write_json(args.out, {**about(), "clock": what, "batch": args.batch, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -62,9 +62,11 @@ def packed_for(weight: Tensor, reversed_: bool) -> tuple[Tensor, str]:
     inputs, outputs = plain.shape[:2] if reversed_ else plain.shape[1::-1]
     size = native.convolution_packed_size(outputs, inputs, isa)
     with _LOCK:
-        before = found[key][1].numel() if found is not None and key in found else 0
+        old = found[key][1] if found is not None and key in found else None
+        before = 0 if old is None else old.numel()
         keep = kept_bytes() + 4 * (size - before) <= _limit
-    packed = _room(size) if keep else _lent(size)
+    # over the old ones, in training: fresh pages would cost ten times as much as the transform
+    packed = old if keep and old is not None and before == size else _room(size) if keep else _lent(size)
     native.convolution_pack(to_dlpack(plain), to_dlpack(packed), reversed_, torch.get_num_threads(), isa)
     if keep:
         with _LOCK:
