@@ -7,6 +7,7 @@
 #include "convolution.h"
 
 #include "kept_memory.h"
+#include "products.h"
 #include "tiles.h"
 
 #define RDC_JOIN2(a, b) a##b
@@ -21,14 +22,6 @@ constexpr i64 STRIP_BYTES = 400 << 10;   // of its transformed inputs, about
 constexpr i64 APART = 16;                // floats between planes: they must not share the sets of a cache
 constexpr Status OUT_OF_MEMORY = "out of memory";
 
-#if defined(__AVX512F__)
-constexpr int MOST_VECTORS = 4;
-constexpr int rows_beside(int vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : 12; }
-#else
-constexpr int MOST_VECTORS = 2;
-constexpr int rows_beside(int vectors) { return vectors == 2 ? 6 : 10; }
-#endif
-
 // Outputs in groups of vectors, as few and as even as can be. f(first output, vectors)
 template <typename F>
 inline void each_group(i64 outputs, F f) {
@@ -39,51 +32,13 @@ inline void each_group(i64 outputs, F f) {
   }
 }
 
-// out[i, v] = sum_k a[i, k] b[k, v]: MR rows of a, NV vectors of b. Sums are cut into chains: the error of one chain grows with its length.
-template <int MR, int NV>
-void multiply(const float* a, i64 row, const float* b, i64 n, float* out) {
-  for (i64 k = 0, end; k < n; k = end) {
-    end = k + part(static_cast<int>(n), static_cast<int>(k), MOST_CHAIN);
-    vf sum[MR][NV];
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) sum[i][v] = vf{};
-    for (i64 j = k; j < end; ++j, b += NV * VL) {
-      vf bv[NV];
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) bv[v] = load(b + v * VL);
-#pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i) {
-        const vf x = a[i * row + j] - vf{};
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) sum[i][v] += x * bv[v];
-      }
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) {
-        float* const to = out + (i * MOST_VECTORS + v) * VL;
-        store(to, k ? load(to) + sum[i][v] : sum[i][v]);
-      }
+// rows of a times a plane of weights for `vectors` vectors of outputs. Sums are cut into chains: the error of one chain grows with its length.
+inline void multiply(const float* a, i64 row, const float* b, int n, float* out, int rows, int vectors) {
+  const Products add = products_for<false>(rows, vectors);
+  for (int k = 0, chain; k < n; k += chain) {
+    chain = part(n, k, MOST_CHAIN);
+    add(a + k, row, b + i64{k} * vectors * VL, i64{vectors} * VL, chain, out, MOST_VECTORS * VL, k > 0);
   }
-}
-
-using Multiply = void (*)(const float*, i64, const float*, i64, float*);
-template <int NV, int... R>
-inline Multiply multiply_among(int rows, std::integer_sequence<int, R...>) {
-  static constexpr Multiply of[] = {multiply<R + 1, NV>...};
-  return of[rows - 1];
-}
-template <int NV>
-inline Multiply multiply_of(int rows) { return multiply_among<NV>(rows, std::make_integer_sequence<int, rows_beside(NV)>{}); }
-inline Multiply multiply_for(int rows, int vectors) {
-  if constexpr (MOST_VECTORS >= 4) {
-    if (vectors == 4) return multiply_of<4>(rows);
-    if (vectors == 3) return multiply_of<3>(rows);
-  }
-  return vectors == 2 ? multiply_of<2>(rows) : multiply_of<1>(rows);
 }
 
 template <typename T>
@@ -146,7 +101,7 @@ struct Convolution : ConvolutionInputs {
         const int end = s.end(p / SIDE, p % SIDE);
         for (int i = s.begin(p % SIDE), rows; i < end; i += rows) {
           rows = part(end, i, rows_beside(vectors));
-          multiply_for(rows, vectors)(inputs + p * plane + i * ip, ip, weights, I, products + p * out_plane + i * MOST_VECTORS * VL);
+          multiply(inputs + p * plane + i * ip, ip, weights, static_cast<int>(I), products + p * out_plane + i * MOST_VECTORS * VL, rows, vectors);
         }
       }
       for (int t = 0; t < s.count(); ++t)

@@ -5,6 +5,7 @@
 // taps of the sums, once. Panels follow each other and planes are shared out, so that the result does not depend on threads.
 #include "convolution.h"
 
+#include "products.h"
 #include "tiles.h"
 
 #define RDC_JOIN2(a, b) a##b
@@ -15,58 +16,9 @@ namespace {
 
 constexpr int MOST_TILES = 48;            // of a panel
 constexpr int LEAST_TILES = 12;
+// The sum of a panel is added as a whole: one chain over all tiles would lose five times as much as PyTorch does.
 constexpr i64 PANEL_BYTES = 1200 << 10;   // of both transforms, about
 constexpr i64 APART = 16;                 // floats between planes: they must not share the sets of a cache
-
-#if defined(__AVX512F__)
-constexpr int MOST_VECTORS = 4;
-constexpr int rows_beside(int vectors) { return vectors == 4 ? 6 : vectors == 3 ? 8 : 12; }
-#else
-constexpr int MOST_VECTORS = 2;
-constexpr int rows_beside(int vectors) { return vectors == 2 ? 6 : 10; }
-#endif
-
-// out[i, v] += sum_k a[k, i] b[k, v]: MR columns of a, NV vectors of b. The sum of a panel is added as a whole: one chain over all tiles would lose
-// five times as much as PyTorch does.
-template <int MR, int NV>
-void add_products(const float* a, i64 a_row, const float* b, i64 b_row, i64 n, float* out, i64 out_row) {
-  vf sum[MR][NV];
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) sum[i][v] = vf{};
-  for (i64 k = 0; k < n; ++k, a += a_row, b += b_row) {
-    vf bv[NV];
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) bv[v] = load(b + v * VL);
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) {
-      const vf x = a[i] - vf{};
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) sum[i][v] += x * bv[v];
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) store(out + i * out_row + v * VL, load(out + i * out_row + v * VL) + sum[i][v]);
-}
-
-using Add = void (*)(const float*, i64, const float*, i64, i64, float*, i64);
-template <int NV, int... R>
-inline Add add_among(int rows, std::integer_sequence<int, R...>) {
-  static constexpr Add of[] = {add_products<R + 1, NV>...};
-  return of[rows - 1];
-}
-template <int NV>
-inline Add add_of(int rows) { return add_among<NV>(rows, std::make_integer_sequence<int, rows_beside(NV)>{}); }
-inline Add add_for(int rows, int vectors) {
-  if constexpr (MOST_VECTORS >= 4) {
-    if (vectors == 4) return add_of<4>(rows);
-    if (vectors == 3) return add_of<3>(rows);
-  }
-  return vectors == 2 ? add_of<2>(rows) : add_of<1>(rows);
-}
 
 template <typename T>
 struct WeightGradient : ConvolutionPair {
@@ -119,7 +71,7 @@ struct WeightGradient : ConvolutionPair {
       wide = part(vectors, v, MOST_VECTORS);
       for (i64 i = 0, rows; i < I; i += rows) {
         rows = part(static_cast<int>(I), static_cast<int>(i), rows_beside(wide));
-        add_for(static_cast<int>(rows), wide)(a + i, ip, b + v * VL, op, n, out + i * op + v * VL, op);
+        products_for<true>(static_cast<int>(rows), wide)(a + i, ip, b + v * VL, op, n, out + i * op + v * VL, op, true);
       }
     }
   }
