@@ -193,7 +193,10 @@ def _rate(hits: int, n: int) -> dict[str, Any]:
 
 
 def tune(threads: int) -> None:
-    """For every optimiser the step size that keeps most of 32 held-out images under five BPDA steps; finished ones are kept."""
+    """For every optimiser the step size that keeps most of 32 held-out images under five BPDA steps; finished ones are kept.
+
+    Of sizes that keep equally many, the one that leaves the attack the least cross-entropy (mean of the images that were right).
+    """
     torch.set_num_threads(threads)
     path = RESULTS / "tuned.json"
     found = read_json(path)["grid"] if path.exists() else {}
@@ -208,6 +211,7 @@ def tune(threads: int) -> None:
         found.setdefault(name, {})[f"{size:g}"] = {
             "clean": int(result.clean_correct.sum()),
             "standing": int(result.correct.sum()),
+            "loss": float(result.best_loss[result.clean_correct].mean()),
         }
         best = {name: max(sizes, key=lambda size: _merit(sizes[size])) for name, sizes in found.items()}
         RESULTS.mkdir(parents=True, exist_ok=True)
@@ -220,8 +224,8 @@ def tune(threads: int) -> None:
         print(name, size, found[name][f"{size:g}"], flush=True)
 
 
-def _merit(found: dict[str, int]) -> tuple[int, int]:
-    return found["standing"], found["clean"]
+def _merit(found: dict[str, float]) -> tuple[float, float, float]:
+    return found["standing"], -found["loss"], found["clean"]
 
 
 if __name__ == "__main__":
