@@ -44,13 +44,13 @@ _L2_MAX_ROUNDS = 64
 _RANDOM_START_STREAM = 0x7D0C_5747
 
 
-def project(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
+def project(x_adv: Tensor, x: Tensor, eps: float | Tensor, norm: str) -> Tensor:
     """Nearest point (Euclidean) of {ball of radius eps around x} intersected with [0, 1].
 
     Args:
         x_adv: [N, C, H, W] any floating dtype, the point to project, finite.
         x: [N, C, H, W] float32 in [0, 1], the centre.
-        eps: radius in [0, 1] pixel units, >= 0.
+        eps: radius in [0, 1] pixel units, >= 0; [N] float64: of each image.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
 
     Returns:
@@ -79,16 +79,18 @@ def project(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> Tensor:
     return rounded.clamp(0.0, 1.0).view_as(x)
 
 
-def linf_bounds(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def linf_bounds(x: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest float32 images within l_inf distance eps of x and within [0, 1].
 
     Args:
         x: [N, C, H, W] float32 in [0, 1].
-        eps: radius in [0, 1] pixel units, >= 0.
+        eps: radius in [0, 1] pixel units, >= 0; [N] float64: of each image.
 
     Returns:
         (lower, upper), float32 like x; ``x - lower <= eps`` and ``upper - x <= eps`` hold in float64.
     """
+    if isinstance(eps, Tensor):
+        eps = eps[:, None, None, None]
     x64 = x.double()
     upper = (x64 + eps).float()
     upper = torch.where(upper.double() - x64 > eps, torch.nextafter(upper, torch.full_like(upper, -1.0)), upper)
@@ -251,11 +253,11 @@ def crossing(breaks: Tensor, value: Callable[[Tensor], Tensor], target: Tensor) 
     return left + share * (right - left)
 
 
-def _l2_step(length: Tensor, room: Tensor, eps: float) -> Tensor:
+def _l2_step(length: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     return torch.minimum(_ball_box_scale(length, room, eps)[:, None] * length, room)
 
 
-def _l1_step(length: Tensor, room: Tensor, eps: float) -> Tensor:
+def _l1_step(length: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     """Lengths of the l_1 projection's displacements: [N, D], [N, D] float64 -> [N, D]."""
     whole = torch.minimum(length, room)
     inside = row_sum(whole) <= eps * _KEEP
@@ -267,7 +269,8 @@ def _l1_step(length: Tensor, room: Tensor, eps: float) -> Tensor:
 
     breaks = torch.cat([length, (length - room).clamp(min=0.0), torch.zeros_like(length[:, :1])], dim=1)
     target = eps * _TARGET
-    by = crossing(breaks.sort(dim=1).values, lambda by: -row_sum(shrunk(by)), torch.full_like(length[:, 0], -target))
+    sought = torch.zeros_like(length[:, 0]) - target
+    by = crossing(breaks.sort(dim=1).values, lambda by: -row_sum(shrunk(by)), sought)
     step = shrunk(by)
     total = row_sum(step)  # target, but for rounding: length and eps may be far apart
     less = (target / torch.where(total > 0, total, 1.0)).clamp(
@@ -289,7 +292,7 @@ def _largest(gradient: Tensor, pixels: Tensor | int) -> Tensor:
     return unit / row_sum(unit.abs()).clamp(min=1.0)[:, None]
 
 
-def _ball_box_scale(length: Tensor, room: Tensor, eps: float) -> Tensor:
+def _ball_box_scale(length: Tensor, room: Tensor, eps: float | Tensor) -> Tensor:
     """Largest s in [0, 1] with || min(s length, room) || <= eps, per row: [N, D], [N, D] float64 -> [N] float64.
 
     With S the pixels already stopped by the box at s, s' = sqrt((eps^2 - sum_S room^2) / sum_notS length^2) is at least

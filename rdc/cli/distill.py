@@ -6,7 +6,16 @@ import argparse
 from typing import TYPE_CHECKING
 
 from rdc.cli.options import up_to
-from rdc.cli.training_run import AUGMENT_HELP, SETTINGS, add_run_arguments, follow, recipe_of
+from rdc.cli.training_run import (
+    AUGMENT_HELP,
+    SETTINGS,
+    THREAT_CHOICE_HELP,
+    THREAT_CHOICES,
+    THREATS_HELP,
+    add_run_arguments,
+    follow,
+    recipe_of,
+)
 
 if TYPE_CHECKING:
     from rdc.training import Recipe
@@ -16,6 +25,7 @@ EXAMPLES = """examples:
   rdc distill --teacher runs/teacher --out runs/student --classes-per-image 4 --noise-mean 0.2 --noise-std 0.8 --compile
   rdc distill --teacher runs/teacher --init runs/student --out runs/robust --classes-per-image 0 --posterior-weight 1 --margin-eps 8/255
   rdc distill --teacher runs/teacher --out runs/robust --classes-per-image 0 --posterior-weight 1 --secant-eps 8/255 --compile
+  rdc distill --teacher runs/teacher --out runs/many --classes-per-image 0 --posterior-weight 1 --threats linf:8/255..0.1,flow:0.05
   rdc distill --init cifar10 --data cifar10 --out runs/longer --classes-per-image 0 --posterior-weight 1 --secant-eps 8/255
 
 The student starts from the teacher's weights, or from another student's (--init). A run that was stopped or killed is
@@ -35,6 +45,9 @@ _SETTINGS = {
     "margin_eps": "distillation.margin_eps",
     "margin_norm": "distillation.margin_norm",
     "cutmix": "distillation.cutmix",
+    "label_smoothing": "distillation.label_smoothing",
+    "threats": "distillation.secant.threats",
+    "threat_choice": "distillation.secant.choice",
     **{f"secant_{name}": f"distillation.secant.{name}" for name in ("eps", "norm", "low", "high", "share", "steps")},
 }
 
@@ -53,6 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--margin-norm", choices=("linf", "l2", "l1"), help="of that radius (linf)")
     model.add_argument("--secant-eps", metavar="R", help="first-order radius, by differences (0: off)")
     model.add_argument("--secant-norm", choices=("linf", "l2", "l1"), help="of that radius (linf)")
+    model.add_argument("--threats", metavar="LIST", help=f"in place of that radius and norm: {THREATS_HELP}")
+    model.add_argument("--threat-choice", choices=THREAT_CHOICES, help=THREAT_CHOICE_HELP)
     model.add_argument("--secant-low", type=float, metavar="U", help="smallest fraction of a difference (0.05)")
     model.add_argument("--secant-high", type=float, metavar="U", help="largest fraction (0.3)")
     model.add_argument("--secant-share", type=float, metavar="S", help="of that in the cross-entropy (1.0)")
@@ -62,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of the search for the perturbation; above 1: an attack (1)",
     )
+    model.add_argument("--label-smoothing", type=float, metavar="P", help="of the posterior's cross-entropy (0)")
     model.add_argument("--wide-channels", type=int, metavar="N", help="of the last residual block (156)")
     model.add_argument("--shift", type=int, metavar="N", help="move each image by up to N pixels (0)")
     model.add_argument("--cutmix", type=float, metavar="P", help="share of images with a rectangle of another (0)")

@@ -6,7 +6,16 @@ import argparse
 from typing import TYPE_CHECKING
 
 from rdc.cli.options import up_to
-from rdc.cli.training_run import AUGMENT_HELP, SETTINGS, add_run_arguments, follow, recipe_of
+from rdc.cli.training_run import (
+    AUGMENT_HELP,
+    SETTINGS,
+    THREAT_CHOICE_HELP,
+    THREAT_CHOICES,
+    THREATS_HELP,
+    add_run_arguments,
+    follow,
+    recipe_of,
+)
 
 if TYPE_CHECKING:
     from rdc.training import Recipe
@@ -46,6 +55,8 @@ _SETTINGS = {
     "wrong_classes": "diffusion.wrong_classes",
     "norm": "attack.norm",
     "eps": "attack.eps",
+    "threats": "attack.threats",
+    "threat_choice": "attack.choice",
     "inner_steps": "attack.steps",
     "inner_step_size": "attack.step_size",
     "beta": "classifier.beta",
@@ -85,6 +96,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     others = parser.add_argument_group("--method standard, pgd-at, trades or mart")
     others.add_argument("--norm", choices=("linf", "l2"), help="of the perturbation trained against (linf)")
     others.add_argument("--eps", metavar="E", help="its radius, pixels in [0, 1] (8/255; l2: 0.5)")
+    others.add_argument("--threats", metavar="LIST", help=f"in place of both: {THREATS_HELP}")
+    others.add_argument("--threat-choice", choices=THREAT_CHOICES, help=THREAT_CHOICE_HELP)
     others.add_argument(
         "--inner-steps", type=up_to(1_000_000), metavar="N", help="gradient steps of the inner attack (10)"
     )

@@ -20,7 +20,16 @@ from rdc.errors import ConfigError, one_line
 if TYPE_CHECKING:
     from rdc.training import Recipe, Training
 
-__all__ = ["AUGMENT_HELP", "SETTINGS", "add_run_arguments", "follow", "recipe_of"]
+__all__ = [
+    "AUGMENT_HELP",
+    "SETTINGS",
+    "THREATS_HELP",
+    "THREAT_CHOICES",
+    "THREAT_CHOICE_HELP",
+    "add_run_arguments",
+    "follow",
+    "recipe_of",
+]
 
 _JUDGED = 20  # held-out images that say something of a model
 _WEAK = 0.5  # share of the held-out images that are right
@@ -29,6 +38,9 @@ _LONGER = (
     "--posterior-weight (teacher 0.3, student 1); docs/training.md"
 )
 INTERRUPTED = 128  # exit status: this plus the signal's number
+THREATS_HELP = "norms and radii, or ranges of radii, as in linf:2/255..0.1,l2:0.5..1.5,flow:0.05"
+THREAT_CHOICES = ("drawn", "worst")  # those of rdc.training.threats, whose import takes a second
+THREAT_CHOICE_HELP = "one of these for each image, or the one that it loses most by (drawn)"
 AUGMENT_HELP = "probability of each of EDM's transformations, of which the network is told (0; EDM: 0.12)"
 
 #: option -> setting of the recipe, of both commands; an option that was not given is None
@@ -40,6 +52,8 @@ SETTINGS = {
     "init": "init",
     "augment": "augment",
     "shift": "shift",
+    "levels": "levels",
+    **{f"select_{name}": f"selection.{name}" for name in ("every", "threats", "images", "steps")},
     "noise_mean": "noise.mean",
     "noise_std": "noise.std",
     "lr": "train.learning_rate",
@@ -94,7 +108,11 @@ def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: str) -> No
     length.add_argument("--weight-decay", type=float, metavar="X", help="AdamW's, of matrices (0: Adam)")
     length.add_argument("--noise-mean", type=float, metavar="X", help="mean of ln sigma (EDM: -1.2)")
     length.add_argument("--noise-std", type=float, metavar="X", help="standard deviation of ln sigma (EDM: 1.2)")
+    length.add_argument(
+        "--levels", metavar="LEVELS", help="to ask a diffusion model at; recorded as its own (default: log:4:...)"
+    )
     length.add_argument("--seed", type=int, metavar="N")
+    _add_selection(parser)
     speed = parser.add_argument_group("speed")
     speed.add_argument("--precision", choices=("float32", "bfloat16"), help="bfloat16: autocast")
     _add_switch(speed, "--compile", "torch.compile: minutes to start, then faster")
@@ -108,6 +126,14 @@ def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: str) -> No
     add_device_options(speed)
     speed.add_argument("--quiet", action="store_true", help="no progress bar")
     add_format_options(speed)
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    choice = parser.add_argument_group("selection: keep the averaged weights that held-out images stand best by")
+    choice.add_argument("--select-every", type=int, metavar="N", help="attack them every N images of training (off)")
+    choice.add_argument("--select-threats", metavar="LIST", help="under these: the mean counts (linf:8/255)")
+    choice.add_argument("--select-images", type=int, metavar="N", help="held-out images (250)")
+    choice.add_argument("--select-steps", type=int, metavar="N", help="of each attack (10)")
 
 
 def _add_switch(group: Any, option: str, text: str) -> None:

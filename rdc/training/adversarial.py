@@ -9,7 +9,9 @@ Four objectives for :class:`rdc.training.trainer.Trainer`. With f the logits, p 
 
 Sources: Madry et al. 2018 (arXiv 1706.06083), Zhang et al. 2019 (TRADES, arXiv 1901.08573), Wang et al. 2020 (MART, ICLR).
 Every x' is the last iterate of projected gradient ascent by the network being trained. Its starting point is drawn from the
-Trainer's generator, so that a resumed run, and one shared among processes, sees the same.
+Trainer's generator, so that a resumed run, and one shared among processes, sees the same. B(x) may be of several threats
+(:mod:`rdc.training.threats`): one drawn for each image, or the one whose x' has the largest loss (the average and the maximum of
+Tramèr & Boneh 2019, arXiv 1904.13000).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +30,7 @@ from rdc.attacks.threat_model import ThreatModel
 from rdc.errors import ConfigError
 from rdc.norm_balls import linf_bounds, project, steepest_direction
 from rdc.training.batches import integers, normal, uniform
+from rdc.training.threats import Reach, Threats, parse_threats
 
 __all__ = [
     "DEFAULT_BETA",
@@ -55,31 +59,40 @@ class InnerAttack:
     """Projected gradient ascent on a loss, within a ball around x and [0, 1].
 
     Args:
-        eps: radius in [0, 1] pixel units, > 0.
+        eps: radius in [0, 1] pixel units, > 0; with ``threats`` 0.
         norm: "linf" or "l2".
         steps: gradient steps, >= 1.
         step_size: length of a step in pixel units and in the same norm; None: 2.5 eps / steps (2/255 for eps 8/255 and ten
-            steps).
+            steps). With ``threats`` always the latter, of each radius.
+        threats: several in place of ``eps`` and ``norm``, as :func:`rdc.training.threats.parse_threats` reads them.
+        choice: which of these an image gets, one of :data:`rdc.training.threats.CHOICES`.
 
     Raises:
-        ConfigError: a setting is out of range.
+        ConfigError: a setting is out of range, or ``eps`` or ``step_size`` stands beside ``threats``.
 
     Source: Madry et al. 2018, arXiv 1706.06083, section 2.1.
     """
 
-    eps: float
+    eps: float = 0.0
     norm: str = "linf"
     steps: int = 10
     step_size: float | None = None
+    threats: str = ""
+    choice: str = "drawn"
 
     def __post_init__(self) -> None:
+        if type(self.steps) is not int or self.steps < 1:
+            raise ConfigError(f"inner steps: expected a whole number >= 1; got {self.steps!r}")
+        if self.threats:
+            self.threat_set()
+            if self.eps or self.step_size is not None:
+                raise ConfigError("threats: expected neither eps nor a step size beside them; leave these out")
+            return
         if self.norm not in ("linf", "l2"):
             raise ConfigError(f"norm: expected linf or l2 to train against; got {self.norm!r}")
         object.__setattr__(self, "eps", ThreatModel(self.norm, self.eps).eps)
         if self.eps == 0:
             raise ConfigError('eps: expected a radius > 0 to train against; got 0; for no attack use method "standard"')
-        if type(self.steps) is not int or self.steps < 1:
-            raise ConfigError(f"inner steps: expected a whole number >= 1; got {self.steps!r}")
         size = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
         if not 0 < size < math.inf:
             raise ConfigError(f"inner step size: expected a positive number in pixel units; got {size!r}")
@@ -108,6 +121,54 @@ class InnerAttack:
                     (gradient,) = torch.autograd.grad(value, x_adv)
                 x_adv = self._stepped(x_adv.detach(), gradient, x, bounds)
         return x_adv
+
+    def threat_set(self) -> Threats:
+        """What ``threats`` and ``choice`` say."""
+        return Threats(parse_threats(self.threats), self.choice)
+
+    def among(self, net: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor], generator: torch.Generator) -> Tensor:
+        """Ascend from random points under ``threats``.
+
+        Args:
+            net: as above.
+            x: [B, C, H, W] float32 in [0, 1].
+            loss: logits [B, K] float32 -> loss [B] of each image.
+            generator: of the batch.
+
+        Returns:
+            [B, C, H, W] float32 without graph, within the budget up to rounding.
+        """
+        x = x.detach()
+        reach = self.threat_set().drawn(len(x), generator, x)
+        with _frozen(net):
+            if reach.which is not None:
+                return self._climbed(net, x, reach, loss, generator)
+            worst, most = x, torch.full((len(x),), -math.inf, device=x.device)
+            for index in range(len(reach.norms)):
+                x_adv = self._climbed(net, x, reach.only(index), loss, generator)
+                with torch.no_grad():
+                    found = loss(net(x_adv).float())
+                more = found > most
+                worst, most = torch.where(more[:, None, None, None], x_adv, worst), torch.where(more, found, most)
+            return worst
+
+    def _climbed(
+        self, net: nn.Module, x: Tensor, reach: Reach, loss: Callable[[Tensor], Tensor], generator: torch.Generator
+    ) -> Tensor:
+        now = reach.start(x, generator)
+        with torch.enable_grad():
+            for _ in range(self.steps):
+                x_adv = now.moved(x).clamp(0, 1).requires_grad_(True)
+                value = loss(net(x_adv).float()).sum()
+                with torch.autocast(x.device.type, enabled=False):
+                    (gradient,) = torch.autograd.grad(value, x_adv)
+                now = reach.ascended(gradient, x, now, 2.5 / self.steps)
+        return now.moved(x).clamp(0, 1)
+
+    def describe(self) -> dict[str, Any]:
+        """For the run's folder; what was added since 0.1 and is off is left out, so that older runs continue."""
+        left_out = ("eps", "norm", "step_size") if self.threats else ("threats", "choice")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
 
     def _stepped(self, x_adv: Tensor, gradient: Tensor, x: Tensor, bounds: tuple[Tensor, Tensor] | None) -> Tensor:
         assert self.step_size is not None
@@ -276,10 +337,19 @@ class ClassifierObjective:
         """x' of the method."""
         assert self.attack is not None
         if self.method == "trades":
-            start = gaussian_start(x, self.attack, generator)
-            return self.attack(net, x, start, lambda logits: _divergence(clean, logits).sum())
-        start = uniform_start(x, self.attack, generator)
-        return self.attack(net, x, start, lambda logits: F.cross_entropy(logits, labels, reduction="sum"))
+
+            def rise(logits: Tensor) -> Tensor:
+                return _divergence(clean, logits)
+
+        else:
+
+            def rise(logits: Tensor) -> Tensor:
+                return F.cross_entropy(logits, labels, reduction="none")
+
+        if self.attack.threats:
+            return self.attack.among(net, x, rise, generator)
+        start = (gaussian_start if self.method == "trades" else uniform_start)(x, self.attack, generator)
+        return self.attack(net, x, start, lambda logits: rise(logits).sum())
 
     def _loss(self, clean: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
         if self.method == "trades":

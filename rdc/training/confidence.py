@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from rdc.data import Dataset, train_holdout
 from rdc.decisions.held_out import FEWEST, fit_held_out
@@ -20,11 +21,20 @@ from rdc.models.checkpoints import checkpoint_paths
 from rdc.models.descriptions import read_description, update_info
 from rdc.models.single import DEFAULT_LEVELS
 from rdc.networks.blocks import fastest_layout
+from rdc.networks.presets import DISCRIMINATIVE
 from rdc.training.exporter import SAMPLE_PASSES
 from rdc.training.preparation import held_out_of
 from rdc.training.recipes import Recipe
 
-__all__ = ["MOST", "automatic_holdout", "calibrate_model", "calibration_of", "cost_afterwards", "with_holdout"]
+__all__ = [
+    "MOST",
+    "attacked_as",
+    "automatic_holdout",
+    "calibrate_model",
+    "calibration_of",
+    "cost_afterwards",
+    "with_holdout",
+]
 
 MOST = 500  #: images held out, and fitted on
 _MOST_IN_TIME = 100  # of a run of so many minutes
@@ -55,6 +65,7 @@ def with_holdout(recipe: Recipe, data: Dataset, out: str | os.PathLike[str]) -> 
     if recipe.holdout is not None:
         return recipe
     count = automatic_holdout(data) if recipe.calibrate and recipe.method in ("diffusion", "distill") else 0
+    count = max(count, recipe.selection.images if recipe.selection else 0)
     if count and held_out_of(out, data) == 0:
         count = 0
     return dataclasses.replace(recipe, holdout=count)
@@ -98,7 +109,7 @@ def calibrate_model(
         record = _fitted(network, config, recipe, data, progress)
     changes: dict[str, Any] = {"calibration": record}
     if record["logit_scale"] is not None:
-        changes["classifier"] = {"levels": DEFAULT_LEVELS, "logit_scale": record["logit_scale"]}
+        changes["classifier"] = {"levels": recipe.levels or DEFAULT_LEVELS, "logit_scale": record["logit_scale"]}
     update_info(path, changes)
     return record
 
@@ -114,8 +125,28 @@ def cost_afterwards(recipe: Recipe, config: dict[str, Any]) -> int:
         return 0
     classes, student = int(config.get("num_classes") or 1), recipe.method == "distill"
     fitted = min(recipe.holdout or 0, _MOST_IN_TIME) if recipe.calibrate else 0
-    passes = fitted * len(parse_levels(DEFAULT_LEVELS)) * (1 if student else classes) + SAMPLE_PASSES * classes
+    passes = (
+        fitted * len(parse_levels(recipe.levels or DEFAULT_LEVELS)) * (1 if student else classes)
+        + SAMPLE_PASSES * classes
+    )
     return passes // (6 if student else 3)  # of a step and image: forward, backward twice as much; the teacher's
+
+
+def attacked_as(config: dict[str, Any], recipe: Recipe) -> Callable[[nn.Module], Callable[[Tensor], Tensor]]:
+    """What weights are selected by: the network -> a classifier, pixels [N, C, H, W] in [0, 1] -> logits [N, K].
+
+    Args:
+        config: description of the network.
+        recipe: with its levels.
+    """
+
+    def classifier(network: nn.Module) -> Callable[[Tensor], Tensor]:
+        if config["kind"] in DISCRIMINATIVE:
+            return network
+        network.to(memory_format=fastest_layout(next(network.parameters()).device))  # type: ignore[call-overload]
+        return DiffusionClassifier(make_denoiser(network, config), recipe.levels or DEFAULT_LEVELS)
+
+    return classifier
 
 
 def _fitted(
@@ -126,7 +157,7 @@ def _fitted(
         return {"logit_scale": None, "why": "no image was held out (--holdout)", "images": 0, "likelihood_score": None}
     held = train_holdout(data, recipe.holdout)[1]
     network.to(memory_format=fastest_layout(next(network.parameters()).device))  # type: ignore[call-overload]
-    classifier = DiffusionClassifier(make_denoiser(network, config), DEFAULT_LEVELS)
+    classifier = DiffusionClassifier(make_denoiser(network, config), recipe.levels or DEFAULT_LEVELS)
     affordable = int(_PASSES * 3 * recipe.schedule.images / classifier.evaluations_per_image)
     most = _MOST_IN_TIME if recipe.minutes is not None else min(MOST, max(_MOST_IN_TIME, affordable))
     spread = np.linspace(0, len(held) - 1, min(most, len(held))).astype(int)  # all classes, whatever the order

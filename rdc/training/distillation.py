@@ -25,7 +25,8 @@ where both z are taken at the same noise level and with the same noise. For u = 
 (Goodfellow et al., arXiv 1412.6572), for u -> 0 it is the first order itself. One step of a fixed length can be learnt by
 heart: the loss falls at its end and nowhere else (Kim et al., arXiv 2010.01799, who vary the length too); a drawn u leaves no
 such place. The network does see perturbed images; with ``steps`` above 1 d is searched for, and **they are adversarial examples**.
-No second derivative is taken, and ``torch.compile`` works.
+No second derivative is taken, and ``torch.compile`` works. In place of one ball there may be several threats, with radii from ranges
+and flows among them (:mod:`rdc.training.threats`).
 
 With ``cutmix`` a share of the images has a rectangle of another image, and y becomes a distribution over two classes: its share
 of each weighs both the denoising losses and the cross-entropies. Together with averaged weights this keeps robust training from
@@ -49,48 +50,14 @@ from rdc.networks.heads import MultiHeadUNet, PatchUNet
 from rdc.networks.presets import build_network
 from rdc.training.augmentation import cut_and_mixed
 from rdc.training.batches import normal, uniform
-from rdc.training.first_order import check_margin, draw_rivals, worst_logits, worst_step
+from rdc.training.first_order import check_margin, draw_rivals, worst_logits
 from rdc.training.objective import NoiseDistribution
+from rdc.training.secant import Secant
+from rdc.training.threats import Perturbation
 
 __all__ = ["WIDE_CHANNELS", "DistillationObjective", "DistillationTerms", "Secant", "student_from_teacher"]
 
 WIDE_CHANNELS = 156  #: of a student's last residual block
-
-
-@dataclasses.dataclass(frozen=True)
-class Secant:
-    """The threat that a student is trained for by differences.
-
-    Args:
-        eps: radius in [0, 1] pixel units, > 0.
-        norm: "linf", "l2" or "l1".
-        low, high: the fraction u of the worst perturbation is drawn between these; 0 < low <= high <= 1.
-        share: s, of the extrapolated cross-entropy; above 0, at most 1.
-        steps: 1: d is the first-order worst perturbation. More: d is what as many steps of Frank-Wolfe find (Jaggi 2013), each a
-            mean of the last d and the worst perturbation by the gradient there: iterates never leave ball and pixel box, no step
-            size is chosen. Every further step costs a forward pass and an input gradient, and **makes d an adversarial example**.
-
-    Raises:
-        ConfigError: a setting is out of range.
-    """
-
-    eps: float
-    norm: str = "linf"
-    low: float = 0.05
-    high: float = 0.3
-    share: float = 1.0
-    steps: int = 1
-
-    def __post_init__(self) -> None:
-        check_margin(self.eps, self.norm, "secant")
-        if type(self.steps) is not int or self.steps < 1:
-            raise ConfigError(f"secant_steps: expected a whole number >= 1; got {self.steps!r}")
-        if not self.eps > 0:
-            raise ConfigError("secant_eps: expected a radius > 0, such as 8/255; got 0")
-        if not 0 < self.low <= self.high <= 1:
-            raise ConfigError(f"secant_range: expected 0 < low <= high <= 1; got {self.low} and {self.high}")
-        if not 0 < self.share <= 1:
-            raise ConfigError(f"secant_share: expected a share above 0, at most 1; got {self.share}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +75,7 @@ class DistillationTerms:
         margin_norm: "linf", "l2" or "l1".
         secant: the threat that is trained for by differences; None: none.
         cutmix: probability of an image to have a rectangle of another (:func:`rdc.training.augmentation.cut_and_mixed`).
+        label_smoothing: share of the cross-entropy's target that is spread over all classes, 0 <= s < 1.
 
     Raises:
         ConfigError: a setting is out of range, ``margin_eps`` or ``secant`` without ``posterior_weight``, or both, or
@@ -122,9 +90,16 @@ class DistillationTerms:
     margin_norm: str = "linf"
     secant: Secant | None = None
     cutmix: float = 0.0
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         check_margin(self.margin_eps, self.margin_norm)
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(f"label_smoothing: expected a share in [0, 1); got {self.label_smoothing}")
+        if self.label_smoothing and not self.posterior_weight:
+            raise ConfigError(
+                "label_smoothing: expected posterior_weight > 0 with it, it is of the posterior's cross-entropy; got 0"
+            )
         if not 0 <= self.cutmix <= 1:
             raise ConfigError(f"cutmix: expected a probability in 0..1; got {self.cutmix}")
         if self.cutmix and self.margin_eps:
@@ -150,12 +125,14 @@ class DistillationTerms:
     def describe(self) -> dict[str, Any]:
         """For the run's folder; what was added since 0.1 and is off is left out, so that older runs continue."""
         terms = dataclasses.asdict(self)
-        secant, cutmix = terms.pop("secant"), terms.pop("cutmix")
+        del terms["secant"]
+        cutmix, smoothing = terms.pop("cutmix"), terms.pop("label_smoothing")
         if not self.margin_eps:
             del terms["margin_eps"], terms["margin_norm"]
-        if secant and secant["steps"] == 1:
-            del secant["steps"]
-        return terms | ({"cutmix": cutmix} if cutmix else {}) | ({"secant": secant} if secant else {})
+        terms |= {"label_smoothing": smoothing} if smoothing else {}
+        return (
+            terms | ({"cutmix": cutmix} if cutmix else {}) | ({"secant": self.secant.describe()} if self.secant else {})
+        )
 
 
 class DistillationObjective:
@@ -165,8 +142,8 @@ class DistillationObjective:
         teacher: conditional denoiser, which is frozen. Without ``classes_per_image`` nothing is asked of it but its number of
             classes and its preconditioning; the student's own denoiser will do.
         noise: distribution of the noise levels.
-        classes_per_image, difference_weight, posterior_weight, posterior_scale, margin_eps, margin_norm, secant, cutmix:
-            :class:`DistillationTerms`.
+        classes_per_image, difference_weight, posterior_weight, posterior_scale, margin_eps, margin_norm, secant, cutmix,
+            label_smoothing: :class:`DistillationTerms`.
 
     Raises:
         ConfigError: a setting is out of range, ``margin_eps`` or ``secant`` without ``posterior_weight``, or both, or
@@ -185,9 +162,12 @@ class DistillationObjective:
         margin_norm: str = DistillationTerms.margin_norm,
         secant: Secant | None = DistillationTerms.secant,
         cutmix: float = DistillationTerms.cutmix,
+        label_smoothing: float = DistillationTerms.label_smoothing,
     ) -> None:
         weights = (difference_weight, posterior_weight, posterior_scale)
-        DistillationTerms(classes_per_image, *weights, margin_eps, margin_norm, secant, cutmix)  # are they in range?
+        DistillationTerms(
+            classes_per_image, *weights, margin_eps, margin_norm, secant, cutmix, label_smoothing
+        )  # in range?
         if classes_per_image > teacher.num_classes + 1:
             raise ConfigError(f"classes_per_image: expected 0 to {teacher.num_classes + 1}; got {classes_per_image}")
         self.teacher = teacher.eval().requires_grad_(False) if classes_per_image else None
@@ -195,6 +175,7 @@ class DistillationObjective:
         self.difference_weight, self.posterior_weight = difference_weight, posterior_weight
         self.posterior_scale, self.margin_eps, self.margin_norm = posterior_scale, margin_eps, margin_norm
         self.secant, self.differentiates_twice, self.cutmix = secant, bool(margin_eps), cutmix
+        self.threats, self.label_smoothing = secant.threat_set() if secant else None, label_smoothing
         self.precondition, self.num_classes = teacher.precondition, teacher.num_classes
 
     def __call__(
@@ -267,36 +248,34 @@ class DistillationObjective:
         generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of z', and what the log shows of it."""
-        assert self.secant is not None
-        own = own[:, : self.num_classes]
+        assert self.secant is not None and self.threats is not None
+        own, pixels = own[:, : self.num_classes], (x0.detach() + 1) / 2
         shown = (own > 0) if self.num_classes > 2 else torch.zeros_like(own, dtype=torch.bool)  # no rivals
         rivals = draw_rivals(logits.masked_fill(shown, -math.inf), labels, generator)
         margin = _lead(logits, rivals, own)
         with torch.autocast(x0.device.type, enabled=False):  # the gradient's types are those of the forward pass
             (gradient,) = torch.autograd.grad(margin.sum(), x0, retain_graph=True)
-        step = 2 * worst_step(gradient, (x0.detach() + 1) / 2, self.secant.eps, self.secant.norm)
+        reach = self.threats.drawn(len(x0), generator, x0)
+        worst = reach.furthest(gradient, pixels)
         for count in range(2, self.secant.steps + 1):
-            step = step + (self._next_step(net, x0, step, rivals, own, sigma, noise) - step) / count
+            slope = self._slope(net, _moved(x0, worst).requires_grad_(), rivals, own, sigma, noise)
+            worst = worst.towards(reach.onward(slope, pixels, worst), count)
         u = uniform((len(x0),), generator).to(x0) * (self.secant.high - self.secant.low) + self.secant.low
-        x = (x0.detach() + u[:, None, None, None] * step).requires_grad_()  # like x0: one graph, where it is compiled
+        x = _moved(x0, worst, u).requires_grad_()  # like x0: one graph, where it is compiled
         _, target, predicted = self._predict(net, x, sigma, noise)
         far = logits + (self._logits(self._errors(predicted, target), sigma) - logits) / u[:, None]
         rise = _lead(far, rivals, own) - margin
         hits = (far.argmax(1) == labels).float().mean()
-        truth = own if self.cutmix else labels
-        return F.cross_entropy(far, truth), {"robust_first_order": hits, "rise": rise.detach().mean()}
+        entropy = F.cross_entropy(far, own if self.cutmix else labels, label_smoothing=self.label_smoothing)
+        return entropy, {"robust_first_order": hits, "rise": rise.detach().mean()}
 
-    def _next_step(
-        self, net: nn.Module, x0: Tensor, step: Tensor, rivals: Tensor, own: Tensor, sigma: Tensor, noise: Tensor
-    ) -> Tensor:
-        """The worst perturbation of x0 by the gradient at x0 + step, in [-1, 1] units."""
-        assert self.secant is not None
-        x = (x0.detach() + step).requires_grad_()
+    def _slope(self, net: nn.Module, x: Tensor, rivals: Tensor, own: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        """Gradient of the rivals' lead at x [B, C, H, W], which requires one."""
         _, target, predicted = self._predict(net, x, sigma, noise)
         lead = _lead(self._logits(self._errors(predicted, target), sigma), rivals, own)
-        with torch.autocast(x0.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             (gradient,) = torch.autograd.grad(lead.sum(), x)
-        return 2 * worst_step(gradient, (x0.detach() + 1) / 2, self.secant.eps, self.secant.norm)
+        return gradient
 
     def _posterior(
         self, logits: Tensor, labels: Tensor, truth: Tensor, x0: Tensor, generator: torch.Generator
@@ -306,11 +285,12 @@ class DistillationObjective:
         ``truth`` is ``labels`` [B], or the images' shares of the classes [B, K].
         """
         if not self.margin_eps:
-            return F.cross_entropy(logits, truth), {}
+            return F.cross_entropy(logits, truth, label_smoothing=self.label_smoothing), {}
         rivals = draw_rivals(logits, labels, generator)
         worst, rise = worst_logits(logits, labels, rivals, x0, self.margin_eps, self.margin_norm)
         robust = (worst.argmax(1) == labels).float().mean()
-        return F.cross_entropy(worst, labels), {"robust_first_order": robust, "rise": rise.mean()}
+        entropy = F.cross_entropy(worst, labels, label_smoothing=self.label_smoothing)
+        return entropy, {"robust_first_order": robust, "rise": rise.mean()}
 
     def _choose(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """[B, m] classes: the true one first, then distinct others, K standing for the null label."""
@@ -331,6 +311,15 @@ class DistillationObjective:
         if count == 1:
             return gap.square().mean(), gap.new_zeros(())
         return gap.square().mean(), (gap[:, 1:] - gap[:, :1]).square().mean()
+
+
+def _moved(x0: Tensor, perturbation: Perturbation, share: Tensor | None = None) -> Tensor:
+    """Images in [-1, 1], perturbed by all or by a share [B] of it."""
+    x = x0.detach()
+    if perturbation.flow is not None:
+        return 2 * perturbation.moved((x + 1) / 2, share) - 1
+    part = 2 * perturbation.delta
+    return x + (part if share is None else share[:, None, None, None] * part)
 
 
 def _lead(logits: Tensor, rivals: Tensor, own: Tensor) -> Tensor:

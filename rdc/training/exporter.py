@@ -31,12 +31,13 @@ class Exporter:
         data: what it is trained on.
         settings: to record with the model.
         command: for titles, such as ``"rdc train"``.
+        levels: noise levels to be asked at, recorded as the model's own; "": nothing is recorded.
     """
 
     def __init__(
-        self, out: Path, config: dict[str, Any], data: Dataset, settings: dict[str, Any], command: str
+        self, out: Path, config: dict[str, Any], data: Dataset, settings: dict[str, Any], command: str, levels: str = ""
     ) -> None:
-        self.out, self.config, self.data, self.settings = out, config, data, settings
+        self.out, self.config, self.data, self.settings, self.levels = out, config, data, settings, levels
         self.title = f"{command}, {data.name}"
 
     def __call__(self, network: nn.Module, info: dict[str, Any]) -> None:
@@ -44,6 +45,8 @@ class Exporter:
         from rdc.plots.figures import plot_losses
 
         about = {"dataset": self.data.name, "class_names": list(self.data.class_names), **self.settings, **info}
+        if self.levels:
+            about["classifier"] = {"levels": self.levels}
         if self.config["kind"] not in DISCRIMINATIVE:
             about["null_label"] = null_label_of(self.config, about, str(self.out)).to_json()
         save_model(self.out / "model", network, self.config, about)

@@ -76,10 +76,10 @@ def worst_rise(gradient: Tensor, pixels: Tensor, eps: float, norm: str) -> Tenso
     return (gradient * worst_step(gradient, pixels, eps, norm)).flatten(1).sum(1)
 
 
-def worst_step(gradient: Tensor, pixels: Tensor, eps: float, norm: str) -> Tensor:
+def worst_step(gradient: Tensor, pixels: Tensor, eps: float | Tensor, norm: str) -> Tensor:
     """The perturbation within the ball of radius eps and the pixel box by which a linear function rises most.
 
-    Args: as of :func:`worst_rise`; only the direction of ``gradient`` counts.
+    Args: as of :func:`worst_rise`; only the direction of ``gradient`` counts; ``eps`` may be of each image, [B] float64.
 
     Returns:
         [B, C, H, W] in the type of the gradient, without a graph.

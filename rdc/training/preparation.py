@@ -162,7 +162,7 @@ def _classifier(recipe: Recipe, data: Dataset, device: torch.device) -> Prepared
     objective = ClassifierObjective(recipe.method, recipe.attack, terms.beta, terms.label_smoothing, recipe.shift)
     settings: dict[str, Any] = {"command": "train", "method": recipe.method}
     if recipe.attack is not None:
-        settings["attack"] = dataclasses.asdict(recipe.attack)
+        settings["attack"] = recipe.attack.describe()
     if recipe.method in DEFAULT_BETA:
         settings["beta"] = objective.beta
     settings |= {"label_smoothing": terms.label_smoothing, "shift": recipe.shift}

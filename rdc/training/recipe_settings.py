@@ -17,12 +17,13 @@ from rdc.training.energy import EnergyTerms
 from rdc.training.hybrid import HybridTerms
 from rdc.training.objective import DiffusionTerms
 from rdc.training.recipes import METHODS, NoiseChoice, Recipe, methods_of
+from rdc.training.selection import SelectionTerms
 
 __all__ = ["Source", "merged", "recipe_from", "settings_of"]
 
 _SECTIONS = (
     *(TrainConfig, NoiseChoice, DiffusionTerms, DistillationTerms, Secant),
-    *(ClassifierTerms, InnerAttack, EnergyTerms, HybridTerms),
+    *(ClassifierTerms, InnerAttack, EnergyTerms, HybridTerms, SelectionTerms),
 )
 _Section = TypeVar("_Section")
 _SECTION: dict[str, type] = {kind.__name__: kind for kind in _SECTIONS}
@@ -81,7 +82,8 @@ def recipe_from(settings: Mapping[str, Any], source: Source = Source()) -> Recip
     if "train" in tree or tree.get("minutes") is not None:
         tree["train"] = Recipe.train_defaults(method, tree.get("minutes")) | tree.get("train", {})
     if "attack" in tree:
-        tree["attack"] = Recipe.attack_defaults(tree["attack"].get("norm", InnerAttack.norm)) | tree["attack"]
+        given = tree["attack"]
+        tree["attack"] = Recipe.attack_defaults(given.get("norm", InnerAttack.norm), given.get("threats", "")) | given
     _complete_secant(tree.get("distillation", {}), source)
     return _made(Recipe, tree, "", source)
 
@@ -154,8 +156,10 @@ def _expect_method(key: str, method: str, source: Source) -> None:
 
 
 def _complete_secant(terms: dict[str, Any], source: Source) -> None:
-    """No radius, or the radius 0: no secant."""
+    """Neither threats nor a radius, or the radius 0: no secant."""
     secant = terms.get("secant", {})
+    if secant.get("threats"):
+        return
     if "eps" not in secant and any(f"{_SECANT}.{key}" not in source.options for key in secant):
         raise ConfigError(
             f'{source.name(f"{_SECANT}.eps")}: expected a radius such as "8/255" beside the others; got none'

@@ -8,6 +8,7 @@ from typing import Any
 
 from rdc.attacks import parse_eps
 from rdc.errors import ConfigError
+from rdc.method.levels import parse_levels
 from rdc.training.adversarial import DEFAULT_BETA, ClassifierTerms, InnerAttack
 from rdc.training.adversarial import METHODS as CLASSIFIERS
 from rdc.training.config import TrainConfig
@@ -15,6 +16,7 @@ from rdc.training.distillation import WIDE_CHANNELS, DistillationTerms
 from rdc.training.energy import EnergyTerms
 from rdc.training.hybrid import HybridTerms
 from rdc.training.objective import DiffusionTerms, NoiseDistribution
+from rdc.training.selection import SelectionTerms
 
 __all__ = ["DEFAULT_DATA", "GENERATIVE", "GOES_WITH", "METHODS", "NoiseChoice", "Recipe", "methods_of"]
 
@@ -30,6 +32,7 @@ GOES_WITH: dict[str, tuple[str, ...]] = {
     "wide_channels": ("distill",),
     "augment": ("diffusion", "distill"),
     "calibrate": ("diffusion", "distill"),
+    "levels": ("diffusion", "distill"),
     "shift": (*CLASSIFIERS, "hybvit", "distill"),
     "noise": ("diffusion", "distill"),
     "diffusion": ("diffusion",),
@@ -92,6 +95,8 @@ class Recipe:
         holdout: training images to leave out, the same number of each class; None: as many as calibration takes
             (``training.confidence.automatic_holdout``), or none without it.
         calibrate: fit a diffusion model's confidence at the end, on images that were left out; it changes no decision.
+        levels: noise levels that the model is to be asked at, as ``rdc evaluate --levels`` reads them: of selection and calibration, and
+            recorded as its own; "": the default ones.
         shift: move each image by up to so many pixels along each axis.
         augment: probability of each of EDM's transformations, of which the network is told; 0: none.
         minutes: in place of ``train.images``: end within so many minutes.
@@ -100,6 +105,7 @@ class Recipe:
         diffusion, distillation, classifier: what is minimised; None: the defaults, for the method that it is of.
         attack: the inner maximisation; None: l_inf 8/255, for the methods that have one.
         energy, hybrid: what JEM and HybViT minimise; None: the defaults.
+        selection: keep the averaged weights that held-out images stand best by; None: the last ones.
 
     Raises:
         ConfigError: a setting is out of range, or belongs to another method.
@@ -113,6 +119,7 @@ class Recipe:
     data: str = ""
     holdout: int | None = None
     calibrate: bool = True
+    levels: str = ""
     shift: int = 0
     augment: float = 0.0
     minutes: float | None = None
@@ -124,6 +131,7 @@ class Recipe:
     attack: InnerAttack | None = None
     energy: EnergyTerms | None = None
     hybrid: HybridTerms | None = None
+    selection: SelectionTerms | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -140,6 +148,12 @@ class Recipe:
             raise ConfigError(f"augment: expected a probability in 0..1; got {self.augment}")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise ConfigError(f"minutes: expected a positive number; got {self.minutes}")
+        if self.levels:
+            parse_levels(self.levels)
+        if self.selection is not None and self.holdout is not None and self.holdout < self.selection.images:
+            raise ConfigError(
+                f"holdout: expected at least the {self.selection.images} images that weights are selected by; got {self.holdout}"
+            )
         if self.distillation is not None:
             self._check_distillation(self.distillation)
 
@@ -202,9 +216,9 @@ class Recipe:
         return rate if minutes is None else {**rate, "images": _UNPLANNED}
 
     @staticmethod
-    def attack_defaults(norm: str = InnerAttack.norm) -> dict[str, Any]:
-        """The radius of :class:`InnerAttack` where none is given; an unknown norm has none that matters."""
-        return {"eps": parse_eps(_EPS.get(norm, _EPS["linf"]))}
+    def attack_defaults(norm: str = InnerAttack.norm, threats: str = "") -> dict[str, Any]:
+        """The radius of :class:`InnerAttack` where none is given; an unknown norm has none that matters, nor have threats."""
+        return {} if threats else {"eps": parse_eps(_EPS.get(norm, _EPS["linf"]))}
 
 
 def methods_of(key: str) -> tuple[str, ...]:

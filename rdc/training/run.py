@@ -8,15 +8,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rdc.data import Dataset
+from rdc.data import Dataset, train_holdout
 from rdc.execution.processes import leave_processes
 from rdc.models.checkpoints import checkpoint_paths
-from rdc.training.confidence import calibrate_model, calibration_of, cost_afterwards, with_holdout
+from rdc.training.confidence import attacked_as, calibrate_model, calibration_of, cost_afterwards, with_holdout
 from rdc.training.device import open_device
 from rdc.training.exporter import Exporter
 from rdc.training.preparation import Prepared, fingerprint, prepare, training_images
 from rdc.training.recipe_files import to_toml
 from rdc.training.recipes import Recipe
+from rdc.training.selection import Selector
 from rdc.training.time_box import plan_images
 from rdc.training.trainer import Trainer
 
@@ -85,12 +86,14 @@ def run(
         images = training_images(recipe, data)
         ready = prepare(recipe, images, place)
         settings = ready.settings
-        exporter = Exporter(Path(out), ready.config, images, settings, recipe.title)
+        exporter = Exporter(Path(out), ready.config, images, settings, recipe.title, recipe.levels)
         description = _description(ready, images)
         text = to_toml(ready.recipe)
         trainer = Trainer(
             ready.network, ready.objective, images, recipe.schedule, Path(out), description, progress, exporter, text
         )
+        if trainer.rank == 0:
+            trainer.selector = _selector(ready, data, trainer)
         if recipe.minutes is not None:
             plan_images(trainer, recipe.minutes, begun, cost_afterwards(recipe, ready.config))
         trainer.run()
@@ -108,6 +111,15 @@ def run(
     return Training(Path(out), done, trainer.config.images, trainer.seconds, finished, diffuses, first, calibration)
 
 
+def _selector(ready: Prepared, data: Dataset, trainer: Trainer) -> Selector | None:
+    """What chooses the weights, if the recipe asks for it."""
+    recipe = ready.recipe
+    if recipe.selection is None:
+        return None
+    held = train_holdout(data, recipe.holdout or 0)[1]
+    return Selector(recipe.selection, held, attacked_as(ready.config, recipe), trainer.folder)
+
+
 def _description(ready: Prepared, images: Dataset) -> dict[str, Any]:
     """What tells the run from others, beside the training settings."""
     source = {
@@ -115,4 +127,7 @@ def _description(ready: Prepared, images: Dataset) -> dict[str, Any]:
         "images": len(images),
         "crc32": fingerprint(images.images, images.labels),
     }
-    return {**ready.settings, "network": ready.config, "data": source, "holdout": ready.recipe.holdout or 0}
+    selection = {} if ready.recipe.selection is None else {"selection": dataclasses.asdict(ready.recipe.selection)}
+    levels = {"levels": ready.recipe.levels} if ready.recipe.levels else {}
+    left_out = {"data": source, "holdout": ready.recipe.holdout or 0}
+    return {**ready.settings, **levels, **selection, "network": ready.config, **left_out}

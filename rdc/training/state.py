@@ -28,7 +28,8 @@ __all__ = ["RunFolder", "State", "StopRequest", "TrainingStopped", "stop_on_sign
 STATE, LOG, CONFIG, LOCK = "state.safetensors", "log.jsonl", "config.json", "lock"
 RECIPE = "recipe.toml"
 LARGEST_LOG = 256 * 2**20  # bytes
-_OURS = (STATE, LOG, CONFIG, RECIPE, "model.safetensors", "model.json", "loss.png", "samples.png")
+SELECTED, SCORES = "selected.safetensors", "selection.json"
+_OURS = (STATE, LOG, CONFIG, RECIPE, SELECTED, SCORES, "model.safetensors", "model.json", "loss.png", "samples.png")
 _ROW = record({"step": integer(0)})
 #: settings that do not change what is computed; a run may be continued with others
 _FREE = ("compile", "checkpoint_seconds", "memory_format", "cuda_graph")
@@ -76,7 +77,7 @@ class RunFolder(ResumableFolder):
             return None
         state, description = read_state(path)
         with reading(path, CheckpointError, NOT_A_STATE, DELETE):
-            self._expect_same(description)
+            self.expect_this_run(description)
         return state
 
     def save(self, state: State) -> None:
@@ -148,7 +149,12 @@ class RunFolder(ResumableFolder):
                 "make room (or get write permission), then run the same command again to continue"
             ) from error
 
-    def _expect_same(self, there: dict[str, Any]) -> None:
+    def expect_this_run(self, there: dict[str, Any]) -> None:
+        """Refuse what was written under another description.
+
+        Raises:
+            CheckpointError: the settings differ; the message says which.
+        """
         found = [
             difference
             for difference in differing_leaves(there, self.description)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ from rdc.training.config import TrainConfig, optimizer_of
 from rdc.training.cuda_graph import GraphedStep
 from rdc.training.objective import ConditionalObjective, NoiseDistribution, Objective, noisy
 from rdc.training.recovery import Recovery, Runaway
+from rdc.training.selection import Selector
 from rdc.training.state import RunFolder, State, StopRequest, TrainingStopped, stop_on_signals
 
 __all__ = [
@@ -61,6 +63,7 @@ class Trainer:
     Attributes:
         deadline: on ``time.monotonic``'s clock; no step begins later. The state is saved and ``run`` returns with
             ``step < config.steps``; one process only.
+        selector: scores the averaged weights now and then and keeps the best; None: the last ones are kept.
 
     Processes: under ``torchrun`` each process takes its share of every batch and gradients are averaged; process 0
     writes the files.
@@ -106,6 +109,7 @@ class Trainer:
         self.window: list[dict[str, float]] = []
         self.stop, self.deadline = StopRequest(), math.inf
         self.recovery = Recovery(objective) if isinstance(objective, Runaway) else None
+        self.selector: Selector | None = None
 
     # --- one step -------------------------------------------------------------------------------------------------
     def train_step(self) -> dict[str, float]:
@@ -215,6 +219,7 @@ class Trainer:
                 self.seconds += time.monotonic() - tick
                 line.update(config.batch_size)
                 last = self.step == config.steps
+                self._select(line, last)
                 if self.step % config.log_steps == 0 or last:
                     speed = (len(self.window) - before) * config.batch_size / (time.monotonic() - since)
                     line.set_postfix(loss=f"{self._log(speed)['loss']:.4g}", refresh=False)
@@ -230,6 +235,18 @@ class Trainer:
         if first == config.steps:
             self._export()  # finished before; make sure that what follows from the state is there
         return self.ema
+
+    def _select(self, line: tqdm, last: bool) -> None:
+        """Score the averaged weights, where it is time."""
+        selector, batch = self.selector, self.config.batch_size
+        if selector is None or not selector.due(self.step, batch, last):
+            return
+        with self.folder.writing("the selected weights"):
+            row = selector(self.step, batch, self._network_of(self.ema), self.ema)
+        if self.progress:
+            said = f"{row['images']:,} images: {100 * row['score']:.1f} % of the held-out images stand"
+            kept = selector.best_row or row
+            line.write(said if kept is row else f"{said}; kept: {100 * kept['score']:.1f} %", file=sys.stderr)
 
     def first_step(self) -> dict[str, float]:
         """:meth:`train_step`, the first of this process, where ``torch.compile`` does its work and may fail."""
@@ -282,16 +299,27 @@ class Trainer:
         return tensors
 
     def averaged_network(self) -> nn.Module:
-        """A copy of the network with the averaged weights, in evaluation mode."""
+        """A copy of the network with the averaged weights, the selected ones where there are any, in evaluation mode."""
+        selected = self.selector.best if self.selector is not None else None
+        return self._network_of(self.ema if selected is None else selected)
+
+    def _network_of(self, weights: dict[str, Tensor]) -> nn.Module:
         network = copy.deepcopy(self.net).eval().requires_grad_(False)
         for name, p in network.named_parameters():
-            p.copy_(self.ema[name])
+            p.copy_(weights[name])
         return network
 
     def _export(self) -> None:
         if self.export is not None and self.rank == 0:
             images = self.step * self.config.batch_size
-            info = {"step": self.step, "images": images, "seconds": round(self.seconds, 1), "processes": self.world}
+            info: dict[str, Any] = {
+                "step": self.step,
+                "images": images,
+                "seconds": round(self.seconds, 1),
+                "processes": self.world,
+            }
+            if self.selector is not None and self.selector.best_row is not None:
+                info["selected"] = self.selector.best_row
             with self.folder.writing("the exported model"):
                 self.export(self.averaged_network(), info)
 
@@ -307,6 +335,8 @@ class Trainer:
                 raise ConfigError(f"{self.folder.path}: expected a folder that all processes see; their states differ")
         if self.rank:
             return
+        if self.selector is not None:
+            self.selector.resume(self.step)
         if state is None:
             self.folder.begin()
         else:

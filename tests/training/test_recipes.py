@@ -21,6 +21,7 @@ from rdc.training.distillation import DistillationTerms, Secant
 from rdc.training.objective import DiffusionTerms
 from rdc.training.recipe_settings import recipe_from, settings_of
 from rdc.training.recipes import GENERATIVE, METHODS, NoiseChoice
+from rdc.training.selection import SelectionTerms
 from tests.training.recipe_commands import ROOT, documented, recipe_of_words
 
 ASSETS = ROOT / "rdc" / "assets"
@@ -46,6 +47,16 @@ EXAMPLES = [
         distillation=DistillationTerms(0, 2.0, 1.0, 0.03, secant=Secant(8 / 255, "l2", steps=3), cutmix=0.3),
     ),
     Recipe("mart", attack=InnerAttack(0.5, "l2", 3), classifier=ClassifierTerms(2.0), holdout=20),
+    Recipe("trades", attack=InnerAttack(threats="linf:0.1,flow:0.05", choice="worst"), selection=SelectionTerms(500)),
+    Recipe(
+        "distill",
+        init="i",
+        levels="log:6:0.8:4:flat",
+        distillation=DistillationTerms(
+            0, posterior_weight=1.0, secant=Secant(threats="l2:0.5..1.5"), label_smoothing=0.1
+        ),
+        selection=SelectionTerms(20_000, "linf:0.1,flow:0.05", 200, 5),
+    ),
 ]  # fmt: skip
 
 
@@ -98,6 +109,8 @@ def test_radii_are_read_like_those_of_the_command_line() -> None:
         ("[noise]\nstd = 0", r"{} \[noise\]: noise: expected a finite mean, std > 0"),
         ("[diffusion]\nlabel_dropout = 2", r"{} \[diffusion\]: label_dropout: expected a share in 0..1; got 2.0"),
         ("shift = 1", "{}: shift: has no meaning for method diffusion; it goes with standard, pgd-at, trades, mart"),
+        ("[selection]\nimages = 5", r"{} \[selection\]: every: expected 1 or more images"),
+        ("method = 'mart'\n[attack]\nthreats = 'l2'", r"{} \[attack\]: threats: expected NORM:RADIUS"),
         ("[attack]\neps = 0.1", "{}: attack.eps: has no meaning for method diffusion; it goes with pgd-at, trades, mart"),
         ("method = 'pgd-at'\n[classifier]\nbeta = 6", "{}: classifier.beta: .*; it goes with trades, mart"),
         ("method = 'distill'", "--teacher: expected a conditional model"),
@@ -284,7 +297,7 @@ def test_recipe_is_what_the_shipped_model_records(name: str) -> None:
     if recipe.distillation is not None:
         assert info["distillation"] == recipe.distillation.describe() and info.get("shift", 0) == recipe.shift
     if recipe.attack is not None:
-        assert info["attack"] == vars(recipe.attack) and info.get("beta") == recipe.classifier.beta
+        assert info["attack"] == recipe.attack.describe() and info.get("beta") == recipe.classifier.beta
     if recipe.diffusion is not None and recipe.diffusion.posterior_weight:
         posterior = {key: value for key, value in vars(recipe.diffusion).items() if key != "label_dropout"}
         assert info["posterior"] == posterior and info["label_dropout"] == recipe.diffusion.label_dropout
