@@ -29,12 +29,13 @@ from rdc.cli.options import (
     warn_of_null_label,
 )
 from rdc.cli.shell import command_line
+from rdc.cli.threat_options import chosen_threats
 from rdc.errors import RdcError, one_line
 
 if TYPE_CHECKING:
     from rdc.contracts import Defence
     from rdc.data import Dataset
-    from rdc.evaluation import EvaluationSettings
+    from rdc.evaluation import EvaluationSettings, Threat
     from rdc.models.choice import ModelChoice
     from rdc.reports import Presented
 
@@ -50,6 +51,8 @@ EXAMPLES = """examples:
   rdc evaluate --attacks autoattack,adaptive --lm paper-v2 --n 128 --out runs/everything
   rdc evaluate --model models/edm-cond --lm paper-v2 --lm-model models/edm-uncond --data cifar10 --n 128 --out runs/two-networks
   rdc evaluate --norm flow --eps 0.05 --attacks stadv --steps 100 --out runs/stadv
+  rdc evaluate --threats linf:8/255,l2:0.5,flow:0.05 --attacks autoattack,stadv --steps 100 --out runs/threats
+  rdc evaluate --eps 2/255,4/255,8/255,16/255 --out runs/curve
   rdc evaluate --noise all --eot 20 --n 64 --out runs/stochastic
   rdc evaluate --model mynet.py:make --data cifar10 --attacks autoattack --out runs/mine   # runs the code in mynet.py
   torchrun --nproc-per-node 2 -m -- rdc evaluate --n 512 --threads 1 --out runs/sharded   # mind the --
@@ -78,7 +81,14 @@ def _add_attack_options(threat: Any) -> None:
         threat.add_argument(f"--{name}", help=f"{about}(default: %(default)s)", **default)
 
     add("norm", "linf, l2, l1 or flow ", metavar="NORM")
-    add("eps", "radius in [0, 1] pixel units ")
+    add("eps", "radius in [0, 1] pixel units; several, separated by commas, draw accuracy against the radius ")
+    threat.add_argument(
+        "--threats",
+        metavar="LIST",
+        help="several threats in one run, as in linf:8/255,l2:0.5,flow:0.05, in place of --norm and --eps: each by itself, their mean, "
+        "and images that stand under all; each gets those of --attacks that know its norm, a flow stadv where the list has nothing for it; "
+        "a larger radius of a norm begins with the images of the smaller one",
+    )
     add(
         "attacks",
         "names separated by commas, see below; each attacks what is still robust; none: clean accuracy alone ",
@@ -141,6 +151,7 @@ class Request:
         again: the command line that continues the run.
         batch_given: whether the size of a batch was asked for.
         overwrite, quiet, form, dry_run: the options of these names; ``form`` is ``--format``.
+        threats: norms and radii where there are several; ``settings`` has the first.
     """
 
     settings: EvaluationSettings
@@ -155,19 +166,43 @@ class Request:
     quiet: bool
     form: str
     dry_run: bool
+    threats: tuple[Threat, ...] = ()
+
+    @property
+    def first_folder(self) -> Path:
+        """Where the first results go."""
+        return self.out / self.threats[0].folder if self.threats else self.out
+
+    @property
+    def images(self) -> int:
+        """Images of all threats."""
+        return self.settings.n * max(1, len(self.threats))
+
+    def threats_for(self, classifier: Any) -> tuple[EvaluationSettings, ...]:
+        """The settings of each threat on this classifier."""
+        from rdc.evaluation.threats import attacks_within, settings_of_threats
+
+        chosen = settings_of_threats(self._on(classifier), self.attacks, self.threats)
+        return tuple(one.for_defence(classifier, attacks_within(str(one.norm), self.attacks)) for one in chosen)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of ``evaluate``."""
+        return {"command": self.command, "overwrite": self.overwrite, "progress": not self.quiet}
 
     def settings_for(self, classifier: Any) -> EvaluationSettings:
         """The settings on this classifier's device, without the parts of suites that it does not offer."""
-        settings = self.settings
+        return self._on(classifier).for_defence(classifier, self.attacks)
+
+    def _on(self, classifier: Any) -> EvaluationSettings:
+        """The settings on this classifier's device."""
         if not self.batch_given and classifier.device.type == "cuda":
-            settings = dataclasses.replace(settings, batch=_DEFAULT.batch_on_a_gpu)
-        return settings.for_defence(classifier, self.attacks)
+            return dataclasses.replace(self.settings, batch=_DEFAULT.batch_on_a_gpu)
+        return self.settings
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate; returns the exit status."""
-    from rdc import reports
-    from rdc.evaluation import evaluate
     from rdc.evaluation.files import precision_chosen_before
     from rdc.execution.processes import leave_processes
     from rdc.models.precision import AUTO
@@ -183,42 +218,85 @@ def run(args: argparse.Namespace) -> int:
         say_data(args, [args.model])
         warn_if_sorted(dataset, settings.start, settings.n)
     if args.precision == AUTO and not request.overwrite:
-        model = dataclasses.replace(model, chosen_precision=precision_chosen_before(request.out))
+        model = dataclasses.replace(model, chosen_precision=precision_chosen_before(request.first_folder))
     classifier = model.load(dataset)
     if first:
         say_precision(classifier)
         warn_if_other_classes(classifier, dataset, settings.model)
         warn_of_null_label(classifier)
-    settings = request.settings_for(classifier)
+    every = request.threats_for(classifier) if request.threats else (request.settings_for(classifier),)
     if request.dry_run:
         if first:
-            print(_forecast(classifier, dataset, settings, request), end="")
+            print("\n".join(_forecast(classifier, dataset, one, request, request.out) for one in every), end="")
         leave_processes()
         return 0
-    options: dict[str, Any] = {"command": request.command, "overwrite": request.overwrite, "progress": not quiet}
     with _what_is_kept(request) as count:
-        if first and not quiet:
-            _say_how_long(classifier, dataset, settings, request)
-        evaluation = evaluate(classifier, dataset, settings, request.out, on_batch=count, **options)
-        count(settings.n, settings.n)  # all processes
-        shown = reports.present(evaluation, classifier, request.form) if first else None
+        shown = (_several if request.threats else _one)(classifier, dataset, every, request, first, count)
     if shown is not None:
         _print(shown, request)
     leave_processes()
     return 0
 
 
-def _say_how_long(classifier: Defence, dataset: Dataset, settings: EvaluationSettings, request: Request) -> None:
+def _one(
+    classifier: Defence,
+    dataset: Dataset,
+    every: tuple[EvaluationSettings, ...],
+    request: Request,
+    first: bool,
+    count: Callable[[int, int], None],
+) -> Presented | None:
+    """Evaluate under one threat; what is to be printed, in the first process."""
+    from rdc import reports
+    from rdc.evaluation import evaluate
+
+    (settings,) = every
+    if first and not request.quiet:
+        _say_how_long(classifier, dataset, settings, request, request.out)
+    evaluation = evaluate(classifier, dataset, settings, request.out, on_batch=count, **request.options)
+    count(settings.n, settings.n)  # all processes
+    return reports.present(evaluation, classifier, request.form) if first else None
+
+
+def _several(
+    classifier: Defence,
+    dataset: Dataset,
+    every: tuple[EvaluationSettings, ...],
+    request: Request,
+    first: bool,
+    count: Callable[[int, int], None],
+) -> Presented | None:
+    """Evaluate under every threat; what is to be printed, in the first process."""
+    from rdc import reports
+    from rdc.evaluation import evaluate_threats
+
+    def say(settings: EvaluationSettings, folder: Path) -> None:
+        if first and not request.quiet:
+            print(f"rdc: {settings.norm} {settings.eps}", file=sys.stderr, flush=True)
+            _say_how_long(classifier, dataset, settings, request, folder)
+
+    evaluation = evaluate_threats(
+        classifier, dataset, every, request.out, on_batch=count, on_threat=say, **request.options
+    )
+    count(request.images, request.images)
+    return reports.present_threats(evaluation, classifier, request.form) if first else None
+
+
+def _say_how_long(
+    classifier: Defence, dataset: Dataset, settings: EvaluationSettings, request: Request, folder: Path
+) -> None:
     """A line on stderr; whatever prevents it is met again by the run itself, which says so."""
     try:
-        text = _forecast(classifier, dataset, settings, request)
+        text = _forecast(classifier, dataset, settings, request, folder)
     except Exception:
         return
     if text:
         print(f"rdc: {text}", file=sys.stderr, flush=True)
 
 
-def _forecast(classifier: Defence, dataset: Dataset, settings: EvaluationSettings, request: Request) -> str:
+def _forecast(
+    classifier: Defence, dataset: Dataset, settings: EvaluationSettings, request: Request, folder: Path
+) -> str:
     """How long it will take, "" where all is done; for --dry-run what would be run, too."""
     from rdc.evaluation.cost import predict
     from rdc.evaluation.results import finished_batches
@@ -226,7 +304,7 @@ def _forecast(classifier: Defence, dataset: Dataset, settings: EvaluationSetting
     from rdc.reports.forecast import forecast_line, plan_text
 
     chosen_images(classifier, dataset, settings)
-    finished = 0 if request.overwrite or request.dry_run else finished_batches(request.out)
+    finished = 0 if request.overwrite or request.dry_run else finished_batches(folder)
     left = settings.n - finished * settings.batch
     if left <= 0:
         return ""
@@ -238,22 +316,30 @@ def _forecast(classifier: Defence, dataset: Dataset, settings: EvaluationSetting
 
 
 def _request(args: argparse.Namespace) -> Request:
-    from rdc.evaluation import EvaluationSettings, parse_attacks
+    from rdc.evaluation import EvaluationSettings, parse_attacks, settings_of_threats
+    from rdc.evaluation.threats import folder_of_threats
 
     attacks, preset = parse_attacks(args.attacks), apply_preset(args, "noise")
     args.noise = _DEFAULT.noise if args.noise is None else args.noise
     choice = model_choice(args)  # args.model is whole from here on
+    threats = chosen_threats(args)
     named = {field.name for field in dataclasses.fields(EvaluationSettings)}
     fields = {name: getattr(args, name) for name in named - {"dataset", "attacks", "batch", "preset"}}
     batch = {} if args.batch is None else {"batch": args.batch}
     name = None if preset is None else preset.name
     settings = EvaluationSettings(dataset=args.data, attacks=attacks, preset=name, **fields, **batch)
+    if threats:
+        settings_of_threats(settings, attacks, threats)  # before anything is loaded
     return Request(
         settings,
         attacks,
         choice,
         args.data_root,
-        out=Path(args.out) if args.out else settings.default_folder,
+        out=Path(args.out)
+        if args.out
+        else folder_of_threats(settings, threats)
+        if threats
+        else settings.default_folder,
         command=command_line(args.argv, without=_HERE),
         again=command_line(args.argv, without=["--overwrite"]),
         batch_given=args.batch is not None,
@@ -261,6 +347,7 @@ def _request(args: argparse.Namespace) -> Request:
         quiet=args.quiet,
         form=args.format,
         dry_run=args.dry_run,
+        threats=threats,
     )
 
 
@@ -282,12 +369,14 @@ def _what_is_kept(request: Request) -> Iterator[Callable[[int, int], None]]:
         done[0] = finished
 
     def kept_any() -> bool:
-        return bool(done[0]) or any(out.glob("results*.jsonl"))  # of this process, or of any
+        return bool(done[0]) or any(
+            out.glob(f"{'*/' if request.threats else ''}results*.jsonl")
+        )  # of this process, or of any
 
     def kept(goal: str) -> str:
         if not kept_any():
             return f"No batch is finished yet; {goal}, run the same command again:"
-        finished = f"{done[0]} of {request.settings.n} images are finished and" if done[0] else "Finished batches are"
+        finished = f"{done[0]} of {request.images} images are finished and" if done[0] else "Finished batches are"
         return f"{finished} kept in {one_line(out, 400)}; {goal}, run the same command again:"
 
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from rdc.attacks import AttackResult, ConfiguredAttack
 from rdc.attacks.registry import AttackSpec
 from rdc.contracts import Defence, GradientMode, NoisePolicy
 from rdc.evaluation.settings import EvaluationSettings
+from rdc.norm_balls import NORMS
 
 __all__ = ["Bench", "run_attack"]
 
@@ -70,6 +72,7 @@ def run_attack(
     settings: EvaluationSettings,
     endpoints: list[Tensor],
     progress: Callable[[dict[str, Any]], None] | None,
+    start: Tensor | None = None,
 ) -> AttackResult:
     """Run one attack on [n, C, H, W] pixels.
 
@@ -80,6 +83,7 @@ def run_attack(
         settings: for what the text leaves open.
         endpoints: adversarial images [n, C, H, W] of each attack before, for ``endpoints-ce`` and ``-dlr``.
         progress: see ``evaluate_batch``.
+        start: [n, C, H, W], where the first run of an attack that takes a start begins, in a ball.
     """
     kind, fresh = spec.kind, bench.policy == "fresh"
     gradient = bench.gradient_of(spec)
@@ -95,9 +99,17 @@ def run_attack(
     common = {"seed": settings.seed, "image_ids": ids, "progress": _named(progress, spec.text)}
     if kind.needs == "endpoints" and endpoints:
         arguments |= {"start": endpoints, "restarts": len(endpoints)}
+    elif start is not None and _takes_start(spec, settings.norm):
+        arguments["start"] = start
     ready: ConfiguredAttack[Any, Any] = kind.attack.configured(settings.threat, **common, **arguments)
     result: AttackResult = ready(model, pixels, labels)
     return result
+
+
+def _takes_start(spec: AttackSpec, norm: str | None) -> bool:
+    """Whether an attack may begin at given images; one on the defence's objective finds its scale at a point of its own."""
+    options = {field.name for field in dataclasses.fields(spec.kind.attack.options)}
+    return norm in NORMS and "start" in options and spec.kind.needs not in ("penalty", "endpoints")
 
 
 def _needs(

@@ -44,6 +44,7 @@ from rdc.evaluation.records import (
 from rdc.evaluation.sanity import check_output
 from rdc.evaluation.scoring import is_kept, submit
 from rdc.evaluation.settings import EvaluationSettings
+from rdc.evaluation.smaller import Smaller
 from rdc.storage.json_records import ABSENT, Absent
 
 __all__ = ["BatchResult", "evaluate_batch"]
@@ -76,6 +77,7 @@ def evaluate_batch(
     settings: EvaluationSettings,
     index: int,
     progress: Progress | None = None,
+    smaller: Smaller | None = None,
 ) -> BatchResult:
     """Evaluate one batch. The result depends on the arguments only, never on batches done before.
 
@@ -87,6 +89,7 @@ def evaluate_batch(
         settings: what to do.
         index: number of the batch; batch 0 also checks the classifier's output.
         progress: called with attack, step, steps, restart, restarts, active, robust, total.
+        smaller: what a smaller radius of the same norm left of these images; it is submitted before the first attack.
 
     Raises:
         ConfigError: more answers would be kept than fit into memory.
@@ -101,12 +104,19 @@ def evaluate_batch(
         refuse_meaningless(rounds[0].clean.logits, settings.model)
     checks = check_output(rounds[0].bench.model(), pixels) if index == 0 else OutputChecks()
     for around in rounds:
+        if smaller is not None:
+            around.inherit(smaller)
         for spec in settings.specs:
             around.attack(spec, progress)
         if settings.attacks:
             around.close()
     fresh = _fresh_scores(rounds, classifier, judge, labels, settings)
     images = _records(rounds, fresh, settings)
+    if smaller is not None:  # what was broken in the smaller ball is broken in this one, whatever fresh draws say now
+        images = tuple(
+            dataclasses.replace(record, robust=bool(record.robust) and bool(stood))
+            for record, stood in zip(images, smaller.robust, strict=True)
+        )
     first = rounds[0]
     logits = [around.clean.logits for around in rounds] + [around.final.logits for around in rounds]
     totals = BatchTotals(
@@ -160,9 +170,26 @@ class _Round:
         self.share, self.majority = self.clean.share.clone(), self.clean.majority.clone()
         self.x_adv = pixels.clone()
         self.endpoints: list[Tensor] = []
+        self.begin: Tensor | None = None
         self.histories: list[list[AttackOutcome]] = [[] for _ in labels]
         self.totals: list[AttackTotals] = []
         self.mismatches = 0
+
+    def inherit(self, smaller: Smaller) -> None:
+        """Submit the images of a smaller radius as an attack without steps; later attacks begin at them."""
+        at, before = time.monotonic(), self.bench.evaluations
+        found = torch.from_numpy(smaller.x_adv).to(self.pixels.device)
+        rows = (self.share > 0).nonzero()[:, 0]
+        if len(rows):
+            score = submit(self.scorer, found[rows], self.labels[rows], self.times)
+            self._keep_worse(found[rows], rows, score.share, score.majority)
+            for row, share in zip(rows.tolist(), score.share.tolist(), strict=True):
+                fell = 0 if share == 0 else -1
+                outcome = AttackOutcome(smaller.attack, self.policy, share, step=fell, restart=fell, blind_steps=0)
+                self.histories[row].append(outcome)
+        self.begin = found
+        self.endpoints.append(found)
+        self._total(smaller.attack, len(rows), at, before)
 
     def attack(self, spec: AttackSpec, progress: Progress | None) -> None:
         """Run one attack on the images that are right at least once, and keep what is worse than before."""
@@ -171,25 +198,37 @@ class _Round:
         at = time.monotonic()
         before = self.bench.evaluations
         rows = (self.share > 0).nonzero()[:, 0]
-        result, size = None, (0, 0)
+        result = None
         if len(rows):
             ends = [end[rows] for end in self.endpoints]
             chosen = (self.pixels[rows], self.labels[rows], self.ids[rows.cpu()])
-            result = run_attack(self.bench, spec, *chosen, self.settings, ends, progress)
-            size = (result.steps, result.restarts)
+            begin = {} if self.begin is None else {"start": self.begin[rows]}
+            result = run_attack(self.bench, spec, *chosen, self.settings, ends, progress, **begin)
             self._keep(spec, result, rows)
             endpoint = self.x_adv.clone()
             endpoint[rows] = result.x_adv
             self.endpoints.append(endpoint)
+        self._total(spec.text, len(rows), at, before, self.bench.gradient_of(spec), result)
+
+    def _total(
+        self,
+        name: str,
+        attacked: int,
+        at: float,
+        before: int,
+        gradient: str | None = None,
+        result: AttackResult | None = None,
+    ) -> None:
+        """Sum up an attack that began at time ``at``, after ``before`` evaluations of the network."""
         self.totals.append(
             AttackTotals(
-                name=spec.text,
+                name=name,
                 policy=self.policy,
-                steps=size[0],
-                restarts=size[1],
-                gradient=self.bench.gradient_of(spec),
+                steps=0 if result is None else result.steps,
+                restarts=0 if result is None else result.restarts,
+                gradient=gradient,
                 loss=None if result is None else result.loss,
-                attacked=len(rows),
+                attacked=attacked,
                 survivors=int((self.share == 1).sum()),
                 right=float(self.share.sum()),
                 blind_images=0 if result is None else result.zero_gradient_images,
@@ -207,12 +246,15 @@ class _Round:
         else:
             score = submit(self.scorer, result.x_adv, labels, self.times)
             found, majority = score.share, score.majority
-        better = is_kept(found, self.share[rows])
-        self.x_adv[rows[better]] = result.x_adv[better]
-        self.share[rows] = torch.minimum(self.share[rows], found)
-        self.majority[rows] = self.majority[rows] & majority
+        self._keep_worse(result.x_adv, rows, found, majority)
         for place, row in enumerate(rows.tolist()):
             self.histories[row].append(_outcome(spec.text, result, place, float(found[place]), self.policy))
+
+    def _keep_worse(self, found: Tensor, rows: Tensor, share: Tensor, majority: Tensor) -> None:
+        better = is_kept(share, self.share[rows])
+        self.x_adv[rows[better]] = found[better]
+        self.share[rows] = torch.minimum(self.share[rows], share)
+        self.majority[rows] = self.majority[rows] & majority
 
     def close(self) -> None:
         """Score the adversarial images once more; what was right before and is wrong now counts as wrong."""

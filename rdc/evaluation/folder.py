@@ -44,7 +44,7 @@ from rdc.storage.json_records import ABSENT, JsonObject
 from rdc.storage.run_folder import ResumableFolder, as_written
 from rdc.storage.sealed import write_sealed
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "remove_run"]
 
 _REPORTS = ("report.json", "report.html", "report.md", "model_info.json")
 
@@ -209,8 +209,7 @@ class RunFolder(ResumableFolder):
                 os.fsync(results.fileno())
 
     def _files(self) -> list[Path]:
-        """results.jsonl and those of single processes."""
-        return sorted(file for file in self.path.glob("results*.jsonl") if is_results(file.name))
+        return _results_files(self.path)
 
     def _write_results(self) -> None:
         with atomic_write(self.path / "results.jsonl") as out:
@@ -230,12 +229,7 @@ class RunFolder(ResumableFolder):
         self._keep_run(dataclasses.replace(self.run, identity=dataclasses.replace(self.run.identity, schema=SCHEMA)))
 
     def _clear(self) -> None:
-        for name in ("run.json", "sanity.json", *_REPORTS):  # run.json first: without it nothing here is continued
-            (self.path / name).unlink(missing_ok=True)
-        for file in self._files():
-            file.unlink()
-        for file in (self.path / "batches").glob("[0-9]*.npz"):
-            file.unlink()
+        remove_run(self.path)
 
     def _whole(self, batches: dict[int, Batch]) -> dict[int, Batch]:
         """The batches whose arrays are not damaged; the others are computed again."""
@@ -247,3 +241,18 @@ class RunFolder(ResumableFolder):
         except DataError:
             return False
         return True
+
+
+def remove_run(path: Path) -> None:
+    """Remove the files of a run from a folder; other files, and the folder, stay."""
+    for name in ("run.json", "sanity.json", *_REPORTS):  # run.json first: without it nothing here is continued
+        (path / name).unlink(missing_ok=True)
+    for file in _results_files(path):
+        file.unlink()
+    for file in (path / "batches").glob("[0-9]*.npz"):
+        file.unlink()
+
+
+def _results_files(path: Path) -> list[Path]:
+    """results.jsonl and those of single processes."""
+    return sorted(file for file in path.glob("results*.jsonl") if is_results(file.name))

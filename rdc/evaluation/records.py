@@ -362,6 +362,7 @@ class Identity(JsonRecord):
         weights, images: digests.
         networks: those that are known, one by one; absent in folders of earlier versions.
         device, torch: kind of device, version.
+        smaller: radius and digest of the images of a smaller radius that the run began with; absent where there were none.
     """
 
     schema: int = entry(COUNT)
@@ -374,6 +375,7 @@ class Identity(JsonRecord):
     networks: tuple[NetworkRecord, ...] | Absent = entry(of=NetworkRecord, many=True, absent=True)
     device: str | Absent = entry(absent=True)
     torch: str | Absent = entry(absent=True)
+    smaller: str | Absent = entry(text(), absent=True)
 
 
 @dataclasses.dataclass(frozen=True)

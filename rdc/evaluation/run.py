@@ -8,7 +8,6 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +28,9 @@ from rdc.evaluation.records import Identity, ImageRecord, RunRecord, Sanity, Set
 from rdc.evaluation.report import Report
 from rdc.evaluation.sanity import run_sanity
 from rdc.evaluation.settings import EvaluationSettings
+from rdc.evaluation.smaller import Smaller
 from rdc.evaluation.summary import summarize
+from rdc.execution.processes import by_the_first
 from rdc.provenance.networks import described_networks
 from rdc.provenance.run import commit, versions, weights_digest
 from rdc.storage.json_records import ABSENT, JsonObject
@@ -100,6 +101,7 @@ def evaluate(
     overwrite: bool = False,
     progress: bool = True,
     on_batch: Callable[[int, int], None] | None = None,
+    smaller: Smaller | None = None,
 ) -> Evaluation:
     """Run, or continue, an evaluation; results go to ``out`` batch by batch.
 
@@ -114,6 +116,8 @@ def evaluate(
         overwrite: start afresh in a folder that holds results.
         progress: draw bars on stderr.
         on_batch: called after each finished batch with images finished and all images.
+        smaller: what a smaller radius of the same norm left of the n images: it is submitted first, what it breaks is attacked no more,
+            and attacks that take a start begin at the rest.
 
     Returns:
         The finished run; ``rdc.reports.write_reports(evaluation, classifier)`` writes the files.
@@ -127,7 +131,21 @@ def evaluate(
         classifier, dataset.pixels(slice(0, 2)), class_names=dataset.class_names, name=settings.model
     )
     images = chosen_images(classifier, dataset, settings)
-    identity = Identity(
+    identity = _identity(classifier, images, settings, smaller)
+    chosen = getattr(classifier, "precision_choice", None) or ABSENT
+    start = RunRecord(identity, command or "python", (commit(),), versions(classifier.device), chosen)
+    shard = _processes()
+    with _opened(out, start, overwrite and shard[0] == 0, shard, images.indices.tolist()) as folder:
+        if shard[0] == 0 and settings.attacks and folder.sanity is None:
+            folder.keep_sanity(_sanity(classifier, images, settings, progress))
+        _run(classifier, images, settings, folder, progress and shard[0] == 0, on_batch, shard, smaller)
+        _finish(folder, shard)
+        return _finished(folder, classifier, images, settings)
+
+
+def _identity(classifier: Defence, images: Dataset, settings: EvaluationSettings, smaller: Smaller | None) -> Identity:
+    """What decides the figures."""
+    return Identity(
         schema=SCHEMA,
         settings=SettingsRecord.from_json(settings.to_json(), "settings"),
         radius=settings.radius if settings.attacks else None,
@@ -138,16 +156,8 @@ def evaluate(
         images=_digest(images.images.numpy().tobytes() + images.labels.numpy().tobytes()),
         device=classifier.device.type,
         torch=torch.__version__,
+        smaller=ABSENT if smaller is None else smaller.identity,
     )
-    chosen = getattr(classifier, "precision_choice", None) or ABSENT
-    start = RunRecord(identity, command or "python", (commit(),), versions(classifier.device), chosen)
-    shard = _processes()
-    with _opened(out, start, overwrite and shard[0] == 0, shard, images.indices.tolist()) as folder:
-        if shard[0] == 0 and settings.attacks and folder.sanity is None:
-            folder.keep_sanity(_sanity(classifier, images, settings, progress))
-        _run(classifier, images, settings, folder, progress and shard[0] == 0, on_batch, shard)
-        _finish(folder, shard)
-        return _finished(folder, classifier, images, settings)
 
 
 def _finished(folder: RunFolder, classifier: Defence, images: Dataset, settings: EvaluationSettings) -> Evaluation:
@@ -185,20 +195,11 @@ def _opened(
     out: str | os.PathLike[str], start: RunRecord, overwrite: bool, shard: tuple[int, int], ids: Sequence[int]
 ) -> RunFolder:
     """The folder; process 0 opens it first, and the others only if it could."""
-    number, count = shard
-    if count == 1:
-        return RunFolder(out, start, overwrite=overwrite, shard=shard, ids=ids)
-    problem: list[Any] = [None]
-    folder = None
-    if number == 0:
-        try:
-            folder = RunFolder(out, start, overwrite=overwrite, shard=shard, ids=ids)
-        except Exception as error:
-            problem = [error]
-    torch.distributed.broadcast_object_list(problem, src=0)
-    if problem[0] is not None:
-        raise problem[0]
-    return folder or RunFolder(out, start, overwrite=overwrite, shard=shard, ids=ids)
+
+    def opened(afresh: bool = False) -> RunFolder:
+        return RunFolder(out, start, overwrite=afresh, shard=shard, ids=ids)
+
+    return by_the_first(lambda: opened(overwrite)) or opened()
 
 
 def _finish(folder: RunFolder, shard: tuple[int, int]) -> None:
@@ -230,6 +231,7 @@ def _run(
     progress: bool,
     on_batch: Callable[[int, int], None] | None,
     shard: tuple[int, int],
+    smaller: Smaller | None,
 ) -> None:
     number, count = shard
     mine = [i for i in range(-(-settings.n // settings.batch)) if i % count == number]
@@ -248,9 +250,9 @@ def _run(
             part = parts[index]
             size = part.stop - part.start
             bars.begin(size)
-            result = evaluate_batch(
-                classifier, images.pixels(part), images.labels[part], images.indices[part], settings, index, bars.step
-            )
+            chosen = (images.pixels(part), images.labels[part], images.indices[part])
+            before: dict[str, Any] = {} if smaller is None else {"smaller": smaller.part(part)}
+            result = evaluate_batch(classifier, *chosen, settings, index, bars.step, **before)
             folder.append(index, result)
             bars.end(size, _standing(result.images))
             finished += size

@@ -5,12 +5,15 @@ from __future__ import annotations
 import datetime
 import importlib
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-__all__ = ["from_the_first", "is_first_process", "leave_processes", "start_processes"]
+__all__ = ["by_the_first", "from_the_first", "is_first_process", "leave_processes", "start_processes"]
+
+_T = TypeVar("_T")
 
 
 def start_processes(device: str = "cpu", timeout: float = 1800.0) -> torch.device:
@@ -55,3 +58,24 @@ def from_the_first(value: Any) -> Any:
     found = [value]
     dist.broadcast_object_list(found, src=0)
     return found[0]
+
+
+def by_the_first(make: Callable[[], _T]) -> _T | None:
+    """What the first process makes, in that process, and None in the others, once it is made; each must ask for it.
+
+    Raises:
+        Exception: what ``make`` raised in the first process, in every process.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return make()
+    problem: list[Any] = [None]
+    made = None
+    if dist.get_rank() == 0:
+        try:
+            made = make()
+        except Exception as error:
+            problem = [error]
+    dist.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise problem[0]
+    return made

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from rdc.contracts import Defence
 from rdc.errors import ConfigError, one_line
-from rdc.evaluation import Evaluation
+from rdc.evaluation import Evaluation, ThreatEvaluation
 from rdc.reports.drawings import Drawings, draw
 from rdc.reports.html import html_report
 from rdc.reports.markdown import markdown_report
 from rdc.reports.pictures import Gallery, gallery
 from rdc.reports.robustbench import model_info
 from rdc.reports.text import text_report
+from rdc.reports.threats import threats_markdown, threats_page, threats_text
 from rdc.reports.words import wording
 from rdc.storage.files import atomic_write
 from rdc.storage.json_files import json_text
@@ -29,7 +30,11 @@ __all__ = [
     "markdown_report",
     "model_info",
     "present",
+    "present_threats",
     "text_report",
+    "threats_markdown",
+    "threats_page",
+    "threats_text",
     "write_reports",
 ]
 
@@ -59,13 +64,42 @@ def present(evaluation: Evaluation, classifier: Defence, form: str = "text") -> 
     Raises:
         ConfigError: there is no such form.
     """
+    _check_form(form)
+    return _presented(evaluation.out, _contents(evaluation, classifier), form, text_report(evaluation) + "\n")
+
+
+def present_threats(evaluation: ThreatEvaluation, classifier: Defence, form: str = "text") -> Presented:
+    """Write the reports of every threat, and those of all together, and word what is to be printed.
+
+    Args:
+        evaluation: what ``rdc.evaluation.evaluate_threats`` returned.
+        classifier: it was run with.
+        form: as of :func:`present`.
+
+    Raises:
+        ConfigError: there is no such form.
+    """
+    _check_form(form)
+    for run in evaluation.runs:
+        write_reports(run, classifier)
+    contents = {
+        "report.html": threats_page(evaluation),
+        "report.md": threats_markdown(evaluation),
+        "report.json": json_text(evaluation.report),
+    }
+    return _presented(evaluation.out, contents, form, threats_text(evaluation) + "\n")
+
+
+def _check_form(form: str) -> None:
     if form not in FORMS:
         raise ConfigError(f"format: expected one of {', '.join(FORMS)}; got {one_line(repr(form))}")
-    contents = _contents(evaluation, classifier)
-    files = _write(evaluation.out, contents)
+
+
+def _presented(folder: Path, contents: dict[str, str], form: str, text: str) -> Presented:
+    """Write the files; what is printed is one of them, or ``text``."""
+    files = _write(folder, contents)
     printed = {"json": contents["report.json"], "markdown": contents["report.md"]}
-    text = printed[form] if form in printed else text_report(evaluation) + "\n"
-    return Presented(text, files["report.html"])
+    return Presented(printed.get(form, text), files["report.html"])
 
 
 def write_reports(evaluation: Evaluation, classifier: Defence) -> dict[str, Path]:

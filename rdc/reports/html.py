@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rdc.evaluation import Evaluation, accuracy_per_class
-from rdc.evaluation.report import AttackReport, RaisedFlag, Rate, RobustRate, ScoreRates
+from rdc.evaluation.report import RaisedFlag, ScoreRates
 from rdc.reports.drawings import Drawings
 from rdc.reports.picture_grid import pictures_section
-from rdc.reports.style import CSS
 from rdc.reports.svg import Plot
-from rdc.reports.tags import escaped, section, tag
+from rdc.reports.tables import Figure, plot_picture, scale, table
+from rdc.reports.tags import escaped, page, section, tag
 from rdc.reports.words import Wording, interval, network_words, percent
 from rdc.storage.json_records import ABSENT, JsonObject
 
 __all__ = ["html_report"]
-
-#: what a bar shows
-Figure = Rate | RobustRate | AttackReport
 
 
 def html_report(evaluation: Evaluation, drawings: Drawings, said: Wording) -> str:
@@ -45,62 +41,12 @@ def html_report(evaluation: Evaluation, drawings: Drawings, said: Wording) -> st
     ]
     body = "\n".join(part for part in parts if part)
     note = "" if settings.attacks else " (clean accuracy only)"
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escaped(title)}{note} – rdc</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n"
-        "<footer>Written by rdc. Intervals are 95 % Wilson score intervals over images. "
+    footer = (
+        "Written by rdc. Intervals are 95 % Wilson score intervals over images. "
         'Beside this page: <a href="report.json">report.json</a> (figures), <a href="results.jsonl">results.jsonl</a> (each image), '
-        '<a href="report.md">report.md</a>, <a href="model_info.json">model_info.json</a> (RobustBench).</footer>\n'
-        "</main>\n</body>\n</html>\n"
+        '<a href="report.md">report.md</a>, <a href="model_info.json">model_info.json</a> (RobustBench).'
     )
-
-
-def _row(*cells: tuple[object, str], kind: str = "", name: str = "td") -> str:
-    """A table row of (content, class) pairs."""
-    return tag("tr", "".join(tag(name, *cell) for cell in cells), kind)
-
-
-def _table(names: Sequence[tuple[str, str]], rows: Sequence[Sequence[tuple[object, str]]], last: str = "") -> str:
-    """A table of (content, class) pairs under these headings; on a phone each cell says its heading itself.
-
-    Args:
-        names: heading and class of each column.
-        rows: of as many pairs.
-        last: class of the last row.
-    """
-    lines = [_row(*names, kind="head", name="th")]
-    for number, row in enumerate(rows):
-        cells = "".join(
-            f'<td class="{kind}" data-label="{escaped(heading)}">{content}</td>'
-            for (content, kind), (heading, _) in zip(row, names, strict=True)
-        )
-        lines.append(tag("tr", cells, last if number == len(rows) - 1 else ""))
-    return tag("table", "\n".join(lines), "figures")
-
-
-def _plot(plot: Plot, alt: str) -> str:
-    """Either layout of a plot, as the page is wide."""
-    wide, narrow = (
-        f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}" for content in (plot.wide, plot.narrow)
-    )
-    return (
-        f'<picture><source media="(max-width: 620px)" srcset="{narrow}">'
-        f'<img class="plot" src="{wide}" alt="{escaped(alt)}"></picture>'
-    )
-
-
-def _scale(rate: Figure, kind: str) -> str:
-    """A bar from 0 to 100 %: value, interval, a mark at the value."""
-    if rate.accuracy is None or rate.ci95 is None:
-        return '<div class="scale"></div>'
-    low, high = (100 * end for end in rate.ci95)
-    value = 100 * rate.accuracy
-    return (
-        f'<div class="scale {kind}"><div class="fill" style="width:{value:.2f}%"></div>'
-        f'<div class="band" style="left:{low:.2f}%;width:{high - low:.2f}%"></div>'
-        f'<div class="dot" style="left:{value:.2f}%"></div></div>'
-    )
+    return page(f"{title}{note}", body, footer)
 
 
 def _head(evaluation: Evaluation, said: Wording) -> str:
@@ -149,14 +95,14 @@ def _cards(evaluation: Evaluation, said: Wording) -> str:
         card(
             f"Robust accuracy · {kind}",
             tag("div", percent(robust.accuracy), "big"),
-            _scale(robust, "robust"),
+            scale(robust, "robust"),
             f"95 % interval {interval(robust.ci95)}{extra}",
             "card main",
         ),
         card(
             "Clean accuracy",
             tag("div", percent(clean.accuracy), "big"),
-            _scale(clean, "clean"),
+            scale(clean, "clean"),
             f"95 % interval {interval(clean.ci95)}",
         ),
         card(
@@ -200,7 +146,7 @@ def _attacks(evaluation: Evaluation, said: Wording) -> str:
         if fresh:
             average = getattr(rate, "average", ABSENT)
             cells.append((percent(average.accuracy) if average else "", "n"))
-        return [*cells, (_scale(rate, bar), "bar"), (attacked, "n"), (left, "n"), (time, "n")]
+        return [*cells, (scale(rate, bar), "bar"), (attacked, "n"), (left, "n"), (time, "n")]
 
     both = settings.noise == "all"
     rows = [row("no attack", "–", "–", report.clean, "clean")]
@@ -219,7 +165,9 @@ def _attacks(evaluation: Evaluation, said: Wording) -> str:
         "that are still right, and its accuracy counts images that were right when clean and survived it and all "
         "before it."
     )
-    return section("Attacks", about, _table(names, rows, "total") + _scores(report.scores))
+    if evaluation.record.identity.smaller:
+        about += f" {escaped(report.attacks[0].name)}: the images that this smaller radius left; attacks that take a start begin there."
+    return section("Attacks", about, table(names, rows, "total") + _scores(report.scores))
 
 
 def _scores(scores: ScoreRates) -> str:
@@ -237,9 +185,9 @@ def _scores(scores: ScoreRates) -> str:
         value = getattr(scores, key)
         if value:
             cells: list[tuple[object, str]] = [(text, "name"), (percent(value.accuracy), "n strong")]
-            rows.append([*cells, (interval(value.ci95), "muted"), (_scale(value, "robust"), "bar")])
+            rows.append([*cells, (interval(value.ci95), "muted"), (scale(value, "robust"), "bar")])
     names = [("scoring of the adversarial images", ""), ("accuracy", "n"), ("95 % interval", ""), ("", "")]
-    return _table(names, rows)
+    return table(names, rows)
 
 
 def _steps(evaluation: Evaluation, plot: Plot | None) -> str:
@@ -255,7 +203,7 @@ def _steps(evaluation: Evaluation, plot: Plot | None) -> str:
             " The curve shows what the attacker saw (images right by the mean of its draws); the point at the right is "
             f"worst of {settings.resubmissions} fresh draws."
         )
-    return section("Accuracy against attack steps", note, _plot(plot, "accuracy against attack steps"))
+    return section("Accuracy against attack steps", note, plot_picture(plot, "accuracy against attack steps"))
 
 
 def _losses(evaluation: Evaluation, plots: Mapping[int, Plot]) -> str:
@@ -269,7 +217,7 @@ def _losses(evaluation: Evaluation, plots: Mapping[int, Plot]) -> str:
         if not record.clean.ever_right:
             outcome = " – wrong when clean"
         heading = tag("h3", escaped(f"Image {record.image}, {names[record.label]}{outcome}"))
-        blocks.append(heading + _plot(plot, "class losses over noise levels"))
+        blocks.append(heading + plot_picture(plot, "class losses over noise levels"))
     about = (
         "The denoising loss of each class at each noise level, weighted as in the classifier, minus that of the true "
         "class. Above zero the true class fits better. The sum over levels decides: the image is right when every "
@@ -298,7 +246,7 @@ def _classes(evaluation: Evaluation) -> str:
             bar = f'<div class="scale {kind}"><div class="band" style="left:0;width:{share:.2f}%"></div></div>'
             cells += [(entry[kind], "n"), (bar, "bar"), (f"{share:.0f} %", "n")]
         rows.append(cells)
-    return section("By class", about, _table(head, rows))
+    return section("By class", about, table(head, rows))
 
 
 def _settings(evaluation: Evaluation, said: Wording) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import html
 
+from rdc.reports.style import CSS
 from rdc.terminal.plain_text import printable
 
-__all__ = ["escaped", "image", "section", "tag"]
+__all__ = ["escaped", "image", "page", "section", "tag"]
 
 
 def escaped(text: object) -> str:
@@ -29,3 +30,14 @@ def image(png: bytes, alt: str) -> str:
     """A picture whose bytes stand in the page."""
     code = base64.b64encode(png).decode()
     return f'<img src="data:image/png;base64,{code}" alt="{escaped(alt)}">'
+
+
+def page(title: str, body: str, footer: str) -> str:
+    """A whole page; body and footer are HTML already."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escaped(title)} – rdc</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n"
+        f"<footer>{footer}</footer>\n"
+        "</main>\n</body>\n</html>\n"
+    )

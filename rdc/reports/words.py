@@ -10,9 +10,10 @@ from rdc.evaluation.records import SettingsRecord
 from rdc.evaluation.report import PresetReport, Rate, Report, RobustRate
 from rdc.storage.json_records import Absent, JsonObject, given
 
-__all__ = ["Wording", "interval", "network_words", "percent", "rate", "seconds_words", "wording"]
+__all__ = ["NORM_WORDS", "Wording", "interval", "network_words", "percent", "rate", "seconds_words", "wording"]
 
-_NORMS = {"linf": "l∞", "l2": "l2", "l1": "l1", "flow": "flow"}
+#: norm -> as reports write it
+NORM_WORDS = {"linf": "l∞", "l2": "l2", "l1": "l1", "flow": "flow"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ def wording(evaluation: Evaluation) -> Wording:
     silent = settings.noise == "known" and classifier.get("noise") == "none"
     levels, lm = _level_words(classifier), _lm_words(classifier)
     head = f"{classifier['head']} network"
-    budget = f"{_NORMS.get(str(settings.norm), settings.norm)} {settings.eps}"
+    budget = f"{NORM_WORDS.get(str(settings.norm), settings.norm)} {settings.eps}"
     noise = _noise_words(settings)
     return Wording(
         levels,

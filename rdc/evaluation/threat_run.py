@@ -1,0 +1,151 @@
+"""An evaluation under several threats: a run in a folder of its own for each, radii of a norm in rising order."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from rdc.contracts import Defence
+from rdc.data import Dataset
+from rdc.errors import ConfigError
+from rdc.evaluation.run import Evaluation, evaluate
+from rdc.evaluation.settings import EvaluationSettings
+from rdc.evaluation.smaller import Smaller
+from rdc.evaluation.threat_folder import SCHEMA, ThreatFolder
+from rdc.evaluation.threat_report import (
+    ImageUnderThreats,
+    ThreatsReport,
+    image_records,
+    threat_report,
+    threats_report,
+)
+from rdc.evaluation.threats import Threat
+from rdc.execution.processes import by_the_first, is_first_process
+from rdc.storage.json_records import JsonObject
+
+__all__ = ["ThreatEvaluation", "evaluate_threats", "rising"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ThreatEvaluation:
+    """A finished run under several threats.
+
+    Args:
+        figures: report.json's content, as a frozen dataclass.
+        runs: of each threat, in the order given.
+        images: every image under every threat.
+        out: the folder.
+    """
+
+    figures: ThreatsReport
+    runs: tuple[Evaluation, ...]
+    images: tuple[ImageUnderThreats, ...]
+    out: Path
+
+    @functools.cached_property
+    def report(self) -> JsonObject:
+        """report.json's content."""
+        return self.figures.to_json()
+
+
+def rising(threats: Sequence[Threat]) -> list[tuple[int, int | None]]:
+    """In which order threats are run: norm after norm as they come, the radii of each rising.
+
+    Args:
+        threats: as given.
+
+    Returns:
+        Of each its place among those given, and that of the next smaller radius of the same norm; None for the smallest.
+    """
+    found: list[tuple[int, int | None]] = []
+    for norm in dict.fromkeys(threat.norm for threat in threats):
+        mine = [place for place, threat in enumerate(threats) if threat.norm == norm]
+        mine.sort(key=lambda place: threats[place].radius)
+        found += list(zip(mine, [None, *mine], strict=False))
+    return found
+
+
+def evaluate_threats(
+    classifier: Defence | Callable[[Tensor], Tensor],
+    dataset: Dataset,
+    settings: Sequence[EvaluationSettings],
+    out: str | os.PathLike[str],
+    *,
+    command: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    on_batch: Callable[[int, int], None] | None = None,
+    on_threat: Callable[[EvaluationSettings, Path], None] | None = None,
+) -> ThreatEvaluation:
+    """Run, or continue, an evaluation under several threats.
+
+    Of the same norm, a larger radius begins with the images that the smaller one left: those broken are broken, attacks that take a
+    start begin at the others.
+
+    Args:
+        classifier, dataset, command, overwrite, progress: see :func:`rdc.evaluation.evaluate`.
+        settings: of each threat, see :func:`rdc.evaluation.threats.settings_of_threats`; alike but for norm, eps, attacks and sanity.
+        out: folder of the run, see ``ThreatFolder``.
+        on_batch: called after each finished batch with images finished and all images, over all threats.
+        on_threat: called before each threat with its settings and its folder.
+
+    Raises:
+        ConfigError, DataError, InputError: as of ``evaluate``; no threat, or one without attacks.
+    """
+    threats = [Threat(str(one.norm), str(one.eps)) for one in settings if one.attacks]
+    if not threats or len(threats) < len(settings):
+        raise ConfigError("threats: expected at least one, each with attacks")
+    order, path = rising(threats), Path(out)
+    identity = {
+        "schema": SCHEMA,
+        "threats": [
+            {"threat": threats[place].text, "folder": threats[place].folder, "attacks": list(settings[place].attacks)}
+            for place, _ in sorted(order)
+        ],
+    }
+    done: dict[int, Evaluation] = {}
+    total = sum(one.n for one in settings)
+    folder = by_the_first(lambda: ThreatFolder(path, identity, overwrite=overwrite))
+    try:
+        for place, before in order:
+            if on_threat is not None:
+                on_threat(settings[place], path / threats[place].folder)
+            finished = sum(run.figures.n for run in done.values())
+            done[place] = evaluate(
+                classifier,
+                dataset,
+                settings[place],
+                path / threats[place].folder,
+                command=command,
+                overwrite=overwrite,
+                progress=progress,
+                on_batch=None if on_batch is None else _counting(on_batch, finished, total),
+                smaller=None if before is None else _left_of(done[before], threats[before]),
+            )
+        smaller = {place: None if before is None else threats[before].text for place, before in order}
+        runs = tuple(done[place] for place in range(len(threats)))
+        rows = [
+            threat_report(threat.text, threat.folder, smaller[place], runs[place])
+            for place, threat in enumerate(threats)
+        ]
+        images = image_records([threat.text for threat in threats], runs)
+        if folder is not None and is_first_process():
+            folder.keep(images)
+    finally:
+        if folder is not None:
+            folder.close()
+    return ThreatEvaluation(threats_report(rows, runs, images, runs[0].record.command), runs, images, path)
+
+
+def _left_of(run: Evaluation, threat: Threat) -> Smaller:
+    return Smaller(threat.eps, run.x_adv, np.array([record.standing for record in run.records]))
+
+
+def _counting(on_batch: Callable[[int, int], None], finished: int, total: int) -> Callable[[int, int], None]:
+    return lambda more, _: on_batch(finished + more, total)
