@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rdc.arguments.defaults import EvaluationDefaults
+from rdc.cli.evaluation_request import Request, read_request
 from rdc.cli.failures import words
 from rdc.cli.images import load_images
 from rdc.cli.options import (
     add_format_options,
     add_image_options,
     add_model_options,
-    apply_preset,
     count_all,
-    model_choice,
     need,
     say_data,
     say_precision,
@@ -28,18 +27,14 @@ from rdc.cli.options import (
     warn_if_sorted,
     warn_of_null_label,
 )
-from rdc.cli.shell import command_line
-from rdc.cli.threat_options import chosen_threats
 from rdc.errors import RdcError, one_line
 
 if TYPE_CHECKING:
     from rdc.contracts import Defence
     from rdc.data import Dataset
-    from rdc.evaluation import EvaluationSettings, Threat
-    from rdc.models.choice import ModelChoice
+    from rdc.evaluation import Evaluation, EvaluationSettings
     from rdc.reports import Presented
 
-_HERE = {"--overwrite", "--quiet"}  # options that do not belong in the recorded command
 _DEFAULT = EvaluationDefaults()
 
 ABOUT = """Clean and robust accuracy with 95 % intervals. DIR gets report.html, report.json, report.md, model_info.json
@@ -52,6 +47,7 @@ EXAMPLES = """examples:
   rdc evaluate --model models/edm-cond --lm paper-v2 --lm-model models/edm-uncond --data cifar10 --n 128 --out runs/two-networks
   rdc evaluate --norm flow --eps 0.05 --attacks stadv --steps 100 --out runs/stadv
   rdc evaluate --threats linf:8/255,l2:0.5,flow:0.05 --attacks autoattack,stadv --steps 100 --out runs/threats
+  rdc evaluate --n 64 --save-adversarial adv.npz --out runs/kept      # rdc verify adv.npz checks them
   rdc evaluate --eps 2/255,4/255,8/255,16/255 --out runs/curve
   rdc evaluate --noise all --eot 20 --n 64 --out runs/stochastic
   rdc evaluate --model mynet.py:make --data cifar10 --attacks autoattack --out runs/mine   # runs the code in mynet.py
@@ -121,6 +117,15 @@ def _add_run_options(run: Any) -> None:
         metavar="DIR",
         help="folder of the run (default: runs/MODEL-DATA-...); the same command continues a run that was stopped",
     )
+    run.add_argument(
+        "--save-adversarial",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="write the most damaging image found for each to FILE: .npz (images, positions, labels), or .pt (RobustBench's tensor, "
+        "float32 [N, C, H, W] in [0, 1]); without FILE adversarial.npz in the run's folder; of several threats a file each; "
+        "rdc verify checks them",
+    )
     run.add_argument("--overwrite", action="store_true", help="start afresh in a folder that holds results")
     run.add_argument(
         "--batch",
@@ -137,70 +142,6 @@ def _add_run_options(run: Any) -> None:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One call of ``rdc evaluate``, read and checked.
-
-    Args:
-        settings: what to evaluate; its batch is for a CPU unless ``batch_given``.
-        attacks: as they were named, suites not written out.
-        model: which model.
-        data_root: the only folder to look for the data in; None: the usual ones.
-        out: folder of the run.
-        command: the command line for the report.
-        again: the command line that continues the run.
-        batch_given: whether the size of a batch was asked for.
-        overwrite, quiet, form, dry_run: the options of these names; ``form`` is ``--format``.
-        threats: norms and radii where there are several; ``settings`` has the first.
-    """
-
-    settings: EvaluationSettings
-    attacks: tuple[str, ...]
-    model: ModelChoice
-    data_root: str | None
-    out: Path
-    command: str
-    again: str
-    batch_given: bool
-    overwrite: bool
-    quiet: bool
-    form: str
-    dry_run: bool
-    threats: tuple[Threat, ...] = ()
-
-    @property
-    def first_folder(self) -> Path:
-        """Where the first results go."""
-        return self.out / self.threats[0].folder if self.threats else self.out
-
-    @property
-    def images(self) -> int:
-        """Images of all threats."""
-        return self.settings.n * max(1, len(self.threats))
-
-    def threats_for(self, classifier: Any) -> tuple[EvaluationSettings, ...]:
-        """The settings of each threat on this classifier."""
-        from rdc.evaluation.threats import attacks_within, settings_of_threats
-
-        chosen = settings_of_threats(self._on(classifier), self.attacks, self.threats)
-        return tuple(one.for_defence(classifier, attacks_within(str(one.norm), self.attacks)) for one in chosen)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Of ``evaluate``."""
-        return {"command": self.command, "overwrite": self.overwrite, "progress": not self.quiet}
-
-    def settings_for(self, classifier: Any) -> EvaluationSettings:
-        """The settings on this classifier's device, without the parts of suites that it does not offer."""
-        return self._on(classifier).for_defence(classifier, self.attacks)
-
-    def _on(self, classifier: Any) -> EvaluationSettings:
-        """The settings on this classifier's device."""
-        if not self.batch_given and classifier.device.type == "cuda":
-            return dataclasses.replace(self.settings, batch=_DEFAULT.batch_on_a_gpu)
-        return self.settings
-
-
 def run(args: argparse.Namespace) -> int:
     """Evaluate; returns the exit status."""
     from rdc.evaluation.files import precision_chosen_before
@@ -208,7 +149,7 @@ def run(args: argparse.Namespace) -> int:
     from rdc.models.precision import AUTO
 
     count_all(args)
-    request = _request(args)
+    request = read_request(args)
     if not request.dry_run:
         need("matplotlib", "PIL")  # for the report
     settings, quiet = request.settings, request.quiet
@@ -255,6 +196,8 @@ def _one(
         _say_how_long(classifier, dataset, settings, request, request.out)
     evaluation = evaluate(classifier, dataset, settings, request.out, on_batch=count, **request.options)
     count(settings.n, settings.n)  # all processes
+    if first:
+        _save(evaluation, request.adversarial_of())
     return reports.present(evaluation, classifier, request.form) if first else None
 
 
@@ -279,7 +222,17 @@ def _several(
         classifier, dataset, every, request.out, on_batch=count, on_threat=say, **request.options
     )
     count(request.images, request.images)
+    for threat, run in zip(request.threats, evaluation.runs, strict=True) if first else ():
+        _save(run, request.adversarial_of(threat))
     return reports.present_threats(evaluation, classifier, request.form) if first else None
+
+
+def _save(evaluation: Evaluation, path: Path | None) -> None:
+    """Write the adversarial images of a run, if they are asked for."""
+    if path is not None:
+        from rdc.evaluation.adversarial_files import adversarial_images, save_adversarial
+
+        save_adversarial(path, adversarial_images(evaluation))
 
 
 def _say_how_long(
@@ -313,42 +266,6 @@ def _forecast(
     if request.dry_run:
         return plan_text(prediction, settings, classifier)
     return forecast_line(prediction, settings) + (f", for the {left} images that are left" if finished else "")
-
-
-def _request(args: argparse.Namespace) -> Request:
-    from rdc.evaluation import EvaluationSettings, parse_attacks, settings_of_threats
-    from rdc.evaluation.threats import folder_of_threats
-
-    attacks, preset = parse_attacks(args.attacks), apply_preset(args, "noise")
-    args.noise = _DEFAULT.noise if args.noise is None else args.noise
-    choice = model_choice(args)  # args.model is whole from here on
-    threats = chosen_threats(args)
-    named = {field.name for field in dataclasses.fields(EvaluationSettings)}
-    fields = {name: getattr(args, name) for name in named - {"dataset", "attacks", "batch", "preset"}}
-    batch = {} if args.batch is None else {"batch": args.batch}
-    name = None if preset is None else preset.name
-    settings = EvaluationSettings(dataset=args.data, attacks=attacks, preset=name, **fields, **batch)
-    if threats:
-        settings_of_threats(settings, attacks, threats)  # before anything is loaded
-    return Request(
-        settings,
-        attacks,
-        choice,
-        args.data_root,
-        out=Path(args.out)
-        if args.out
-        else folder_of_threats(settings, threats)
-        if threats
-        else settings.default_folder,
-        command=command_line(args.argv, without=_HERE),
-        again=command_line(args.argv, without=["--overwrite"]),
-        batch_given=args.batch is not None,
-        overwrite=args.overwrite,
-        quiet=args.quiet,
-        form=args.format,
-        dry_run=args.dry_run,
-        threats=threats,
-    )
 
 
 def _print(shown: Presented, request: Request) -> None:

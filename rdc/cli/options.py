@@ -188,9 +188,12 @@ def add_format_options(group: Any, *forms: str, default: str = "text") -> None:
 
 
 def add_image_options(
-    parser: argparse.ArgumentParser, default: EvaluationDefaults | GradientDefaults | LikelihoodDefaults
+    parser: argparse.ArgumentParser,
+    default: EvaluationDefaults | GradientDefaults | LikelihoodDefaults,
+    *,
+    count: bool = True,
 ) -> None:
-    """--data, --n, --start, --split, --data-root; the defaults are those of the command's settings."""
+    """--data, --n (unless ``count`` is False), --start, --split, --data-root; the defaults are those of the command's settings."""
     data = parser.add_argument_group("images")
     data.add_argument(
         "--data",
@@ -198,9 +201,10 @@ def add_image_options(
         metavar="NAME",
         help=f"{DATA} (default: %(default)s)",
     )
-    data.add_argument(
-        "--n", type=image_count, default=default.n, metavar="N", help="images, or all (default: %(default)s)"
-    )
+    if count:
+        data.add_argument(
+            "--n", type=image_count, default=default.n, metavar="N", help="images, or all (default: %(default)s)"
+        )
     data.add_argument(
         "--start", type=int, default=default.start, metavar="I", help="position of the first (default: %(default)s)"
     )

@@ -104,19 +104,9 @@ def evaluate_batch(
         refuse_meaningless(rounds[0].clean.logits, settings.model)
     checks = check_output(rounds[0].bench.model(), pixels) if index == 0 else OutputChecks()
     for around in rounds:
-        if smaller is not None:
-            around.inherit(smaller)
-        for spec in settings.specs:
-            around.attack(spec, progress)
-        if settings.attacks:
-            around.close()
+        around.go_through(smaller, progress)
     fresh = _fresh_scores(rounds, classifier, judge, labels, settings)
-    images = _records(rounds, fresh, settings)
-    if smaller is not None:  # what was broken in the smaller ball is broken in this one, whatever fresh draws say now
-        images = tuple(
-            dataclasses.replace(record, robust=bool(record.robust) and bool(stood))
-            for record, stood in zip(images, smaller.robust, strict=True)
-        )
+    images = _records(rounds, fresh, settings, smaller)
     first = rounds[0]
     logits = [around.clean.logits for around in rounds] + [around.final.logits for around in rounds]
     totals = BatchTotals(
@@ -174,6 +164,15 @@ class _Round:
         self.histories: list[list[AttackOutcome]] = [[] for _ in labels]
         self.totals: list[AttackTotals] = []
         self.mismatches = 0
+
+    def go_through(self, smaller: Smaller | None, progress: Progress | None) -> None:
+        """Images of a smaller radius, every attack, then the final scores."""
+        if smaller is not None:
+            self.inherit(smaller)
+        for spec in self.settings.specs:
+            self.attack(spec, progress)
+        if self.settings.attacks:
+            self.close()
 
     def inherit(self, smaller: Smaller) -> None:
         """Submit the images of a smaller radius as an attack without steps; later attacks begin at them."""
@@ -296,9 +295,16 @@ def _worse(rounds: list[_Round], row: int) -> int:
 
 
 def _records(
-    rounds: list[_Round], fresh: dict[str, Tensor] | None, settings: EvaluationSettings
+    rounds: list[_Round], fresh: dict[str, Tensor] | None, settings: EvaluationSettings, smaller: Smaller | None
 ) -> tuple[ImageRecord, ...]:
-    return tuple(_record(rounds, fresh, settings, row) for row in range(len(rounds[0].labels)))
+    """Of every image; what was broken in a smaller ball is broken in this one, whatever fresh draws say now."""
+    found = tuple(_record(rounds, fresh, settings, row) for row in range(len(rounds[0].labels)))
+    if smaller is None:
+        return found
+    stood = smaller.robust.tolist()
+    return tuple(
+        dataclasses.replace(one, robust=bool(one.robust) and was) for one, was in zip(found, stood, strict=True)
+    )
 
 
 def _record(

@@ -214,4 +214,5 @@ def is_ours(name: str) -> bool:
         "report.html",
         "report.md",
         "model_info.json",
+        "adversarial.npz",
     )

@@ -46,7 +46,7 @@ from rdc.storage.sealed import write_sealed
 
 __all__ = ["RunFolder", "remove_run"]
 
-_REPORTS = ("report.json", "report.html", "report.md", "model_info.json")
+_REPORTS = ("report.json", "report.html", "report.md", "model_info.json", "adversarial.npz")
 
 
 class RunFolder(ResumableFolder):

@@ -101,19 +101,10 @@ def evaluate_threats(
     threats = [Threat(str(one.norm), str(one.eps)) for one in settings if one.attacks]
     if not threats or len(threats) < len(settings):
         raise ConfigError("threats: expected at least one, each with attacks")
-    order, path = rising(threats), Path(out)
-    identity = {
-        "schema": SCHEMA,
-        "threats": [
-            {"threat": threats[place].text, "folder": threats[place].folder, "attacks": list(settings[place].attacks)}
-            for place, _ in sorted(order)
-        ],
-    }
-    done: dict[int, Evaluation] = {}
-    total = sum(one.n for one in settings)
-    folder = by_the_first(lambda: ThreatFolder(path, identity, overwrite=overwrite))
+    path, done, total = Path(out), dict[int, Evaluation](), sum(one.n for one in settings)
+    folder = by_the_first(lambda: ThreatFolder(path, _identity(threats, settings), overwrite=overwrite))
     try:
-        for place, before in order:
+        for place, before in rising(threats):
             if on_threat is not None:
                 on_threat(settings[place], path / threats[place].folder)
             finished = sum(run.figures.n for run in done.values())
@@ -128,19 +119,34 @@ def evaluate_threats(
                 on_batch=None if on_batch is None else _counting(on_batch, finished, total),
                 smaller=None if before is None else _left_of(done[before], threats[before]),
             )
-        smaller = {place: None if before is None else threats[before].text for place, before in order}
-        runs = tuple(done[place] for place in range(len(threats)))
-        rows = [
-            threat_report(threat.text, threat.folder, smaller[place], runs[place])
-            for place, threat in enumerate(threats)
-        ]
-        images = image_records([threat.text for threat in threats], runs)
+        found = _together(path, threats, [done[place] for place in range(len(threats))])
         if folder is not None and is_first_process():
-            folder.keep(images)
+            folder.keep(found.images)
     finally:
         if folder is not None:
             folder.close()
-    return ThreatEvaluation(threats_report(rows, runs, images, runs[0].record.command), runs, images, path)
+    return found
+
+
+def _identity(threats: Sequence[Threat], settings: Sequence[EvaluationSettings]) -> JsonObject:
+    """What must be the same for a folder to be continued; the folders of the threats say the rest."""
+    named = [
+        {"threat": threat.text, "folder": threat.folder, "attacks": list(one.attacks)}
+        for threat, one in zip(threats, settings, strict=True)
+    ]
+    return {"schema": SCHEMA, "threats": named}
+
+
+def _together(path: Path, threats: Sequence[Threat], runs: Sequence[Evaluation]) -> ThreatEvaluation:
+    """What finished runs, in the order of the threats, say together."""
+    smaller = {place: None if before is None else threats[before].text for place, before in rising(threats)}
+    rows = [
+        threat_report(threat.text, threat.folder, smaller[place], run)
+        for place, (threat, run) in enumerate(zip(threats, runs, strict=True))
+    ]
+    images = image_records([threat.text for threat in threats], runs)
+    report = threats_report(rows, runs, images, runs[0].record.command)
+    return ThreatEvaluation(report, tuple(runs), images, path)
 
 
 def _left_of(run: Evaluation, threat: Threat) -> Smaller:

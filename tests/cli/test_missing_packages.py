@@ -15,6 +15,7 @@ ARGUMENTS = {  # enough to get past the parser
     "classify": ["x.png"],
     "compare": ["a", "b"],
     "bench": ["compare", "a", "b"],
+    "verify": ["x.npz"],
     "train": ["--out", "x"],
     "distill": ["--out", "x"],
     "sample": ["x"],
