@@ -20,6 +20,7 @@ from rdc.models.checkpoints import load_model
 from rdc.storage.json_files import read_json
 from rdc.training import Recipe, run
 from rdc.training.adversarial import InnerAttack
+from rdc.training.confidence import attacked_as
 from rdc.training.config import TrainConfig
 from rdc.training.selection import SelectionTerms
 from rdc.training.trainer import Trainer
@@ -94,18 +95,25 @@ def test_a_stopped_run_keeps_the_same(finished: Path, tmp_path: Path, monkeypatc
     assert (tmp_path / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
 
 
-def test_weights_get_worse_and_the_earlier_ones_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = iter((0.5, 0.7, 0.6, 0.2))
-    rows = ({"clean": 1.0, "robust": {"linf:0.15": value}, "score": value} for value in scores)
-    monkeypatch.setattr("rdc.training.selection.Selector._accuracies", lambda self, network: next(rows))
-    averages = {}
-    kept = Trainer._select
+@pytest.mark.parametrize("killed", [False, True])
+def test_weights_get_worse_and_the_earlier_ones_stay(killed: bool, tmp_path: Path, monkeypatch) -> None:
+    """Also where the run was stopped between."""
+    scores = {3: 0.5, 6: 0.7, 9: 0.6, 12: 0.2}
+    averages, kept = {}, Trainer._select
 
     def noted(self: Trainer, line, last: bool) -> None:
         averages[self.step] = {name: value.clone() for name, value in self.ema.items()}
+        row = {"clean": 1.0, "robust": {"linf:0.15": scores.get(self.step, 0.0)}, "score": scores.get(self.step, 0.0)}
+        monkeypatch.setattr("rdc.training.selection.Selector._accuracies", lambda self, network: row)
         kept(self, line, last)
+        if killed and self.step == 7 and not (tmp_path / "state.safetensors").exists():
+            self.save()
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "_select", noted)
+    if killed:
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path)
     trained(tmp_path)
     network, _, info = load_model(tmp_path)
     assert info["selected"]["score"] == 0.7 and info["selected"]["step"] == 6 and info["step"] == 12
@@ -131,8 +139,13 @@ def test_a_student_is_asked_at_its_levels(tmp_path: Path) -> None:
     assert info["classifier"]["levels"] == levels and len(read_json(tmp_path / "selection.json", kind=list)) == 2
     model, held = rdc.load(tmp_path), train_holdout(data(), 20)[1]
     assert len(model.levels) == 2
+    network, config, _ = load_model(tmp_path)
+    assert len(attacked_as(config, made)(network).levels) == 2
     found = apgd(model, held.pixels(), held.labels, ThreatModel("l2", 0.2), steps=1, seed=0, image_ids=held.indices)
     assert info["selected"]["robust"] == {"l2:0.2": float(found.correct.double().mean())}
+    plain = dataclasses.replace(made, calibrate=False, selection=None)
+    run(plain, data(), tmp_path / "plain", device="cpu", progress=False)
+    assert load_model(tmp_path / "plain")[2]["classifier"] == {"levels": levels}
 
 
 @pytest.mark.parametrize("damage", ["score", "weights", "other"])
