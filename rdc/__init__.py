@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rdc import arguments as arguments
     from rdc import attacks as attacks
+    from rdc import audits as audits
     from rdc import certification as certification
     from rdc import contracts as contracts
     from rdc import costs as costs
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from rdc import storage as storage
     from rdc import terminal as terminal
     from rdc import training as training
+    from rdc.audits import audit
     from rdc.data import load_dataset
     from rdc.errors import RdcError
     from rdc.front import EvaluationResult, attack, evaluate
@@ -63,6 +65,7 @@ _HOME = {
     "NoisePlan": ("rdc.method.noise", "NoisePlan"),
     "RdcError": ("rdc.errors", "RdcError"),
     "attack": ("rdc.front", "attack"),
+    "audit": ("rdc.audits", "audit"),
     "evaluate": ("rdc.front", "evaluate"),
     "from_azula": ("rdc.models.custom", "from_azula"),
     "from_denoiser": ("rdc.models.custom", "from_denoiser"),
@@ -77,7 +80,7 @@ _HOME = {
     "train": ("rdc.training", "run"),
 }
 _ROOMS = (
-    "arguments", "attacks", "certification", "cli", "contracts", "costs", "data", "decisions", "defences",
+    "arguments", "attacks", "audits", "certification", "cli", "contracts", "costs", "data", "decisions", "defences",
     "evaluation", "execution", "export", "front", "gradient_analysis", "images", "method", "models", "networks",
     "ops", "plots", "provenance", "reports", "runtime", "statistics", "storage", "terminal", "training",
 )  # fmt: skip
@@ -92,6 +95,7 @@ __all__ = [
     "RdcError",
     "__version__",
     "attack",
+    "audit",
     "evaluate",
     "from_azula",
     "from_denoiser",

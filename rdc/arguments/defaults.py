@@ -1,6 +1,6 @@
-"""What the settings of an evaluation, a gradient analysis, of likelihoods and of a certification are unless told otherwise.
+"""What the settings of an evaluation, an audit, a gradient analysis, of likelihoods and of a certification are unless told otherwise.
 
-Plain values in a room without torch: the settings themselves (``rdc.evaluation.EvaluationSettings``,
+Plain values in a room without torch: the settings themselves (``rdc.evaluation.EvaluationSettings``, ``rdc.audits.AuditSettings``,
 ``rdc.gradient_analysis.GradientSettings``, ``rdc.certification.CertificationSettings``) take their defaults from here, and so do
 the options of the command line and their help, which must not wait for torch.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
-__all__ = ["CertificationDefaults", "EvaluationDefaults", "GradientDefaults", "LikelihoodDefaults"]
+__all__ = ["AuditDefaults", "CertificationDefaults", "EvaluationDefaults", "GradientDefaults", "LikelihoodDefaults"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,20 @@ class EvaluationDefaults:
     seed: int = 0
     batch: int = 32
     batch_on_a_gpu: int = 256  # what the command line takes there
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditDefaults:
+    """Of ``rdc.audits.AuditSettings``, which says what each is."""
+
+    n: int = 32
+    split: str = "test"
+    start: int = 0
+    norm: str = "linf"
+    eps: str = "8/255"
+    sanity: int = 4
+    steps: int = 10
+    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

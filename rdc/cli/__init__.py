@@ -33,6 +33,7 @@ COMMANDS: dict[str, str] = {
     "classify": "classify PNG or JPEG files, with probabilities",
     "evaluate": "clean and robust accuracy on a data set; writes a report; resumable",
     "verify": "check stored adversarial images: budget to the last bit, the model's decisions",
+    "audit": "does a model do what an evaluation takes it for: rules with evidence; and what a run claims",
     "certify": "certified accuracy by randomised smoothing: radii that no attack can break; resumable",
     "compare": "two runs of evaluate on the same images: differences with intervals and p values",
     "bench": "what models cost, time and memory (cost); two benchmark files (compare)",

@@ -12,7 +12,7 @@ from rdc.cli.images import DATA, load_images
 from rdc.errors import one_line
 
 if TYPE_CHECKING:
-    from rdc.arguments.defaults import EvaluationDefaults, GradientDefaults, LikelihoodDefaults
+    from rdc.arguments.defaults import AuditDefaults, EvaluationDefaults, GradientDefaults, LikelihoodDefaults
     from rdc.arguments.paper_presets import PaperPreset
     from rdc.models.choice import ModelChoice
 
@@ -189,7 +189,7 @@ def add_format_options(group: Any, *forms: str, default: str = "text") -> None:
 
 def add_image_options(
     parser: argparse.ArgumentParser,
-    default: EvaluationDefaults | GradientDefaults | LikelihoodDefaults,
+    default: AuditDefaults | EvaluationDefaults | GradientDefaults | LikelihoodDefaults,
     *,
     count: bool = True,
 ) -> None:

@@ -37,7 +37,7 @@ from rdc.provenance.run import commit, versions, weights_digest
 from rdc.storage.json_records import ABSENT, JsonObject
 from rdc.terminal.progress import say_begin
 
-__all__ = ["Evaluation", "chosen_images", "evaluate"]
+__all__ = ["Evaluation", "chosen_images", "evaluate", "identity_of"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -132,7 +132,7 @@ def evaluate(
         classifier, dataset.pixels(slice(0, 2)), class_names=dataset.class_names, name=settings.model
     )
     images = chosen_images(classifier, dataset, settings)
-    identity = _identity(classifier, images, settings, smaller)
+    identity = identity_of(classifier, images, settings, smaller)
     chosen = getattr(classifier, "precision_choice", None) or ABSENT
     start = RunRecord(identity, command or "python", (commit(),), versions(classifier.device), chosen)
     shard = _processes()
@@ -144,8 +144,17 @@ def evaluate(
         return _finished(folder, classifier, images, settings)
 
 
-def _identity(classifier: Defence, images: Dataset, settings: EvaluationSettings, smaller: Smaller | None) -> Identity:
-    """What decides the figures."""
+def identity_of(
+    classifier: Defence, images: Dataset, settings: EvaluationSettings, smaller: Smaller | None = None
+) -> Identity:
+    """What decides the figures of an evaluation of these images.
+
+    Args:
+        classifier: the defence.
+        images: the n images that are evaluated.
+        settings: of the evaluation.
+        smaller: as of :func:`evaluate`.
+    """
     return Identity(
         schema=SCHEMA,
         settings=SettingsRecord.from_json(settings.to_json(), "settings"),
