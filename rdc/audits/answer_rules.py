@@ -25,7 +25,10 @@ def other_classes(found: Answers) -> Outcome:
     words = f"{classes} classes, the data have {found.classes}"
     if found.names_differ:
         words += "; both have the same names, in another order"
-    return Outcome(classes != found.classes or found.names_differ, words, numbers)
+    other = classes < found.classes or (classes > found.classes and found.named)
+    if classes > found.classes and not found.named:
+        words += ", which are only counted: labels of the others may not have come"
+    return Outcome(other or found.names_differ, words, numbers)
 
 
 def not_finite(found: Answers) -> Outcome:
@@ -161,7 +164,7 @@ ANSWER_RULES = (
     Rule(
         "other-classes",
         WARNING,
-        "the model has more or fewer classes than the data, or calls the same classes by other numbers",
+        "the model has fewer classes than the data, or more than they have names, or calls the same classes by other numbers",
         "Labels are numbers. Where they mean something else to the model, an image counts as broken that was "
         "never right, and a targeted "
         "attack aims at classes that nobody has.",

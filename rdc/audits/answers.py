@@ -30,17 +30,18 @@ class Answers:
         logits: [n, K] float64.
         labels: [n].
         classes: K of the data.
+        named: the data name their classes, and do not only count them.
         names_differ: model and data call the same classes by another number.
         not_finite: images (black, white and noise among them) with an answer that is NaN or infinite.
         asked: images in all, these three included.
         checks: what two calls on the first images show.
         types: of weights of 16 bits, by name.
-        device: kind of device.
     """
 
     logits: Tensor
     labels: Tensor
     classes: int
+    named: bool
     names_differ: bool
     not_finite: int
     asked: int
@@ -96,6 +97,7 @@ def measure_answers(subject: Subject) -> Answers:
         logits=logits,
         labels=subject.labels.cpu(),
         classes=subject.data.num_classes,
+        named=any(name != str(number) for number, name in enumerate(theirs)),
         names_differ=names != theirs and sorted(names) == sorted(theirs),
         not_finite=int(bad.sum()),
         asked=len(bad),
@@ -110,21 +112,26 @@ class Ranges:
 
     Args:
         n, right: images, and how many are right as they are.
+        commonest: images of the commonest class, which a model gets right that says nothing else.
         other: scale -> (right on it, right on it alone, right as they are alone); None: the model refuses it.
     """
 
     n: int
     right: int
+    commonest: int
     other: dict[str, tuple[int, int, int] | None]
 
     def better(self) -> dict[str, tuple[int, float]]:
-        """Scales on which a fifth of the images more are right, and not by chance: (right, p value of a sign test)."""
+        """Scales on which a fifth of the images more are right, not by chance, and more than are of one class: (right, p value)."""
         found = {}
         for name, counts in self.other.items():
             if counts is None:
                 continue
             right, gained, lost = counts
-            p = binomial_tail(gained, gained + lost, 0.5) if gained else 1.0
+            p = max(
+                binomial_tail(gained, gained + lost, 0.5) if gained else 1.0,
+                binomial_tail(right, self.n, self.commonest / self.n) if self.commonest < self.n else 1.0,
+            )
             if gained - lost >= 0.2 * self.n and p < 0.01:
                 found[name] = (right, p)
         return found
@@ -143,7 +150,7 @@ def measure_ranges(subject: Subject, logits: Tensor) -> Ranges:
             continue
         there = answers.argmax(1) == labels
         found[name] = (int(there.sum()), int((there & ~right).sum()), int((right & ~there).sum()))
-    return Ranges(len(labels), int(right.sum()), found)
+    return Ranges(len(labels), int(right.sum()), int(labels.bincount().max()), found)
 
 
 def _scales(x: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:

@@ -133,7 +133,8 @@ INPUT_RULES = (
         "The model knows these images: a look-up, a hash, or an overfit of a kind that no training gives. Clean "
         "accuracy is that of a memory.",
         "Evaluate on images that it cannot know, each moved by a level or two at random.",
-        "a = model(x); b, c = (model((x + torch.randint(-1, 2, x.shape) / 255).clamp(0, 1)) for _ in range(2)); "
+        "m = (x - 0.5).abs() < 0.49; a = model(x); "
+        "b, c = (model(x + m * torch.randint(-1, 2, x.shape) / 255) for _ in range(2)); "
         "n = int(((a - b).norm(dim=1) > 5 * (b - c).norm(dim=1)).sum()); print(4 * n > len(x), n, 'of', len(x))",
         "jumps",
         memorised,
@@ -146,7 +147,8 @@ INPUT_RULES = (
         "is a detector of "
         "attacks, not robustness.",
         "Round adversarial images to 8 bits before they are judged, and attack within these.",
-        "a = model(x); b, c = (model((x + (torch.rand(x.shape) - 0.5) * 0.8 / 255).clamp(0, 1)) for _ in range(2)); "
+        "m = (x - 0.5).abs() < 0.49; a = model(x); "
+        "b, c = (model(x + m * (torch.rand(x.shape) - 0.5) * 0.8 / 255) for _ in range(2)); "
         "n = int(((a - b).norm(dim=1) > 5 * (b - c).norm(dim=1)).sum()); print(4 * n > len(x), n, 'of', len(x))",
         "jumps",
         grid,

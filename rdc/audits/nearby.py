@@ -14,6 +14,7 @@ __all__ = ["Jumps", "Steps", "measure_jumps", "measure_steps"]
 _LEVEL = 1 / 255
 _LARGE = 64 * _LEVEL
 _JUMP = 5.0  # times the difference between two near copies
+_INNER = 4  # pixels that are neither black nor white, which an image needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Jumps:
         off_grid: the same, copies between the levels of 8 bits (at most 0.4 of one).
         jumped_on, jumped_off: images whose answer is more than :data:`_JUMP` times as far from its copies as they are from each other.
         lost: images that are right, and wrong in both near copies by whole levels.
-        n: images.
+        n: images, those without :data:`_INNER` pixels between black and white left out.
     """
 
     on_grid: float | None
@@ -36,19 +37,24 @@ class Jumps:
     n: int
 
 
-def measure_jumps(subject: Subject, logits: Tensor, most: int = 16) -> Jumps:
+def measure_jumps(subject: Subject, most: int = 16) -> Jumps:
     """Compare each image with two near copies, on the levels of 8 bits and between them.
 
     Args:
         subject: model and images.
-        logits: [n, K], its answers.
         most: images looked at.
     """
-    x, own, labels = subject.pixels[:most], logits[:most], subject.labels[:most].cpu()
+    inner = (
+        subject.pixels - 0.5
+    ).abs() < 0.5 - 1.5 * _LEVEL  # black ones can go one way alone: all copies would be brighter
+    enough = (inner.flatten(1).sum(1) >= _INNER).nonzero()[:most, 0]
+    x, inner, labels = subject.pixels[enough], inner[enough], subject.labels[enough].cpu()
+    if not len(x):
+        return Jumps(None, None, 0, 0, lost=0, n=0)
     shape = tuple(x.shape)
-    on = [_inward(x, subject.uniform(shape, 2 + place).mul(2).round() * _LEVEL) for place in (0, 1)]
-    off = [_inward(x, 0.4 * _LEVEL * subject.uniform(shape, 4 + place)) for place in (0, 1)]
-    on_a, on_b, off_a, off_b = (subject.logits(copy) for copy in (*on, *off))
+    on = [x + inner * _LEVEL * subject.uniform(shape, 2 + place).mul(1.5).round() for place in (0, 1)]
+    off = [x + inner * 0.4 * _LEVEL * subject.uniform(shape, 4 + place) for place in (0, 1)]
+    own, on_a, on_b, off_a, off_b = (subject.logits(images) for images in (x, *on, *off))
     right = own.argmax(1) == labels
     lost = right & (on_a.argmax(1) != labels) & (on_b.argmax(1) != labels)
     ratios = [_ratios(own, a, b) for a, b in ((on_a, on_b), (off_a, off_b))]
@@ -63,19 +69,13 @@ def measure_jumps(subject: Subject, logits: Tensor, most: int = 16) -> Jumps:
     )
 
 
-def _inward(x: Tensor, change: Tensor) -> Tensor:
-    """x + change, and x - change where that leaves [0, 1]."""
-    moved = x + change
-    inside: Tensor = torch.where((moved < 0) | (moved > 1), x - change, moved).clamp(0, 1)
-    return inside
-
-
 def _ratios(own: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Of the images whose answer moves at all; 1e9 where copies agree, and the image differs from them."""
     away = torch.minimum((a - own).norm(dim=1), (b - own).norm(dim=1))
     between = (a - b).norm(dim=1)
     moves = (away > 0) | (between > 0)
-    return (away / between.clamp_min(1e-30)).clamp(max=1e9)[moves]
+    ratios: Tensor = (away / between.clamp_min(1e-30)).clamp(max=1e9)
+    return ratios[moves]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shlex
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rdc.audits.rule import ERROR, SEVERITIES, WARNING, Number
 from rdc.errors import one_line
-from rdc.storage.files import atomic_write
+from rdc.storage.json_files import write_json
 
 __all__ = ["SCHEMA", "AuditReport", "Finding"]
 
@@ -100,9 +98,7 @@ class AuditReport:
         Args:
             path: of the file.
         """
-        with atomic_write(Path(path), "w") as file:
-            json.dump(self.to_json(), file, indent=2, allow_nan=False)
-            file.write("\n")
+        write_json(path, self.to_json())
 
     def text(self) -> str:
         """All of it as lines to be read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -45,6 +46,25 @@ _NO_LOGITS = Rule(
 RULES: tuple[Rule, ...] = (_NO_LOGITS, *INPUT_RULES, *ANSWER_RULES, *GRADIENT_RULES, *SETTING_RULES, *CLAIM_RULES)
 
 
+_AS_GIVEN = ("logits", "scale")  # rules whose line is about model and images as they were given
+
+
+@dataclasses.dataclass(frozen=True)
+class _Where:
+    """How the commands of findings come to model, images and run.
+
+    Args:
+        opened_by, command: as of :func:`audit`.
+        here: the Python that stands for ``opened_by`` where the model is.
+        run: folder of the run.
+    """
+
+    opened_by: str | None
+    command: str | None
+    here: str
+    run: str | None
+
+
 @dataclasses.dataclass(frozen=True)
 class _Missing:
     """A measurement that could not be made.
@@ -67,6 +87,7 @@ def audit(
     run: str | os.PathLike[str] | None = None,
     name: str | None = None,
     opened_by: str | None = None,
+    command: str | None = None,
     progress: bool = False,
 ) -> AuditReport:
     """Set what a model seems to be against what it does.
@@ -86,6 +107,7 @@ def audit(
         name: what to call the model.
         opened_by: Python that makes ``model``, ``x`` and ``y``, for the commands of the report, which are then commands of a shell; None:
             they are Python, for where the model is.
+        command: of a shell, that shows how a model fails which does not answer with logits; None: Python.
         progress: draw a bar on stderr.
 
     Returns:
@@ -96,6 +118,8 @@ def audit(
         InputError: the model raised an error on its own images.
     """
     settings = settings or AuditSettings()
+    here = f"model, x, y = rdc.audits.subject(model, x{', y' if y is not None else ''}, n={settings.n}, start={settings.start})"
+    where = _Where(opened_by, command, here, None if run is None else os.fspath(run))
     called = name or (str(model) if isinstance(model, (str, os.PathLike)) else _name(model))
     with kept_generators(), bar(total=13, unit="part", leave=False, enabled=progress) as line:
         seed_all(settings.seed)
@@ -106,9 +130,9 @@ def audit(
             if error.__cause__ is not None:  # it raised something itself
                 raise
             measures: dict[str, Any] = {"logits": _Missing(one_line(error, 600))}
-            return _report(None, measures, settings, called, x, opened_by, run)
+            return _report(None, measures, settings, called, x, where)
         measures = _measure(subject, line, run)
-    return _report(subject, measures, settings, called, x, opened_by, run)
+    return _report(subject, measures, settings, called, x, where)
 
 
 def _measure(subject: Subject, line: Any, run: Any) -> dict[str, Any]:
@@ -139,7 +163,7 @@ def _measure(subject: Subject, line: Any, run: Any) -> dict[str, Any]:
     coarse, at_once = bool(answers.types), getattr(opening, "at_once", 0.0)
     take("batches", lambda: measure_batches(subject, logits, answers.spread, at_once, coarse))
     take("ranges", lambda: measure_ranges(subject, logits))
-    take("jumps", lambda: measure_jumps(subject, logits))
+    take("jumps", lambda: measure_jumps(subject))
     take("steps", lambda: measure_steps(subject))
     take("slopes", lambda: measure_slopes(subject, logits))
     found["short attacks"] = _short(subject, answers, line)
@@ -191,21 +215,20 @@ def _report(
     settings: AuditSettings,
     name: str,
     data: Any,
-    opened_by: str | None,
-    run: Any,
+    where: _Where,
 ) -> AuditReport:
     findings, fine, unchecked = [], {}, {}
     for rule in RULES:
         measured = measures.get(rule.of, _Missing("the model's answers are no logits"))
         if isinstance(measured, _Missing):
             if rule in (_NO_LOGITS, NO_GRADIENT) and rule.of in measures and _is_about(rule, measured):
-                findings.append(_finding(rule, Outcome(True, measured.reason), opened_by, run))
+                findings.append(_finding(rule, Outcome(True, measured.reason), where))
             elif not measured.silent:
                 unchecked[rule.name] = measured.reason
             continue
         outcome = rule.check(measured)
         if outcome.raised:
-            findings.append(_finding(rule, outcome, opened_by, run))
+            findings.append(_finding(rule, outcome, where))
         else:
             fine[rule.name] = outcome.words
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
@@ -226,7 +249,7 @@ def _report(
         unchecked=unchecked,
         calls=subject.calls[0] if subject else 0,
         images=subject.calls[1] if subject else 0,
-        run=None if run is None else os.fspath(run),
+        run=where.run,
     )
 
 
@@ -235,13 +258,20 @@ def _is_about(rule: Rule, measured: _Missing) -> bool:
     return rule is _NO_LOGITS or "differentiably" in measured.reason
 
 
-def _finding(rule: Rule, outcome: Outcome, opened_by: str | None, run: Any) -> Finding:
-    line = rule.line.format(run=os.fspath(run)) if rule in CLAIM_RULES else rule.line
-    code = f"import torch, rdc; {opened_by or 'model, x, y = rdc.audits.subject(model, x, y)'}; {line}"
-    command = in_shell(code) if opened_by else code
-    return Finding(
-        rule.name, rule.severity, outcome.words, dict(outcome.numbers), rule.explanation, rule.what_to_do, command
-    )
+def _finding(rule: Rule, outcome: Outcome, where: _Where) -> Finding:
+    line = rule.line.format(run=where.run) if rule in CLAIM_RULES else rule.line
+    if rule is _NO_LOGITS and where.command:
+        shown = where.command
+    elif rule.of in _AS_GIVEN or where.opened_by is None:
+        begin = "" if rule.of in _AS_GIVEN else f"{where.here}; "
+        shown = f"import torch, rdc; {begin}{line}"
+    else:
+        shown = in_shell(f"import torch, rdc; {where.opened_by}; {line}")
+    evidence = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value  # as JSON can hold it
+        for key, value in outcome.numbers.items()
+    }
+    return Finding(rule.name, rule.severity, outcome.words, evidence, rule.explanation, rule.what_to_do, shown)
 
 
 def _name(model: Any) -> str:

@@ -19,6 +19,7 @@ from rdc.cli.options import (
     model_choice,
     say_data,
 )
+from rdc.cli.shell import command_line
 from rdc.errors import one_line
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
         run=args.run,
         name=args.model,
         opened_by=_opened_by(args, choice),
+        command=command_line(["evaluate", "--model", args.model, "--data", args.data, "--attacks", "none", "--n", "8"]),
         progress=not args.quiet,
     )
     report.write(args.out)
