@@ -10,7 +10,7 @@ What ``rdc evaluate`` checks of its own runs is decided in :mod:`rdc.evaluation.
 from __future__ import annotations
 
 from rdc.audits.contents import answers_inside
-from rdc.audits.inside import modules_called, modules_in_training
+from rdc.audits.inside import modules_called, modules_in_training, runs_of_modules
 from rdc.audits.report import AuditReport, Finding
 from rdc.audits.rule import Rule
 from rdc.audits.run import RULES, audit
@@ -30,5 +30,6 @@ __all__ = [
     "measured_slope",
     "modules_called",
     "modules_in_training",
+    "runs_of_modules",
     "subject",
 ]

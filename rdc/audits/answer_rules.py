@@ -139,6 +139,11 @@ def training_mode(found: Inside) -> Outcome:
     return Outcome(bool(named), words, {"modules": found.modules, **found.training})
 
 
+def repeated(found: Inside) -> Outcome:
+    words = f"a module with weights runs up to {found.most_runs} times in one call"
+    return Outcome(found.most_runs > 2, words, {"runs": found.most_runs})
+
+
 def changes_weights(found: Inside) -> Outcome:
     words = f"a call changed {len(found.changed)} weights or buffers" + (
         f": {', '.join(found.changed[:4])}" if found.changed else ""
@@ -260,6 +265,17 @@ ANSWER_RULES = (
         "n = rdc.evaluation.sanity.check_output(model, x).gradients_inside; print(n > 0, n)",
         "answers",
         optimises,
+    ),
+    Rule(
+        "repeated-network",
+        NOTE,
+        "a module with weights runs more than twice in one call",
+        "The answer is made of many: a vote over copies of the image, a purification in steps. It costs an attacker as much more, and "
+        "published figures of such models were often made with fewer steps for it.",
+        "Say the cost beside the figure, and give the attack all passes that the model takes.",
+        "c = rdc.audits.runs_of_modules(model, x[:4]); print(max(c, default=0) > 2, max(c, default=0))",
+        "inside",
+        repeated,
     ),
     Rule(
         "global-generator",

@@ -119,9 +119,10 @@ INPUT_RULES = (
         "that a larger step would "
         "help.",
         "Attack from the cut image (its pixels moved to the inner range first), with random starts and square.",
-        "i = x[0].numel() // 2; at = lambda v: model(x[:4].flatten(1).index_fill(1, torch.tensor([i]), v).view_as(x[:4])); "
-        "flat = bool((at(0.0) == at(0.03)).all()) or bool((at(0.97) == at(1.0)).all()); print(flat and not "
-        "bool((at(0.5) == at(0.53)).all()))",
+        "i = torch.tensor([x[0].numel() // 2], device=x.device); "
+        "at = lambda v: model(x[:4].flatten(1).index_fill(1, i, v).view_as(x[:4])); "
+        "flat = bool((at(0.0) == at(0.03)).all()) or bool((at(0.97) == at(1.0)).all()); "
+        "print(flat and not bool((at(0.5) == at(0.53)).all()))",
         "steps",
         clamped,
     ),
@@ -134,7 +135,7 @@ INPUT_RULES = (
         "accuracy is that of a memory.",
         "Evaluate on images that it cannot know, each moved by a level or two at random.",
         "m = (x - 0.5).abs() < 0.49; a = model(x); "
-        "b, c = (model(x + m * torch.randint(-1, 2, x.shape) / 255) for _ in range(2)); "
+        "b, c = (model(x + m * torch.randint_like(x, -1, 2) / 255) for _ in range(2)); "
         "n = int(((a - b).norm(dim=1) > 5 * (b - c).norm(dim=1)).sum()); print(4 * n > len(x), n, 'of', len(x))",
         "jumps",
         memorised,
@@ -148,7 +149,7 @@ INPUT_RULES = (
         "attacks, not robustness.",
         "Round adversarial images to 8 bits before they are judged, and attack within these.",
         "m = (x - 0.5).abs() < 0.49; a = model(x); "
-        "b, c = (model(x + m * (torch.rand(x.shape) - 0.5) * 0.8 / 255) for _ in range(2)); "
+        "b, c = (model(x + m * (torch.rand_like(x) - 0.5) * 0.8 / 255) for _ in range(2)); "
         "n = int(((a - b).norm(dim=1) > 5 * (b - c).norm(dim=1)).sum()); print(4 * n > len(x), n, 'of', len(x))",
         "jumps",
         grid,

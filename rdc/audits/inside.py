@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from rdc.audits.subject import Subject
+from rdc.audits.subject import Subject, apart
 from rdc.execution.frozen import at_rest
 from rdc.execution.precision import in_own_type
 
@@ -29,6 +29,7 @@ __all__ = [
     "measure_inside",
     "modules_called",
     "modules_in_training",
+    "runs_of_modules",
     "seed_all",
 ]
 
@@ -44,12 +45,14 @@ class Inside:
     Args:
         training: kind of module that ran in training mode and computes something else in it -> how often.
         modules: that ran in a call.
+        most_runs: how often the module with weights that ran most often did, in one call.
         changed: weights and buffers that a call changed, by the kind of module and name.
         input_moved: largest change of a pixel of the tensor that it was given.
     """
 
     training: dict[str, int]
     modules: int
+    most_runs: int
     changed: tuple[str, ...]
     input_moved: float
 
@@ -64,7 +67,7 @@ def modules_in_training(model: Callable[[Tensor], Any], pixels: Tensor) -> dict[
     Returns:
         Kind of module -> how often one ran: dropout, and norms that take the statistics of their batch.
     """
-    return _watched(model, pixels)[0]
+    return _watched(model, pixels).alive
 
 
 def modules_called(model: Callable[[Tensor], Any], pixels: Tensor) -> list[nn.Module]:
@@ -74,15 +77,37 @@ def modules_called(model: Callable[[Tensor], Any], pixels: Tensor) -> list[nn.Mo
         model: pixels -> logits.
         pixels: [n, C, H, W].
     """
-    return _watched(model, pixels)[1]
+    return _watched(model, pixels).modules
 
 
-def _watched(model: Callable[[Tensor], Any], pixels: Tensor) -> tuple[dict[str, int], list[nn.Module]]:
+def runs_of_modules(model: Callable[[Tensor], Any], pixels: Tensor) -> list[int]:
+    """How often each module with weights of its own runs during a call.
+
+    Args:
+        model: pixels -> logits.
+        pixels: [n, C, H, W].
+    """
+    return _watched(model, pixels).runs
+
+
+@dataclasses.dataclass(frozen=True)
+class _Watched:
+    """Modules of a call: those that are alive in training mode, by kind; all of them; how often each that has weights ran."""
+
+    alive: dict[str, int]
+    modules: list[nn.Module]
+    runs: list[int]
+
+
+def _watched(model: Callable[[Tensor], Any], pixels: Tensor) -> _Watched:
     alive: Counter[str] = Counter()
+    runs: Counter[int] = Counter()
     seen: dict[int, nn.Module] = {}
 
     def look(module: nn.Module, inputs: Any) -> None:
         seen[id(module)] = module
+        if next(module.parameters(recurse=False), None) is not None:
+            runs[id(module)] += 1
         if module.training and isinstance(module, _ALIVE):
             alive[type(module).__name__] += 1
 
@@ -92,22 +117,22 @@ def _watched(model: Callable[[Tensor], Any], pixels: Tensor) -> tuple[dict[str, 
             model(pixels)
     finally:
         handle.remove()
-    return dict(alive), list(seen.values())
+    return _Watched(dict(alive), list(seen.values()), list(runs.values()))
 
 
 def measure_inside(subject: Subject) -> Inside:
     """Watch calls on the first images."""
     x = subject.pixels[:_FEW]
-    alive, modules = _watched(subject.defence, x)
-    before = _fingerprints(modules)
+    watched = _watched(subject.defence, x)
+    before = _fingerprints(watched.modules)
     subject.logits(x)
-    after = _fingerprints(modules)
+    after = _fingerprints(watched.modules)
     changed = tuple(sorted({name for name, content in after.items() if before.get(name) != content}))
     handed, called = x.clone(), subject.called
     with torch.no_grad(), at_rest(called):
         in_own_type(called)(handed)
     moved = float((handed - x).abs().nan_to_num(nan=torch.inf).max())
-    return Inside(alive, len(modules), changed, moved)
+    return Inside(watched.alive, len(watched.modules), max(watched.runs, default=0), changed, moved)
 
 
 def _fingerprints(modules: list[nn.Module]) -> dict[str, str]:
@@ -153,11 +178,7 @@ def measure_generators(subject: Subject) -> Generators:
     read = tuple(name for name in before[0] if before[0][name] != after[0][name])
     put = tuple(name for name in read if after[0][name] == after[2][name])
     changed = int((answers[0].argmax(1) != answers[2].argmax(1)).sum())
-    return Generators(_apart(answers[0], answers[1]), _apart(answers[0], answers[2]), changed, read, put, len(x))
-
-
-def _apart(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().nan_to_num(nan=torch.inf).max()) if not torch.equal(a, b) else 0.0
+    return Generators(apart(answers[0], answers[1]), apart(answers[0], answers[2]), changed, read, put, len(x))
 
 
 def seed_all(seed: int) -> None:

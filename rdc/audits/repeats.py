@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rdc.audits.inside import seed_all
-from rdc.audits.subject import Subject
+from rdc.audits.subject import Subject, apart
 from rdc.statistics.proportions import binomial_tail
 
 __all__ = ["Batches", "Memory", "Opening", "end_memory", "measure_batches", "open_memory"]
@@ -63,14 +63,14 @@ def open_memory(subject: Subject) -> Opening:
     x, seed = subject.pixels[: 2 * _FEW], subject.settings.seed
     calls, images = subject.calls
     answers = _seeded(subject, x, seed)
-    at_once = _apart(_seeded(subject, x, seed), answers)
+    at_once = apart(_seeded(subject, x, seed), answers)
     steps = subject.uniform((_QUERIES, *x.shape[1:]), 1).mul(2).round() / 255
     copies = (x[:1] + steps).clamp(0, 1)
     first = _seeded(subject, copies[:1], seed)
     for copy in copies[1:].split(1):
         subject.logits(copy)
     again = _seeded(subject, copies[:1], seed)
-    return Opening(answers, at_once, _apart(_seeded(subject, x, seed), answers), _apart(again, first), calls, images)
+    return Opening(answers, at_once, apart(_seeded(subject, x, seed), answers), apart(again, first), calls, images)
 
 
 def end_memory(subject: Subject, opening: Opening, spread: float) -> Memory:
@@ -80,7 +80,7 @@ def end_memory(subject: Subject, opening: Opening, spread: float) -> Memory:
         calls=subject.calls[0] - opening.calls,
         images=subject.calls[1] - opening.images,
         after_queries=opening.after_queries,
-        at_the_end=_apart(last, opening.answers),
+        at_the_end=apart(last, opening.answers),
         copy=opening.copy,
         changed=int((last.argmax(1) != opening.answers.argmax(1)).sum()),
         spread=spread,
@@ -154,14 +154,14 @@ def measure_batches(subject: Subject, logits: Tensor, spread: float, at_once: fl
     mixed = torch.cat([torch.zeros_like(x[:_FEW]), x[:_FEW], torch.ones_like(x[:_FEW])])
     strangers = _seeded(subject, mixed, seed)[_FEW : 2 * _FEW]
     pairs = ((alone, first[:_FEW]), (turned, first), (strangers, first[:_FEW]))
-    apart = [_apart(a, b) for a, b in pairs]
+    moved = [apart(a, b) for a, b in pairs]
     changed = sum(int((a.argmax(1) != b.argmax(1)).sum()) for a, b in pairs)
     labels = subject.labels.cpu()
     right, other = logits.argmax(1) == labels, turned.argmax(1) == labels
     return Batches(
-        alone=apart[0],
-        turned=apart[1],
-        strangers=apart[2],
+        alone=moved[0],
+        turned=moved[1],
+        strangers=moved[2],
         changed=changed,
         asked=sum(len(a) for a, _ in pairs),
         spread=spread,
@@ -173,7 +173,3 @@ def measure_batches(subject: Subject, logits: Tensor, spread: float, at_once: fl
         gained=int((other & ~right).sum()),
         coarse=coarse,
     )
-
-
-def _apart(a: Tensor, b: Tensor) -> float:
-    return 0.0 if torch.equal(a, b) else float((a - b).abs().nan_to_num(nan=torch.inf).max())

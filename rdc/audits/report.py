@@ -58,7 +58,8 @@ class AuditReport:
         findings: rules that are broken, the worst first.
         fine: rule -> what was measured where it is not broken.
         unchecked: rule -> why it could not be checked.
-        calls, images: of the model: calls, and images in them.
+        calls, images: of the model: calls, and images in them (network passes, in short attacks).
+        versions: of rdc, Python, PyTorch and NumPy, and the device.
         run: folder that was audited with it; None: none.
     """
 
@@ -71,6 +72,7 @@ class AuditReport:
     unchecked: Mapping[str, str]
     calls: int
     images: int
+    versions: Mapping[str, str]
     run: str | None = None
 
     @property

@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from rdc.audits.answer_rules import ANSWER_RULES
 from rdc.audits.answers import Answers, measure_answers, measure_ranges
 from rdc.audits.claim_rules import CLAIM_RULES
@@ -24,8 +26,11 @@ from rdc.audits.settings import AuditSettings
 from rdc.audits.short_attacks import ShortAttacks, flags_of_settings, measure_short_attacks
 from rdc.audits.slopes import measure_slopes
 from rdc.audits.subject import Subject, open_subject
+from rdc.defences.factory import name_of
 from rdc.errors import ConfigError, InputError, one_line
+from rdc.evaluation.records import OutputChecks
 from rdc.models.choice import ModelChoice
+from rdc.provenance.run import versions
 from rdc.storage.json_records import given
 from rdc.terminal.progress import bar
 
@@ -120,7 +125,7 @@ def audit(
     settings = settings or AuditSettings()
     here = f"model, x, y = rdc.audits.subject(model, x{', y' if y is not None else ''}, n={settings.n}, start={settings.start})"
     where = _Where(opened_by, command, here, None if run is None else os.fspath(run))
-    called = name or (str(model) if isinstance(model, (str, os.PathLike)) else _name(model))
+    called = name or (model.name if isinstance(model, ModelChoice) else name_of(model))
     with kept_generators(), bar(total=13, unit="part", leave=False, enabled=progress) as line:
         seed_all(settings.seed)
         line.set_description_str("loading")
@@ -152,8 +157,9 @@ def _measure(subject: Subject, line: Any, run: Any) -> dict[str, Any]:
     answers = take("answers", lambda: measure_answers(subject))
     take("contents", lambda: measure_contents(subject))
     take("inside", lambda: measure_inside(subject))
-    take("settings", lambda: flags_of_settings(subject, answers.checks))
     logits: Any = None if isinstance(answers, _Missing) else answers.logits
+    checks = OutputChecks() if isinstance(answers, _Missing) else answers.checks
+    take("settings", lambda: flags_of_settings(subject, checks))
     found |= _of_run(subject, run, logits, take)
     reason = _not_usable(answers)
     if reason:
@@ -249,6 +255,7 @@ def _report(
         unchecked=unchecked,
         calls=subject.calls[0] if subject else 0,
         images=subject.calls[1] if subject else 0,
+        versions=versions(subject.defence.device if subject else torch.device("cpu")),
         run=where.run,
     )
 
@@ -272,10 +279,3 @@ def _finding(rule: Rule, outcome: Outcome, where: _Where) -> Finding:
         for key, value in outcome.numbers.items()
     }
     return Finding(rule.name, rule.severity, outcome.words, evidence, rule.explanation, rule.what_to_do, shown)
-
-
-def _name(model: Any) -> str:
-    """What reports call a model."""
-    if isinstance(model, ModelChoice):
-        return model.name
-    return str(getattr(model, "head", None) or getattr(model, "__name__", type(model).__name__))

@@ -17,9 +17,10 @@ from rdc.contracts import Defence, NoisePolicy
 from rdc.data import Dataset, as_dataset
 from rdc.defences import PlainClassifier, as_defence
 from rdc.errors import ConfigError
+from rdc.execution.devices import home_of
 from rdc.models.choice import ModelChoice
 
-__all__ = ["ImageScale", "Subject", "open_subject", "subject"]
+__all__ = ["ImageScale", "Subject", "apart", "open_subject", "subject"]
 
 _SLACK = 1e-6  # how far outside [0, 1] a pixel may lie by rounding
 _BATCH = 32  # images in one call
@@ -97,6 +98,11 @@ class Subject:
         return torch.from_numpy(2 * drawn - 1).to(self.pixels.device)
 
 
+def apart(a: Tensor, b: Tensor) -> float:
+    """The largest difference of two answers; infinite where one is NaN."""
+    return 0.0 if torch.equal(a, b) else float((a - b).abs().nan_to_num(nan=torch.inf).max())
+
+
 class Rescaled(nn.Module):
     """A model that was given with images of another scale, as a function of pixels.
 
@@ -170,7 +176,7 @@ def open_subject(model: Any, data: Any, labels: Any, settings: AuditSettings, na
         taken = model
         if low is not None and width is not None and not isinstance(model, Defence):
             taken = Rescaled(model, low, width)
-        example = images.pixels(slice(0, 2)).to(_home(model))
+        example = images.pixels(slice(0, 2)).to(home_of(model))
         defence = as_defence(taken, example, class_names=images.class_names, name=name)
     if tuple(defence.image_shape) != tuple(images.image_shape):
         raise ConfigError(
@@ -180,14 +186,6 @@ def open_subject(model: Any, data: Any, labels: Any, settings: AuditSettings, na
     defence = defence.with_(noise=NoisePolicy.FIXED)
     device = defence.device
     return Subject(given, defence, images, images.pixels().to(device), images.labels.to(device), scale, settings)
-
-
-def _home(model: Any) -> torch.device:
-    """Where a module's first parameter or buffer is; the CPU for anything else."""
-    if isinstance(model, nn.Module):
-        for tensor in (*model.parameters(), *model.buffers()):
-            return tensor.device
-    return torch.device("cpu")
 
 
 def _as_pixels(data: Any, labels: Any) -> tuple[Any, ImageScale, Tensor | None, Tensor | None]:

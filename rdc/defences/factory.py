@@ -24,7 +24,7 @@ from rdc.defences.plain import PlainClassifier, call_model, checked_logits
 from rdc.errors import ConfigError, InputError
 from rdc.execution.frozen import at_rest
 
-__all__ = ["as_defence", "is_factory", "load_factory"]
+__all__ = ["as_defence", "is_factory", "load_factory", "name_of"]
 
 
 def is_factory(name: str) -> bool:
@@ -32,6 +32,15 @@ def is_factory(name: str) -> bool:
     module, colon, attribute = str(name).rpartition(":")
     dotted = (attribute,) if module.endswith(".py") else (module, attribute)
     return bool(colon) and all(part.isidentifier() for text in dotted for part in text.split("."))
+
+
+def name_of(model: Any) -> str:
+    """What reports call a model: its name or path, what answers in a defence, or the name of a function or class."""
+    if isinstance(model, (str, os.PathLike)):
+        return os.fspath(model)
+    if isinstance(model, Defence):
+        return model.head
+    return str(getattr(model, "__name__", type(model).__name__))
 
 
 def load_factory(name: str, example: Tensor, class_names: Sequence[str] | None, device: Any = "cpu") -> Defence:

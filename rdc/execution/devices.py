@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import nn
 
 from rdc.arguments.close_names import did_you_mean
 from rdc.arguments.scalars import shown
 from rdc.errors import ConfigError
 
-__all__ = ["chosen_device"]
+__all__ = ["chosen_device", "home_of"]
 
 _KINDS = ("auto", "cpu", "cuda", "mps")
 _ALSO = {"gpu": "cuda", "metal": "mps", "nvidia": "cuda"}
@@ -43,3 +46,11 @@ def chosen_device(name: str | None) -> torch.device:
                 "Use --device cpu"
             )
     return device
+
+
+def home_of(model: Any) -> torch.device:
+    """Where a module's first parameter or buffer is; the CPU for anything else."""
+    if isinstance(model, nn.Module):
+        for tensor in (*model.parameters(), *model.buffers()):
+            return tensor.device
+    return torch.device("cpu")

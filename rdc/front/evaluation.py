@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rdc.arguments.defaults import EvaluationDefaults
 from rdc.arguments.scalars import as_number
 from rdc.contracts import Defence
 from rdc.data import Dataset
 from rdc.defences import as_defence
+from rdc.defences.factory import name_of
 from rdc.errors import ConfigError
 from rdc.evaluation import EvaluationSettings, parse_attacks
 from rdc.evaluation import evaluate as run_evaluation
+from rdc.execution.devices import home_of
 from rdc.front.images import as_images
 from rdc.front.result import EvaluationResult
 from rdc.models.choice import ModelChoice
@@ -198,7 +200,7 @@ def _results(
     classifier = _classifier(model, images, names, chosen.pop("device", None))
     if names is None and all(name == str(k) for k, name in enumerate(images.class_names)):
         images = _named(images, classifier)
-    about = {**more, "model": _name(model), "dataset": images.name}
+    about = {**more, "model": name_of(model), "dataset": images.name}
     if isinstance(eps, (list, tuple, np.ndarray)):
         parts = [(radius, None if out is None else out / f"eps-{_text(radius).replace('/', '-')}") for radius in eps]
         return [_one(classifier, images, radius, {**chosen}, about, part, overwrite) for radius, part in parts]
@@ -260,16 +262,8 @@ def _classifier(model: Any, images: Dataset, names: Sequence[str] | None, device
         raise ConfigError(
             "device: expected None beside a model that is made already; it computes where it is. Move it with model.to(device)"
         )
-    example = images.pixels(slice(0, 2)).to(_home(model))
-    return as_defence(model, example, class_names=names or images.class_names, name=_name(model))
-
-
-def _home(model: Any) -> torch.device:
-    """Where a module's first parameter or buffer is; the CPU for anything else."""
-    if isinstance(model, nn.Module):
-        for tensor in (*model.parameters(), *model.buffers()):
-            return tensor.device
-    return torch.device("cpu")
+    example = images.pixels(slice(0, 2)).to(home_of(model))
+    return as_defence(model, example, class_names=names or images.class_names, name=name_of(model))
 
 
 def _named(images: Dataset, classifier: Defence) -> Dataset:
@@ -277,15 +271,6 @@ def _named(images: Dataset, classifier: Defence) -> Dataset:
     if len(classifier.class_names) < len(images.class_names):
         return images
     return dataclasses.replace(images, class_names=classifier.class_names)
-
-
-def _name(model: Any) -> str:
-    """What reports call a model."""
-    if isinstance(model, (str, os.PathLike)):
-        return os.fspath(model)
-    if isinstance(model, Defence):
-        return model.head
-    return str(getattr(model, "__name__", type(model).__name__))
 
 
 def _text(eps: Any) -> str:

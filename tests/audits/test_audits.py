@@ -29,6 +29,7 @@ OFFENDERS = {
     "probabilities": made.softmax,
     "random-output": made.own_noise,
     "test-time-optimisation": made.optimising,
+    "repeated-network": made.voting,
     "global-generator": made.global_noise,
     "seeds-generator": made.reseeded,
     "stateful": made.counting,
