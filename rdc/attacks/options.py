@@ -20,7 +20,8 @@ __all__ = ["SURROGATES", "AscentOptions", "AttackOptions", "Progress", "SteppedO
 
 Progress = Callable[[dict[str, object]], None]
 
-SURROGATES = ("plain", "one-step", "fresh")  #: what a list of attacks may name in place of a model
+#: what a list of attacks may name in place of a model
+SURROGATES = ("plain", "one-step", "fresh", "softened", "straight-through", "unclipped")
 
 
 def integer(default: int | None, *, least: int | None = 1, most: int | None = None) -> Any:

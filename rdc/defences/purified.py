@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from rdc.defences.purifiers import LikelihoodPurifier, Purifier
 from rdc.errors import ConfigError
 from rdc.execution.frozen import at_rest
 from rdc.images.pixels import checked_pixels
+from rdc.method.lm_move import lm_surrogates
 
 __all__ = ["PurifiedClassifier"]
 
@@ -141,17 +141,17 @@ class PurifiedClassifier(BaseDefence):
         return super().penalty(pixels) if value is None else value
 
     def surrogates(self) -> dict[str, Defence]:
-        """Stand-ins for a transfer attack: "plain" (the classifier alone), "fresh" (other noise), "one-step" (LM with N = 1)."""
+        """Stand-ins for a transfer attack: "plain" (the classifier alone), "fresh" (other noise), those of ``lm_move.lm_surrogates``."""
         found: dict[str, Defence] = {
             "plain": self._plain(),
             "fresh": self.with_(noise=NoisePolicy.FRESH, noise_seed=self.noise_seed + 1),
         }
         if isinstance(self.purifier, LikelihoodPurifier):
-            one = dataclasses.replace(self.purifier.lm, steps=1, name="one step")
-            made = self.with_()
-            made.purifier = LikelihoodPurifier(self.purifier.denoiser, one, self.purifier.memory_budget_mb)
-            made._found = None  # the parts are others
-            found["one-step"] = made
+            for name, other in lm_surrogates(self.purifier.lm).items():
+                made = self.with_()
+                made.purifier = LikelihoodPurifier(self.purifier.denoiser, other, self.purifier.memory_budget_mb)
+                made._found = None  # the parts are others
+                found[name] = made
         return found
 
     def _plain(self) -> Defence:

@@ -18,9 +18,9 @@ from rdc.method.draw import Draw
 from rdc.method.likelihood_maximization import (
     LikelihoodMaximization,
     lm_draw,
-    lm_move,
     lm_objective,
 )
+from rdc.method.lm_move import lm_move
 from rdc.method.optimizers import adam_bias, lm_direction
 
 __all__ = ["StepDraws", "class_losses", "example_images", "lm_step", "step_draws"]

@@ -35,6 +35,7 @@ from rdc.method.likelihood_maximization import (
     maximize_likelihood,
     resolve_lm,
 )
+from rdc.method.lm_move import lm_surrogates
 from rdc.method.lm_network import checked_lm_denoiser, row_bytes_without_label
 from rdc.method.lm_pieces import lm_pieces
 from rdc.method.noise import NoisePlan
@@ -264,11 +265,10 @@ class DiffusionClassifier(BaseDefence):
         return self._undisturbed(objective, pixels)
 
     def surrogates(self) -> dict[str, Defence]:
-        """Stand-ins for a transfer attack: "plain" (no LM), "one-step" (LM with N = 1), "fresh" (other noise)."""
-        found: dict[str, Defence] = {}
+        """Stand-ins for a transfer attack: "plain" (no LM), "fresh" (other noise), those of ``lm_move.lm_surrogates``."""
+        found: dict[str, Defence] = {"plain": self.with_(lm=None)} if self.lm is not None else {}
         if self.lm is not None:
-            found["plain"] = self.with_(lm=None)
-            found["one-step"] = self.with_(lm=dataclasses.replace(self.lm, steps=1, name="one step"))
+            found |= {name: self.with_(lm=other) for name, other in lm_surrogates(self.lm).items()}
         found["fresh"] = self.with_(noise=NoisePolicy.FRESH, noise_seed=self.noise_seed + 1)
         return found
 

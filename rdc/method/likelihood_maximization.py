@@ -29,6 +29,7 @@ from rdc.execution.opaque import checkpointed, kept_for_later, opaque, opaque_wi
 from rdc.method.denoiser import Denoiser
 from rdc.method.draw import Draw
 from rdc.method.levels import MOST_LEVELS, NoiseLevels, noise_levels, parse_levels
+from rdc.method.lm_move import lm_move
 from rdc.method.noise import NoisePlan
 from rdc.method.optimizers import OPTIMIZERS, adam_bias, lm_direction
 
@@ -50,6 +51,11 @@ def _finite(value: Any) -> float | None:
 def _positive(value: Any) -> float | None:
     number = _finite(value)
     return number if number is not None and number > 0 else None
+
+
+def _softness(value: Any) -> float | None:
+    number = as_number(value)
+    return number if number is not None and number >= 0 else None
 
 
 def _word(value: Any, allowed: tuple[str, ...]) -> str | None:
@@ -83,6 +89,7 @@ class LikelihoodMaximization:
         loss: "F" (weighted as the classifier's loss) or "x0" (plain ||D - x0||^2).
         noise: "fresh" (another draw in every step) or "same" (one draw for all steps).
         seed: any integer; of the noise and of the drawn levels.
+        softness: for attackers: of the projections' derivatives (:mod:`rdc.method.lm_move`), 0 (exact) to infinity; no image changes.
     """
 
     steps: int = 5
@@ -100,6 +107,7 @@ class LikelihoodMaximization:
     noise: str = "fresh"
     seed: int = 1
     name: str = "custom"
+    softness: float = 0.0
 
     def __post_init__(self) -> None:
         kept: dict[str, tuple[Any, str]] = {
@@ -118,6 +126,7 @@ class LikelihoodMaximization:
             "loss": (_word(self.loss, ("F", "x0")), "F or x0"),
             "noise": (_word(self.noise, ("fresh", "same")), "fresh or same"),
             "seed": (as_integer(self.seed), "an integer, of any size and sign"),
+            "softness": (_softness(self.softness), "a number >= 0, or infinity"),
             "name": (self.name if isinstance(self.name, str) else None, "text"),
         }
         if self.eta is not None:
@@ -133,6 +142,8 @@ class LikelihoodMaximization:
     def describe(self) -> dict[str, Any]:
         """For reports: every setting, levels in short form."""
         settings = dataclasses.asdict(self)
+        if not self.softness:
+            del settings["softness"]  # since 0.1: earlier runs go on
         return {**settings, "levels": None if self.levels is None else self.levels.describe()}
 
 
@@ -326,14 +337,6 @@ def _step(
     with torch.set_grad_enabled(differentiable):
         direction, state = lm_direction(grad, state, settings, adam_bias(step))
         return lm_move(anchor, x, direction, settings), state
-
-
-def lm_move(anchor: Tensor, x: Tensor, direction: Tensor, settings: LikelihoodMaximization) -> Tensor:
-    """One step along ``direction`` from x, back into the ball around ``anchor`` and into [-1, 1]."""
-    x = x + 2 * settings.step_size * direction
-    if settings.eta is not None:
-        x = torch.maximum(torch.minimum(x, anchor + 2 * settings.eta), anchor - 2 * settings.eta)
-    return x.clamp(-1, 1) if settings.clamp else x
 
 
 def maximize_likelihood(

@@ -132,7 +132,10 @@ def test_penalty_is_what_the_purifier_makes_small():
     model = PurifiedClassifier(LikelihoodPurifier(denoiser(), "paper-v2"), Net(), num_classes=CLASSES)
     x = pixels(6)
     assert (model.penalty(model.purify(x).detach()) < model.penalty(x)).all()
-    assert set(model.surrogates()) == {"plain", "one-step", "fresh"} and model.has_penalty
+    assert (
+        set(model.surrogates()) == {"plain", "one-step", "fresh", "softened", "straight-through", "unclipped"}
+        and model.has_penalty
+    )
     plain = as_defence(Net(), x)
     assert not plain.has_penalty and plain.surrogates() == {}
     with pytest.raises(ConfigError, match="optimises nothing"):
@@ -142,7 +145,7 @@ def test_penalty_is_what_the_purifier_makes_small():
 def test_diffusion_classifier_offers_the_same():
     model, x = gaussian_classifier(lm="paper-v2"), pixels(4)
     assert (model.penalty(model.purify(x).detach()) < model.penalty(x)).all()
-    assert set(model.surrogates()) == {"plain", "one-step", "fresh"}
+    assert set(model.surrogates()) == {"plain", "one-step", "fresh", "softened", "straight-through", "unclipped"}
     assert set(gaussian_classifier().surrogates()) == {"fresh"}
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(model.penalty(leaf).sum(), leaf)

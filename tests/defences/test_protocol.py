@@ -88,15 +88,16 @@ KINDS = {
 PURIFY = {"rdc", "lm", "lm-in-front-of-a-defence", "diffpure", "anytime", "eliminating", "foreign"}
 STOCHASTIC = {"sbgc", "dc", "rdc", "lm", "lm-in-front-of-a-defence", "diffpure"}
 PENALTY = PURIFY - {"diffpure", "foreign"}
+OF_LM = {"one-step", "softened", "straight-through", "unclipped"}
 SURROGATES = {
     "dc": {"fresh"},
     "sbgc": {"fresh"},
-    "rdc": {"plain", "one-step", "fresh"},
-    "lm": {"plain", "one-step", "fresh"},
-    "lm-in-front-of-a-defence": {"plain", "one-step", "fresh"},
+    "rdc": {"plain", "fresh"} | OF_LM,
+    "lm": {"plain", "fresh"} | OF_LM,
+    "lm-in-front-of-a-defence": {"plain", "fresh"} | OF_LM,
     "diffpure": {"plain", "fresh"},
-    "anytime": {"full", "plain", "one-step", "fresh"},
-    "eliminating": {"full", "plain", "one-step", "fresh"},
+    "anytime": {"full", "plain", "fresh"} | OF_LM,
+    "eliminating": {"full", "plain", "fresh"} | OF_LM,
     "eliminating-under-attack": {"full", "fresh"},
 }
 

@@ -230,7 +230,14 @@ def test_what_likelihood_maximisation_offers_is_offered_with_it_alone():
     plain, moved = tiny_classifier(), tiny_classifier(lm="paper-v2,steps=2")
     assert (plain.purifies, plain.has_penalty, plain.stochastic) == (False, False, True)
     assert (moved.purifies, moved.has_penalty, moved.stochastic) == (True, True, True)
-    assert set(plain.surrogates()) == {"fresh"} and set(moved.surrogates()) == {"plain", "one-step", "fresh"}
+    assert set(plain.surrogates()) == {"fresh"} and set(moved.surrogates()) == {
+        "plain",
+        "one-step",
+        "fresh",
+        "softened",
+        "straight-through",
+        "unclipped",
+    }
     surrogates = moved.surrogates()
     assert surrogates["plain"].lm is None and surrogates["one-step"].lm.steps == 1 and surrogates["fresh"].lm.steps == 2
     assert (surrogates["fresh"].noise.policy, surrogates["fresh"].noise.seed) == ("fresh", moved.noise.seed + 1)
