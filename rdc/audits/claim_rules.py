@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rdc.audits.claims import Claims
-from rdc.audits.rule import ERROR, NOTE, WARNING, Outcome, Rule
+from rdc.audits.rule import ERROR, NOTE, WARNING, Number, Outcome, Rule
 
 __all__ = ["CLAIM_RULES"]
 
@@ -23,7 +23,30 @@ def other_decisions(found: Claims) -> Outcome:
     if found.decisions is None:
         return Outcome(False, "no clean decisions to compare (no image in both, or fresh noise)")
     words = f"{found.decisions} of {found.common} clean decisions of the run are others today"
-    return Outcome(found.decisions > 0, words, {"other": found.decisions, "images": found.common})
+    numbers: dict[str, Number] = {"other": found.decisions, "images": found.common}
+    changed, stored = found.decisions, found.stored
+    if stored is not None:
+        words += (
+            f"; of its adversarial images {stored.held} said to hold are wrong, {stored.broken} said to break are right"
+        )
+        numbers |= {"hold no more": stored.held, "break no more": stored.broken}
+        changed += stored.held + stored.broken
+    return Outcome(changed > 0, words, numbers)
+
+
+def stored_images(found: Claims) -> Outcome:
+    stored = found.stored
+    if stored is None:
+        return Outcome(False, "no stored images to check (no image in both, no attack in a ball, or fresh noise)")
+    longest = "not finite" if stored.longest is None else f"{stored.longest:.6g}"
+    words = f"{stored.allowed} of {stored.n} stored images keep budget and range; the largest distance is {longest} of {stored.radius:.6g}"
+    numbers: dict[str, Number] = {
+        "allowed": stored.allowed,
+        "n": stored.n,
+        "largest": stored.longest,
+        "radius": stored.radius,
+    }
+    return Outcome(stored.allowed < stored.n, words, numbers)
 
 
 def not_autoattack(found: Claims) -> Outcome:
@@ -93,14 +116,29 @@ CLAIM_RULES = (
     Rule(
         "run-decides-otherwise",
         WARNING,
-        "a clean decision that the run recorded is another today",
+        "a decision that the run recorded, of a clean or of an adversarial image, is another today",
         "The model, its images, or what it draws changed; or decisions hang on rounding.",
         "Evaluate again, and compare with rdc compare.",
         _READ
-        + "z = model(x).argmax(1).tolist(); n = sum(run.images[i].clean.predicted != k for i, k in enumerate(z) if i in run.images); "
-        "print(n > 0, n)",
+        + "first = run.identity.settings.start; rows = [i for i in range(first, first + len(x)) if i in run.images]; "
+        "at = [i - first for i in rows]; f = run.adversarial(set(rows)); z = model(x[at]).argmax(1).tolist(); "
+        "a = (model(torch.stack([torch.from_numpy(f[i]) for i in rows]).to(x.device)).argmax(1) == y[at]).tolist(); "
+        "n = sum(run.images[i].clean.predicted != k or (run.images[i].clean.right == 1 and run.images[i].robust not in (None, b)) "
+        "for i, k, b in zip(rows, z, a)); print(n > 0, n, 'of', len(rows))",
         "claims",
         other_decisions,
+    ),
+    Rule(
+        "run-images",
+        ERROR,
+        "a stored adversarial image of the run leaves its budget, or [0, 1]",
+        "It was made of other images, or by an attack that did more than it may. Nothing that it breaks counts.",
+        "Name the data of the run with --data; rdc verify names each image. Then evaluate again.",
+        _READ + "f = run.adversarial(set(run.images)); norm, eps = run.identity.settings.norm, run.identity.radius; "
+        "d = [float(rdc.norm_balls.distance(torch.from_numpy(f[i])[None], one[None].cpu(), norm)) for i, one in enumerate(x, "
+        "run.identity.settings.start) if i in f]; print(max(d) > eps, max(d), eps)",
+        "claims",
+        stored_images,
     ),
     Rule(
         "not-autoattack",

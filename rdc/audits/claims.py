@@ -6,6 +6,8 @@ import dataclasses
 import os
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from rdc.attacks.registry import AttackSpec, parse_attack
@@ -13,17 +15,40 @@ from rdc.attacks.suites import AUTOATTACK, SUITES, suite
 from rdc.audits.short_attacks import identity
 from rdc.audits.subject import Subject
 from rdc.errors import ConfigError, one_line
+from rdc.evaluation.adversarial_files import AdversarialImages
 from rdc.evaluation.comparison import FinishedRun, read_run
 from rdc.evaluation.files import read_run_file
 from rdc.evaluation.records import Identity
 from rdc.evaluation.report import RaisedFlag
 from rdc.evaluation.results import finished_batches
+from rdc.evaluation.verification import verify
+from rdc.norm_balls import NORMS
 from rdc.storage.json_records import given
 
 __all__ = ["Claims", "measure_claims", "settings_of_run"]
 
 _STEPS, _QUERIES, _TARGETS = 100, 5000, 9  # of AutoAttack
 _OF_A_MODEL = ("levels", "weighting", "lm", "head", "precision")
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredImages:
+    """Stored adversarial images, checked by :func:`rdc.evaluation.verification.verify`.
+
+    Args:
+        n: images looked at.
+        allowed: of these, within budget and pixel range.
+        longest: largest distance; None where one is not finite.
+        radius: of the budget.
+        held, broken: said to be robust and wrong today; said to be broken and right today.
+    """
+
+    n: int
+    allowed: int
+    longest: float | None
+    radius: float
+    held: int
+    broken: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,6 +69,7 @@ class Claims:
         differs: what of the model is another in the run.
         decisions: images in both of which the run has another clean decision; None: not compared.
         common: images in both.
+        stored: what the model says today of the stored adversarial images of these; None: not compared.
         flags: that the run raised.
     """
 
@@ -61,6 +87,7 @@ class Claims:
     differs: tuple[str, ...]
     decisions: int | None
     common: int
+    stored: StoredImages | None
     flags: tuple[RaisedFlag, ...]
 
 
@@ -71,6 +98,12 @@ def settings_of_run(folder: str | os.PathLike[str]) -> Identity:
         ConfigError: not a folder of ``rdc evaluate``. DataError: run.json is damaged.
     """
     path = Path(folder) / "run.json"
+    if (Path(folder) / "threats.json").is_file():
+        inner = sorted(found.parent.name for found in Path(folder).glob("*/run.json"))
+        raise ConfigError(
+            f"run: {one_line(folder, 400)} holds a run for each of several threats; expected one of them: "
+            f"{one_line(', '.join(inner), 400) or 'none is begun'}"
+        )
     if not path.is_file():
         raise ConfigError(
             f"run: expected the folder of a run of rdc evaluate; there is no run.json in {one_line(folder, 400)}"
@@ -118,6 +151,7 @@ def measure_claims(folder: str | os.PathLike[str], subject: Subject | None, logi
         differs=_differs(who, subject) if subject else (),
         decisions=_other_decisions(run, subject, logits),
         common=len(_common(run, subject)),
+        stored=_stored(run, subject),
         flags=run.report.flags if run else (),
     )
 
@@ -166,3 +200,25 @@ def _other_decisions(run: FinishedRun | None, subject: Subject | None, logits: T
         return None
     decided: list[int] = logits.argmax(1).tolist()
     return sum(int(run.images[image].clean.predicted != decided[place]) for place, image in common)
+
+
+def _stored(run: FinishedRun | None, subject: Subject | None) -> StoredImages | None:
+    """The adversarial images of the images in both, classified again; of balls, and under known noise."""
+    common = [image for _, image in _common(run, subject)]
+    if run is None or subject is None or not common or run.identity.settings.noise == "fresh":
+        return None
+    settings, norm, eps = run.identity.settings, given(run.identity.settings.norm), given(run.identity.settings.eps)
+    found = run.adversarial(set(common)) if settings.attacks else {}
+    if not found or norm not in NORMS or eps is None:
+        return None
+    x_adv = torch.from_numpy(np.stack([found[image] for image in common]))
+    checked = verify(subject.defence, subject.data, AdversarialImages(x_adv, torch.tensor(common)), norm, eps)
+    said = {image: bool(run.images[image].robust) for image in common}
+    return StoredImages(
+        n=checked.n,
+        allowed=checked.allowed,
+        longest=checked.longest,
+        radius=checked.radius,
+        held=sum(said[one.image] and not one.right for one in checked.images),
+        broken=sum(one.clean and one.right and not said[one.image] for one in checked.images),
+    )

@@ -43,6 +43,9 @@ def saturated(found: Slopes) -> Outcome:
     return Outcome(4 * found.silent >= found.n, words, numbers)
 
 
+_FEWEST = 2  # images that two shares must lie apart
+
+
 def _slope(condition: str, shown: str) -> str:
     """The line of a rule about the gradients g [8, C, H, W]."""
     return f"z = 0.1 + 0.8 * x[:8]; g = rdc.audits.margin_gradient(model, z); print(bool({condition}), {shown})"
@@ -133,7 +136,9 @@ def _of_flag(name: str, of: str) -> Rule:
     )
 
     def of_attacks(found: ShortAttacks) -> Outcome:
-        outcome = check(found.flags)
+        outcome, apart = check(found.flags), found.apart(name)
+        if outcome.raised and apart is not None and apart < _FEWEST:
+            return Outcome(False, f"{outcome.words}: less than two images' worth, which is chance", {"images": found.n})
         return Outcome(outcome.raised, outcome.words, {"images": found.n})
 
     judged = of_attacks if of == "short attacks" else check

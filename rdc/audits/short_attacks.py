@@ -33,6 +33,21 @@ class ShortAttacks:
     flags: dict[str, RaisedFlag]
     n: int
 
+    def apart(self, name: str) -> float | None:
+        """By how many images the two shares differ that a flag compares; None: it compares none.
+
+        A flag's ten points are one image of ten, and on fewer images a single one raises it.
+
+        Args:
+            name: of the flag.
+        """
+        bpda, fresh = given(self.sanity.bpda), given(self.sanity.fresh)
+        if name == "bpda-above-exact" and bpda is not None:
+            return self.n * (bpda.bpda - bpda.exact)
+        if name == "known-below-fresh" and fresh is not None:
+            return self.n * (fresh.fresh - fresh.known)
+        return None
+
 
 def measure_short_attacks(subject: Subject, checks: OutputChecks, progress: Callable[[Any], None]) -> ShortAttacks:
     """Run the sanity checks of an evaluation on the first images.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rdc.errors import ConfigError, DataError
-from rdc.evaluation.files import SCHEMA, Batch, read_run_file, read_sanity
+from rdc.evaluation.files import SCHEMA, Batch, arrays_path, read_arrays, read_run_file, read_sanity
 from rdc.evaluation.records import AttackKey, Identity, ImageRecord, Sanity, SettingsRecord
 from rdc.evaluation.report import Report
 from rdc.evaluation.results import check_same_attacks, count_images, read_results
@@ -40,12 +40,33 @@ class FinishedRun:
         identity: what decided its figures.
         report: made again from the checked results; that of report.json has the same figures.
         images: per-image records, by position in the data set.
+        batches: the same as the folder has them.
     """
 
     path: str
     identity: Identity
     report: Report
     images: dict[int, ImageRecord]
+    batches: tuple[Batch, ...] = ()
+
+    def adversarial(self, images: Collection[int]) -> dict[int, np.ndarray]:
+        """The most damaging image that was found for each of these, [C, H, W] float32; those that the run lacks are left out.
+
+        Args:
+            images: positions in the data set. Only their batches are read.
+
+        Raises:
+            DataError: the arrays of a batch are missing or damaged.
+        """
+        found: dict[int, np.ndarray] = {}
+        sealed = self.identity.schema == SCHEMA
+        for batch in self.batches:
+            rows = [(row, record.image) for row, record in enumerate(batch.images) if record.image in images]
+            if rows:
+                path = arrays_path(self.path, batch.totals.end_of_batch)
+                arrays = read_arrays(path, batch.totals, sealed)
+                found |= {image: arrays["x_adv"][row] for row, image in rows}
+        return found
 
     def __getitem__(self, key: str) -> Any:
         return self._json[key]
@@ -89,7 +110,7 @@ def read_run(path: str | os.PathLike[str]) -> FinishedRun:
             f"{path / 'report.json'}: damaged, its {differing} is not what results.jsonl says. {_REPORT_ADVICE}"
         )
     images = {record.image: record for batch in batches for record in batch.images}
-    return FinishedRun(str(path), run.identity, report, images)
+    return FinishedRun(str(path), run.identity, report, images, tuple(batches))
 
 
 _REPORT_ADVICE = "Run the same rdc evaluate command again: the report is written anew, and nothing is computed twice"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import os
 import re
 import zipfile
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ __all__ = [
     "SCHEMA",
     "Batch",
     "arrays_digest",
+    "arrays_path",
     "batch_lines",
     "expected_images",
     "is_ours",
@@ -163,6 +165,11 @@ def _check_image(record: ImageRecord, made: set[AttackKey], settings: SettingsRe
 def arrays_digest(content: bytes) -> str:
     """SHA-256 (32 digits) of a batch's .npz file."""
     return hashlib.sha256(content).hexdigest()[:32]
+
+
+def arrays_path(folder: str | os.PathLike[str], index: int) -> Path:
+    """Where the arrays of batch ``index`` of a run are."""
+    return Path(folder) / "batches" / f"{index:05d}.npz"
 
 
 def read_arrays(path: Path, totals: BatchTotals, sealed: bool) -> dict[str, np.ndarray]:

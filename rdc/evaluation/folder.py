@@ -29,6 +29,7 @@ from rdc.evaluation.files import (
     SCHEMA,
     Batch,
     arrays_digest,
+    arrays_path,
     batch_lines,
     is_ours,
     is_results,
@@ -152,7 +153,7 @@ class RunFolder(ResumableFolder):
 
     def arrays_path(self, index: int) -> Path:
         """Where the arrays of a batch are."""
-        return self.path / "batches" / f"{index:05d}.npz"
+        return arrays_path(self.path, index)
 
     def arrays(self, index: int) -> dict[str, np.ndarray]:
         """Arrays of a finished batch, see BatchResult.

@@ -12,7 +12,10 @@ import torch
 import rdc
 from rdc.audits import RULES, AuditSettings
 from rdc.audits.gradient_rules import SETTING_RULES
+from rdc.audits.short_attacks import ShortAttacks
 from rdc.errors import ConfigError, DataError, InputError
+from rdc.evaluation.records import GradientShares, NoiseShares, Sanity
+from rdc.evaluation.report import RaisedFlag
 from tests.audits import offenders as made
 from tests.evaluation_models import gaussian_classifier, labelled_by, save_tiny
 from tests.tolerances import FLOAT32_SUM
@@ -157,6 +160,19 @@ def test_flags_of_an_evaluation_are_rules_here(monkeypatch):
     signs = rdc.audit(gaussian_classifier(lm="paper-v1"), data, settings=AuditSettings(sanity=0))
     assert {"straight-through", "test-time-optimisation"} <= set(signs.names)
     assert signs.unchecked["large-eps-not-zero"] == "sanity is 0"
+
+
+@pytest.mark.parametrize(("n", "raised"), [(4, False), (8, True)])
+def test_shares_of_few_images_differ_by_two_images_or_by_chance(n, raised):
+    """31 points on four images are little more than one of them."""
+    rules = {rule.name: rule for rule in RULES}
+    pair = Sanity(n=n, fresh=NoiseShares(known=0.5, fresh=0.8125), bpda=GradientShares(exact=0.5, bpda=0.8125))
+    raising = {name: RaisedFlag(name, "warning", "if", "why", "do", "50 % and 81 %") for name in rules}
+    found = ShortAttacks(pair, raising, n)
+    for name in ("known-below-fresh", "bpda-above-exact"):
+        outcome = rules[name].check(found)
+        assert outcome.raised is raised and ("which is chance" in outcome.words) is not raised
+    assert rules["large-eps-not-zero"].check(found).raised
 
 
 def test_two_audits_say_the_same_and_leave_the_generators_alone(tmp_path):

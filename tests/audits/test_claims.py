@@ -54,7 +54,12 @@ def test_a_short_attack_on_few_images_is_no_autoattack(short):
     for finding in report.findings:
         printed = shown(finding.command, model=plain(made.smooth()), x=made.DATA)
         assert printed.startswith("True"), finding.command
-    assert names(short).fine["run-decides-otherwise"] == "0 of 16 clean decisions of the run are others today"
+    assert names(short).fine["run-decides-otherwise"] == (
+        "0 of 16 clean decisions of the run are others today; of its adversarial images 0 said to hold are wrong, 0 said to break are right"
+    )
+    assert report.fine["run-images"].startswith(
+        "16 of 16 stored images keep budget and range; the largest distance is 0.0313725"
+    )
 
 
 def test_a_run_of_all_of_autoattack_breaks_no_rule(tmp_path):
@@ -87,6 +92,33 @@ def test_another_model_and_other_decisions(short):
     assert (
         "run-decides-otherwise" in same.names and "run-of-another-model" not in same.names
     )  # functions have no weights
+
+
+def test_adversarial_images_of_other_images_break_the_budget(short):
+    """The same positions and labels, pixels two levels away; and a model that is right about what broke the run's."""
+    moved = (made.DATA.images.int() + 2).clamp(max=255).to(torch.uint8)
+    report = names(short, data=dataclasses.replace(made.DATA, images=moved))
+    found = report.findings[report.names.index("run-images")]
+    assert found.severity == "error" and found.evidence["allowed"] < 16 and found.evidence["largest"] > 8 / 255
+    shifted = dataclasses.replace(made.DATA, images=moved)
+    assert shown(found.command, model=plain(made.smooth()), x=shifted).startswith("True"), found.command
+
+
+def test_stored_images_are_judged_again(tmp_path):
+    weak = finished(tmp_path / "weak", plain(made.smooth()), eps="0.2", steps=10)
+    known = made.nearest()  # classifies the clean image beside it
+    report = names(weak, plain(known))
+    found = report.findings[report.names.index("run-decides-otherwise")]
+    assert found.evidence["other"] == 0 and found.evidence["hold no more"] == 0 and found.evidence["break no more"] > 0
+    assert shown(found.command, model=plain(known), x=made.DATA).startswith("True"), found.command
+
+
+def test_a_folder_of_several_threats_names_those_in_it(tmp_path):
+    (tmp_path / "linf-8-255").mkdir()
+    (tmp_path / "threats.json").write_text("{}")
+    (tmp_path / "linf-8-255" / "run.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds a run for each of several threats; expected one of them: linf-8-255"):
+        names(str(tmp_path))
 
 
 def test_a_run_that_was_stopped(tmp_path, short):
