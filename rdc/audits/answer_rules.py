@@ -270,7 +270,8 @@ ANSWER_RULES = (
         "repeated-network",
         NOTE,
         "a module with weights runs more than twice in one call",
-        "The answer is made of many: a vote over copies of the image, a purification in steps (or a batch in pieces). It costs an attacker as much more, and "
+        "The answer is made of many: a vote over copies of the image, a purification in steps (or a batch in pieces). It costs "
+        "an attacker as much more, and "
         "published figures of such models were often made with fewer steps for it.",
         "Say the cost beside the figure, and give the attack all passes that the model takes.",
         "c = rdc.audits.runs_of_modules(model, x[:4]); print(max(c, default=0) > 2, max(c, default=0))",

@@ -3,9 +3,11 @@
 import contextlib
 import io
 import json
+import random
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -175,10 +177,51 @@ def test_shares_of_few_images_differ_by_two_images_or_by_chance(n, raised):
     assert rules["large-eps-not-zero"].check(found).raised
 
 
+def test_what_a_rule_must_not_say(reports):
+    """One fault is not told as another."""
+    noisy = reports(made.own_noise)
+    assert not {"stateful", "batch-dependence", "global-generator", "seeds-generator", "order-leakage"} & set(
+        noisy.names
+    )
+    assert "see random-output" in noisy.fine["stateful"] and "see random-output" in noisy.fine["batch-dependence"]
+    assert (
+        "global-generator" not in reports(made.reseeded).names and "random-output" not in reports(made.reseeded).names
+    )
+    assert (
+        "memorised-images" not in reports(made.detecting).names
+        and "off-grid-images" not in reports(made.remembering).names
+    )
+    broken = reports(made.standardised)
+    assert broken.names == ("non-finite-output",) and broken.unchecked["stateful"] == "answers are not finite"
+    silent = reports(made.detached)
+    assert silent.unchecked["wrong-gradient"].startswith("the model's logits do not depend differentiably")
+    assert {"zero-gradient", "large-eps-not-zero"} <= set(silent.unchecked)
+
+
+def test_black_images_are_not_told_from_near_copies_by_their_brightness():
+    """Near copies of a black background could only be brighter, all alike; the model hears nothing but the sum."""
+    black = torch.where(made.DATA.images > 140, made.DATA.images, 0)
+    bright = torch.ones(64, 1) @ torch.tensor([[1.0, -1.0, 0.5, 0.0]])
+
+    def model(x):
+        return torch.tanh(made.logits(x) / 8) + x.flatten(1) @ bright
+
+    report = rdc.audit(model, black, model(black / 255).argmax(1), settings=AuditSettings(sanity=0))
+    assert not {"memorised-images", "off-grid-images"} & set(report.names), report.text()
+
+
+def test_labels_that_are_only_counted_may_lack_the_last_class():
+    model, some = made.smooth(), (made.LABELS != 3).nonzero()[:, 0]
+    assert rdc.audit(model, made.PIXELS[some], made.LABELS[some], settings=AuditSettings(sanity=0)).findings == ()
+    fewer = rdc.audit(lambda x: made.logits(x)[:, :3], made.PIXELS, made.LABELS, settings=AuditSettings(sanity=0))
+    assert "other-classes" in fewer.names
+
+
 def test_two_audits_say_the_same_and_leave_the_generators_alone(tmp_path):
-    before = torch.get_rng_state()
+    before, of_numpy, of_python = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     first, again = (audited(made.global_noise, seed=3) for _ in range(2))
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), before) and random.getstate() == of_python
+    assert np.array_equal(np.random.get_state()[1], of_numpy)
     assert first == again and first.text() == again.text()
     first.write(tmp_path / "audit.json")
     kept = json.loads((tmp_path / "audit.json").read_text())
