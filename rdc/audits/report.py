@@ -133,5 +133,6 @@ def _paragraph(word: str, text: str) -> list[str]:
 
 
 def in_shell(code: str) -> str:
-    """Python as a command of a shell."""
-    return f"python -c {shlex.quote(code)}"
+    """Python as a command of a shell: between double quotes where a shell leaves everything in it alone, which is read more easily."""
+    plain = code.isprintable() and not any(sign in code.replace("!=", "") for sign in '"$`\\!')
+    return f'python -c "{code}"' if plain else f"python -c {shlex.quote(code)}"

@@ -1,5 +1,7 @@
 """``rdc audit``: its exit status, its files, and the commands that it prints, which really run."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rdc.audits.report import in_shell
 from rdc.cli import main
 from rdc.data.npz import save_npz
 from tests.audits import offenders as made
@@ -45,7 +48,7 @@ def test_an_offender_ends_with_1_and_its_commands_run_in_a_shell(blobs, tmp_path
     findings = {finding["name"]: finding for finding in printed["findings"]}
     assert {"training-mode", "random-output", "global-generator"} <= set(findings)
     command = findings["training-mode"]["command"]
-    assert command.startswith("python -c '") and str(FILE) in command
+    assert command.startswith('python -c "import torch') and str(FILE) in command
     command = command.replace("python", sys.executable, 1)
     child = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, cwd="/", env={"PYTHONPATH": str(ROOT)}
@@ -75,6 +78,16 @@ def test_a_run_says_which_model_and_data(blobs, capsys):
     assert text.startswith(f"audit of {FILE}:smooth on blobs") and "not-autoattack" in text and "'run'" in text
     assert audit("--run", "nowhere") == 2
     assert "there is no run.json in nowhere" in capsys.readouterr().err
+
+
+def test_python_is_quoted_for_a_shell(tmp_path):
+    for code in ("print('a' != 1)", "print('$HOME', \"it's\", '\\\\', '`', '!a')"):
+        command = in_shell(code).replace("python", sys.executable, 1)
+        child = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            exec(code)
+        assert child.stdout == out.getvalue(), child.stderr
 
 
 @pytest.mark.slow
