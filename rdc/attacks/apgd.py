@@ -30,6 +30,7 @@ is ours.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import torch
@@ -37,9 +38,9 @@ from torch import Tensor
 
 from rdc.attacks.entry import attack
 from rdc.attacks.losses import Evaluation, Model, Objective
-from rdc.attacks.options import AscentOptions, integer
+from rdc.attacks.options import AscentOptions, integer, word
 from rdc.attacks.pgd import Rule, run_attack
-from rdc.attacks.targeted import TARGETS, TargetedObjective
+from rdc.attacks.targeted import ORDERS, TARGETS, TargetedObjective
 from rdc.attacks.threat_model import AttackResult, ThreatModel
 from rdc.norm_balls import distance, project, steepest_direction
 
@@ -82,11 +83,14 @@ class TargetedOptions(AscentOptions):
         loss: ``"dlr"`` (with three classes ``"dlr3"``, with two ``"margin"``), ``"ce"`` or ``"margin"``, all targeted
             (rdc.attacks.targeted).
         targets: classes to aim at, >= 1.
+        order: which of them first: ``"logit"``, the highest, or ``"distance"``, those whose boundary is nearest to first order
+            (``rdc.attacks.targeted``); that finds with few targets what the other needs many for.
         start: [N, C, H, W], where the first run begins (projected into the budget) in place of a random point.
     """
 
     loss: str = "dlr"
     targets: int = integer(TARGETS, most=1_000_000)
+    order: str = word("logit", ORDERS)
 
 
 @attack(TargetedOptions)
@@ -109,7 +113,8 @@ def apgd_targeted(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, optio
 
     Source: Croce & Hein 2020 (arXiv 2003.01690), Algorithm 1 and eq. (7).
     """
-    objective = TargetedObjective(model, options.loss, targets=options.targets, **options.scoring)
+    aimed = functools.partial(TargetedObjective, targets=options.targets, order=options.order, norm=threat.norm)
+    objective = aimed(model, options.loss, **options.scoring)
     return run_attack("apgd", objective, x, y, threat, lambda clean: _rule(clean, threat, options.steps), options)
 
 

@@ -14,6 +14,12 @@ softmax is nearly the one-hot of y and the gradient that of z_t - z_y; once anot
 down too (by then the image is broken, and has left).
 
 Scales as in rdc.attacks.losses.
+
+Which classes are aimed at first: those of the highest logits, or those whose boundary is nearest to first order,
+
+    (z_y - z_t) / || grad (z_t - z_y) ||_dual                                     Melamed, Yehudai & Shamir 2024 (MALT), arXiv 2407.02240
+
+with the dual of the threat's norm (theirs is the l_2 norm). A class with a low logit and a steep gradient may be the one that gives way.
 """
 
 from __future__ import annotations
@@ -23,12 +29,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rdc.attacks.hyperplanes import dual_norm
 from rdc.attacks.losses import Model, Objective, _at_label, _without_label, log_odds
 from rdc.errors import ConfigError, InputError
 
-__all__ = ["TARGETS", "TargetedObjective", "targeted_dlr", "targeted_log_odds", "targeted_margin"]
+__all__ = ["ORDERS", "TARGETS", "TargetedObjective", "targeted_dlr", "targeted_log_odds", "targeted_margin"]
 
 TARGETS = 9  #: classes aimed at unless told otherwise, as in AutoAttack
+ORDERS = ("logit", "distance")  #: which class is aimed at first
+CANDIDATES = 100  #: classes of the highest logits whose distance is asked for, as in MALT
 
 
 def targeted_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
@@ -98,6 +107,8 @@ class TargetedObjective(Objective):
         model, eot, redraw, logit_scale: as for Objective.
         loss: ``"ce"``, ``"dlr"`` (with three classes it becomes ``"dlr3"``, with two ``"margin"``) or ``"margin"``.
         targets: most classes to aim at, >= 1; ``runs`` becomes min(targets, K - 1).
+        order: one of :data:`ORDERS`; "distance" costs a gradient for each candidate class, K - 1 of them, at most 100.
+        norm: of the threat, for "distance".
 
     Raises:
         ConfigError: unknown loss or logit_scale. InputError: eot or targets < 1.
@@ -109,6 +120,8 @@ class TargetedObjective(Objective):
         loss: str,
         *,
         targets: int = TARGETS,
+        order: str = "logit",
+        norm: str = "l2",
         eot: int = 1,
         redraw: Callable[[], object] | None = None,
         logit_scale: float | str = "auto",
@@ -116,11 +129,38 @@ class TargetedObjective(Objective):
         super().__init__(model, loss, eot=eot, redraw=redraw, logit_scale=logit_scale)
         if isinstance(targets, bool) or not isinstance(targets, int) or targets < 1:
             raise InputError(f"targets must be an integer >= 1, got {targets!r}")
-        self.targets, self.asked = targets, loss
+        if order not in ORDERS:
+            raise ConfigError(f"order: expected one of {', '.join(ORDERS)}; got {order!r}")
+        self.targets, self.asked, self.order, self.norm = targets, loss, order, norm
 
     def title(self, attack: str) -> str:
         """``apgd-t`` for the DLR loss, whatever becomes of it with few classes; ``apgd-ce-t``, ``apgd-margin-t``."""
         return f"{attack}-t" if self.asked == "dlr" else f"{attack}-{self.loss}-t"
+
+    def start(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        correct, non_finite, fixed = super().start(x, y)
+        if self.order == "logit" or fixed.shape[1] < 3:
+            return correct, non_finite, fixed
+        rows = correct.nonzero()[:, 0]  # the others are not attacked
+        if len(rows):
+            classes = fixed[rows, 1:].long()
+            away = torch.stack([self._distance(x[rows], y[rows], target) for target in classes.unbind(1)], dim=1)
+            nearest = away.argsort(dim=1, stable=True)
+            fixed[rows, 1:] = classes.gather(1, nearest).double()
+        return correct, non_finite, fixed[:, : 1 + self.runs]
+
+    def _distance(self, x: Tensor, y: Tensor, target: Tensor) -> Tensor:
+        """[n] float64: how far the boundary to a class is, to first order; infinity where no gradient leads there."""
+        margins, slopes = [], []
+        for _ in range(self.eot):
+            with torch.inference_mode(False), torch.enable_grad():
+                leaf = x.detach().clone().requires_grad_()
+                value = targeted_margin(self._draw(leaf, grad=True), y.clone(), target.clone())
+                slopes.append(torch.autograd.grad(value.sum(), leaf)[0].double())
+            margins.append(value.detach())
+        steep = dual_norm(torch.stack(slopes).mean(0).flatten(1), self.norm)
+        usable = steep.isfinite() & (steep > 0)
+        return torch.where(usable, -torch.stack(margins).mean(0) / torch.where(usable, steep, 1.0), torch.inf)
 
     def aimed_at(self, scale: Tensor) -> Tensor:
         return scale[:, 1 + self.run].long()
@@ -132,7 +172,8 @@ class TargetedObjective(Objective):
             self.loss = "dlr3" if classes == 3 else "margin"
         ranked = _without_label(logits, y).argsort(dim=1, descending=True, stable=True)
         ranked = ranked[ranked != y[:, None]].view(-1, classes - 1)  # the label is last, or among other -inf
-        return torch.cat([super()._fix(logits, y)[:, None], ranked[:, : self.runs].double()], dim=1)
+        count = self.runs if self.order == "logit" else min(max(self.runs, CANDIDATES), classes - 1)
+        return torch.cat([super()._fix(logits, y)[:, None], ranked[:, :count].double()], dim=1)
 
     def _value(self, logits: Tensor, y: Tensor, scale: Tensor) -> Tensor:
         target = self.aimed_at(scale)

@@ -110,6 +110,51 @@ def test_a_later_target_breaks_what_the_first_cannot() -> None:
     assert one.correct.all() and (one.broken_target == -1).all()
     two = apgd_targeted(model, x, y, ThreatModel("linf", 0.05), targets=2, restarts=2, **kept)
     assert not two.correct.any() and two.broken_target.tolist() == [2, 2] and two.broken_restart.tolist() == [0, 0]
+    nearest = apgd_targeted(model, x, y, ThreatModel("linf", 0.05), targets=1, order="distance", **kept)
+    assert not nearest.correct.any() and nearest.broken_target.tolist() == [2, 2]
+    assert (
+        nearest.gradient_evaluations == 2 * 4 + two.gradient_evaluations - 2 * 10
+    )  # a gradient a class; no run in vain
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_nearest_boundaries_first(norm: str, models) -> None:
+    """On linear logits the order is that of (z_y - z_t) / ||w_t - w_y||_dual, image by image; others are aimed at by logit."""
+    x, model = models.random_images(8), models.random_linear(6, 36)
+    y = model(x).argmax(1)
+    y[3] = (y[3] + 1) % 6
+    near = TargetedObjective(model, "margin", targets=5, order="distance", norm=norm)
+    far = TargetedObjective(model, "margin", targets=5)
+    found, plain = near.start(x, y)[2][:, 1:].long(), far.start(x, y)[2][:, 1:].long()
+    logits, weight = model(x).double(), model.weight.double()
+    moved = 0
+    for row, label in enumerate(y.tolist()):
+        away = {}
+        for k in range(6):
+            gap = weight[k] - weight[label]
+            length = {"linf": gap.abs().sum(), "l2": gap.norm(), "l1": gap.abs().max()}[norm]
+            away[k] = float((logits[row, label] - logits[row, k]) / length)
+        wanted = sorted((k for k in range(6) if k != label), key=away.__getitem__)
+        assert found[row].tolist() == (plain[row].tolist() if row == 3 else wanted)
+        moved += found[row].tolist() != plain[row].tolist()
+    assert moved and near.gradient_evaluations == 7 * 5 and near.runs == 5
+    few = TargetedObjective(model, "margin", targets=2, order="distance", norm=norm)
+    assert torch.equal(few.start(x, y)[2][:, 1:].long(), found[:, :2]) and few.runs == 2
+
+
+def test_a_class_that_no_gradient_leads_to_is_last() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        value = x.flatten(1).sum(1)
+        return torch.stack([value * 0 + 1, value * 0 + 0.9, value - 3, value * 0 - 9], dim=1)
+
+    objective = TargetedObjective(model, "margin", targets=3, order="distance", norm="linf")
+    fixed = objective.start(torch.full((1, 1, 2, 2), 0.5), torch.zeros(1, dtype=torch.int64))[2]
+    assert fixed[0, 1:].long().tolist() == [2, 1, 3]
+
+
+def test_an_order_that_is_none() -> None:
+    with pytest.raises(ConfigError, match="order: expected one of logit, distance; got 'size'"):
+        TargetedObjective(lambda x: x, "margin", order="size")
 
 
 def test_runs_counts_and_progress(models) -> None:
