@@ -85,6 +85,9 @@ ATTACKS: dict[str, AttackKind] = {
     "fab": AttackKind(f"{_A}.fab:fab", "FAB, smallest perturbation", {"targets": None}),
     "fab-t": AttackKind(f"{_A}.fab:fab", "FAB, targeted"),
     "square": AttackKind(f"{_A}.square:square", "Square, black box", white_box=False),
+    "hop-skip-jump": AttackKind(
+        f"{_A}.hop_skip_jump:hop_skip_jump", "HopSkipJump, decisions alone", white_box=False
+    ),
     "stadv": AttackKind(f"{_A}.stadv:stadv", "spatial transformation", norms=("flow",)),
     "low-frequency": AttackKind(f"{_A}.low_frequency:low_frequency", "Auto-PGD in low frequencies", norms=("linf", "l2")),
     "smoothed": AttackKind(f"{_A}.smoothed:smoothed", "Auto-PGD, gradients averaged over nearby points"),

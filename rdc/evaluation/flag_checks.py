@@ -172,7 +172,7 @@ def _null_labels(identity: Identity, state: str) -> str | None:
 def square(identity: Identity, totals: RunTotals) -> str | None:
     white_box = False  # has one attacked before
     for attack in totals.attacks:
-        if not attack.totals.name.startswith("square"):
+        if not attack.totals.name.startswith(("square", "hop-skip-jump")):
             white_box = white_box or bool(attack.totals.gradient and attack.totals.attacked)
         elif white_box and attack.broken >= max(1, 0.002 * totals.n):
             return f"it broke {attack.broken} of the {attack.totals.attacked} images that white-box attacks had left"

@@ -162,7 +162,7 @@ FLAGS = (
     Flag(
         name="square-beats-white-box",
         severity="warning",
-        raised_if="Square, which sees no gradient, broke at least 0.2 % of the images (one at least) after white-box attacks",
+        raised_if="Square or HopSkipJump, which see no gradient, broke at least 0.2 % of the images (one at least) after white-box attacks",
         explanation="A black-box attack knows less and should find less: the gradients were masked or the attacks too short.",
         what_to_do="More steps and restarts, other losses, adaptive attacks; do not quote the white-box figure.",
         check=checks.square,

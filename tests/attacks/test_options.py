@@ -25,7 +25,8 @@ ABOUT = {"seed": 3, "image_ids": range(6)}
 #: what a list of attacks may set, by attack: neither more nor less
 LISTED = {
     **{f"{name}-{loss}": [] for name in ("pgd", "apgd") for loss in ("ce", "dlr", "margin")},
-    "apgd-t": ["targets", "order"], "apgd-ce-t": ["targets", "order"], "fab": [], "fab-t": ["targets"], "stadv": ["tau"], "low-frequency": ["cutoff"],
+    "apgd-t": ["targets", "order"], "apgd-ce-t": ["targets", "order"], "fab": [], "fab-t": ["targets"], "stadv": ["tau"],
+    "low-frequency": ["cutoff"], "hop-skip-jump": ["queries", "draws"],
     "smoothed": ["samples", "reach"], "lagrange": ["searches", "surrogate"], "objective": [],
     "transfer": ["surrogate", "check_every"], "selective": ["draws"], "endpoints-ce": [], "endpoints-dlr": [],
 }  # fmt: skip

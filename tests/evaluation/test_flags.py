@@ -104,10 +104,11 @@ def test_masked_purification(tmp_path):
     assert expected <= set(found)
 
 
-def test_reversed_gradient(tmp_path):
-    """The gradient points the wrong way; Square does not ask for it."""
+@pytest.mark.parametrize("black_box", ["square:queries=400", "hop-skip-jump:queries=1500"])
+def test_reversed_gradient(tmp_path, black_box):
+    """The gradient points the wrong way; a black box does not ask for it."""
     model = plain(lambda x: smooth(2 * x.detach() - x))
-    found = raised(model, tmp_path / "run", attacks=("apgd-ce", "square:queries=400"), eps="24/255")
+    found = raised(model, tmp_path / "run", attacks=("apgd-ce", black_box), eps="24/255")
     assert "square-beats-white-box" in found and "loss-not-monotone" in found
 
 
