@@ -11,6 +11,7 @@ from rdc.attacks import ThreatModel, parse_eps
 from rdc.attacks.apgd import apgd, apgd_targeted
 from rdc.attacks.autoattack import autoattack
 from rdc.attacks.fab import fab
+from rdc.attacks.hop_skip_jump import hop_skip_jump
 from rdc.attacks.lagrange import lagrange, objective_attack
 from rdc.attacks.low_frequency import low_frequency
 from rdc.attacks.pgd import pgd
@@ -49,6 +50,7 @@ ATTACKS = {
     "apgd-t": (apgd_targeted, LINF, {"steps": 3, "targets": 2}),
     "fab": (fab, LINF, {"steps": 2, "targets": 2}),
     "square": (square, LINF, {"queries": 8, "p_init": 0.5}),
+    "hop-skip-jump": (hop_skip_jump, LINF, {"queries": 60, "draws": 5}),
     "stadv": (stadv, FLOW, {"steps": 3, "tau": 0.05}),
     "low-frequency": (low_frequency, LINF, {"steps": 3, "cutoff": 0.5}),
     "smoothed": (smoothed, LINF, {"steps": 3, "samples": 2, "reach": 0.5}),
