@@ -32,6 +32,7 @@ COMMANDS: dict[str, str] = {
     "info": "versions, native backends and why others are not used, CPU, GPUs",
     "classify": "classify PNG or JPEG files, with probabilities",
     "evaluate": "clean and robust accuracy on a data set; writes a report; resumable",
+    "merge": "put the parts of an evaluation together (evaluate --shard)",
     "verify": "check stored adversarial images: budget to the last bit, the model's decisions",
     "audit": "does a model do what an evaluation takes it for: rules with evidence; and what a run claims",
     "certify": "certified accuracy by randomised smoothing: radii that no attack can break; resumable",

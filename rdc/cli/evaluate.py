@@ -118,6 +118,12 @@ def _add_run_options(run: Any) -> None:
         help="folder of the run (default: runs/MODEL-DATA-...); the same command continues a run that was stopped",
     )
     run.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="do part I of N of the batches alone, counted from 1, for machines that share nothing; each part has a folder of its own, "
+        "and rdc merge puts them together (examples/slurm_array.sh)",
+    )
+    run.add_argument(
         "--save-adversarial",
         nargs="?",
         const="",
@@ -172,7 +178,8 @@ def run(args: argparse.Namespace) -> int:
         leave_processes()
         return 0
     with _what_is_kept(request) as count:
-        shown = (_several if request.threats else _one)(classifier, dataset, every, request, first, count)
+        work = _part if request.shard else _several if request.threats else _one
+        shown = work(classifier, dataset, every, request, first, count)
     if shown is not None:
         _print(shown, request)
     leave_processes()
@@ -190,15 +197,19 @@ def _one(
     """Evaluate under one threat; what is to be printed, in the first process."""
     from rdc import reports
     from rdc.evaluation import evaluate
+    from rdc.execution.processes import by_the_first
 
     (settings,) = every
     if first and not request.quiet:
         _say_how_long(classifier, dataset, settings, request, request.out)
     evaluation = evaluate(classifier, dataset, settings, request.out, on_batch=count, **request.options)
     count(settings.n, settings.n)  # all processes
-    if first:
+
+    def told() -> Presented:
         _save(evaluation, request.adversarial_of())
-    return reports.present(evaluation, classifier, request.form) if first else None
+        return reports.present(evaluation, classifier, request.form)
+
+    return by_the_first(told)
 
 
 def _several(
@@ -212,6 +223,7 @@ def _several(
     """Evaluate under every threat; what is to be printed, in the first process."""
     from rdc import reports
     from rdc.evaluation import evaluate_threats
+    from rdc.execution.processes import by_the_first
 
     def say(settings: EvaluationSettings, folder: Path) -> None:
         if first and not request.quiet:
@@ -222,9 +234,36 @@ def _several(
         classifier, dataset, every, request.out, on_batch=count, on_threat=say, **request.options
     )
     count(request.images, request.images)
-    for threat, run in zip(request.threats, evaluation.runs, strict=True) if first else ():
-        _save(run, request.adversarial_of(threat))
-    return reports.present_threats(evaluation, classifier, request.form) if first else None
+
+    def told() -> Presented:
+        for threat, run in zip(request.threats, evaluation.runs, strict=True):
+            _save(run, request.adversarial_of(threat))
+        return reports.present_threats(evaluation, classifier, request.form)
+
+    return by_the_first(told)
+
+
+def _part(
+    classifier: Defence,
+    dataset: Dataset,
+    every: tuple[EvaluationSettings, ...],
+    request: Request,
+    first: bool,
+    count: Callable[[int, int], None],
+) -> None:
+    """Evaluate a part of the batches; there is no report of it."""
+    from rdc.evaluation.run import evaluate_part
+    from rdc.evaluation.threat_run import evaluate_threats_part
+
+    assert request.shard is not None
+    given: dict[str, Any] = {"on_batch": count, **request.options}
+    if request.threats:
+        evaluate_threats_part(classifier, dataset, every, request.out, request.shard.has, **given)
+    else:
+        evaluate_part(classifier, dataset, every[0], request.out, request.shard.has, **given)
+    if first and not request.quiet:
+        where = one_line(request.out, 400)
+        print(f"Part {request.shard} is finished in {where}; rdc merge puts the parts together", file=sys.stderr)
 
 
 def _save(evaluation: Evaluation, path: Path | None) -> None:
@@ -280,10 +319,10 @@ def _what_is_kept(request: Request) -> Iterator[Callable[[int, int], None]]:
 
     Gives a function to be called with the images finished, and all images, after each batch.
     """
-    out, again, done = request.out, f"  {request.again}", [0]
+    out, again, done = request.out, f"  {request.again}", [0, request.images]
 
     def count(finished: int, total: int) -> None:
-        done[0] = finished
+        done[:] = finished, total
 
     def kept_any() -> bool:
         return bool(done[0]) or any(
@@ -293,7 +332,7 @@ def _what_is_kept(request: Request) -> Iterator[Callable[[int, int], None]]:
     def kept(goal: str) -> str:
         if not kept_any():
             return f"No batch is finished yet; {goal}, run the same command again:"
-        finished = f"{done[0]} of {request.images} images are finished and" if done[0] else "Finished batches are"
+        finished = f"{done[0]} of {done[1]} images are finished and" if done[0] else "Finished batches are"
         return f"{finished} kept in {one_line(out, 400)}; {goal}, run the same command again:"
 
     try:

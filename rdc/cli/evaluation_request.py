@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from rdc.errors import ConfigError
 
 if TYPE_CHECKING:
     from rdc.evaluation import EvaluationSettings, Threat
+    from rdc.evaluation.shards import Shard
     from rdc.models.choice import ModelChoice
 
 __all__ = ["Request", "read_request"]
@@ -39,6 +41,7 @@ class Request:
         overwrite, quiet, form, dry_run: the options of these names; ``form`` is ``--format``.
         threats: norms and radii where there are several; ``settings`` has the first.
         adversarial: the file that adversarial images go to; None: no file but those of the run.
+        shard: the part of the batches that is done here; None: all.
     """
 
     settings: EvaluationSettings
@@ -55,6 +58,7 @@ class Request:
     dry_run: bool
     threats: tuple[Threat, ...] = ()
     adversarial: Path | None = None
+    shard: Shard | None = None
 
     @property
     def first_folder(self) -> Path:
@@ -101,6 +105,7 @@ def read_request(args: argparse.Namespace) -> Request:
         ConfigError: an option is none, or does not go with another.
     """
     from rdc.evaluation import EvaluationSettings, parse_attacks, settings_of_threats
+    from rdc.evaluation.shards import Shard
     from rdc.evaluation.threats import folder_of_threats
 
     attacks, preset = parse_attacks(args.attacks), apply_preset(args, "noise")
@@ -115,6 +120,11 @@ def read_request(args: argparse.Namespace) -> Request:
     if threats:
         settings_of_threats(settings, attacks, threats)  # before anything is loaded
     default = folder_of_threats(settings, threats) if threats else settings.default_folder
+    shard = None if args.shard is None else Shard.parse(args.shard)
+    if shard is not None:
+        default = default.with_name(f"{default.name}-{shard.number}-of-{shard.count}")
+        if args.save_adversarial is not None:
+            raise ConfigError("--save-adversarial: a part has not all images; give it to the whole, after rdc merge")
     out = Path(args.out) if args.out else default
     return Request(
         settings,
@@ -122,7 +132,7 @@ def read_request(args: argparse.Namespace) -> Request:
         choice,
         args.data_root,
         out=out,
-        command=command_line(args.argv, without=_HERE),
+        command=command_line(_of_the_whole(args.argv), without=_HERE),
         again=command_line(args.argv, without=["--overwrite"]),
         batch_given=args.batch is not None,
         overwrite=args.overwrite,
@@ -131,7 +141,15 @@ def read_request(args: argparse.Namespace) -> Request:
         dry_run=args.dry_run,
         threats=threats,
         adversarial=_adversarial(args, out),
+        shard=shard,
     )
+
+
+def _of_the_whole(argv: Sequence[str]) -> list[str]:
+    """The words of the command but for --shard: every part records the same."""
+    words = [word for word in argv if not word.startswith("--shard=")]
+    place = words.index("--shard") if "--shard" in words else len(words)
+    return words[:place] + words[place + 2 :]
 
 
 def _adversarial(args: argparse.Namespace, out: Path) -> Path | None:

@@ -58,8 +58,9 @@ class RunFolder(ResumableFolder):
         run: this start; its identity must be equal for a run to be continued, the rest is kept from the first start, and the
             commit is added if it makes figures.
         overwrite: throw away the results of another (or the same) run in it.
-        shard: (number of this process, number of processes); number 0 opens the folder first and merges at the end.
+        shard: (number of this process, number of processes): whose file of results this is.
         ids: of all images, in their order, see :func:`rdc.evaluation.files.read_batch`.
+        alone: hold the folder; of several processes the first does, which opens it before the others and merges at the end.
 
     Raises:
         ConfigError: it holds another command's results (the message names the settings), something else, or is in use.
@@ -78,12 +79,13 @@ class RunFolder(ResumableFolder):
         overwrite: bool = False,
         shard: tuple[int, int] = (0, 1),
         ids: Sequence[int] | None = None,
+        alone: bool = True,
     ) -> None:
         super().__init__(path)
         self._shard, self._ids = shard, ids
         self._start = RunRecord.from_json(as_written(run.to_json()), "run")
         self._closed: dict[int, Batch] = {}  # by number
-        self._claim(self._start.identity.to_json(), overwrite, alone=shard[0] == 0)
+        self._claim(self._start.identity.to_json(), overwrite, alone=alone)
 
     def _read_identity(self, overwrite: bool) -> JsonObject | None:
         if overwrite:
@@ -151,6 +153,10 @@ class RunFolder(ResumableFolder):
         """Write down what the sanity checks found."""
         write_sealed(self.path / "sanity.json", found.to_json())
 
+    def adopt_sanity(self, file: Path) -> None:
+        """Take over what another part of the run found."""
+        self.keep_sanity(read_sanity(file, self._sealed))
+
     def arrays_path(self, index: int) -> Path:
         """Where the arrays of a batch are."""
         return arrays_path(self.path, index)
@@ -175,16 +181,30 @@ class RunFolder(ResumableFolder):
         packed = io.BytesIO()
         arrays: dict[str, Any] = dict(result.arrays)
         np.savez_compressed(packed, **arrays)
-        with atomic_write(self.arrays_path(index)) as file:
-            file.write(packed.getbuffer())
         totals = dataclasses.replace(result.totals, arrays=arrays_digest(packed.getvalue()))
-        batch = Batch(result.images, totals)
+        self.adopt(Batch(result.images, totals), packed.getvalue())
+
+    def adopt(self, batch: Batch, arrays: bytes) -> None:
+        """Keep a batch that is whole: the content of its arrays' file first, then its lines in one write.
+
+        Raises:
+            OSError: the disk is full, say; the batch then does not count as finished.
+        """
+        index = batch.totals.end_of_batch
+        with atomic_write(self.arrays_path(index)) as out:
+            out.write(arrays)
         content = batch_lines(batch)
         with open_in_place(self.results, "ab") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         self._closed[index] = batch
+
+    def gather(self) -> None:
+        """Merge what all processes have finished, in the place of one that held the folder and is dead, if need be."""
+        if self._lock is None:
+            self._hold(f"another {self.COMMAND} is writing to this folder. Wait for it, or name another --out")
+        self.merge()
 
     def merge(self) -> None:
         """Read what all processes have finished; leave one file, in order (only the process that holds the folder).

@@ -24,7 +24,7 @@ class ProgressBars:
 
     def __init__(self, total: int, done: int, standing: int, attacks: Sequence[str], *, enabled: bool = True) -> None:
         self._what = "robust" if attacks else "clean"
-        self._attacks, self._done, self._standing, self._batch = attacks, done, standing, 0
+        self._attacks, self._done, self._standing, self._batch, self._place = attacks, done, standing, 0, done
         common: dict[str, Any] = {"enabled": enabled, "dynamic_ncols": True}
         self.images = bar(
             total=total, initial=done, unit="image", position=0, smoothing=0.1,
@@ -49,15 +49,16 @@ class ProgressBars:
         text = f"{name}: step {step}/{steps}, {restart}, {about['robust']} of {about['total']} still right"
         place = self._attacks.index(name) if name in self._attacks else 0
         part = (place + (about["restart"] + step / steps) / about["restarts"]) / len(self._attacks)
-        self.images.update(max(0.0, self._done + part * self._batch - self.images.n))
+        self.images.update(max(0.0, self._place + part * self._batch - self.images.n))
         if self.attack is not None:
             self.attack.set_description_str(text)
 
-    def end(self, size: int, standing: int) -> None:
-        """The batch is finished: ``standing`` of its images are right."""
+    def end(self, size: int, standing: int, finished: int) -> None:
+        """The batch is finished: ``standing`` of its images are right; ``finished`` of all are, with those of other processes."""
         self._done += size
         self._standing += standing
-        self.images.update(self._done - self.images.n)
+        self._place = finished
+        self.images.update(finished - self.images.n)
         self._show(self._done, self._standing)
 
     def close(self) -> None:

@@ -362,7 +362,7 @@ class Identity(JsonRecord):
         weights, images: digests.
         networks: those that are known, one by one; absent in folders of earlier versions.
         device, torch: kind of device, version.
-        smaller: radius and digest of the images of a smaller radius that the run began with; absent where there were none.
+        smaller: radius of the run whose images this one began with, and digest of its identity; absent where there was none.
     """
 
     schema: int = entry(COUNT)

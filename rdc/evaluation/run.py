@@ -31,13 +31,16 @@ from rdc.evaluation.sanity import run_sanity
 from rdc.evaluation.settings import EvaluationSettings
 from rdc.evaluation.smaller import Smaller
 from rdc.evaluation.summary import summarize
-from rdc.execution.processes import by_the_first
+from rdc.execution.processes import by_the_first, is_first_process, peers
 from rdc.provenance.networks import described_networks
 from rdc.provenance.run import commit, versions, weights_digest
 from rdc.storage.json_records import ABSENT, JsonObject
+from rdc.storage.sealed import digest_of
 from rdc.terminal.progress import say_begin
 
-__all__ = ["Evaluation", "chosen_images", "evaluate", "identity_of"]
+__all__ = ["Evaluation", "chosen_images", "evaluate", "evaluate_part", "identity_of"]
+
+_SANITY = -1  # among the numbers of batches: the sanity checks
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,7 +109,8 @@ def evaluate(
 ) -> Evaluation:
     """Run, or continue, an evaluation; results go to ``out`` batch by batch.
 
-    Under ``torchrun`` every process works on its share of the batches and gets the same finished run.
+    Under ``torchrun`` processes share the batches out, each taking the next that is free, those of a dead one included, and get the same
+    finished run.
 
     Args:
         classifier: a defence, or what ``rdc.defences.as_defence`` makes one of: any callable pixels -> logits.
@@ -128,20 +132,68 @@ def evaluate(
         DataError: the folder's files are damaged.
         InputError: the model's answers mean nothing, see ``rdc.evaluation.answers``.
     """
-    classifier = as_defence(
-        classifier, dataset.pixels(slice(0, 2)), class_names=dataset.class_names, name=settings.model
-    )
-    images = chosen_images(classifier, dataset, settings)
-    identity = identity_of(classifier, images, settings, smaller)
-    chosen = getattr(classifier, "precision_choice", None) or ABSENT
-    start = RunRecord(identity, command or "python", (commit(),), versions(classifier.device), chosen)
-    shard = _processes()
-    with _opened(out, start, overwrite and shard[0] == 0, shard, images.indices.tolist()) as folder:
-        if shard[0] == 0 and settings.attacks and folder.sanity is None:
-            folder.keep_sanity(_sanity(classifier, images, settings, progress))
-        _run(classifier, images, settings, folder, progress and shard[0] == 0, on_batch, shard, smaller)
-        _finish(folder, shard)
+    classifier, images, start = _prepared(classifier, dataset, settings, command, smaller)
+    with _opened(out, start, overwrite, images.indices.tolist()) as folder:
+        _run(classifier, images, settings, folder, progress, on_batch, smaller, lambda batch: True)
+        by_the_first(folder.gather)
+        if not is_first_process():
+            folder.reread()
         return _finished(folder, classifier, images, settings)
+
+
+def evaluate_part(
+    classifier: Defence | Callable[[Tensor], Tensor],
+    dataset: Dataset,
+    settings: EvaluationSettings,
+    out: str | os.PathLike[str],
+    mine: Callable[[int], bool],
+    *,
+    command: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    on_batch: Callable[[int, int], None] | None = None,
+    smaller: Smaller | None = None,
+) -> Smaller:
+    """Run, or continue, some batches of an evaluation; ``rdc.evaluation.shards.merge_folders`` puts folders together.
+
+    Args:
+        classifier, dataset, settings, command, overwrite, progress, on_batch, smaller: see :func:`evaluate`; ``settings`` are of the
+            whole run.
+        out: folder of the part.
+        mine: number of a batch -> whether it is of this part. Whoever has batch 0 makes the sanity checks.
+
+    Returns:
+        What it left, for a larger radius of the same norm: of batches that are not finished zeros, and no image that stands.
+    """
+    classifier, images, start = _prepared(classifier, dataset, settings, command, smaller)
+    with _opened(out, start, overwrite, images.indices.tolist()) as folder:
+        _run(classifier, images, settings, folder, progress, on_batch, smaller, mine)
+        by_the_first(folder.gather)
+        if not is_first_process():
+            folder.reread()
+        x_adv = np.zeros((settings.n, *classifier.image_shape), np.float32)
+        standing = np.zeros(settings.n, bool)
+        for batch in folder.batches:
+            index = batch.totals.end_of_batch
+            rows = _rows(index, settings)
+            x_adv[rows] = folder.arrays(index)["x_adv"]
+            standing[rows] = [record.standing for record in batch.images]
+        return Smaller(str(settings.eps), digest_of(folder.run.identity.to_json()), x_adv, standing)
+
+
+def _prepared(
+    classifier: Defence | Callable[[Tensor], Tensor],
+    dataset: Dataset,
+    settings: EvaluationSettings,
+    command: str | None,
+    smaller: Smaller | None,
+) -> tuple[Defence, Dataset, RunRecord]:
+    """The defence, the images, and run.json of this start."""
+    defence = as_defence(classifier, dataset.pixels(slice(0, 2)), class_names=dataset.class_names, name=settings.model)
+    images = chosen_images(defence, dataset, settings)
+    identity = identity_of(defence, images, settings, smaller)
+    chosen = getattr(defence, "precision_choice", None) or ABSENT
+    return defence, images, RunRecord(identity, command or "python", (commit(),), versions(defence.device), chosen)
 
 
 def identity_of(
@@ -194,34 +246,12 @@ def _finished(folder: RunFolder, classifier: Defence, images: Dataset, settings:
     )
 
 
-def _processes() -> tuple[int, int]:
-    """(number of this process, number of processes) under torchrun, else (0, 1)."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
-
-
-def _opened(
-    out: str | os.PathLike[str], start: RunRecord, overwrite: bool, shard: tuple[int, int], ids: Sequence[int]
-) -> RunFolder:
-    """The folder; process 0 opens it first, and the others only if it could."""
-
-    def opened(afresh: bool = False) -> RunFolder:
-        return RunFolder(out, start, overwrite=afresh, shard=shard, ids=ids)
-
-    return by_the_first(lambda: opened(overwrite)) or opened()
-
-
-def _finish(folder: RunFolder, shard: tuple[int, int]) -> None:
-    """Wait for all processes, then merge what they found."""
-    if shard[1] == 1:
-        folder.merge()
-        return
-    torch.distributed.barrier()
-    if shard[0] == 0:
-        folder.merge()
-    torch.distributed.barrier()
-    folder.reread()
+def _opened(out: str | os.PathLike[str], start: RunRecord, overwrite: bool, ids: Sequence[int]) -> RunFolder:
+    """The folder; the first process opens it before the others, and they only if it could."""
+    sharing = peers()
+    shard = (0, 1) if sharing is None else (sharing.rank, sharing.count)
+    first = by_the_first(lambda: RunFolder(out, start, overwrite=overwrite, shard=shard, ids=ids))
+    return first or RunFolder(out, start, shard=shard, ids=ids, alone=False)
 
 
 def _sanity(classifier: Defence, images: Dataset, settings: EvaluationSettings, progress: bool) -> Sanity:
@@ -240,36 +270,54 @@ def _run(
     folder: RunFolder,
     progress: bool,
     on_batch: Callable[[int, int], None] | None,
-    shard: tuple[int, int],
     smaller: Smaller | None,
+    mine: Callable[[int], bool],
 ) -> None:
-    number, count = shard
-    mine = [i for i in range(-(-settings.n // settings.batch)) if i % count == number]
-    parts = {i: slice(i * settings.batch, min((i + 1) * settings.batch, settings.n)) for i in mine}
-    total = sum(part.stop - part.start for part in parts.values())
-    left = [i for i in mine if not folder.has(i)]
-    say_begin(folder.path, sum(len(batch.images) for batch in folder.batches), settings.n, "images", enabled=progress)
+    """The sanity checks and every batch that is to be done; of several processes each takes the next that is free."""
+    progress, sharing = progress and is_first_process(), peers()
+    every = [index for index in range(-(-settings.n // settings.batch)) if mine(index)]
+    left = [index for index in every if not folder.has(index)]
+    total = sum(len(range(settings.n)[_rows(index, settings)]) for index in every)
+    before = finished = sum(len(batch.images) for batch in folder.batches)
     if not left:
-        return
-    finished = total - sum(parts[i].stop - parts[i].start for i in left)
-    standing = sum(_standing(folder.closed(i).images) for i in mine if folder.has(i))
-    names = [spec for _ in settings.policies for spec in settings.attacks]
-    bars = ProgressBars(total, finished, standing, names, enabled=progress)
+        say_begin(folder.path, finished, total, "images", enabled=progress)
+    unchecked = [_SANITY] * bool(settings.attacks and folder.sanity is None and mine(0))
+    parts = [*unchecked, *left]
+    bars: ProgressBars | None = None
     try:
-        for index in left:
-            part = parts[index]
+        for index in parts if sharing is None else sharing.shared_out(parts):
+            if index == _SANITY:
+                folder.keep_sanity(_sanity(classifier, images, settings, progress))
+                continue
+            bars = bars or _begun(folder, settings, total, progress)
+            part = _rows(index, settings)
             size = part.stop - part.start
             bars.begin(size)
             chosen = (images.pixels(part), images.labels[part], images.indices[part])
-            before: dict[str, Any] = {} if smaller is None else {"smaller": smaller.part(part)}
-            result = evaluate_batch(classifier, *chosen, settings, index, bars.step, **before)
+            more: dict[str, Any] = {} if smaller is None else {"smaller": smaller.part(part)}
+            result = evaluate_batch(classifier, *chosen, settings, index, bars.step, **more)
             folder.append(index, result)
-            bars.end(size, _standing(result.images))
-            finished += size
+            finished = finished + size if sharing is None else before + sharing.add(str(folder.path), size)
+            bars.end(size, _standing(result.images), finished)
             if on_batch is not None:
                 on_batch(finished, total)
     finally:
-        bars.close()
+        if bars is not None:
+            bars.close()
+
+
+def _rows(batch: int, settings: EvaluationSettings) -> slice:
+    """The images of a batch, among those of the run."""
+    return slice(batch * settings.batch, min((batch + 1) * settings.batch, settings.n))
+
+
+def _begun(folder: RunFolder, settings: EvaluationSettings, total: int, progress: bool) -> ProgressBars:
+    """The bars of a run that has something to do, where it stands now."""
+    finished = sum(len(batch.images) for batch in folder.batches)
+    standing = sum(_standing(batch.images) for batch in folder.batches)
+    say_begin(folder.path, finished, total, "images", enabled=progress)
+    names = [spec for _ in settings.policies for spec in settings.attacks]
+    return ProgressBars(total, finished, standing, names, enabled=progress)
 
 
 def _standing(records: Iterable[ImageRecord]) -> int:

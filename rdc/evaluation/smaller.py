@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 
 import numpy as np
 
@@ -16,11 +15,13 @@ class Smaller:
 
     Args:
         eps: the radius, as text.
+        source: what decides the images: a digest of the identity of the run that made them.
         x_adv: [n, C, H, W] float32, the most damaging image found for each.
         robust: [n] bool, whether it stood.
     """
 
     eps: str
+    source: str
     x_adv: np.ndarray
     robust: np.ndarray
 
@@ -31,10 +32,9 @@ class Smaller:
 
     @property
     def identity(self) -> str:
-        """The radius, and a digest of the images."""
-        digest = hashlib.sha256(self.x_adv.tobytes() + self.robust.tobytes()).hexdigest()[:16]
-        return f"{self.eps}, images {digest}"
+        """The radius, and where the images are from."""
+        return f"{self.eps}, run {self.source}"
 
     def part(self, rows: slice) -> Smaller:
         """Those of some rows."""
-        return Smaller(self.eps, self.x_adv[rows], self.robust[rows])
+        return Smaller(self.eps, self.source, self.x_adv[rows], self.robust[rows])

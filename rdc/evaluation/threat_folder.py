@@ -18,6 +18,7 @@ from pathlib import Path
 from rdc.errors import ConfigError, DataError
 from rdc.evaluation.folder import remove_run
 from rdc.evaluation.threat_report import ImageUnderThreats
+from rdc.evaluation.threats import parse_threats
 from rdc.storage.files import atomic_write
 from rdc.storage.json_records import JsonObject
 from rdc.storage.reading import reading
@@ -25,7 +26,7 @@ from rdc.storage.run_folder import ResumableFolder
 from rdc.storage.sealed import read_sealed, seal_line, write_sealed
 from rdc.storage.structure import integer, record, sequence, text
 
-__all__ = ["ThreatFolder", "is_threat_folder"]
+__all__ = ["ThreatFolder", "is_threat_folder", "read_threats"]
 
 SCHEMA = 1
 _REPORTS = ("report.json", "report.html", "report.md")
@@ -65,18 +66,7 @@ class ThreatFolder(ResumableFolder):
         return self
 
     def _read_identity(self, overwrite: bool) -> JsonObject | None:
-        return None if overwrite else self._read()
-
-    def _read(self) -> JsonObject:
-        file = self.path / self.IDENTITY
-        found, sealed = read_sealed(file, advice=_RESTART)
-        if isinstance(found.get("schema"), int) and found["schema"] > SCHEMA:
-            raise ConfigError(f"{self.path}: written by a later version of rdc. Evaluate again in a new folder")
-        with reading(file, DataError, "the threats of rdc evaluate", _RESTART[0].upper() + _RESTART[1:]):
-            _IDENTITY(found, self.IDENTITY)
-            if not sealed:
-                raise ValueError("its digest is missing")
-        return found
+        return None if overwrite else read_threats(self.path)
 
     def _write_identity(self, identity: JsonObject) -> None:
         write_sealed(self.path / self.IDENTITY, identity)
@@ -94,3 +84,24 @@ class ThreatFolder(ResumableFolder):
         with atomic_write(self.path / "results.jsonl") as file:
             for image in images:
                 file.write(seal_line(image.to_json()))
+
+
+def read_threats(folder: Path) -> JsonObject:
+    """threats.json of a folder.
+
+    Raises:
+        ConfigError: of a later version. DataError: missing or damaged.
+    """
+    file = folder / ThreatFolder.IDENTITY
+    found, sealed = read_sealed(file, advice=_RESTART)
+    if isinstance(found.get("schema"), int) and found["schema"] > SCHEMA:
+        raise ConfigError(f"{folder}: written by a later version of rdc. Evaluate again in a new folder")
+    with reading(file, DataError, "the threats of rdc evaluate", _RESTART[0].upper() + _RESTART[1:]):
+        _IDENTITY(found, ThreatFolder.IDENTITY)
+        if not sealed:
+            raise ValueError("its digest is missing")
+        if odd := [
+            one["folder"] for one in found["threats"] if parse_threats(one["threat"])[0].folder != one["folder"]
+        ]:
+            raise ValueError(f"folder {odd[0]!r} is not that of its threat")
+    return found

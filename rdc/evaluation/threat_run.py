@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -14,7 +16,7 @@ from torch import Tensor
 from rdc.contracts import Defence
 from rdc.data import Dataset
 from rdc.errors import ConfigError
-from rdc.evaluation.run import Evaluation, evaluate
+from rdc.evaluation.run import Evaluation, evaluate, evaluate_part
 from rdc.evaluation.settings import EvaluationSettings
 from rdc.evaluation.smaller import Smaller
 from rdc.evaluation.threat_folder import SCHEMA, ThreatFolder
@@ -26,10 +28,11 @@ from rdc.evaluation.threat_report import (
     threats_report,
 )
 from rdc.evaluation.threats import Threat
-from rdc.execution.processes import by_the_first, is_first_process
+from rdc.execution.processes import by_the_first
 from rdc.storage.json_records import JsonObject
+from rdc.storage.sealed import digest_of
 
-__all__ = ["ThreatEvaluation", "evaluate_threats", "rising"]
+__all__ = ["ThreatEvaluation", "evaluate_threats", "evaluate_threats_part", "rising"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,34 +101,83 @@ def evaluate_threats(
     Raises:
         ConfigError, DataError, InputError: as of ``evaluate``; no threat, or one without attacks.
     """
+    threats, path, runs = _threats(settings), Path(out), dict[int, Evaluation]()
+    options: dict[str, Any] = {"command": command, "overwrite": overwrite, "progress": progress}
+
+    def work(place: int, folder: Path, **more: Any) -> Smaller:
+        run = runs[place] = evaluate(classifier, dataset, settings[place], folder, **options, **more)
+        standing = np.array([record.standing for record in run.records])
+        return Smaller(threats[place].eps, digest_of(run.run["identity"]), run.x_adv, standing)
+
+    with _held(path, threats, settings, overwrite) as folder:
+        _in_turn(threats, settings, path, work, on_batch, on_threat)
+        found = _together(path, threats, [runs[place] for place in range(len(threats))])
+        by_the_first(lambda: (folder or ThreatFolder(path, _identity(threats, settings))).keep(found.images))
+    return found
+
+
+def evaluate_threats_part(
+    classifier: Defence | Callable[[Tensor], Tensor],
+    dataset: Dataset,
+    settings: Sequence[EvaluationSettings],
+    out: str | os.PathLike[str],
+    mine: Callable[[int], bool],
+    *,
+    command: str | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+    on_batch: Callable[[int, int], None] | None = None,
+    on_threat: Callable[[EvaluationSettings, Path], None] | None = None,
+) -> None:
+    """Some batches of an evaluation under several threats; see :func:`evaluate_threats` and ``rdc.evaluation.run.evaluate_part``."""
+    threats, path = _threats(settings), Path(out)
+    options: dict[str, Any] = {"command": command, "overwrite": overwrite, "progress": progress}
+
+    def work(place: int, folder: Path, **more: Any) -> Smaller:
+        return evaluate_part(classifier, dataset, settings[place], folder, mine, **options, **more)
+
+    with _held(path, threats, settings, overwrite):
+        _in_turn(threats, settings, path, work, on_batch, on_threat)
+
+
+def _threats(settings: Sequence[EvaluationSettings]) -> list[Threat]:
     threats = [Threat(str(one.norm), str(one.eps)) for one in settings if one.attacks]
     if not threats or len(threats) < len(settings):
         raise ConfigError("threats: expected at least one, each with attacks")
-    path, done, total = Path(out), dict[int, Evaluation](), sum(one.n for one in settings)
+    return threats
+
+
+@contextlib.contextmanager
+def _held(
+    path: Path, threats: Sequence[Threat], settings: Sequence[EvaluationSettings], overwrite: bool
+) -> Iterator[ThreatFolder | None]:
+    """The folder of all threats, in the process that opened it."""
     folder = by_the_first(lambda: ThreatFolder(path, _identity(threats, settings), overwrite=overwrite))
     try:
-        for place, before in rising(threats):
-            if on_threat is not None:
-                on_threat(settings[place], path / threats[place].folder)
-            finished = sum(run.figures.n for run in done.values())
-            done[place] = evaluate(
-                classifier,
-                dataset,
-                settings[place],
-                path / threats[place].folder,
-                command=command,
-                overwrite=overwrite,
-                progress=progress,
-                on_batch=None if on_batch is None else _counting(on_batch, finished, total),
-                smaller=None if before is None else _left_of(done[before], threats[before]),
-            )
-        found = _together(path, threats, [done[place] for place in range(len(threats))])
-        if folder is not None and is_first_process():
-            folder.keep(found.images)
+        yield folder
     finally:
         if folder is not None:
             folder.close()
-    return found
+
+
+def _in_turn(
+    threats: Sequence[Threat],
+    settings: Sequence[EvaluationSettings],
+    path: Path,
+    work: Callable[..., Smaller],
+    on_batch: Callable[[int, int], None] | None,
+    on_threat: Callable[[EvaluationSettings, Path], None] | None,
+) -> None:
+    """Work on each threat; what one leaves is handed to the next radius of its norm."""
+    left: dict[int, Smaller] = {}
+    finished, total = 0, sum(one.n for one in settings)
+    for place, before in rising(threats):
+        folder = path / threats[place].folder
+        if on_threat is not None:
+            on_threat(settings[place], folder)
+        count = None if on_batch is None else _counting(on_batch, finished, total)
+        left[place] = work(place, folder, on_batch=count, smaller=None if before is None else left[before])
+        finished += settings[place].n
 
 
 def _identity(threats: Sequence[Threat], settings: Sequence[EvaluationSettings]) -> JsonObject:
@@ -147,10 +199,6 @@ def _together(path: Path, threats: Sequence[Threat], runs: Sequence[Evaluation])
     images = image_records([threat.text for threat in threats], runs)
     report = threats_report(rows, runs, images, runs[0].record.command)
     return ThreatEvaluation(report, tuple(runs), images, path)
-
-
-def _left_of(run: Evaluation, threat: Threat) -> Smaller:
-    return Smaller(threat.eps, run.x_adv, np.array([record.standing for record in run.records]))
 
 
 def _counting(on_batch: Callable[[int, int], None], finished: int, total: int) -> Callable[[int, int], None]:

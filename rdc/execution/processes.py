@@ -10,10 +10,15 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
-__all__ = ["by_the_first", "from_the_first", "is_first_process", "leave_processes", "start_processes"]
+from rdc.execution.peers import Peers, seconds_of_silence
+
+__all__ = ["by_the_first", "from_the_first", "is_first_process", "leave_processes", "peers", "start_processes"]
 
 _T = TypeVar("_T")
+
+_peers: Peers | None = None
 
 
 def start_processes(device: str = "cpu", timeout: float = 1800.0) -> torch.device:
@@ -37,16 +42,30 @@ def start_processes(device: str = "cpu", timeout: float = 1800.0) -> torch.devic
         importlib.import_module("torch.distributed.nn.functional")
         backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+        _meet()
     return torch.device(device)
 
 
+def _meet() -> None:
+    """Begin to give signs of life in the store of the process group."""
+    global _peers
+    store = distributed_c10d.PrefixStore("rdc", distributed_c10d._get_default_store())
+    _peers = Peers(store, dist.get_rank(), dist.get_world_size(), seconds_of_silence())
+
+
 def is_first_process() -> bool:
-    """Whether this process is the first of those that share the work, or the only one."""
+    """Whether this process is the first of those that share the work, or the only one; one that is dead is the first no more."""
+    if _peers is not None:
+        return _peers.is_first
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def leave_processes() -> None:
     """Leave the process group that :func:`start_processes` joined, if any."""
+    global _peers
+    if _peers is not None:
+        _peers.leave()
+        _peers = None
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -63,19 +82,14 @@ def from_the_first(value: Any) -> Any:
 def by_the_first(make: Callable[[], _T]) -> _T | None:
     """What the first process makes, in that process, and None in the others, once it is made; each must ask for it.
 
+    Where the first process dies before, another makes it, and is the first from then on.
+
     Raises:
         Exception: what ``make`` raised in the first process, in every process.
     """
-    if not (dist.is_available() and dist.is_initialized()):
-        return make()
-    problem: list[Any] = [None]
-    made = None
-    if dist.get_rank() == 0:
-        try:
-            made = make()
-        except Exception as error:
-            problem = [error]
-    dist.broadcast_object_list(problem, src=0)
-    if problem[0] is not None:
-        raise problem[0]
-    return made
+    return make() if _peers is None else _peers.by_the_first(make)
+
+
+def peers() -> Peers | None:
+    """The processes that share the work; None where there is one alone."""
+    return _peers

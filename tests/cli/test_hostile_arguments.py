@@ -131,6 +131,8 @@ WHOLE = [
     (["predict", "--onnx", RAW, "x.png"], "\\udcff"),
     (["compare", "/dev/zero", LONG], "/dev/zero"),
     (["convert", "/dev/zero", "made"], "/dev/zero"),
+    (["merge", "/dev/zero", "--out", "x"], "expected the folder of a part"),
+    (["merge", RAW, "--out", LONG], "\\udcff"),
     (["verify", LONG], "expected a name that ends in .npz or .pt"),
     (["verify", f"{RAW}.npz"], "\\udcff"),
     (["verify", "x.pt", "--eps", "1e400"], "--eps: expected a budget"),

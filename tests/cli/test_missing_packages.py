@@ -16,6 +16,7 @@ ARGUMENTS = {  # enough to get past the parser
     "compare": ["a", "b"],
     "bench": ["compare", "a", "b"],
     "verify": ["x.npz"],
+    "merge": ["x", "--out", "y"],
     "train": ["--out", "x"],
     "distill": ["--out", "x"],
     "sample": ["x"],

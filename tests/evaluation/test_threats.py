@@ -151,10 +151,10 @@ def test_what_a_smaller_radius_broke_is_broken(classifier, dataset, tmp_path):
     """Even where its image is classified right now, as fresh noise may have it."""
     settings = dataclasses.replace(BASE, eps="2/255", attacks=("apgd-ce:steps=1",))
     clean = dataset.pixels().numpy()
-    smaller = Smaller("1/255", clean, np.arange(12) % 2 == 0)
+    smaller = Smaller("1/255", "one", clean, np.arange(12) % 2 == 0)
     found = evaluate(classifier, dataset, settings, tmp_path / "run", progress=False, smaller=smaller)
     assert not any(record.robust for record in found.records[1::2]) and any(record.robust for record in found.records)
-    other = Smaller("1/255", clean, np.arange(12) % 3 == 0)
+    other = Smaller("1/255", "other", clean, np.arange(12) % 2 == 0)
     with pytest.raises(ConfigError, match="smaller: "):
         evaluate(classifier, dataset, settings, tmp_path / "run", progress=False, smaller=other)
 
