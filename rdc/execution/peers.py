@@ -8,6 +8,7 @@ another does, too: a part must come out the same whoever does it.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import pickle
@@ -15,6 +16,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
+
+from rdc.errors import RdcError
 
 __all__ = ["Peers", "seconds_of_silence"]
 
@@ -52,6 +55,7 @@ class Peers:
         self._stopped = threading.Event()
         self._pulse = threading.Thread(target=self._beat, daemon=True, name="rdc-peers")
         self._pulse.start()
+        atexit.register(self.close)
 
     @property
     def is_first(self) -> bool:
@@ -60,8 +64,9 @@ class Peers:
 
     def close(self) -> None:
         """Give no more signs."""
+        atexit.unregister(self.close)
         self._stopped.set()
-        self._pulse.join()
+        self._pulse.join(timeout=5)  # a store that is gone may keep it longer
 
     def _beat(self) -> None:
         number = 0
@@ -83,14 +88,28 @@ class Peers:
             self._seen[rank] = (sign, now)
         return now - self._seen[rank][1] > self._silent
 
+    def _ask(self, operation: str, *arguments: Any) -> Any:
+        """An operation of the store.
+
+        Raises:
+            RdcError: it is out of reach.
+        """
+        try:
+            return getattr(self._store, operation)(*arguments)
+        except Exception as error:
+            raise RdcError(
+                f"process {self.rank} of {self.count} lost the store through which they share the work ({type(error).__name__}). What is "
+                "finished is kept; run the same command again, it goes on"
+            ) from error
+
     def _read(self, key: str) -> bytes | None:
         """What is there; None where nothing is. It never waits."""
-        found: bytes | None = self._store.get(key) if self._store.check([key]) else None
+        found: bytes | None = self._ask("get", key) if self._ask("check", [key]) else None
         return found
 
     def _taken(self, key: str, before: str = _FREE) -> bool:
         """Put this process's number in the place of ``before``; whether that was still there."""
-        found: bytes = self._store.compare_set(key, before, str(self.rank))
+        found: bytes = self._ask("compare_set", key, before, str(self.rank))
         return found == str(self.rank).encode()
 
     def _owner(self, key: str) -> int | None:
@@ -131,9 +150,9 @@ class Peers:
         try:
             made = make()
         except Exception as error:
-            self._store.set(key, _pickled(error))
+            self._ask("set", key, _pickled(error))
             raise
-        self._store.set(key, pickle.dumps(None))
+        self._ask("set", key, pickle.dumps(None))
         return made
 
     def shared_out(self, parts: Sequence[int]) -> Iterator[int]:
@@ -149,13 +168,13 @@ class Peers:
         for part in parts:
             if self._taken(f"owner/{work}/{part}"):
                 yield part
-                self._store.set(f"done/{work}/{part}", "1")
+                self._ask("set", f"done/{work}/{part}", "1")
             else:
                 others.append(part)
-        while others := [part for part in others if not self._store.check([f"done/{work}/{part}"])]:
+        while others := [part for part in others if not self._ask("check", [f"done/{work}/{part}"])]:
             for part in [part for part in others if self._is_left_behind(work, part)]:
                 yield part
-                self._store.set(f"done/{work}/{part}", "1")
+                self._ask("set", f"done/{work}/{part}", "1")
             self._wait()
 
     def _is_left_behind(self, work: int, part: int) -> bool:
@@ -166,14 +185,14 @@ class Peers:
 
     def add(self, name: str, amount: int) -> int:
         """Add to a number that all share, 0 at first; what it is now."""
-        total: int = self._store.add(f"number/{name}", amount)
+        total: int = self._ask("add", f"number/{name}", amount)
         return total
 
     def leave(self) -> None:
         """Say goodbye; the process that may hold the store waits until the others have, or are dead."""
-        self._store.set(f"left/{self.rank}", "1")
+        self._ask("set", f"left/{self.rank}", "1")
         others = [rank for rank in range(1, self.count)] if self.rank == 0 else []
-        while others := [rank for rank in others if not (self._store.check([f"left/{rank}"]) or self.is_dead(rank))]:
+        while others := [rank for rank in others if not (self._ask("check", [f"left/{rank}"]) or self.is_dead(rank))]:
             self._wait()
         self.close()
 

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from rdc.execution.peers import Peers, seconds_of_silence
 
@@ -41,16 +43,22 @@ def start_processes(device: str = "cpu", timeout: float = 1800.0) -> torch.devic
         # while the interpreter ends, which now and then aborts the process.
         importlib.import_module("torch.distributed.nn.functional")
         backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
-        _meet()
+        _join(backend, datetime.timedelta(seconds=timeout))
     return torch.device(device)
 
 
-def _meet() -> None:
-    """Begin to give signs of life in the store of the process group."""
+def _join(backend: str, timeout: datetime.timedelta) -> None:
+    """Join the process group, and begin to give signs of life in its store.
+
+    ``torchrun --max-restarts`` starts all processes again on the store that it has: each start has keys of its own, or processes would
+    look for those of the start before.
+    """
     global _peers
-    store = distributed_c10d.PrefixStore("rdc", distributed_c10d._get_default_store())
-    _peers = Peers(store, dist.get_rank(), dist.get_world_size(), seconds_of_silence())
+    store, rank, count = next(rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    start = PrefixStore(f"rdc/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=start, rank=rank, world_size=count, timeout=timeout)
+    _peers = Peers(PrefixStore("peers", start), rank, count, seconds_of_silence())
 
 
 def is_first_process() -> bool:
@@ -87,9 +95,14 @@ def by_the_first(make: Callable[[], _T]) -> _T | None:
     Raises:
         Exception: what ``make`` raised in the first process, in every process.
     """
-    return make() if _peers is None else _peers.by_the_first(make)
+    sharing = peers()
+    return make() if sharing is None else sharing.by_the_first(make)
 
 
 def peers() -> Peers | None:
-    """The processes that share the work; None where there is one alone."""
+    """The processes that share the work, those of a group that somebody else made included; None where there is one alone."""
+    global _peers
+    if _peers is None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        store = PrefixStore("rdc/peers", distributed_c10d._get_default_store())
+        _peers = Peers(store, dist.get_rank(), dist.get_world_size(), seconds_of_silence())
     return _peers

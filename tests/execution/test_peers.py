@@ -6,6 +6,7 @@ import time
 import pytest
 import torch.distributed as dist
 
+from rdc.errors import RdcError
 from rdc.execution.peers import Peers, seconds_of_silence
 
 SILENT = 0.4  # seconds
@@ -134,6 +135,16 @@ def test_who_may_hold_the_store_leaves_last(store):
 
     in_threads(lambda: leave(made[0], 0), lambda: leave(made[1], 0.2))
     assert left == [1, 0]
+
+
+def test_a_store_that_is_gone_is_said_in_one_line(joined):
+    class Gone:
+        def __getattr__(self, name):
+            raise ConnectionError("Connection reset by peer")
+
+    joined[1]._store = Gone()
+    with pytest.raises(RdcError, match=r"process 1 of 3 lost the store .*ConnectionError.*it goes on"):
+        list(joined[1].shared_out([1]))
 
 
 def test_numbers_add_up_and_silence_is_read(joined, monkeypatch):
