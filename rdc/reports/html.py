@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rdc.evaluation import Evaluation, accuracy_per_class
-from rdc.evaluation.report import RaisedFlag, ScoreRates
+from rdc.evaluation.protocols import protocols
+from rdc.evaluation.report import RaisedFlag
 from rdc.reports.drawings import Drawings
 from rdc.reports.picture_grid import pictures_section
 from rdc.reports.svg import Plot
@@ -33,6 +34,7 @@ def html_report(evaluation: Evaluation, drawings: Drawings, said: Wording) -> st
         _cards(evaluation, said),
         _flags(report.flags),
         _attacks(evaluation, said),
+        _protocols(evaluation, said),
         _steps(evaluation, drawings.steps),
         pictures_section(evaluation, drawings, said.plain),
         _losses(evaluation, drawings.losses),
@@ -167,27 +169,34 @@ def _attacks(evaluation: Evaluation, said: Wording) -> str:
     )
     if evaluation.record.identity.smaller:
         about += f" {escaped(report.attacks[0].name)}: the images that this smaller radius left; attacks that take a start begin there."
-    return section("Attacks", about, table(names, rows, "total") + _scores(report.scores))
+    return section("Attacks", about, table(names, rows, "total"))
 
 
-def _scores(scores: ScoreRates) -> str:
-    """Every way of scoring the adversarial images; the headline is said in the card."""
-    if scores.average is ABSENT:
+def _protocols(evaluation: Evaluation, said: Wording) -> str:
+    """Every way of scoring this run, in one table; nothing where the table of the attacks says it all."""
+    report, settings = evaluation.figures, evaluation.record.identity.settings
+    if not settings.attacks or (not report.scores.average and len(report.attacks) < 2):
         return ""
-    words = {
-        "known": "against the known, fixed noise",
-        "average": "average over fresh draws",
-        "majority": f"majority of {scores.submissions} fresh draws",
-        "worst": f"worst of {scores.submissions} fresh draws",
-    }
     rows: list[list[tuple[object, str]]] = []
-    for key, text in words.items():
-        value = getattr(scores, key)
-        if value:
-            cells: list[tuple[object, str]] = [(text, "name"), (percent(value.accuracy), "n strong")]
-            rows.append([*cells, (interval(value.ci95), "muted"), (scale(value, "robust"), "bar")])
-    names = [("scoring of the adversarial images", ""), ("accuracy", "n"), ("95 % interval", ""), ("", "")]
-    return table(names, rows)
+    for one in protocols(report, evaluation.records, settings):
+        name = escaped(one.attacks) + (" (the headline)" if one.headline else "")
+        bar = scale(one.rate, "clean" if one.attacks == "no attack" else "robust")
+        cells: list[tuple[object, str]] = [
+            (name, "name"),
+            ("one submission" if said.silent else escaped(one.scoring), ""),
+            (percent(one.rate.accuracy), "n strong"),
+        ]
+        rows.append([*cells, (interval(one.rate.ci95), "muted"), (bar, "bar")])
+    names = [("attacks", ""), ("scoring", ""), ("accuracy", "n"), ("95 % interval", ""), ("", "")]
+    about = (
+        "The same adversarial images by every protocol in use; figures of two papers compare only within a row. Alone: an attack on all "
+        "images that are right when clean, where it had them all; up to: it and those before it, an image counts if it stands under each."
+    )
+    if report.scores.average:
+        about += (
+            " One fresh draw: a single submission, on average; worst of N: right in N submissions of the same image."
+        )
+    return section("Protocols", about, table(names, rows))
 
 
 def _steps(evaluation: Evaluation, plot: Plot | None) -> str:
