@@ -191,6 +191,9 @@ def test_what_a_rule_must_not_say(reports):
         "memorised-images" not in reports(made.detecting).names
         and "off-grid-images" not in reports(made.remembering).names
     )
+    turned = reports(made.reversed_gradient)
+    evidence = turned.findings[turned.names.index("wrong-gradient")].evidence
+    assert (evidence["wrong"], evidence["reversed"], evidence["compared"]) == (8, 8, 8) and evidence["ratio"] < -0.5
     broken = reports(made.standardised)
     assert broken.names == ("non-finite-output",) and broken.unchecked["stateful"] == "answers are not finite"
     silent = reports(made.detached)
