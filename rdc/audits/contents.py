@@ -63,21 +63,21 @@ def answers_inside(model: Any, pixels: Tensor, labels: Tensor) -> Contents:
 
 def _values(model: Any) -> Iterator[tuple[str, Any]]:
     """Tensors, arrays and lists of integers, each once: (what it is, the value)."""
-    roots = [
-        model,
-        *_globals(model),
-        *(part for made in found_in(model, types.FunctionType) for part in _globals(made)),
-    ]
+    functions = found_in(model, types.FunctionType)
+    waiting = [model, *_globals(model), *(part for made in functions for part in _globals(made))]
     seen: set[int] = set()
-    for root in roots:
+    while waiting:
+        root = waiting.pop(0)
         inside = [value for kind in (Tensor, np.ndarray, list, tuple) for value in found_in(root, kind)]
         for value in (root, *inside):
             if id(value) in seen or not isinstance(value, (Tensor, np.ndarray, list, tuple)):
                 continue
             seen.add(id(value))
             if isinstance(value, (list, tuple)):
-                if len(value) >= _LABELS and all(type(one) is int for one in value):
+                if len(value) >= _LABELS and all(type(one) is int and 0 <= one < 2**31 for one in value):
                     yield f"{type(value).__name__} of {len(value)}", torch.tensor(value)
+                elif value is not root:
+                    waiting.append(value)  # a list in a list is not looked into by itself
                 continue
             tensor = value if isinstance(value, Tensor) else _as_tensor(value)
             if tensor is not None and 0 < tensor.numel() < _MOST_ENTRIES:

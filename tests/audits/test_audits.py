@@ -69,6 +69,9 @@ ALONE = {
 }  # fmt: skip
 
 
+KNOWN = made.LABELS.clone()
+
+
 def audited(factory, **options):
     return rdc.audit(factory(), made.DATA, settings=AuditSettings(**options))
 
@@ -214,6 +217,28 @@ def test_black_images_are_not_told_from_near_copies_by_their_brightness():
     report = rdc.audit(model, black, model(black / 255).argmax(1), settings=AuditSettings(sanity=0))
     assert {"memorised-images", "off-grid-images"} <= set(report.fine), report.text()
     assert "2 x - 1: refused" in report.fine["other-range"]
+
+
+def test_labels_and_images_are_found_wherever_they_are_kept():
+    x, y = made.PIXELS, made.LABELS
+
+    def by_global(pixels):
+        return made.logits(pixels) + 0 * KNOWN[0]
+
+    class Kept:
+        def __init__(self, value):
+            self.deep = {"a": [value]}
+
+        def __call__(self, pixels):
+            return made.logits(pixels)
+
+    padded = torch.cat([torch.zeros(3, dtype=torch.int64), y, torch.zeros(2, dtype=torch.int64)])
+    for model in (by_global, Kept(y), Kept(y.numpy()), Kept(y.tolist()), Kept(padded), Kept(y.to(torch.uint8))):
+        assert len(rdc.audits.answers_inside(model, x, y).labels) == 1, model
+    for images in (x, made.DATA.images, (2 * x - 1).flatten(1), x.numpy()[2:]):
+        assert len(rdc.audits.answers_inside(Kept(images), x, y).images) == 1
+    other = rdc.audits.answers_inside(Kept([y.flip(0), x.flip(3), x[:, :, :4], y[:20], y.double()]), x, y)
+    assert other.labels == other.images == () and other.looked >= 5
 
 
 def test_labels_that_are_only_counted_may_lack_the_last_class():
