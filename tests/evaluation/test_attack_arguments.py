@@ -13,7 +13,7 @@ from tests.evaluation_models import SHAPE, gaussian_classifier
 IDS = torch.tensor([7, 9])
 
 
-def asked(text, policy="known", endpoints=(), progress=None):
+def asked(text, policy="known", endpoints=(), progress=None, start=None):
     """(what the attack is called with, the bench), without running it."""
     spec, seen = parse_attack(text), {}
     settings = EvaluationSettings(
@@ -26,13 +26,37 @@ def asked(text, policy="known", endpoints=(), progress=None):
         return lambda model, pixels, labels: seen.update(model=model)
 
     kind = SimpleNamespace(
-        white_box=spec.kind.white_box, needs=spec.kind.needs, attack=SimpleNamespace(configured=configured)
+        white_box=spec.kind.white_box,
+        needs=spec.kind.needs,
+        attack=SimpleNamespace(configured=configured, options=spec.kind.attack.options),
     )
     watched = SimpleNamespace(kind=kind, text=spec.text, options=spec.options, get=spec.get)
     bench = Bench(gaussian_classifier(lm="paper-v2,steps=2"), settings, 0, policy)
     images = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0))
-    run_attack(bench, watched, images, torch.tensor([0, 1]), IDS, settings, list(endpoints), progress)
+    run_attack(bench, watched, images, torch.tensor([0, 1]), IDS, settings, list(endpoints), progress, start)
     return seen, bench
+
+
+@pytest.mark.parametrize(
+    ("text", "begins"),
+    [
+        ("apgd-ce", True),
+        ("pgd-ce", True),
+        ("apgd-t", True),
+        ("transfer", True),
+        ("fab", False),
+        ("square", False),
+        ("lagrange", False),
+    ],
+)
+def test_attacks_that_take_a_start_begin_where_a_smaller_radius_ended(text, begins):
+    start = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(1))
+    assert ("start" in asked(text)[0]) is False
+    assert (asked(text, start=start)[0].get("start") is start) is begins
+    ends = [start + 1]
+    assert (
+        asked("endpoints-ce", endpoints=ends, start=start)[0]["start"] == ends
+    )  # which has that of the smaller radius, too
 
 
 def test_settings_fill_what_the_text_leaves_open():

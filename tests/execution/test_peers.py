@@ -35,7 +35,7 @@ def in_threads(*works):
         except Exception as error:
             found[place] = error
 
-    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(works))]
+    threads = [threading.Thread(target=run, args=(place,), daemon=True) for place in range(len(works))]
     for thread in threads:
         thread.start()
     for thread in threads:
