@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from rdc.audits.subject import Subject, apart
@@ -33,8 +34,6 @@ __all__ = [
     "seed_all",
 ]
 
-#: modules that compute something else in training mode
-_ALIVE = (_DropoutNd, _NormBase, nn.RReLU)
 _FEW = 4  # images in a call
 
 
@@ -108,7 +107,7 @@ def _watched(model: Callable[[Tensor], Any], pixels: Tensor) -> _Watched:
         seen[id(module)] = module
         if next(module.parameters(recurse=False), None) is not None:
             runs[id(module)] += 1
-        if module.training and isinstance(module, _ALIVE):
+        if module.training and _differs_in_training(module):
             alive[type(module).__name__] += 1
 
     handle = register_module_forward_pre_hook(look)
@@ -118,6 +117,15 @@ def _watched(model: Callable[[Tensor], Any], pixels: Tensor) -> _Watched:
     finally:
         handle.remove()
     return _Watched(dict(alive), list(seen.values()), list(runs.values()))
+
+
+def _differs_in_training(module: nn.Module) -> bool:
+    """Whether it computes something else in training mode."""
+    if isinstance(module, _DropoutNd):
+        return module.p > 0
+    if isinstance(module, _InstanceNorm):
+        return bool(module.track_running_stats)
+    return isinstance(module, (_BatchNorm, nn.RReLU))
 
 
 def measure_inside(subject: Subject) -> Inside:

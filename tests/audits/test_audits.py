@@ -209,6 +209,20 @@ def test_what_a_rule_must_not_say(reports):
     assert {"zero-gradient", "large-eps-not-zero"} <= set(silent.unchecked)
 
 
+def test_training_mode_is_told_where_it_changes_the_answer():
+    for layers, expected in (
+        ([torch.nn.InstanceNorm2d(8), torch.nn.Dropout(0.0)], {}),
+        ([torch.nn.InstanceNorm2d(8, track_running_stats=True)], {"InstanceNorm2d": 1}),
+        (
+            [torch.nn.BatchNorm2d(8), torch.nn.RReLU(), torch.nn.Dropout2d(0.1)],
+            {"BatchNorm2d": 1, "RReLU": 1, "Dropout2d": 1},
+        ),
+    ):
+        network = made.small_network(*layers)
+        assert rdc.audits.modules_in_training(network, made.PIXELS[:4]) == expected
+        assert rdc.audits.modules_in_training(network.eval(), made.PIXELS[:4]) == {}
+
+
 def test_black_images_are_not_told_from_near_copies_by_their_brightness():
     """Near copies of a black background could only be brighter, all alike; the model hears nothing but the sum."""
     black = torch.where(made.DATA.images > 140, made.DATA.images, 0)
