@@ -189,11 +189,14 @@ def _tuning() -> list[str]:
     found = read_json(path)
     lines = [
         "",
-        f"Step sizes tried on {found['n']} held-out images (`{found['attack']}`; images standing, clean in brackets):",
+        f"Step sizes tried on {found['n']} held-out images (`{found['attack']}`): images standing, clean in brackets, mean log-odds of",
+        "being wrong that the attack reached. Of sizes that keep equally many, the lowest log-odds decide:",
         "",
     ]
     for name, sizes in found["grid"].items():
-        tried = ", ".join(f"{size}/255: {hits['standing']} ({hits['clean']})" for size, hits in sizes.items())
+        tried = ", ".join(
+            f"{size}/255: {hits['standing']} ({hits['clean']}) {hits['loss']:.2f}" for size, hits in sizes.items()
+        )
         lines.append(f"- {name}: {tried}")
     return lines
 
