@@ -11,6 +11,7 @@ import pytest
 
 from rdc.arguments.defaults import EvaluationDefaults, GradientDefaults, LikelihoodDefaults
 from rdc.cli import evaluate, gradients, likelihood
+from rdc.cli.evaluation_request import read_request
 from rdc.cli.options import model_choice
 from rdc.errors import RdcError
 from rdc.evaluation import EvaluationSettings
@@ -30,10 +31,10 @@ def parsed(module, *words):
 
 
 def test_the_options_of_evaluate_make_the_settings_of_python():
-    request = evaluate._request(parsed(evaluate))
+    request = read_request(parsed(evaluate))
     assert request.settings == EvaluationSettings(model="fashion-mnist", dataset="fashion-mnist")
     assert request.attacks == ("apgd-ce", "apgd-dlr") and not request.batch_given
-    fresh = evaluate._request(parsed(evaluate, "--noise", "fresh")).settings
+    fresh = read_request(parsed(evaluate, "--noise", "fresh")).settings
     assert fresh.eot == EvaluationSettings(model="m", dataset="d", noise="fresh").eot == EvaluationDefaults().eot
 
 
@@ -60,7 +61,7 @@ def test_every_option_arrives_in_the_request():
         "--device": "cpu", "--threads": "2", "--data-root": "r", "--out": "o", "--format": "json",
     }  # fmt: skip
     flat = [word for pair in words.items() for word in pair]
-    request = evaluate._request(parsed(evaluate, *flat, "--overwrite", "--quiet"))
+    request = read_request(parsed(evaluate, *flat, "--overwrite", "--quiet"))
     own = {"levels": "fast", "lm": "none", "precision": "bfloat16"}
     numbers = {
         "n": 3,
@@ -116,7 +117,7 @@ def test_what_a_choice_refuses():
 
 
 def test_a_preset_sets_what_was_not_given_and_says_so(capsys):
-    request = evaluate._request(parsed(evaluate, "--preset", "paper-v2"))
+    request = read_request(parsed(evaluate, "--preset", "paper-v2"))
     own = {"levels": "edm", "lm": "paper-v2"}
     assert request.settings == EvaluationSettings(
         "fashion-mnist", "fashion-mnist", noise="fresh", preset="paper-v2", **own
@@ -129,7 +130,7 @@ def test_a_preset_sets_what_was_not_given_and_says_so(capsys):
 
 def test_what_is_given_wins_over_the_preset(capsys):
     words = ["--preset", "released", "--lm", "none", "--noise", "all"]
-    request = evaluate._request(parsed(evaluate, *words))
+    request = read_request(parsed(evaluate, *words))
     assert (request.settings.levels, request.settings.lm, request.settings.noise) == ("rdc-released", "none", "all")
     assert request.model == ModelChoice("fashion-mnist", levels="rdc-released", lm="none")
     assert capsys.readouterr().err.endswith("sets --levels rdc-released; as given: --lm none --noise all\n")
