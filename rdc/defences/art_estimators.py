@@ -49,19 +49,19 @@ class ArtModel:
 
 class _Answer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, pixels: Tensor, classifier: Any) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, pixels: Tensor, classifier: Any) -> Tensor:
         ctx.classifier = classifier
         ctx.save_for_backward(pixels)
         return torch.from_numpy(np.asarray(classifier.predict(_array(pixels)))).to(pixels)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator, misc]
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         (pixels,) = ctx.saved_tensors
-        jacobian = torch.from_numpy(np.asarray(ctx.classifier.class_gradient(_array(pixels)))).to(
-            upstream
-        )  # [n, K, ...]
-        return torch.einsum("nk,nk...->n...", upstream, jacobian).view_as(pixels), None
+        with torch.enable_grad():  # its own differentiation, inside of this one
+            jacobian = np.asarray(ctx.classifier.class_gradient(_array(pixels)))  # [n, K, C, H, W]
+        slopes = torch.from_numpy(jacobian).to(upstream)
+        return torch.einsum("nk,nk...->n...", upstream, slopes).view_as(pixels), None
 
 
 def _array(pixels: Tensor) -> np.ndarray:
