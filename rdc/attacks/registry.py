@@ -47,6 +47,7 @@ class AttackKind:
         needs: what it asks of the defence: None, "penalty" (an objective of its own), "surrogates", "draws" (fresh
             noise), "endpoints" (an attack before it).
         white_box: it uses gradients.
+        even: its model calls grow in proportion to its steps or queries.
     """
 
     home: str
@@ -55,6 +56,7 @@ class AttackKind:
     norms: tuple[str, ...] = _BALLS
     needs: str | None = None
     white_box: bool = True
+    even: bool = True
 
     @property
     def attack(self) -> Attack[..., Any]:
@@ -86,7 +88,7 @@ ATTACKS: dict[str, AttackKind] = {
     "fab-t": AttackKind(f"{_A}.fab:fab", "FAB, targeted"),
     "square": AttackKind(f"{_A}.square:square", "Square, black box", white_box=False),
     "hop-skip-jump": AttackKind(
-        f"{_A}.hop_skip_jump:hop_skip_jump", "HopSkipJump, decisions alone", white_box=False
+        f"{_A}.hop_skip_jump:hop_skip_jump", "HopSkipJump, decisions alone", white_box=False, even=False
     ),
     "stadv": AttackKind(f"{_A}.stadv:stadv", "spatial transformation", norms=("flow",)),
     "low-frequency": AttackKind(f"{_A}.low_frequency:low_frequency", "Auto-PGD in low frequencies", norms=("linf", "l2")),

@@ -53,8 +53,8 @@ EXAMPLES = """examples:
   rdc evaluate --model mynet.py:make --data cifar10 --attacks autoattack --out runs/mine   # runs the code in mynet.py
   torchrun --nproc-per-node 2 -m -- rdc evaluate --n 512 --threads 1 --out runs/sharded   # mind the --
 
-attacks: apgd-ce, apgd-dlr, apgd-margin, apgd-t, apgd-ce-t, fab, fab-t, square, pgd-ce, pgd-dlr, pgd-margin, stadv, low-frequency,
-lagrange, objective, transfer, smoothed, selective, endpoints-ce, endpoints-dlr
+attacks: apgd-ce, apgd-dlr, apgd-margin, apgd-t, apgd-ce-t, fab, fab-t, square, hop-skip-jump, pgd-ce, pgd-dlr, pgd-margin, stadv,
+low-frequency, lagrange, objective, transfer, smoothed, selective, endpoints-ce, endpoints-dlr
 (docs/threat_models.md, docs/adaptive_attacks.md), with options as in apgd-ce:gradient=bpda:steps=20,
 transfer:surrogate=one-step, square:queries=1000; autoattack, autoattack-plus, autoattack-rand and adaptive stand for several;
 pgd and apgd are short for pgd-ce and apgd-ce, and none is no attack.

@@ -144,6 +144,8 @@ class LikelihoodMaximization:
         settings = dataclasses.asdict(self)
         if not self.softness:
             del settings["softness"]  # since 0.1: earlier runs go on
+        elif math.isinf(self.softness):
+            settings["softness"] = "infinity"  # JSON has no such number
         return {**settings, "levels": None if self.levels is None else self.levels.describe()}
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "calibrate_model",
     "calibration_of",
     "cost_afterwards",
+    "cost_of_selection",
     "with_holdout",
 ]
 
@@ -130,6 +131,18 @@ def cost_afterwards(recipe: Recipe, config: dict[str, Any]) -> int:
         + SAMPLE_PASSES * classes
     )
     return passes // (6 if student else 3)  # of a step and image: forward, backward twice as much; the teacher's
+
+
+def cost_of_selection(recipe: Recipe) -> float:
+    """What trials of the averaged weights cost for each image of training, in images of training that take as long."""
+    terms = recipe.selection
+    if terms is None:
+        return 0.0
+    gradients = terms.images * len(terms.attacked()) * (terms.steps + 2)
+    if recipe.attack is not None:  # each step of training has its own attack
+        return gradients / (recipe.attack.steps + 1) / terms.every
+    levels = len(parse_levels(recipe.levels or DEFAULT_LEVELS)) if recipe.method in ("diffusion", "distill") else 1
+    return gradients * levels / (2 if recipe.method == "distill" else 1) / terms.every
 
 
 def attacked_as(config: dict[str, Any], recipe: Recipe) -> Callable[[nn.Module], Callable[[Tensor], Tensor]]:

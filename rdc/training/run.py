@@ -11,7 +11,14 @@ from typing import Any
 from rdc.data import Dataset, train_holdout
 from rdc.execution.processes import leave_processes
 from rdc.models.checkpoints import checkpoint_paths
-from rdc.training.confidence import attacked_as, calibrate_model, calibration_of, cost_afterwards, with_holdout
+from rdc.training.confidence import (
+    attacked_as,
+    calibrate_model,
+    calibration_of,
+    cost_afterwards,
+    cost_of_selection,
+    with_holdout,
+)
 from rdc.training.device import open_device
 from rdc.training.exporter import Exporter
 from rdc.training.preparation import Prepared, fingerprint, prepare, training_images
@@ -95,7 +102,9 @@ def run(
         if trainer.rank == 0:
             trainer.selector = _selector(ready, data, trainer)
         if recipe.minutes is not None:
-            plan_images(trainer, recipe.minutes, begun, cost_afterwards(recipe, ready.config))
+            plan_images(
+                trainer, recipe.minutes, begun, cost_afterwards(recipe, ready.config), cost_of_selection(recipe)
+            )
         trainer.run()
     finally:
         leave_processes()

@@ -53,7 +53,7 @@ def images_per_second(trainer: Trainer, seconds: float, warm: int = 3, least: in
     return speed
 
 
-def plan_images(trainer: Trainer, minutes: float, begun: float, afterwards: int = 0) -> int:
+def plan_images(trainer: Trainer, minutes: float, begun: float, afterwards: int = 0, selecting: float = 0.0) -> int:
     """Give the trainer as many images as fit, and a time after which it stops whatever the plan says.
 
     A run that is continued keeps the images of its first plan; what does not fit this time is left to the next start.
@@ -64,6 +64,7 @@ def plan_images(trainer: Trainer, minutes: float, begun: float, afterwards: int 
         begun: when the box was opened, on ``time.monotonic``'s clock.
         afterwards: what is to be done after the last step, in images of training that take as long; at most half of the time is kept
             for it.
+        selecting: what selection costs for each image of training, in images of training that take as long.
 
     Returns:
         The images planned.
@@ -83,7 +84,7 @@ def plan_images(trainer: Trainer, minutes: float, begun: float, afterwards: int 
     if planned is None:
         speed = images_per_second(trainer, seconds=min(5.0, 0.6 * minutes))
         fitting = int(SHARE * (end - time.monotonic()) * speed)
-        planned = fitting - min(afterwards, fitting // 2)
+        planned = int((fitting - min(afterwards, fitting // 2)) / (1 + selecting))
         if planned < trainer.config.batch_size:
             raise ConfigError(
                 f"minutes: not one step of {trainer.config.batch_size} images fits what is left of {minutes:g} minutes after "

@@ -410,7 +410,7 @@ def test_a_model_of_somebody(tiny, tmp_path, capsys, monkeypatch):
     both = [*words, "--noise", "all", "--model", "somebody:Model", "--out", "both"]
     assert main(both) == 0
     printed, page = capsys.readouterr().out, (tmp_path / "both" / "report.html").read_text()
-    assert "worst of 2" in printed and "known noise" in printed and "scoring of the adversarial images" in page
+    assert "worst of 2" in printed and "known noise" in printed and "by every protocol in use" in page
     small = ["--n", "2", "--draws", "2", "--steps", "2", "--samples", "1", "--slices", "0", "--quiet"]
     assert main(["gradients", "--model", "somebody:Model", "--data", tiny[1], *small, "--out", "gradients"]) == 0
     capsys.readouterr()

@@ -34,7 +34,7 @@ def test_bars_end_nothing(make, monkeypatch):
     bars = ProgressBars(4, 0, 0, ("apgd-ce",))
     bars.begin(4)
     bars.step({"attack": "apgd-ce", "step": 1, "steps": 2, "restart": 0, "restarts": 1, "robust": 3, "total": 4})
-    bars.end(4, 2)
+    bars.end(4, 2, 4)
     bars.close()
     with sanity_line(2, enabled=True) as step:
         step({"attack": "apgd-ce", "step": 1, "steps": 2})
@@ -98,7 +98,7 @@ def test_evaluations_in_a_log(monkeypatch):
         bars = ProgressBars(4, 2, 1, ("apgd-ce",))
         bars.begin(2)
         bars.step({"attack": "apgd-ce", "step": 1, "steps": 2, "restart": 0, "restarts": 1, "robust": 3, "total": 4})
-        bars.end(2, 1)
+        bars.end(2, 1, 4)
         bars.close()
 
     (line,) = lines_of(monkeypatch, work)

@@ -10,6 +10,10 @@ import pytest
 import torch
 
 from rdc.errors import CheckpointError, ConfigError
+from rdc.training.adversarial import InnerAttack
+from rdc.training.confidence import cost_of_selection
+from rdc.training.recipes import Recipe
+from rdc.training.selection import SelectionTerms
 from rdc.training.time_box import SHARE, images_per_second, plan_images
 from tests.tolerances import PLANNED_IMAGES
 from tests.training.test_trainer import CONFIG, expect_same_state, stop_after, trainer
@@ -63,6 +67,21 @@ def test_time_is_kept_for_what_comes_after_the_last_step(tmp_path: Path, monkeyp
         run = clock.attach(trainer(tmp_path / str(number), dataclasses.replace(CONFIG, images=10**9)))
         planned.append(plan_images(run, 1.0, clock.now, afterwards))
     assert planned[1] == planned[0] - 100 and planned[2] == planned[0] - planned[0] // 2
+
+
+def test_time_is_kept_for_selection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = []
+    for number, selecting in enumerate((0.0, 0.25)):
+        clock = Clock(monkeypatch, 0.5)
+        run = clock.attach(trainer(tmp_path / str(number), dataclasses.replace(CONFIG, images=10**9)))
+        planned.append(plan_images(run, 1.0, clock.now, 40, selecting))
+    assert planned[1] == int(planned[0] / 1.25)
+    terms = SelectionTerms(1000, "linf:0.1,flow:0.05", 50, 8)
+    rival = Recipe("pgd-at", attack=InnerAttack(0.1, steps=9), selection=terms)
+    assert cost_of_selection(rival) == 50 * 2 * 10 / 10 / 1000
+    student = Recipe("distill", teacher="t", levels="log:4:0.1:1:flat", selection=terms)
+    assert cost_of_selection(student) == 50 * 2 * 10 * 4 / 2 / 1000
+    assert cost_of_selection(Recipe("standard", selection=terms)) == 1.0 and cost_of_selection(Recipe("trades")) == 0.0
 
 
 def test_no_step_begins_after_the_deadline_and_the_next_start_keeps_the_plan(

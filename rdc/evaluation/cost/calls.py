@@ -82,10 +82,11 @@ def plan_calls(classifier: Defence, settings: EvaluationSettings, size: int, rig
     """
     specs = settings.specs
     lengths = [_length(spec, settings) for spec in specs]
-    short = [min(length, _SHORT) if length > _LONGER else length for length in lengths]
+    longest = [length if spec.kind.even else 0 for spec, length in zip(specs, lengths, strict=True)]  # 0: run as it is
+    short = [min(_SHORT, even) if even > _LONGER else length for even, length in zip(longest, lengths, strict=True)]
     found = shortest = _run(classifier, settings, specs, short, size, right)
-    for length in sorted({length for length in lengths if length > _LONGER}):
-        longer = [_LONGER if of == length else least for of, least in zip(lengths, short, strict=True)]
+    for length in sorted({length for length in longest if length > _LONGER}):
+        longer = [_LONGER if of == length else least for of, least in zip(longest, short, strict=True)]
         more = _run(classifier, settings, specs, longer, size, right) + shortest.times(-1)
         found = found + more.times((length - _SHORT) / (_LONGER - _SHORT))
     return CallPlan(collections.Counter({call: n for call, n in found.calls.items() if n > 0}), found.overhead.positive)
