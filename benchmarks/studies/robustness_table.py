@@ -224,10 +224,12 @@ def _notes(cells: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
         if (name, threat) in cells:
             before, after = further(name, threat, cells[name, threat])
             found = read_json(path)
+            n, which = cells[name, threat]["n"], ", ".join(f"`{attack}`" for attack in found["attacks"])
+            on = "On all of them" if found["images"] == n else f"On the first {found['images']}"
+            others = "" if found["images"] == n else "; the others were not attacked further"
             text = (
-                f"\\* {name}, {THREATS[threat][2]}: the attacks listed below leave {before} of {cells[name, threat]['n']}. "
-                f"On the first {found['images']}, {' and '.join(f'`{attack}`' for attack in found['attacks'])} broke "
-                f"{before - after} more (`benchmarks/results/{path.name}`); the others were not attacked further."
+                f"\\* {name}, {THREATS[threat][2]}: the attacks listed below leave {before} of {n}. {on}, {which} "
+                f"broke {before - after} more (`benchmarks/results/{path.name}`){others}."
             )
             lines += ["", *textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)]
     if any(map(weakened, cells.values())):
