@@ -135,7 +135,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD, f"rdc: error: {one_line(message, 1000)} (see `{self.prog} --help`)\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        if message and file is not None and file is sys.stdout:  # argparse hides that a page of help could not be written
+        if message and file is not None and file is sys.stdout:  # argparse hides that it could not be written
             file.write(message)
         else:
             super()._print_message(message, file)
