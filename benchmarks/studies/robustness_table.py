@@ -232,9 +232,6 @@ def _notes(cells: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
                 f"broke {before - after} more (`benchmarks/results/{path.name}`){others}."
             )
             lines += ["", *textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)]
-    if any(map(weakened, cells.values())):
-        text = "a fault left the defence so when attacks asked for its surrogates. Not measured again yet."
-        lines += ["", f"† Of **one** LM step, not five: {text}"]
     return lines
 
 
@@ -321,15 +318,7 @@ def _number(name: str, threat: str, report: dict[str, Any]) -> str:
     if after < before:
         rate, mark = {"accuracy": after / report["n"], "ci95": wilson_interval(after, report["n"])}, "\\*"
     low, high = rate["ci95"]
-    return (
-        f"**{100 * rate['accuracy']:.1f}**{mark}{'†' if weakened(report) else ''} [{100 * low:.1f}, {100 * high:.1f}]"
-    )
-
-
-def weakened(report: dict[str, Any]) -> bool:
-    """Whether a fault, mended on 2026-11-29, had left the purifier with one LM step (asking for surrogates changed the defence)."""
-    lm = report["classifier"].get("lm")
-    return bool(lm) and lm.get("name") == "one step"
+    return f"**{100 * rate['accuracy']:.1f}**{mark} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _named(attack: dict[str, Any]) -> str:
