@@ -141,12 +141,10 @@ class LikelihoodMaximization:
 
     def describe(self) -> dict[str, Any]:
         """For reports: every setting, levels in short form."""
-        settings = dataclasses.asdict(self)
+        settings = {**dataclasses.asdict(self), "levels": None if self.levels is None else self.levels.describe()}
         if not self.softness:
             del settings["softness"]  # since 0.1: earlier runs go on
-        elif math.isinf(self.softness):
-            settings["softness"] = "infinity"  # JSON has no such number
-        return {**settings, "levels": None if self.levels is None else self.levels.describe()}
+        return settings | ({"softness": "infinity"} if math.isinf(self.softness) else {})  # JSON has no such number
 
 
 #: The three versions in print. ``paper-v2`` states ``x + gamma m`` with g / ||g||_1; taken literally the pixels do not

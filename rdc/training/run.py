@@ -92,8 +92,7 @@ def run(
     try:
         images = training_images(recipe, data)
         ready = prepare(recipe, images, place)
-        settings = ready.settings
-        exporter = Exporter(Path(out), ready.config, images, settings, recipe.title, recipe.levels)
+        exporter = Exporter(Path(out), ready.config, images, ready.settings, recipe.title, recipe.levels)
         description = _description(ready, images)
         text = to_toml(ready.recipe)
         trainer = Trainer(
@@ -102,9 +101,8 @@ def run(
         if trainer.rank == 0:
             trainer.selector = _selector(ready, data, trainer)
         if recipe.minutes is not None:
-            plan_images(
-                trainer, recipe.minutes, begun, cost_afterwards(recipe, ready.config), cost_of_selection(recipe)
-            )
+            costs = cost_afterwards(recipe, ready.config), cost_of_selection(recipe)
+            plan_images(trainer, recipe.minutes, begun, *costs)
         trainer.run()
     finally:
         leave_processes()
