@@ -9,15 +9,14 @@ another does, too: a part must come out the same whoever does it.
 from __future__ import annotations
 
 import atexit
-import contextlib
+import json
 import os
-import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from rdc.errors import RdcError
+from rdc.errors import CheckpointError, ConfigError, DataError, InputError, RdcError
 
 __all__ = ["Peers", "seconds_of_silence"]
 
@@ -25,6 +24,10 @@ _T = TypeVar("_T")
 
 _SIGNS = 6  # that a process gives in the time after which it would count as dead
 _FREE = ""  # in place of the number of a process: nobody's
+_MADE = b"[]"  # what the first process made is there
+_KINDS: dict[str, type[Exception]] = {
+    kind.__name__: kind for kind in (RdcError, InputError, ConfigError, DataError, CheckpointError, OSError)
+}
 
 
 def seconds_of_silence() -> float:
@@ -141,18 +144,17 @@ class Peers:
             if self.lead():
                 return self._told(key, make)
             self._wait()
-        problem: Exception | None = pickle.loads(found)  # written below, by a process of this very run
-        if problem is not None:
-            raise problem
+        if found != _MADE:
+            raise _problem(found)
         return None
 
     def _told(self, key: str, make: Callable[[], _T]) -> _T:
         try:
             made = make()
         except Exception as error:
-            self._ask("set", key, _pickled(error))
+            self._ask("set", key, _said(error))
             raise
-        self._ask("set", key, pickle.dumps(None))
+        self._ask("set", key, _MADE)
         return made
 
     def shared_out(self, parts: Sequence[int]) -> Iterator[int]:
@@ -197,10 +199,14 @@ class Peers:
         self.close()
 
 
-def _pickled(error: Exception) -> bytes:
-    """An exception for other processes; of one that cannot be sent, its words."""
-    with contextlib.suppress(Exception):
-        content = pickle.dumps(error)
-        pickle.loads(content)
-        return content
-    return pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+def _said(error: Exception) -> bytes:
+    """An exception as words for other processes: nothing that comes out of the store is run."""
+    parts = [str(part) for part in error.args] if isinstance(error, RdcError) else [str(error)]
+    return json.dumps(["OSError" if isinstance(error, OSError) else type(error).__name__, *parts]).encode()
+
+
+def _problem(said: bytes) -> Exception:
+    """The exception that the first process told of; one that is not rdc's own is a RuntimeError here."""
+    kind, *parts = json.loads(said)
+    made = _KINDS.get(kind)
+    return RuntimeError(f"{kind}: {' '.join(parts)}") if made is None else made(*parts)

@@ -6,7 +6,7 @@ import time
 import pytest
 import torch.distributed as dist
 
-from rdc.errors import RdcError
+from rdc.errors import ConfigError, RdcError
 from rdc.execution.peers import Peers, seconds_of_silence
 
 SILENT = 0.4  # seconds
@@ -94,20 +94,23 @@ def test_the_first_makes_and_all_wait_for_it(joined):
     assert order[0] == "made" and [one.is_first for one in joined] == [True, False, False]
 
 
-def test_what_the_first_raises_is_raised_everywhere(joined):
+@pytest.mark.parametrize(
+    ("error", "elsewhere"),
+    [
+        (ConfigError("no: expected one", "  a detail"), ConfigError("no: expected one", "  a detail")),
+        (FileNotFoundError(2, "No such file", "x"), OSError("[Errno 2] No such file: 'x'")),
+        (KeyError("no"), RuntimeError("KeyError: 'no'")),
+    ],
+)
+def test_what_the_first_raises_is_raised_everywhere(error, elsewhere, joined):
+    """rdc's own errors and those of files as such, others by their words: nothing that comes out of the store is unpickled."""
+
     def fail():
-        raise KeyError("no")
+        raise error
 
-    def local():
-        class Odd(Exception):  # cannot be pickled
-            pass
-
-        raise Odd("odd one")
-
-    found = in_threads(*(lambda one=one: one.by_the_first(fail) for one in joined))
-    assert [(type(error), error.args) for error in found] == 3 * [(KeyError, ("no",))]
-    found = in_threads(*(lambda one=one: one.by_the_first(local) for one in joined))
-    assert [str(error) for error in found] == ["odd one", "Odd: odd one", "Odd: odd one"]
+    first, *others = in_threads(*(lambda one=one: one.by_the_first(fail) for one in joined))
+    assert first is error
+    assert [(type(other), other.args) for other in others] == 2 * [(type(elsewhere), elsewhere.args)]
 
 
 def test_another_comes_first_in_the_place_of_a_dead_one(joined):
