@@ -39,7 +39,9 @@ _NOISY = 20  # starting points of noise that are tried
 _BISECTIONS, _HALVINGS = 12, 20
 _ROWS = 256  # images of one model call
 _AT_ONCE = 2**25  # pixel values of directions that are drawn together, where one image needs no more
+_OF_ONE = 2**24  # likewise of one image: beyond, its directions are drawn in pieces
 _FIRST_DELTA, _MOST_DRAWS = 0.1, 100
+_PIECES = 2**24  # more steps than there are: pieces of a step have numbers of their own
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -212,22 +214,35 @@ class _Search:
             return torch.cat([self._stepped(*part, options, restart, step) for part in parts])
         away = distance(point, self.x[rows], self.threat.norm)
         delta = torch.full_like(away, _FIRST_DELTA) if step == 1 else away / point[0].numel()
-        direction = self._numbers(_STREAM, ids, options.seed, restart, step, draws, self.threat.norm == "linf")
-        if self.threat.norm == "linf":
-            direction = 2 * direction - 1
-        direction = direction / _lengths(direction).clamp_min(1e-30)
-        wide = delta.float().view(-1, 1, 1, 1, 1)
-        asked = (point[:, None] + wide * direction).clamp(0, 1)
-        direction = (asked - point[:, None]) / wide  # what the box left of it
-        sides = 2.0 * self._fooled(rows, asked).double() - 1.0
-        mean = sides.mean(1, keepdim=True)
-        weight = torch.where(mean.abs() == 1, sides, sides - mean)
-        gradient = (weight.view(*weight.shape, 1, 1, 1) * direction.double()).mean(1)
+        gradient = self._gradient(rows, point, ids, options.seed, restart, step, draws, delta)
         if self.threat.norm == "linf":
             uphill = gradient.sign()
         else:
             uphill = gradient / _lengths(gradient).clamp_min(1e-30)
         return self._forward(rows, point, uphill, away / math.sqrt(step))
+
+    def _gradient(
+        self, rows: Tensor, point: Tensor, ids: list[int], seed: int, restart: int, step: int, draws: int, delta: Tensor
+    ) -> Tensor:
+        """g of the module's head, [n, C, H, W] float64, up to a factor; its directions in pieces that fit the memory."""
+        weighted, plain = torch.zeros_like(point, dtype=torch.float64), torch.zeros_like(point, dtype=torch.float64)
+        total = torch.zeros_like(delta)
+        most = max(1, _OF_ONE // point[0].numel())
+        wide = delta.float().view(-1, 1, 1, 1, 1)
+        for piece, done in enumerate(range(0, draws, most)):
+            count, part = min(most, draws - done), step + piece * _PIECES
+            direction = self._numbers(_STREAM, ids, seed, restart, part, count, self.threat.norm == "linf")
+            if self.threat.norm == "linf":
+                direction = 2 * direction - 1
+            direction = direction / _lengths(direction).clamp_min(1e-30)
+            asked = (point[:, None] + wide * direction).clamp(0, 1)
+            direction = (asked - point[:, None]) / wide  # what the box left of it
+            sides = 2.0 * self._fooled(rows, asked).double() - 1.0
+            weighted += (sides.view(*sides.shape, 1, 1, 1) * direction).sum(1)
+            plain += direction.double().sum(1)
+            total += sides.sum(1)
+        mean = torch.where(total.abs() == draws, 0.0, total / draws)  # all of one side: their mean, with that sign
+        return weighted - mean.view(-1, 1, 1, 1) * plain
 
     def _forward(self, rows: Tensor, point: Tensor, uphill: Tensor, length: Tensor) -> Tensor:
         """The longest of halved steps that ends misclassified; the point itself where none does."""

@@ -19,7 +19,7 @@ def _of(value: float, spread: float) -> float:
     return value / max(spread, 1e-30)
 
 
-def other_classes(found: Answers) -> Outcome:
+def _other_classes(found: Answers) -> Outcome:
     classes = found.logits.shape[1]
     numbers = {"classes of the model": classes, "classes of the data": found.classes}
     words = f"{classes} classes, the data have {found.classes}"
@@ -31,18 +31,18 @@ def other_classes(found: Answers) -> Outcome:
     return Outcome(other or found.names_differ, words, numbers)
 
 
-def not_finite(found: Answers) -> Outcome:
+def _not_finite(found: Answers) -> Outcome:
     words = f"{found.not_finite} of {found.asked} answers are NaN or infinite (clean images, black, white, noise)"
     return Outcome(found.not_finite > 0, words, {"not finite": found.not_finite, "asked": found.asked})
 
 
-def constant(found: Answers) -> Outcome:
+def _constant(found: Answers) -> Outcome:
     largest = float(found.logits.abs().max())
     words = f"between {found.n} images a logit moves by up to {found.movement:.3g} (the largest is {largest:.3g})"
     return Outcome(found.movement <= 1e-6 * largest, words, {"movement": found.movement, "largest": largest})
 
 
-def chance(found: Answers) -> Outcome:
+def _chance(found: Answers) -> Outcome:
     classes = found.logits.shape[1]
     most = int(found.logits.argmax(1).bincount(minlength=classes).max())
     words = (
@@ -52,24 +52,24 @@ def chance(found: Answers) -> Outcome:
     return Outcome(found.by_chance > 0.05, words, {"right": found.right, "n": found.n, "p by chance": found.by_chance})
 
 
-def tied(found: Answers) -> Outcome:
+def _tied(found: Answers) -> Outcome:
     words = f"the two highest logits are equal on {found.tied} of {found.n} images"
     return Outcome(found.tied > 0, words, {"tied": found.tied, "n": found.n})
 
 
-def half(found: Answers) -> Outcome:
+def _half(found: Answers) -> Outcome:
     words = f"weights or arithmetic of {', '.join(found.types)}" if found.types else "no weights of 16 bits"
     return Outcome(bool(found.types), words)
 
 
-def probabilities(found: Answers) -> Outcome:
+def _probabilities(found: Answers) -> Outcome:
     is_so = bool(given(found.checks.probabilities))
     return Outcome(
         is_so, "every output is >= 0 and each row sums to 1" if is_so else "the outputs are no probabilities"
     )
 
 
-def random_output(found: Answers) -> Outcome:
+def _random_output(found: Answers) -> Outcome:
     moved, changed = given(found.checks.repeat_difference), given(found.checks.repeat_decisions_changed) or 0
     if moved is None:
         return Outcome(False, "two calls on the same images: the answers are not finite")
@@ -78,12 +78,12 @@ def random_output(found: Answers) -> Outcome:
     return Outcome(changed > 0 or _of(moved, found.spread) > _ALIKE, words, numbers)
 
 
-def optimises(found: Answers) -> Outcome:
+def _optimises(found: Answers) -> Outcome:
     count = given(found.checks.gradients_inside) or 0
     return Outcome(count > 0, f"{count} calls of autograd inside one call of the model", {"calls of autograd": count})
 
 
-def global_generator(found: Generators) -> Outcome:
+def _global_generator(found: Generators) -> Outcome:
     words = (
         f"generators seeded alike: logits differ by {found.same:.3g}; seeded otherwise: by {found.other:.3g}, {found.changed} of "
         f"{found.asked} decisions; moved on: {', '.join(found.read) or 'none'}"
@@ -92,14 +92,14 @@ def global_generator(found: Generators) -> Outcome:
     return Outcome(found.same < 0.1 * found.other, words, numbers)
 
 
-def seeds_generator(found: Generators) -> Outcome:
+def _seeds_generator(found: Generators) -> Outcome:
     words = (
         f"generators in one and the same state after a call, whatever it was before: {', '.join(found.set) or 'none'}"
     )
     return Outcome(bool(found.set), words, {"set": ", ".join(found.set)})
 
 
-def stateful(found: Memory) -> Outcome:
+def _stateful(found: Memory) -> Outcome:
     words = (
         f"asked again after {found.calls} calls ({found.images} images): logits differ by up to {found.moved:.3g} (spread "
         f"{found.spread:.3g}), {found.changed} decisions"
@@ -112,7 +112,7 @@ def stateful(found: Memory) -> Outcome:
     return Outcome(_of(found.moved, found.spread) > _ALIKE, words, numbers)
 
 
-def batch_dependence(found: Batches) -> Outcome:
+def _batch_dependence(found: Batches) -> Outcome:
     words = (
         f"logits differ by {found.alone:.3g} alone, {found.turned:.3g} in reversed order, {found.strangers:.3g} among black and white "
         f"images (spread {found.spread:.3g}); {found.changed} of {found.asked} decisions"
@@ -125,7 +125,7 @@ def batch_dependence(found: Batches) -> Outcome:
     return Outcome(_of(found.moved, found.spread) > _IN_A_BATCH[found.coarse], words, numbers)
 
 
-def order_leak(found: Batches) -> Outcome:
+def _order_leak(found: Batches) -> Outcome:
     words = (
         f"{found.right} of {found.n} images are right in the order of the data, {found.right_turned} in reversed order"
     )
@@ -133,30 +133,30 @@ def order_leak(found: Batches) -> Outcome:
     return Outcome(found.order_tells, words, numbers)
 
 
-def training_mode(found: Inside) -> Outcome:
+def _training_mode(found: Inside) -> Outcome:
     named = ", ".join(f"{name} ({count})" for name, count in sorted(found.training.items()))
     words = f"in training mode during a call: {named}" if named else f"none of {found.modules} modules in training mode"
     return Outcome(bool(named), words, {"modules": found.modules, **found.training})
 
 
-def repeated(found: Inside) -> Outcome:
+def _repeated(found: Inside) -> Outcome:
     words = f"a module with weights runs up to {found.most_runs} times in one call"
     return Outcome(found.most_runs > 2, words, {"runs": found.most_runs})
 
 
-def changes_weights(found: Inside) -> Outcome:
+def _changes_weights(found: Inside) -> Outcome:
     words = f"a call changed {len(found.changed)} weights or buffers" + (
         f": {', '.join(found.changed[:4])}" if found.changed else ""
     )
     return Outcome(bool(found.changed), words, {"changed": len(found.changed)})
 
 
-def changes_input(found: Inside) -> Outcome:
+def _changes_input(found: Inside) -> Outcome:
     words = f"a call changed the tensor that it was given by up to {found.input_moved:.3g}"
     return Outcome(found.input_moved > 0, words, {"change": found.input_moved})
 
 
-def holds_answers(found: Contents) -> Outcome:
+def _holds_answers(found: Contents) -> Outcome:
     parts = [f"the labels of these images in a {one}" for one in found.labels]
     parts += [f"some of these images in a {one}" for one in found.images]
     words = (
@@ -176,7 +176,7 @@ ANSWER_RULES = (
         "Bring the model's outputs into the order of the data; leave no output that no label has.",
         "k = int(y.max()) + 1; print(model(x).shape[1] != k, tuple(model(x).shape), 'labels up to', k - 1)",
         "answers",
-        other_classes,
+        _other_classes,
     ),
     Rule(
         "non-finite-output",
@@ -187,7 +187,7 @@ ANSWER_RULES = (
         "z = model(torch.cat([x, 0 * x[:1], 0 * x[:1] + 1])); print(not bool(z.isfinite().all()), "
         "int((~z.isfinite()).any(1).sum()))",
         "answers",
-        not_finite,
+        _not_finite,
     ),
     Rule(
         "constant-output",
@@ -197,7 +197,7 @@ ANSWER_RULES = (
         "Look for weights that were not loaded, or an input that is thrown away.",
         "z = model(x); d = float((z.amax(0) - z.amin(0)).max()); print(d <= 1e-6 * float(z.abs().max()), d)",
         "answers",
-        constant,
+        _constant,
     ),
     Rule(
         "chance-accuracy",
@@ -208,7 +208,7 @@ ANSWER_RULES = (
         "Check scale and order of the channels (other-range looks at some), and the order of the classes.",
         "right = int((model(x).argmax(1) == y).sum()); print(right < 0.3 * len(y), right, 'of', len(y))",
         "answers",
-        chance,
+        _chance,
     ),
     Rule(
         "tied-logits",
@@ -219,7 +219,7 @@ ANSWER_RULES = (
         "Compute the logits in float32; do not round, clip or saturate them.",
         "top = model(x).topk(2, dim=1).values; n = int((top[:, 0] == top[:, 1]).sum()); print(n > 0, n, 'of', len(x))",
         "answers",
-        tied,
+        _tied,
     ),
     Rule(
         "half-precision",
@@ -230,7 +230,7 @@ ANSWER_RULES = (
         "kinds = {str(p.dtype) for m in rdc.audits.modules_called(model, x[:2]) for p in m.parameters()}; "
         "print(bool(kinds & {'torch.float16', 'torch.bfloat16'}), sorted(kinds))",
         "answers",
-        half,
+        _half,
     ),
     Rule(
         "probabilities",
@@ -240,7 +240,7 @@ ANSWER_RULES = (
         "Return logits, or log-probabilities computed by log_softmax.",
         "z = model(x); print(bool((z >= 0).all()) and bool(((z.sum(1) - 1).abs() < 1e-3).all()), float(z.min()), float(z.max()))",
         "answers",
-        probabilities,
+        _probabilities,
     ),
     Rule(
         "random-output",
@@ -253,7 +253,7 @@ ANSWER_RULES = (
         "submitted several times.",
         "d = float((model(x) - model(x)).abs().max()); print(d > 0, d)",
         "answers",
-        random_output,
+        _random_output,
     ),
     Rule(
         "test-time-optimisation",
@@ -264,7 +264,7 @@ ANSWER_RULES = (
         "Attack with gradients through it, and with attacks on its objective: --gradient exact --attacks autoattack,adaptive.",
         "n = rdc.evaluation.sanity.check_output(model, x).gradients_inside; print(n > 0, n)",
         "answers",
-        optimises,
+        _optimises,
     ),
     Rule(
         "repeated-network",
@@ -276,7 +276,7 @@ ANSWER_RULES = (
         "Say the cost beside the figure, and give the attack all passes that the model takes.",
         "c = rdc.audits.runs_of_modules(model, x[:4]); print(max(c, default=0) > 2, max(c, default=0))",
         "inside",
-        repeated,
+        _repeated,
     ),
     Rule(
         "global-generator",
@@ -287,7 +287,7 @@ ANSWER_RULES = (
         "Draw from a generator of the model's own, with a seed that can be set.",
         "torch.manual_seed(1); a = model(x); torch.manual_seed(2); d = float((model(x) - a).abs().max()); print(d > 0, d)",
         "generators",
-        global_generator,
+        _global_generator,
     ),
     Rule(
         "seeds-generator",
@@ -300,7 +300,7 @@ ANSWER_RULES = (
         "print(bool(a == b), float(a), "
         "float(b))",
         "generators",
-        seeds_generator,
+        _seeds_generator,
     ),
     Rule(
         "stateful",
@@ -312,7 +312,7 @@ ANSWER_RULES = (
         "Attack a copy that forgets, for each call anew.",
         "a = model(x); [model(x[:1] + i / 2550) for i in range(40)]; d = float((model(x) - a).abs().max()); print(d > 0, d)",
         "memory",
-        stateful,
+        _stateful,
     ),
     Rule(
         "batch-dependence",
@@ -324,7 +324,7 @@ ANSWER_RULES = (
         "a = model(x)[:4]; b = torch.cat([model(one) for one in x[:4].split(1)]); c = model(x.flip(0)).flip(0)[:4]; "
         "d = float(torch.maximum((a - b).abs(), (a - c).abs()).max()); print(d > 1e-3 * float(a.std()), d)",
         "batches",
-        batch_dependence,
+        _batch_dependence,
     ),
     Rule(
         "order-leakage",
@@ -336,7 +336,7 @@ ANSWER_RULES = (
         "y.flip(0)).float().mean())); "
         "print(a - b >= 0.2, a, b)",
         "batches",
-        order_leak,
+        _order_leak,
     ),
     Rule(
         "training-mode",
@@ -348,7 +348,7 @@ ANSWER_RULES = (
         "Call .eval() on the network before it is wrapped.",
         "found = rdc.audits.modules_in_training(model, x[:4]); print(bool(found), found)",
         "inside",
-        training_mode,
+        _training_mode,
     ),
     Rule(
         "changes-weights",
@@ -360,7 +360,7 @@ ANSWER_RULES = (
         "m.state_dict().values()]; model(x[:4]); "
         "n = sum(not torch.equal(v, w) for v, w in zip(a, (v for m in mods for v in m.state_dict().values()))); print(n > 0, n)",
         "inside",
-        changes_weights,
+        _changes_weights,
     ),
     Rule(
         "modifies-input",
@@ -372,7 +372,7 @@ ANSWER_RULES = (
         "Copy the pixels first; no operation in place (those that end in _) on the input.",
         "z = x.clone(); getattr(model, 'model', model)(z); d = float((z - x).abs().max()); print(d > 0, d)",
         "inside",
-        changes_input,
+        _changes_input,
     ),
     Rule(
         "holds-the-answers",
@@ -383,6 +383,6 @@ ANSWER_RULES = (
         "found = rdc.audits.answers_inside(getattr(model, 'model', model), x, y); print(bool(found.labels or "
         "found.images), found)",
         "contents",
-        holds_answers,
+        _holds_answers,
     ),
 )

@@ -8,18 +8,18 @@ from rdc.audits.rule import ERROR, NOTE, WARNING, Number, Outcome, Rule
 __all__ = ["CLAIM_RULES"]
 
 
-def unfinished(found: Claims) -> Outcome:
+def _unfinished(found: Claims) -> Outcome:
     words = f"{found.finished} of {found.asked} images are finished"
     words += f": {found.unfinished}" if found.unfinished else ""
     return Outcome(bool(found.unfinished), words, {"finished": found.finished, "asked": found.asked})
 
 
-def another_model(found: Claims) -> Outcome:
+def _another_model(found: Claims) -> Outcome:
     words = "; ".join(found.differs) or "weights, levels, likelihood maximisation and precision are those of the run"
     return Outcome(bool(found.differs), words)
 
 
-def other_decisions(found: Claims) -> Outcome:
+def _other_decisions(found: Claims) -> Outcome:
     if found.decisions is None:
         return Outcome(False, "no clean decisions to compare (no image in both, or fresh noise)")
     words = f"{found.decisions} of {found.common} clean decisions of the run are others today"
@@ -34,7 +34,7 @@ def other_decisions(found: Claims) -> Outcome:
     return Outcome(changed > 0, words, numbers)
 
 
-def stored_images(found: Claims) -> Outcome:
+def _stored_images(found: Claims) -> Outcome:
     stored = found.stored
     if stored is None:
         return Outcome(False, "no stored images to check (no image in both, no attack in a ball, or fresh noise)")
@@ -49,7 +49,7 @@ def stored_images(found: Claims) -> Outcome:
     return Outcome(stored.allowed < stored.n, words, numbers)
 
 
-def not_autoattack(found: Claims) -> Outcome:
+def _not_autoattack(found: Claims) -> Outcome:
     ran = ", ".join(found.attacks) or "none"
     if not found.standard:
         return Outcome(False, f"attacks: {ran}; AutoAttack is not defined for this threat model")
@@ -57,19 +57,19 @@ def not_autoattack(found: Claims) -> Outcome:
     return Outcome(bool(found.missing), words, {"missing": ", ".join(found.missing)})
 
 
-def short_attacks(found: Claims) -> Outcome:
+def _short_attacks(found: Claims) -> Outcome:
     words = "; ".join(found.short) or "parts of AutoAttack had 100 steps, 5,000 queries and all targets"
     return Outcome(bool(found.short), words, {"short": len(found.short)})
 
 
-def few_images(found: Claims) -> Outcome:
+def _few_images(found: Claims) -> Outcome:
     if found.width is None:
         return Outcome(False, "nothing attacked")
     words = f"n = {found.finished}: the 95 % interval of the robust accuracy is {100 * found.width:.1f} points wide"
     return Outcome(found.width > 0.2, words, {"n": found.finished, "points": 100 * found.width})
 
 
-def not_adaptive(found: tuple[Claims, tuple[str, ...]]) -> Outcome:
+def _not_adaptive(found: tuple[Claims, tuple[str, ...]]) -> Outcome:
     claims, reasons = found
     if not reasons:
         return Outcome(False, "the model does nothing at test time that an attack would have to be adapted to")
@@ -77,13 +77,13 @@ def not_adaptive(found: tuple[Claims, tuple[str, ...]]) -> Outcome:
     return Outcome(bool(claims.attacks) and not claims.adaptive, words, {"adaptive": len(claims.adaptive)})
 
 
-def flagged(found: Claims) -> Outcome:
+def _flagged(found: Claims) -> Outcome:
     warnings = [flag for flag in found.flags if flag.warns]
     words = "; ".join(f"{flag.name}: {flag.evidence}" for flag in warnings) or "the run raised no warning of its own"
     return Outcome(bool(warnings), words, {"warnings": len(warnings)})
 
 
-def noted(found: Claims) -> Outcome:
+def _noted(found: Claims) -> Outcome:
     notes = [flag for flag in found.flags if not flag.warns]
     words = "; ".join(f"{flag.name}: {flag.evidence}" for flag in notes) or "the run raised no note of its own"
     return Outcome(bool(notes), words, {"notes": len(notes)})
@@ -100,7 +100,7 @@ CLAIM_RULES = (
         "Run the same rdc evaluate command again; it goes on where it stopped.",
         "import pathlib; print(not pathlib.Path({run!r}, 'report.json').exists())",
         "claims",
-        unfinished,
+        _unfinished,
     ),
     Rule(
         "run-of-another-model",
@@ -111,7 +111,7 @@ CLAIM_RULES = (
         _READ
         + "w = rdc.provenance.run.weights_digest(model); print(w != run.identity.weights, w, run.identity.weights)",
         "claims",
-        another_model,
+        _another_model,
     ),
     Rule(
         "run-decides-otherwise",
@@ -126,7 +126,7 @@ CLAIM_RULES = (
         "n = sum(run.images[i].clean.predicted != k or (run.images[i].clean.right == 1 and run.images[i].robust not in (None, b)) "
         "for i, k, b in zip(rows, z, a)); print(n > 0, n, 'of', len(rows))",
         "claims",
-        other_decisions,
+        _other_decisions,
     ),
     Rule(
         "run-images",
@@ -138,7 +138,7 @@ CLAIM_RULES = (
         "d = [float(rdc.norm_balls.distance(torch.from_numpy(f[i])[None], one[None].cpu(), norm)) for i, one in enumerate(x, "
         "run.identity.settings.start) if i in f]; print(max(d) > eps, max(d), eps)",
         "claims",
-        stored_images,
+        _stored_images,
     ),
     Rule(
         "not-autoattack",
@@ -150,7 +150,7 @@ CLAIM_RULES = (
         _READ + "names = [a.name.partition(':')[0] for a in run.report.attacks]; "
         "print(not {{'apgd-ce', 'apgd-t', 'fab-t', 'square'}} <= set(names), names)",
         "claims",
-        not_autoattack,
+        _not_autoattack,
     ),
     Rule(
         "short-attacks",
@@ -161,7 +161,7 @@ CLAIM_RULES = (
         _READ + "s = {{a.name: a.steps for a in run.report.attacks if a.attacked}}; "
         "print(any(v < (5000 if k.startswith('square') else 100) for k, v in s.items()), s)",
         "claims",
-        short_attacks,
+        _short_attacks,
     ),
     Rule(
         "few-images",
@@ -171,7 +171,7 @@ CLAIM_RULES = (
         "Evaluate more images: 512 give ±4 points, 1000 give ±3.",
         _READ + "ends = run.report.robust.ci95; print(ends[1] - ends[0] > 0.2, ends)",
         "claims",
-        few_images,
+        _few_images,
     ),
     Rule(
         "not-adaptive",
@@ -184,7 +184,7 @@ CLAIM_RULES = (
         + "names = [a.name for a in run.report.attacks]; print(not any(n.startswith(('transfer', 'lagrange', 'objective', 'smoothed', "
         "'selective', 'low-frequency', 'endpoints')) for n in names), names)",
         "adaptive claims",
-        not_adaptive,
+        _not_adaptive,
     ),
     Rule(
         "run-warned",
@@ -194,7 +194,7 @@ CLAIM_RULES = (
         "See the report's flags, and docs/evaluation_flags.md on each.",
         _READ + "f = [f.name for f in run.report.flags if f.warns]; print(bool(f), f)",
         "claims",
-        flagged,
+        _flagged,
     ),
     Rule(
         "run-noted",
@@ -204,6 +204,6 @@ CLAIM_RULES = (
         "See the report's flags, and docs/evaluation_flags.md on each.",
         _READ + "f = [f.name for f in run.report.flags if not f.warns]; print(bool(f), f)",
         "claims",
-        noted,
+        _noted,
     ),
 )

@@ -13,17 +13,17 @@ from rdc.evaluation.report import RaisedFlag
 __all__ = ["GRADIENT_RULES", "NO_GRADIENT", "SETTING_RULES"]
 
 
-def zero(found: Slopes) -> Outcome:
+def _zero(found: Slopes) -> Outcome:
     words = f"{found.zero} of {found.n} gradients are zero everywhere"
     return Outcome(found.zero > 0, words, {"zero": found.zero, "n": found.n})
 
 
-def not_finite(found: Slopes) -> Outcome:
+def _not_finite(found: Slopes) -> Outcome:
     words = f"{found.not_finite} of {found.n} gradients have an entry that is NaN or infinite"
     return Outcome(found.not_finite > 0, words, {"not finite": found.not_finite, "n": found.n})
 
 
-def wrong(found: Slopes) -> Outcome:
+def _wrong(found: Slopes) -> Outcome:
     if not found.compared:
         return Outcome(False, "no gradient could be compared with differences")
     words = (
@@ -34,7 +34,7 @@ def wrong(found: Slopes) -> Outcome:
     return Outcome(2 * found.wrong > found.compared, words, numbers)
 
 
-def saturated(found: Slopes) -> Outcome:
+def _saturated(found: Slopes) -> Outcome:
     words = (
         f"{found.silent} of {found.n} images have a margin with a gradient, and a cross-entropy without one (float32); the softmax of "
         f"{found.confident} is exactly 1, the highest logit is ahead by {found.gap:.3g} in the median"
@@ -73,7 +73,7 @@ _OWN = (
         "Find what is flat: rounding, a detached branch, saturation. Attack a smooth stand-in, and with square.",
         _slope("(g == 0).flatten(1).all(1).any()", "int((g == 0).flatten(1).all(1).sum())"),
         "slopes",
-        zero,
+        _zero,
     ),
     Rule(
         "non-finite-gradient",
@@ -83,7 +83,7 @@ _OWN = (
         "Find the root of 0, division by 0 or logarithm of 0 that is differentiated.",
         _slope("not g.isfinite().all()", "int((~g.isfinite()).flatten(1).any(1).sum())"),
         "slopes",
-        not_finite,
+        _not_finite,
     ),
     Rule(
         "wrong-gradient",
@@ -99,7 +99,7 @@ _OWN = (
             "r.tolist()",
         ),
         "slopes",
-        wrong,
+        _wrong,
     ),
     Rule(
         "saturated-softmax",
@@ -113,7 +113,7 @@ _OWN = (
         "g = torch.autograd.grad(l, z)[0]; n = int(((g == 0).flatten(1).float().mean(1) > 0.5).sum()); print(n > "
         "1, n, 'of', len(z))",
         "slopes",
-        saturated,
+        _saturated,
     ),
 )
 

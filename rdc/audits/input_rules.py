@@ -10,7 +10,7 @@ from rdc.audits.subject import ImageScale
 __all__ = ["INPUT_RULES"]
 
 
-def normalised(found: tuple[ImageScale, float]) -> Outcome:
+def _normalised(found: tuple[ImageScale, float]) -> Outcome:
     scale, radius = found
     numbers = {"lowest": scale.low, "highest": scale.high, "eps there in pixels": radius / scale.factor}
     if not scale.words:
@@ -22,7 +22,7 @@ def normalised(found: tuple[ImageScale, float]) -> Outcome:
     return Outcome(True, words, numbers)
 
 
-def other_range(found: Ranges) -> Outcome:
+def _other_range(found: Ranges) -> Outcome:
     shown = {name: "refused" if counts is None else f"{counts[0]}" for name, counts in found.other.items()}
     words = f"{found.right} of {found.n} right as they are; " + ", ".join(
         f"{name}: {text}" for name, text in shown.items()
@@ -33,7 +33,7 @@ def other_range(found: Ranges) -> Outcome:
     return Outcome(bool(better), words, {"right": found.right, "n": found.n, **shown})
 
 
-def quantised(found: Steps) -> Outcome:
+def _quantised(found: Steps) -> Outcome:
     words = (
         f"a pixel moved by 0.4 of 255 levels changes no bit of any logit in {found.flat} of {found.asked} cases (moved by 64 levels it "
         "does)"
@@ -41,7 +41,7 @@ def quantised(found: Steps) -> Outcome:
     return Outcome(2 * found.flat > found.asked > 0, words, {"flat": found.flat, "asked": found.asked})
 
 
-def clamped(found: Steps) -> Outcome:
+def _clamped(found: Steps) -> Outcome:
     words = (
         f"of {found.middle} pixels that matter from 0.50 to 0.53, {found.flat_low} do not from 0 to 0.03, {found.flat_high} not from "
         "0.97 to 1"
@@ -57,7 +57,7 @@ def _ratio(value: float | None) -> str:
     )
 
 
-def memorised(found: Jumps) -> Outcome:
+def _memorised(found: Jumps) -> Outcome:
     words = (
         f"{found.jumped_on} of {found.n} answers lie more than 5 times as far from those of near copies (by whole levels) as these from "
         f"each other (median {_ratio(found.on_grid)}); right, and wrong in both copies: {found.lost}"
@@ -66,7 +66,7 @@ def memorised(found: Jumps) -> Outcome:
     return Outcome(4 * found.jumped_on > found.n, words, numbers)
 
 
-def grid(found: Jumps) -> Outcome:
+def _grid(found: Jumps) -> Outcome:
     words = (
         f"{found.jumped_off} of {found.n} answers lie more than 5 times as far from those of copies between the levels of 8 bits as these "
         f"from each other (median {_ratio(found.off_grid)})"
@@ -86,7 +86,7 @@ INPUT_RULES = (
         "Hand over pixels in [0, 1], and let the model normalise them as its first step.",
         "print(float(x.min()) < 0 or float(x.max()) > 1, float(x.min()), float(x.max()))",
         "scale",
-        normalised,
+        _normalised,
     ),
     Rule(
         "other-range",
@@ -98,7 +98,7 @@ INPUT_RULES = (
         "a = {'x': acc(x), '2 x - 1': acc(2 * x - 1), '255 x': acc(255 * x), '1 - x': acc(1 - x)}; "
         "print(max(a.values()) >= a['x'] + 0.2, a)",
         "ranges",
-        other_range,
+        _other_range,
     ),
     Rule(
         "quantised-input",
@@ -109,7 +109,7 @@ INPUT_RULES = (
         "i = x[0].numel() // 2; z = x.flatten(1).clone(); z[:, i] += torch.where(z[:, i] > 0.5, -1, 1) * 0.4 / 255; "
         "same = (model(z.view_as(x)) == model(x)).all(1); print(float(same.float().mean()) > 0.5, int(same.sum()), 'of', len(x))",
         "steps",
-        quantised,
+        _quantised,
     ),
     Rule(
         "clamped-input",
@@ -124,7 +124,7 @@ INPUT_RULES = (
         "flat = bool((at(0.0) == at(0.03)).all()) or bool((at(0.97) == at(1.0)).all()); "
         "print(flat and not bool((at(0.5) == at(0.53)).all()))",
         "steps",
-        clamped,
+        _clamped,
     ),
     Rule(
         "memorised-images",
@@ -138,7 +138,7 @@ INPUT_RULES = (
         "b, c = (model(x + m * torch.randint_like(x, -1, 2) / 255) for _ in range(2)); "
         "n = int(((a - b).norm(dim=1) > 5 * (b - c).norm(dim=1)).sum()); print(4 * n > len(x), n, 'of', len(x))",
         "jumps",
-        memorised,
+        _memorised,
     ),
     Rule(
         "off-grid-images",
@@ -152,6 +152,6 @@ INPUT_RULES = (
         "b, c = (model(x + m * (torch.rand_like(x) - 0.5) * 0.8 / 255) for _ in range(2)); "
         "n = int(((a - b).norm(dim=1) > 5 * (b - c).norm(dim=1)).sum()); print(4 * n > len(x), n, 'of', len(x))",
         "jumps",
-        grid,
+        _grid,
     ),
 )

@@ -133,16 +133,23 @@ def cost_afterwards(recipe: Recipe, config: dict[str, Any]) -> int:
     return passes // (6 if student else 3)  # of a step and image: forward, backward twice as much; the teacher's
 
 
-def cost_of_selection(recipe: Recipe) -> float:
-    """What trials of the averaged weights cost for each image of training, in images of training that take as long."""
+def cost_of_selection(recipe: Recipe, config: dict[str, Any]) -> float:
+    """What trials of the averaged weights cost for each image of training, in images of training that take as long, about.
+
+    Args:
+        recipe: what is done.
+        config: description of the network.
+    """
     terms = recipe.selection
     if terms is None:
         return 0.0
     gradients = terms.images * len(terms.attacked()) * (terms.steps + 2)
     if recipe.attack is not None:  # each step of training has its own attack
         return gradients / (recipe.attack.steps + 1) / terms.every
-    levels = len(parse_levels(recipe.levels or DEFAULT_LEVELS)) if recipe.method in ("diffusion", "distill") else 1
-    return gradients * levels / (2 if recipe.method == "distill" else 1) / terms.every
+    passes = len(parse_levels(recipe.levels or DEFAULT_LEVELS)) if recipe.method in ("diffusion", "distill") else 1
+    if recipe.method == "diffusion":
+        passes *= int(config.get("num_classes") or 1)  # each class is a pass
+    return gradients * passes / (2 if recipe.method == "distill" else 1) / terms.every
 
 
 def attacked_as(config: dict[str, Any], recipe: Recipe) -> Callable[[nn.Module], Callable[[Tensor], Tensor]]:

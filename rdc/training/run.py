@@ -101,7 +101,7 @@ def run(
         if trainer.rank == 0:
             trainer.selector = _selector(ready, data, trainer)
         if recipe.minutes is not None:
-            costs = cost_afterwards(recipe, ready.config), cost_of_selection(recipe)
+            costs = cost_afterwards(recipe, ready.config), cost_of_selection(recipe, ready.config)
             plan_images(trainer, recipe.minutes, begun, *costs)
         trainer.run()
     finally:

@@ -82,6 +82,17 @@ def test_an_image_does_not_know_its_batch(monkeypatch: pytest.MonkeyPatch) -> No
     assert not torch.equal(other.minimal_distance, whole.minimal_distance)
 
 
+def test_directions_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one image's directions fill the memory they come in pieces: as many queries, a gradient as good."""
+    x, model = images(), decisions()
+    y, threat = model(x).argmax(1), ThreatModel("l2", 1e-4)
+    whole = hop_skip_jump(model, x, y, threat, queries=3000, **KEPT)
+    monkeypatch.setattr(module, "_OF_ONE", 36 * 40)  # 40 directions at a time
+    pieces = hop_skip_jump(model, x, y, threat, queries=3000, **KEPT)
+    assert not torch.equal(pieces.x_adv, whole.x_adv)
+    assert (pieces.minimal_distance <= 1.15 * margins(x).abs() / WEIGHT.norm()).all()
+
+
 def test_nothing_to_begin_at() -> None:
     """A model with one class for all: no starting point, every image stands, the queries are those of the search for one."""
 

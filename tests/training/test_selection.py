@@ -22,6 +22,8 @@ from rdc.training import Recipe, run
 from rdc.training.adversarial import InnerAttack
 from rdc.training.confidence import attacked_as
 from rdc.training.config import TrainConfig
+from rdc.training.distillation import DistillationTerms
+from rdc.training.secant import Secant
 from rdc.training.selection import SelectionTerms
 from rdc.training.trainer import Trainer
 
@@ -146,6 +148,28 @@ def test_a_student_is_asked_at_its_levels(tmp_path: Path) -> None:
     plain = dataclasses.replace(made, calibrate=False, selection=None)
     run(plain, data(), tmp_path / "plain", device="cpu", progress=False)
     assert load_model(tmp_path / "plain")[2]["classifier"] == {"levels": levels}
+
+
+@pytest.mark.parametrize("method", ["standard", "jem", "hybvit", "distill"])
+def test_every_method_has_it(method: str, tmp_path: Path) -> None:
+    """What is exported stands as its own trial says, under the model as it is loaded."""
+    terms = SelectionTerms(16, "linf:0.05", images=20, steps=1)
+    made = Recipe("diffusion", network="tiny", train=dataclasses.replace(TRAIN, images=16))
+    if method == "distill":
+        run(made, data(), tmp_path / "teacher", device="cpu", progress=False)
+        made = Recipe("distill", teacher=str(tmp_path / "teacher"), levels="log:2:0.3:1:flat", train=made.train)
+        terms_of = DistillationTerms(
+            2, posterior_weight=1.0, secant=Secant(threats="linf:0.1,flow:0.1"), label_smoothing=0.1
+        )
+        made = dataclasses.replace(made, distillation=terms_of)
+    else:
+        made = Recipe(method, network="tiny", train=made.train)
+    run(dataclasses.replace(made, selection=terms), data(), tmp_path / "run", device="cpu", progress=False)
+    model, held = rdc.load(tmp_path / "run"), train_holdout(data(), 20)[1]
+    options = {"steps": 1, "seed": 0, "image_ids": held.indices}
+    found = apgd(model, held.pixels(), held.labels, ThreatModel("linf", 0.05), **options)
+    row = load_model(tmp_path / "run")[2]["selected"]
+    assert row["images"] == 16 and row["robust"] == {"linf:0.05": float(found.correct.double().mean())}
 
 
 @pytest.mark.parametrize("damage", ["score", "weights", "other"])

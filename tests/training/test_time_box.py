@@ -78,10 +78,13 @@ def test_time_is_kept_for_selection(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert planned[1] == int(planned[0] / 1.25)
     terms = SelectionTerms(1000, "linf:0.1,flow:0.05", 50, 8)
     rival = Recipe("pgd-at", attack=InnerAttack(0.1, steps=9), selection=terms)
-    assert cost_of_selection(rival) == 50 * 2 * 10 / 10 / 1000
+    assert cost_of_selection(rival, {}) == 50 * 2 * 10 / 10 / 1000
     student = Recipe("distill", teacher="t", levels="log:4:0.1:1:flat", selection=terms)
-    assert cost_of_selection(student) == 50 * 2 * 10 * 4 / 2 / 1000
-    assert cost_of_selection(Recipe("standard", selection=terms)) == 1.0 and cost_of_selection(Recipe("trades")) == 0.0
+    assert cost_of_selection(student, {"num_classes": 10}) == 50 * 2 * 10 * 4 / 2 / 1000
+    teacher = Recipe("diffusion", levels="log:4:0.1:1:flat", selection=terms)
+    assert cost_of_selection(teacher, {"num_classes": 10}) == 50 * 2 * 10 * 4 * 10 / 1000
+    assert cost_of_selection(Recipe("standard", selection=terms), {}) == 1.0
+    assert cost_of_selection(Recipe("trades"), {}) == 0.0
 
 
 def test_no_step_begins_after_the_deadline_and_the_next_start_keeps_the_plan(
