@@ -164,7 +164,8 @@ def _merge(version: str, threat: ThreatModel, parts: list[ComponentResult]) -> A
     """All components read as one attack."""
     first = parts[0].result
     assert first is not None  # the first one attacks, or at least classifies, everything
-    names = ("broken_at", "broken_restart", "broken_target", "best_loss", "zero_gradient_steps", "non_finite_logits")
+    asked = ("queries", "broken_query", "zero_gradient_steps", "non_finite_logits")
+    names = ("broken_at", "broken_restart", "broken_target", "best_loss", *asked)
     whole = {name: getattr(first, name).clone() for name in names}
     x_adv, correct = first.x_adv.clone(), first.correct.clone()
     broken_by = torch.where(first.clean_correct & ~first.correct, 0, -1)
@@ -177,6 +178,9 @@ def _merge(version: str, threat: ThreatModel, parts: list[ComponentResult]) -> A
         for name in ("broken_restart", "broken_target", "best_loss"):
             whole[name][rows] = getattr(result, name)[fallen]
         whole["broken_at"][rows] = result.broken_at[fallen] + steps
+        assert result.queries is not None and result.broken_query is not None  # of every attack here
+        whole["broken_query"][rows] = whole["queries"][rows] + result.broken_query[fallen]
+        whole["queries"][part.rows] += result.queries
         whole["zero_gradient_steps"][part.rows] += result.zero_gradient_steps
         whole["non_finite_logits"][part.rows] |= result.non_finite_logits
         steps += result.steps

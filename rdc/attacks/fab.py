@@ -132,8 +132,8 @@ class _Search:
             self._take(rows, inside, self._judge(rows, inside), steps, restarts - 1)
         mismatches = None
         if options.verify and not self.planes.is_random:
-            rows = torch.arange(len(self.y), device=self.y.device)
-            mismatches = self.record.verify(self._judge(rows, self.record.x_adv).correct, steps, restarts)
+            seen = self.judge.evaluate(self.record.x_adv, self.y, self.about[:, 0], gradient=False)
+            mismatches = self.record.verify(seen.correct, steps, restarts)
         return self.record.result(
             self.x,
             self.threat,
@@ -179,6 +179,12 @@ class _Search:
 
     def _linearise(self, rows: Tensor, point: Tensor) -> Evaluation:
         """f and its gradient at point, for the run's class or for the one whose plane is nearest."""
+        before = self.planes.calls
+        plane = self._plane(rows, point)
+        self.record.ask(rows, self.planes.calls - before)
+        return plane
+
+    def _plane(self, rows: Tensor, point: Tensor) -> Evaluation:
         y, about = self.y[rows], self.about[rows]
         if not self.untargeted:
             return self.planes.evaluate(point, y, about, gradient=True)
@@ -208,6 +214,7 @@ class _Search:
         return mixed.clamp(0.0, 1.0).float().view_as(point)
 
     def _judge(self, rows: Tensor, point: Tensor) -> Evaluation:
+        self.record.ask(rows, self.judge.eot * len(rows))
         return self.judge.evaluate(point, self.y[rows], self.about[rows, 0], gradient=False)
 
     def _take(self, rows: Tensor, point: Tensor, seen: Evaluation, step: int, restart: int) -> None:

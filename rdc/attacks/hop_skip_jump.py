@@ -102,7 +102,6 @@ class _Search:
         self, objective: Objective, x: Tensor, y: Tensor, scale: Tensor, threat: ThreatModel, record: AttackRecord
     ) -> None:
         self.objective, self.x, self.y, self.scale, self.threat, self.record = objective, x, y, scale, threat, record
-        self.asked = torch.zeros_like(record.broken_at)  # over all restarts
         self.spent = torch.zeros_like(record.broken_at)  # in this one
         self.nearest = torch.where(record.clean_correct, math.inf, 0.0).double()
 
@@ -130,7 +129,7 @@ class _Search:
             mismatches = record.verify(seen.correct, options.queries, options.restarts)
         about = {"name": "hop-skip-jump", "loss": "distance", "steps": options.queries, "restarts": options.restarts}
         spent = {"forward_evaluations": self.objective.forward_evaluations, "gradient_evaluations": 0}
-        found = {"queries": self.asked, "minimal_distance": self.nearest, "verify_mismatches": mismatches}
+        found = {"minimal_distance": self.nearest, "verify_mismatches": mismatches}
         return record.result(self.x, self.threat, eot=options.eot, **about, **spent, **found)
 
     # --- questions ------------------------------------------------------------------------------------------------
@@ -143,7 +142,7 @@ class _Search:
             seen = self.objective.evaluate(images, self.y[owner], self.scale[owner], gradient=False)
             self.record.non_finite_logits[owner] |= seen.non_finite
             answers.append(~seen.correct)
-        self.asked[rows] += draws * self.objective.eot
+        self.record.ask(rows, draws * self.objective.eot * count)
         self.spent[rows] += draws * self.objective.eot
         return torch.cat(answers).view(count, draws)
 

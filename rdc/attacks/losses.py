@@ -187,6 +187,11 @@ class Objective:
         self.forward_evaluations = 0
         self.gradient_evaluations = 0
 
+    @property
+    def calls(self) -> int:
+        """Images sent through the model so far, with or without gradient."""
+        return self.forward_evaluations + self.gradient_evaluations
+
     def start(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Classify the clean images and fix what follows from them: each image's scale, and the fall-back of ``dlr``.
 

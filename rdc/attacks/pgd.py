@@ -217,7 +217,9 @@ def _restart(
 ) -> Iterator[tuple[int, int]]:
     """One restart from x [n, C, H, W], images rows [n] of all N (y, scale: [N]); yields (step, images left)."""
     for step in range(steps + 1):
+        before = objective.calls
         evaluation = objective.evaluate(x, y[rows], scale[rows], gradient=step < steps)
+        record.ask(rows, objective.calls - before)
         correct = _record(record, rule, rows, x, evaluation, objective.aimed_at(scale[rows]), step, restart)
         record.non_finite_logits[rows] |= evaluation.non_finite
         record.zero_gradient_steps[rows] += evaluation.unusable & evaluation.correct

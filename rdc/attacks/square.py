@@ -89,13 +89,12 @@ def square(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, options: Squ
     x, y = x.detach(), y.to(x.device)
     *clean, scale = objective.start(x, y)
     record = AttackRecord(x, *clean)
-    asked = torch.zeros_like(record.broken_at)
     for restart in range(restarts):
         rows = (record.clean_correct if objective.is_random else record.correct).nonzero()[:, 0]
         if rows.numel() == 0:
             break
         proposals = _Proposals(x[rows], threat, options.seed, [ids[row] for row in rows.tolist()], restart)
-        for query, active in _restart(objective, record, proposals, rows, y, scale, asked, options, restart):
+        for query, active in _restart(objective, record, proposals, rows, y, scale, options, restart):
             if progress is not None:
                 where = {"step": query, "steps": queries, "restart": restart, "restarts": restarts}
                 count = {"active": active, "robust": int(record.correct.sum()), "total": len(ids)}
@@ -104,7 +103,7 @@ def square(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, options: Squ
     if options.verify and not objective.is_random:
         seen = objective.evaluate(record.x_adv, y, scale, gradient=False)
         mismatches = record.verify(seen.correct, queries, restarts)
-    spent = {"forward_evaluations": objective.forward_evaluations, "gradient_evaluations": 0, "queries": asked}
+    spent = {"forward_evaluations": objective.forward_evaluations, "gradient_evaluations": 0}
     about = {"name": "square", "loss": "margin", "steps": queries, "restarts": restarts, "eot": options.eot}
     return record.result(x, threat, verify_mismatches=mismatches, **about, **spent)
 
@@ -116,16 +115,15 @@ def _restart(
     rows: Tensor,
     y: Tensor,
     scale: Tensor,
-    asked: Tensor,
     options: SquareOptions,
     restart: int,
 ) -> Iterator[tuple[int, int]]:
-    """One restart on images rows [n] of all N (y, scale, asked: [N]); yields (query, images left)."""
+    """One restart on images rows [n] of all N (y, scale: [N]); yields (query, images left)."""
     point, loss = proposals.start(), torch.full_like(scale[rows], -math.inf)
     best, queries = point, options.queries
     for query in range(1, queries + 1):
         seen = objective.evaluate(point, y[rows], scale[rows], gradient=False)
-        asked[rows] += objective.eot
+        record.ask(rows, objective.eot * len(rows))
         record.add(rows, point, seen.loss, seen.correct, step=query, restart=restart)
         record.non_finite_logits[rows] |= seen.non_finite
         better = seen.loss >= loss

@@ -115,7 +115,9 @@ class AttackResult:
             misclassified when clean, or found by an untargeted attack or the final check.
         minimal_distance: [N] float64, FAB: distance of the nearest misclassified image found, 0 where the clean image
             is one, inf if none was found. An upper bound: a search that stops at eps does not minimise further.
-        queries: [N] int64, Square: how often this image was sent to the model, the clean image not counted.
+        queries: [N] int64, how often each image was sent to the model (or its stand-in), with or without gradient; neither the first look
+            at the clean image nor the final check counts. Where images of one call differ, each has their mean, rounded up.
+        broken_query: [N] int64, which of these queries first found it misclassified; 0: the clean image was; -1: none.
     """
 
     name: str
@@ -139,6 +141,7 @@ class AttackResult:
     broken_target: Tensor | None = None
     minimal_distance: Tensor | None = None
     queries: Tensor | None = None
+    broken_query: Tensor | None = None
 
     @property
     def accuracy(self) -> float:
@@ -163,9 +166,21 @@ class AttackRecord:
         self.broken_at = torch.where(clean_correct, -1, 0)
         self.broken_restart = torch.full_like(self.broken_at, -1)
         self.broken_target = torch.full_like(self.broken_at, -1)
+        self.queries = torch.zeros_like(self.broken_at)
+        self.broken_query = self.broken_at.clone()
         self.best_loss = torch.full((count,), -math.inf, dtype=torch.float64, device=x.device)
         self.zero_gradient_steps = torch.zeros_like(self.broken_at)
         self.non_finite_logits = clean_non_finite.clone()
+
+    def ask(self, rows: Tensor, calls: int) -> None:
+        """Count queries, before what they found is taken in.
+
+        Args:
+            rows: [n] int64, which images were sent to the model.
+            calls: how often, all together; each counts as many, rounded up.
+        """
+        if len(rows):
+            self.queries[rows] += -(-calls // len(rows))
 
     def add(
         self,
@@ -197,6 +212,7 @@ class AttackRecord:
         self.best_loss[rows[better]] = loss[better]
         self.broken_at[rows[first]] = step
         self.broken_restart[rows[first]] = restart
+        self.broken_query[rows[first]] = self.queries[rows[first]]
         if target is not None:
             self.broken_target[rows[first]] = target[first]
         self.correct[rows[first]] = False
@@ -207,6 +223,7 @@ class AttackRecord:
         late = self.correct & ~correct_at_x_adv
         self.broken_at[late] = steps
         self.broken_restart[late] = restarts - 1
+        self.broken_query[late] = self.queries[late]
         self.correct &= correct_at_x_adv
         return int(mismatch.sum())
 
@@ -229,6 +246,8 @@ class AttackRecord:
             zero_gradient_steps=self.zero_gradient_steps,
             non_finite_logits=self.non_finite_logits,
             broken_target=self.broken_target,
+            queries=self.queries,
+            broken_query=self.broken_query,
             **about,  # type: ignore[arg-type]
         )
 

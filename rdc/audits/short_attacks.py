@@ -8,10 +8,11 @@ from typing import Any
 
 from rdc.audits.subject import Subject
 from rdc.evaluation.flags import raise_flags
-from rdc.evaluation.records import Identity, OutputChecks, Sanity
+from rdc.evaluation.records import Identity, OutputChecks
 from rdc.evaluation.report import RaisedFlag, RobustRate, ScoreRates, rate
 from rdc.evaluation.run import identity_of
 from rdc.evaluation.sanity import run_sanity
+from rdc.evaluation.sanity_records import Sanity
 from rdc.evaluation.settings import EvaluationSettings
 from rdc.evaluation.totals import RunTotals
 from rdc.storage.json_records import given

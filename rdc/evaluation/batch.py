@@ -184,7 +184,7 @@ class _Round:
             self._keep_worse(found[rows], rows, score.share, score.majority)
             for row, share in zip(rows.tolist(), score.share.tolist(), strict=True):
                 fell = 0 if share == 0 else -1
-                outcome = AttackOutcome(smaller.attack, self.policy, share, step=fell, restart=fell, blind_steps=0)
+                outcome = AttackOutcome(smaller.attack, self.policy, share, fell, fell, blind_steps=0, query=fell)
                 self.histories[row].append(outcome)
         self.begin = found
         self.endpoints.append(found)
@@ -235,6 +235,8 @@ class _Round:
                 verify_mismatches=0 if result is None else int(result.verify_mismatches or 0),
                 evaluations=self.bench.evaluations - before,
                 seconds=time.monotonic() - at,
+                queries=ABSENT if result is None or result.queries is None else int(result.queries.max()),
+                calls=ABSENT if result is None else result.forward_evaluations + result.gradient_evaluations,
             )
         )
 
@@ -351,4 +353,5 @@ def _outcome(name: str, result: AttackResult, place: int, share: float, policy: 
         restart=int(result.broken_restart[place]),
         blind_steps=int(result.zero_gradient_steps[place]),
         flow_penalty=penalty,
+        query=ABSENT if result.broken_query is None else int(result.broken_query[place]),
     )

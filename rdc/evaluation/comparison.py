@@ -13,9 +13,10 @@ import numpy as np
 
 from rdc.errors import ConfigError, DataError
 from rdc.evaluation.files import SCHEMA, Batch, arrays_path, read_arrays, read_run_file, read_sanity
-from rdc.evaluation.records import AttackKey, Identity, ImageRecord, Sanity, SettingsRecord
+from rdc.evaluation.records import AttackKey, Identity, ImageRecord, SettingsRecord
 from rdc.evaluation.report import Report
 from rdc.evaluation.results import check_same_attacks, count_images, read_results
+from rdc.evaluation.sanity_records import Sanity
 from rdc.evaluation.summary import summarize
 from rdc.statistics import bootstrap_interval, paired_permutation_test
 from rdc.storage.json_files import read_json

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from rdc.errors import ConfigError, DataError
-from rdc.evaluation.records import AttackKey, BatchTotals, ImageRecord, RunRecord, Sanity, SettingsRecord
+from rdc.evaluation.records import AttackKey, BatchTotals, ImageRecord, RunRecord, SettingsRecord
+from rdc.evaluation.sanity_records import Sanity
 from rdc.models.precision import PrecisionChoice
 from rdc.storage.json_records import ABSENT, JsonObject, given
 from rdc.storage.reading import read_content, reading

@@ -38,8 +38,9 @@ from rdc.evaluation.files import (
     read_sanity,
     results_name,
 )
-from rdc.evaluation.records import RunRecord, Sanity
+from rdc.evaluation.records import RunRecord
 from rdc.evaluation.results import check_same_attacks, read_results
+from rdc.evaluation.sanity_records import Sanity
 from rdc.storage.files import atomic_write, open_in_place
 from rdc.storage.json_records import ABSENT, JsonObject
 from rdc.storage.run_folder import ResumableFolder, as_written

@@ -21,18 +21,12 @@ __all__ = [
     "BatchTotals",
     "Decision",
     "FreshScore",
-    "GradientPath",
-    "GradientShape",
-    "GradientShares",
     "Identity",
     "ImageRecord",
     "ImageScores",
-    "NoiseShares",
     "OutputChecks",
     "RunRecord",
-    "Sanity",
     "SettingsRecord",
-    "ShortAttack",
 ]
 
 #: name and noise policy of an attack: what tells it apart within a run
@@ -78,6 +72,8 @@ class AttackOutcome(JsonRecord):
         step, restart: when it was first misclassified, -1: never.
         blind_steps: steps without a usable gradient.
         flow_penalty: of a flow attack alone; None where it is not finite.
+        query: which of the model calls for this image first found it misclassified, counted over restarts; 0: the clean image was,
+            -1: never. Absent in folders of earlier versions.
     """
 
     name: str = entry(text())
@@ -87,6 +83,7 @@ class AttackOutcome(JsonRecord):
     restart: int = entry(integer(-1))
     blind_steps: int = entry(COUNT)
     flow_penalty: float | None | Absent = entry(optional(number()), absent=True)
+    query: int | Absent = entry(integer(-1), absent=True)
 
     @property
     def attack(self) -> AttackKey:
@@ -181,6 +178,8 @@ class AttackTotals(JsonRecord):
         right: sum of their shares of right answers.
         blind_images, non_finite_images, verify_mismatches: see ``AttackResult``.
         evaluations: of the network.
+        queries: the most model calls that an image got. Absent in folders of earlier versions, as is
+        calls: images sent through the model in all, first looks and final checks among them.
     """
 
     name: str = entry(text())
@@ -197,6 +196,8 @@ class AttackTotals(JsonRecord):
     verify_mismatches: int = entry(COUNT)
     evaluations: int = entry(COUNT)
     seconds: float = entry(number(0))
+    queries: int | Absent = entry(COUNT, absent=True)
+    calls: int | Absent = entry(COUNT, absent=True)
 
     @property
     def attack(self) -> AttackKey:
@@ -246,73 +247,6 @@ class BatchTotals(JsonRecord):
     network_evaluations: int = entry(COUNT)
     seconds: float = entry(number(0))
     arrays: str | Absent = entry(text(), absent=True)
-
-
-# --- the sanity checks ------------------------------------------------------------------------------------------------
-@dataclasses.dataclass(frozen=True)
-class ShortAttack(JsonRecord):
-    """A short attack on a few images: radius, steps, accuracy after it, mean loss (None: not finite)."""
-
-    eps: float = entry(number())
-    steps: int = entry(COUNT)
-    accuracy: float = entry(SHARE)
-    loss: float | None = entry(optional(number()))
-
-
-@dataclasses.dataclass(frozen=True)
-class GradientPath(JsonRecord):
-    """Steps along the gradient: share of those in which the loss fell, its gain, share of the radius used."""
-
-    falls: float | None = entry(optional(number()))
-    gain: float | None = entry(optional(number()))
-    used: float | None = entry(optional(number()))
-    steps: int = entry(COUNT)
-
-
-@dataclasses.dataclass(frozen=True)
-class GradientShape(JsonRecord):
-    """Share of the clean gradients' entries that are 0, and mean cosine similarity along the path."""
-
-    zero_entries: float | None = entry(optional(number()))
-    constant: float | None = entry(optional(number()))
-
-
-@dataclasses.dataclass(frozen=True)
-class GradientShares(JsonRecord):
-    """Accuracies after a short attack with exact and with BPDA gradients."""
-
-    exact: float = entry(SHARE)
-    bpda: float = entry(SHARE)
-
-
-@dataclasses.dataclass(frozen=True)
-class NoiseShares(JsonRecord):
-    """Accuracies after a short attack on known, and on fresh noise."""
-
-    known: float = entry(SHARE)
-    fresh: float = entry(SHARE)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sanity(JsonRecord):
-    """sanity.json; what was not checked is absent, see ``sanity.run_sanity``."""
-
-    n: int | Absent = entry(COUNT, absent=True)
-    budgets: tuple[ShortAttack, ...] | Absent = entry(sequence(anything, 2, 2), of=ShortAttack, many=True, absent=True)
-    steps: tuple[ShortAttack, ...] | Absent = entry(sequence(anything, 2, 2), of=ShortAttack, many=True, absent=True)
-    large_eps: ShortAttack | Absent = entry(of=ShortAttack, absent=True)
-    path: GradientPath | Absent = entry(of=GradientPath, absent=True)
-    gradient: GradientShape | Absent = entry(of=GradientShape, absent=True)
-    bpda: GradientShares | Absent = entry(of=GradientShares, absent=True)
-    fresh: NoiseShares | Absent = entry(of=NoiseShares, absent=True)
-    error: str | Absent = entry(text(), absent=True)
-    network_evaluations: int | Absent = entry(COUNT, absent=True)
-
-    @property
-    def complete(self) -> bool:
-        """Whether everything is there that its own ``n`` and ``error`` promise."""
-        parts = (self.budgets, self.steps, self.large_eps, self.path, self.gradient)
-        return not self.n or self.error is not ABSENT or not any(part is ABSENT for part in parts)
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------

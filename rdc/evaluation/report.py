@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 
 from rdc.evaluation.network_records import NetworkRecord
-from rdc.evaluation.records import COUNT, NOISE, SHARE, AttackKey, Sanity
+from rdc.evaluation.records import COUNT, NOISE, SHARE, AttackKey
+from rdc.evaluation.sanity_records import Sanity
 from rdc.models.precision import PrecisionChoice
 from rdc.statistics.proportions import wilson_interval
 from rdc.storage.json_records import Absent, JsonObject, JsonRecord, anything, entry
@@ -14,7 +15,9 @@ from rdc.storage.structure import integer, mapping, number, optional, sequence, 
 
 __all__ = [
     "REPORT_SCHEMA",
+    "AttackProgress",
     "AttackReport",
+    "Fall",
     "PresetReport",
     "RaisedFlag",
     "Rate",
@@ -71,6 +74,37 @@ class ScoreRates(JsonRecord):
 
 
 @dataclasses.dataclass(frozen=True)
+class Fall(JsonRecord):
+    """Accuracy while an attack goes on, as a step function.
+
+    Args:
+        at: steps or queries, rising from 0; the last is where the attack ends. At most a hundred.
+        accuracy: of all images, those right when clean that neither an attack before nor this one up to there has misclassified.
+        median, last: when half of those that it misclassified were, and when all were; None: it misclassified none.
+    """
+
+    at: tuple[int, ...] = entry(sequence(COUNT, 1))
+    accuracy: tuple[float, ...] = entry(sequence(SHARE, 1))
+    median: int | None = entry(optional(COUNT))
+    last: int | None = entry(optional(COUNT))
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackProgress(JsonRecord):
+    """When one attack broke what it broke.
+
+    Args:
+        steps: restart r begins at r (steps + 1); runs at different classes count from the same step.
+        queries: model calls for an image, over all restarts and runs; absent where a batch was made by an earlier version.
+        passes_per_query: network passes of a call, on average; absent likewise.
+    """
+
+    steps: Fall = entry(of=Fall)
+    queries: Fall | Absent = entry(of=Fall, absent=True)
+    passes_per_query: float | Absent = entry(number(0), absent=True)
+
+
+@dataclasses.dataclass(frozen=True)
 class AttackReport(JsonRecord):
     """One attack under one noise policy.
 
@@ -83,6 +117,7 @@ class AttackReport(JsonRecord):
         attacked, broken, survivors: images before it that are ever right, wrong at least once in it, always right after it.
         network_evaluations: it took.
         average: over fresh draws, under that policy.
+        progress: accuracy while it goes on; absent where it made no step.
     """
 
     name: str = entry(text())
@@ -101,6 +136,7 @@ class AttackReport(JsonRecord):
     survivors: int = entry(COUNT)
     network_evaluations: int = entry(COUNT)
     average: Rate | Absent = entry(of=Rate, absent=True)
+    progress: AttackProgress | Absent = entry(of=AttackProgress, absent=True)
 
     @property
     def attack(self) -> AttackKey:

@@ -25,9 +25,10 @@ from rdc.evaluation.files import SCHEMA
 from rdc.evaluation.folder import RunFolder
 from rdc.evaluation.network_records import NetworkRecord
 from rdc.evaluation.progress import ProgressBars, sanity_line
-from rdc.evaluation.records import Identity, ImageRecord, RunRecord, Sanity, SettingsRecord
+from rdc.evaluation.records import Identity, ImageRecord, RunRecord, SettingsRecord
 from rdc.evaluation.report import Report
 from rdc.evaluation.sanity import run_sanity
+from rdc.evaluation.sanity_records import Sanity
 from rdc.evaluation.settings import EvaluationSettings
 from rdc.evaluation.smaller import Smaller
 from rdc.evaluation.summary import summarize

@@ -22,15 +22,8 @@ from rdc.attacks.pgd import Progress
 from rdc.contracts import Defence, GradientMode, NoisePolicy
 from rdc.errors import InputError
 from rdc.evaluation.attacking import Bench
-from rdc.evaluation.records import (
-    GradientPath,
-    GradientShape,
-    GradientShares,
-    NoiseShares,
-    OutputChecks,
-    Sanity,
-    ShortAttack,
-)
+from rdc.evaluation.records import OutputChecks
+from rdc.evaluation.sanity_records import GradientPath, GradientShape, GradientShares, NoiseShares, Sanity, ShortAttack
 from rdc.evaluation.settings import DEFAULT_EOT, EvaluationSettings
 from rdc.norm_balls import distance, project, steepest_direction
 

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from rdc.arguments.paper_presets import PAPER_PRESETS
+from rdc.evaluation.attack_progress import attack_progress
 from rdc.evaluation.files import Batch
 from rdc.evaluation.flags import raise_flags
-from rdc.evaluation.records import Identity, ImageRecord, RunRecord, Sanity
+from rdc.evaluation.records import Identity, ImageRecord, RunRecord
 from rdc.evaluation.report import REPORT_SCHEMA, AttackReport, PresetReport, Report, rate
+from rdc.evaluation.sanity_records import Sanity
 from rdc.evaluation.totals import SummedAttack, sum_batches
 from rdc.method.deviations import deviations
 from rdc.storage.json_records import ABSENT, Absent, JsonObject, given
@@ -36,6 +38,9 @@ def summarize(run: RunRecord, batches: Sequence[Batch], sanity: Sanity) -> Repor
     settings = identity.settings
     totals = sum_batches(identity, batches, sanity)
     described = identity.classifier
+    images = [record for batch in batches for record in batch.images]
+    attacks = [_attack(attack, identity, totals.n) for attack in totals.attacks]
+    progress = attack_progress(totals.of_attacks, images)
     return Report(
         schema=REPORT_SCHEMA,
         model=settings.model,
@@ -49,7 +54,9 @@ def summarize(run: RunRecord, batches: Sequence[Batch], sanity: Sanity) -> Repor
         clean=totals.clean,
         robust=totals.robust,
         scores=totals.scores,
-        attacks=tuple(_attack(attack, identity, totals.n) for attack in totals.attacks),
+        attacks=tuple(
+            dataclasses.replace(attack, progress=found) for attack, found in zip(attacks, progress, strict=True)
+        ),
         sanity=sanity,
         flags=raise_flags(identity, totals),
         network_evaluations=totals.network_evaluations + (given(sanity.network_evaluations) or 0),

@@ -15,10 +15,10 @@ from rdc.evaluation.records import (
     ImageRecord,
     ImageScores,
     OutputChecks,
-    Sanity,
     SettingsRecord,
 )
 from rdc.evaluation.report import Rate, RobustRate, ScoreRates, rate
+from rdc.evaluation.sanity_records import Sanity
 from rdc.storage.json_records import ABSENT, Absent
 
 __all__ = ["RunTotals", "SummedAttack", "sum_batches"]
@@ -119,9 +119,17 @@ def _attacks(images: list[ImageRecord], closing: list[BatchTotals]) -> tuple[Sum
             verify_mismatches=sum(part.verify_mismatches for part in parts),
             evaluations=sum(part.evaluations for part in parts),
             seconds=sum(part.seconds for part in parts),
+            queries=max(counted) if (counted := _counted(parts, "queries")) else ABSENT,
+            calls=sum(counted) if (counted := _counted(parts, "calls")) else ABSENT,
         )
         found.append(SummedAttack(total, broken[total.attack]))
     return tuple(found)
+
+
+def _counted(parts: Sequence[AttackTotals], name: str) -> list[int]:
+    """A count of every batch in which the attack ran; none where a batch that an earlier version made lacks it."""
+    found = [getattr(part, name) for part in parts if part.loss is not None]
+    return [] if ABSENT in found else found
 
 
 def _scores(settings: SettingsRecord, images: list[ImageRecord], n: int) -> tuple[ScoreRates, RobustRate]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from rdc.evaluation import Evaluation, accuracy_per_step
 from rdc.reports.pictures import Gallery, difference_picture, picture
 from rdc.reports.plots import losses_plot, steps_plot
+from rdc.reports.progress_section import progress_plot
 from rdc.reports.svg import Plot
 
 __all__ = ["Drawings", "draw"]
@@ -25,6 +26,7 @@ class Drawings:
         grey: whether differences are of grey images, so that white is no change.
         steps: accuracy against attack steps; None without attacks.
         losses: position -> class losses over noise levels, of some images.
+        progress: accuracy against steps and queries, a curve for each attack; None where none made a step.
     """
 
     rows: Sequence[int]
@@ -36,6 +38,7 @@ class Drawings:
     grey: bool
     steps: Plot | None
     losses: Mapping[int, Plot]
+    progress: Plot | None = None
 
 
 def draw(evaluation: Evaluation, gallery: Gallery) -> Drawings:
@@ -64,4 +67,5 @@ def draw(evaluation: Evaluation, gallery: Gallery) -> Drawings:
         grey=differences.shape[1] == 1,
         steps=steps,
         losses=losses,
+        progress=progress_plot(report.attacks),
     )

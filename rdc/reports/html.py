@@ -10,6 +10,7 @@ from rdc.evaluation.protocols import protocols
 from rdc.evaluation.report import RaisedFlag
 from rdc.reports.drawings import Drawings
 from rdc.reports.picture_grid import pictures_section
+from rdc.reports.progress_section import progress_section
 from rdc.reports.svg import Plot
 from rdc.reports.tables import Figure, plot_picture, scale, table
 from rdc.reports.tags import escaped, page, section, tag
@@ -36,6 +37,7 @@ def html_report(evaluation: Evaluation, drawings: Drawings, said: Wording) -> st
         _attacks(evaluation, said),
         _protocols(evaluation, said),
         _steps(evaluation, drawings.steps),
+        progress_section(report.attacks, drawings.progress, settings.noise != "known"),
         pictures_section(evaluation, drawings, said.plain),
         _losses(evaluation, drawings.losses),
         _classes(evaluation),

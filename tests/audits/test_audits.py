@@ -16,8 +16,8 @@ from rdc.audits import RULES, AuditSettings
 from rdc.audits.gradient_rules import SETTING_RULES
 from rdc.audits.short_attacks import ShortAttacks
 from rdc.errors import ConfigError, DataError, InputError
-from rdc.evaluation.records import GradientShares, NoiseShares, Sanity
 from rdc.evaluation.report import RaisedFlag
+from rdc.evaluation.sanity_records import GradientShares, NoiseShares, Sanity
 from tests.audits import offenders as made
 from tests.evaluation_models import gaussian_classifier, labelled_by, save_tiny
 from tests.tolerances import FLOAT32_SUM

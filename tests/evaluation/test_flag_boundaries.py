@@ -6,19 +6,9 @@ import pytest
 
 from rdc.evaluation.flags import FLAGS, raise_flags
 from rdc.evaluation.network_records import NetworkRecord
-from rdc.evaluation.records import (
-    AttackTotals,
-    GradientPath,
-    GradientShape,
-    GradientShares,
-    Identity,
-    NoiseShares,
-    OutputChecks,
-    Sanity,
-    SettingsRecord,
-    ShortAttack,
-)
+from rdc.evaluation.records import AttackTotals, Identity, OutputChecks, SettingsRecord
 from rdc.evaluation.report import Rate, RobustRate, ScoreRates
+from rdc.evaluation.sanity_records import GradientPath, GradientShape, GradientShares, NoiseShares, Sanity, ShortAttack
 from rdc.evaluation.totals import RunTotals, SummedAttack
 
 NARROW = Rate(0.05, (0.0, 0.1))  # exactly a tenth is not wider than a tenth

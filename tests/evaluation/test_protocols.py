@@ -71,7 +71,7 @@ def test_both_and_the_page(runs):
         rows=[], clean=[], adversarial=[], differences=[], maximized=None, gain=1, grey=True, steps=None, losses={}
     )
     page = html_report(runs["all"], blank, wording(runs["all"]))
-    section = page[page.index("<h2>Protocols</h2>") : page.index("<h2>By class</h2>")]
+    section = page[page.index("<h2>Protocols</h2>") : page.index("<h2>Steps and queries until broken</h2>")]
     assert (
         "worst of 5" in section and "all attacks (the headline)" in section and section.count("<tr") == len(found) + 1
     )

@@ -21,10 +21,10 @@ from rdc.evaluation.records import (
     ImageScores,
     OutputChecks,
     RunRecord,
-    Sanity,
     SettingsRecord,
 )
 from rdc.evaluation.report import AttackReport, RaisedFlag, Report, RobustRate, ScoreRates, rate
+from rdc.evaluation.sanity_records import Sanity
 from rdc.evaluation.scoring import has_majority, is_kept
 from rdc.evaluation.totals import sum_batches
 from rdc.reports import write_reports

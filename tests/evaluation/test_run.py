@@ -7,7 +7,7 @@ import rdc.evaluation.run as run_module
 from rdc.data import Dataset
 from rdc.defences import BaseDefence
 from rdc.evaluation import EvaluationSettings, evaluate
-from rdc.evaluation.records import Sanity
+from rdc.evaluation.sanity_records import Sanity
 from tests.evaluation_models import CLASSES, NAMES, images
 
 WEIGHT = torch.randn(64, CLASSES, generator=torch.Generator().manual_seed(0))

@@ -5,8 +5,8 @@ import torch
 
 from rdc.defences import PlainClassifier
 from rdc.evaluation import EvaluationSettings
-from rdc.evaluation.records import Sanity
 from rdc.evaluation.sanity import check_output, run_sanity
+from rdc.evaluation.sanity_records import Sanity
 from tests.evaluation_models import CLASSES, NAMES, images
 from tests.tolerances import FLOAT32_ROUNDING
 

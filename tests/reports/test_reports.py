@@ -81,7 +81,9 @@ def test_pictures_stand_image_by_image(attacked):
 def test_every_figure_says_its_heading_where_the_head_is_hidden(attacked):
     _, _, files = attacked
     page = files["report.html"].read_text()
-    assert page.count("<table") == page.count('<table class="figures">') == 3  # attacks, scores, classes
+    assert (
+        page.count("<table") == page.count('<table class="figures">') == 4
+    )  # attacks, scores, steps and queries, classes
     assert "<td>" not in page and '<td class="n" data-label="survivors">' in page
 
 
@@ -135,7 +137,9 @@ def test_page_is_one_file_with_everything_in_it(attacked):
     found = pngs(page)
     shown = 8
     assert sum(image.size == (8, 8) for image in found) == 4 * shown  # clean, adversarial, difference, after LM
-    assert len(svgs(page)) == 2 * (1 + 3)  # accuracy against steps, three images' losses; each wide and narrow
+    assert len(svgs(page)) == 2 * (
+        2 + 3
+    )  # accuracy against steps, and against queries, three images' losses; each wide and narrow
     for image in found:
         image.load()
 
