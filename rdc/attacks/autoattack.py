@@ -164,7 +164,7 @@ def _merge(version: str, threat: ThreatModel, parts: list[ComponentResult]) -> A
     """All components read as one attack."""
     first = parts[0].result
     assert first is not None  # the first one attacks, or at least classifies, everything
-    asked = ("queries", "broken_query", "zero_gradient_steps", "non_finite_logits")
+    asked = ("queries", "broken_query", "wrong_on_the_way", "zero_gradient_steps", "non_finite_logits")
     names = ("broken_at", "broken_restart", "broken_target", "best_loss", *asked)
     whole = {name: getattr(first, name).clone() for name in names}
     x_adv, correct = first.x_adv.clone(), first.correct.clone()
@@ -182,7 +182,8 @@ def _merge(version: str, threat: ThreatModel, parts: list[ComponentResult]) -> A
         whole["broken_query"][rows] = whole["queries"][rows] + result.broken_query[fallen]
         whole["queries"][part.rows] += result.queries
         whole["zero_gradient_steps"][part.rows] += result.zero_gradient_steps
-        whole["non_finite_logits"][part.rows] |= result.non_finite_logits
+        for name in ("non_finite_logits", "wrong_on_the_way"):
+            whole[name][part.rows] |= getattr(result, name)
         steps += result.steps
     count = len(correct)
     gone = torch.bincount(whole["broken_at"][whole["broken_at"] >= 0].cpu(), minlength=steps + 1).cumsum(0).tolist()

@@ -229,8 +229,16 @@ class _Search:
         self.record.non_finite_logits[rows] |= seen.non_finite
         inside = (far <= self.threat.eps).nonzero()[:, 0]
         aim = None if self.untargeted else self.planes.aimed_at(self.about[rows[inside]])
+        seen = seen.rows(inside)
         self.record.add(
-            rows[inside], point[inside], seen.loss[inside], seen.correct[inside], step=step, restart=restart, target=aim
+            rows[inside],
+            point[inside],
+            seen.loss,
+            seen.correct,
+            step=step,
+            restart=restart,
+            target=aim,
+            right_once=seen.right_once,
         )
 
     def _search_segment(self, rows: Tensor, steps: int, restart: int) -> None:
@@ -272,4 +280,5 @@ def _choose(where: Tensor, one: Evaluation, other: Evaluation) -> Evaluation:
         torch.where(where.view(-1, 1, 1, 1), one.slope, other.slope),
         one.unusable & other.unusable,
         one.non_finite | other.non_finite,
+        one.right_once & other.right_once,
     )

@@ -126,6 +126,7 @@ class Evaluation:
         gradient: [n, C, H, W] float64, finite, or None if not asked for.
         unusable: [n] bool, the gradient was zero everywhere or not finite (its bad entries are now zero).
         non_finite: [n] bool, a logit was NaN.
+        first_draw: [n] bool, right in the first of the draws alone; None: in all that there was, as ``correct`` says.
     """
 
     loss: Tensor
@@ -133,6 +134,12 @@ class Evaluation:
     gradient: Tensor | None
     unusable: Tensor
     non_finite: Tensor
+    first_draw: Tensor | None = None
+
+    @property
+    def right_once(self) -> Tensor:
+        """[n] bool, right where the iterate is submitted a single time."""
+        return self.correct if self.first_draw is None else self.first_draw
 
     @property
     def slope(self) -> Tensor:
@@ -143,7 +150,9 @@ class Evaluation:
     def rows(self, rows: Tensor) -> Evaluation:
         """The same for rows [m] int64 only."""
         gradient = None if self.gradient is None else self.gradient[rows]
-        return Evaluation(self.loss[rows], self.correct[rows], gradient, self.unusable[rows], self.non_finite[rows])
+        first = None if self.first_draw is None else self.first_draw[rows]
+        bad = self.non_finite[rows]
+        return Evaluation(self.loss[rows], self.correct[rows], gradient, self.unusable[rows], bad, first)
 
 
 class Objective:
@@ -255,7 +264,8 @@ class Objective:
             finite = slope.isfinite()
             unusable = ~finite.flatten(1).all(dim=1) | (slope == 0).flatten(1).all(dim=1)
             slope = torch.where(finite, slope, 0.0)
-        return Evaluation(loss, correct, slope, unusable, non_finite)
+        first = _correctness(logits[0], y)[0] if self.eot > 1 else None
+        return Evaluation(loss, correct, slope, unusable, non_finite, first)
 
     def _fix(self, logits: Tensor, y: Tensor) -> Tensor:
         """What later calls need of the clean logits [N, K], one row for each image: the scale."""

@@ -244,12 +244,13 @@ def _record(
     restart: int,
 ) -> Tensor:
     """Take in what of an iterate lies within the budget; returns where nothing within it was misclassified, [n] bool."""
-    loss, correct, inside = evaluation.loss, evaluation.correct, rule.counts(x)
+    loss, correct, once, inside = evaluation.loss, evaluation.correct, evaluation.right_once, rule.counts(x)
+    about = {"step": step, "restart": restart}
     if inside is None:
-        record.add(rows, x, loss, correct, step=step, restart=restart, target=aim)
+        record.add(rows, x, loss, correct, target=aim, right_once=once, **about)
         return correct
     aim = None if aim is None else aim[inside]
-    record.add(rows[inside], x[inside], loss[inside], correct[inside], step=step, restart=restart, target=aim)
+    record.add(rows[inside], x[inside], loss[inside], correct[inside], target=aim, right_once=once[inside], **about)
     return correct | ~inside
 
 

@@ -124,7 +124,7 @@ def _restart(
     for query in range(1, queries + 1):
         seen = objective.evaluate(point, y[rows], scale[rows], gradient=False)
         record.ask(rows, objective.eot * len(rows))
-        record.add(rows, point, seen.loss, seen.correct, step=query, restart=restart)
+        record.add(rows, point, seen.loss, seen.correct, step=query, restart=restart, right_once=seen.right_once)
         record.non_finite_logits[rows] |= seen.non_finite
         better = seen.loss >= loss
         best = torch.where(better.view(-1, 1, 1, 1), point, best)

@@ -117,6 +117,8 @@ class AttackResult:
             is one, inf if none was found. An upper bound: a search that stops at eps does not minimise further.
         queries: [N] int64, how often each image was sent to the model (or its stand-in), with or without gradient; neither the first look
             at the clean image nor the final check counts. Where images of one call differ, each has their mean, rounded up.
+        wrong_on_the_way: [N] bool, some iterate within the budget was misclassified when submitted once: by the first draw of those that
+            its evaluation took. Without randomness the same as broken.
         broken_query: [N] int64, which of these queries first found it misclassified; 0: the clean image was; -1: none.
     """
 
@@ -142,6 +144,7 @@ class AttackResult:
     minimal_distance: Tensor | None = None
     queries: Tensor | None = None
     broken_query: Tensor | None = None
+    wrong_on_the_way: Tensor | None = None
 
     @property
     def accuracy(self) -> float:
@@ -168,6 +171,7 @@ class AttackRecord:
         self.broken_target = torch.full_like(self.broken_at, -1)
         self.queries = torch.zeros_like(self.broken_at)
         self.broken_query = self.broken_at.clone()
+        self.wrong_on_the_way = ~clean_correct
         self.best_loss = torch.full((count,), -math.inf, dtype=torch.float64, device=x.device)
         self.zero_gradient_steps = torch.zeros_like(self.broken_at)
         self.non_finite_logits = clean_non_finite.clone()
@@ -192,6 +196,7 @@ class AttackRecord:
         step: int,
         restart: int,
         target: Tensor | None = None,
+        right_once: Tensor | None = None,
     ) -> None:
         """Take in one iterate.
 
@@ -203,6 +208,7 @@ class AttackRecord:
             step: 0 is the starting point.
             restart: number of the restart.
             target: [n] int64, the class aimed at, if one was.
+            right_once: [n] bool, classified right in a single draw; None: as ``correct``.
         """
         was_robust = self.correct[rows]
         first = was_robust & ~correct
@@ -216,6 +222,7 @@ class AttackRecord:
         if target is not None:
             self.broken_target[rows[first]] = target[first]
         self.correct[rows[first]] = False
+        self.wrong_on_the_way[rows] |= ~(correct if right_once is None else right_once)
 
     def verify(self, correct_at_x_adv: Tensor, steps: int, restarts: int) -> int:
         """Merge a final evaluation of x_adv, [N] bool; returns how many images disagree."""
@@ -224,6 +231,7 @@ class AttackRecord:
         self.broken_at[late] = steps
         self.broken_restart[late] = restarts - 1
         self.broken_query[late] = self.queries[late]
+        self.wrong_on_the_way |= late
         self.correct &= correct_at_x_adv
         return int(mismatch.sum())
 
@@ -248,6 +256,7 @@ class AttackRecord:
             broken_target=self.broken_target,
             queries=self.queries,
             broken_query=self.broken_query,
+            wrong_on_the_way=self.wrong_on_the_way,
             **about,  # type: ignore[arg-type]
         )
 

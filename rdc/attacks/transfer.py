@@ -103,13 +103,14 @@ class _TransferObjective(PerImageObjective):
         self.forward_evaluations += self.surrogate.forward_evaluations - before
         self.gradient_evaluations = self.surrogate.gradient_evaluations
         correct, non_finite = torch.ones_like(found.correct), torch.zeros_like(found.correct)
+        once = correct.clone()
         ask = (step % self.check_every == 0) | (step == self.steps - 1)
         rows = (ask if gradient else torch.ones_like(ask)).nonzero()[:, 0]
         if rows.numel():
             real = self.plain(x[rows], y[rows], scale[rows], gradient=False)
-            correct[rows], non_finite[rows] = real.correct, real.non_finite
+            correct[rows], non_finite[rows], once[rows] = real.correct, real.non_finite, real.right_once
         return LocatedEvaluation(
-            found.loss, correct, found.gradient, found.unusable, non_finite, ids=ids, ascent=found.loss
+            found.loss, correct, found.gradient, found.unusable, non_finite, once, ids=ids, ascent=found.loss
         )
 
 

@@ -184,7 +184,8 @@ class _Round:
             self._keep_worse(found[rows], rows, score.share, score.majority)
             for row, share in zip(rows.tolist(), score.share.tolist(), strict=True):
                 fell = 0 if share == 0 else -1
-                outcome = AttackOutcome(smaller.attack, self.policy, share, fell, fell, blind_steps=0, query=fell)
+                way = ABSENT if self.policy == "known" else share == 0
+                outcome = AttackOutcome(smaller.attack, self.policy, share, fell, fell, 0, query=fell, on_the_way=way)
                 self.histories[row].append(outcome)
         self.begin = found
         self.endpoints.append(found)
@@ -342,6 +343,7 @@ def _scores(rounds: list[_Round], fresh: dict[str, Tensor] | None, row: int) -> 
 def _outcome(name: str, result: AttackResult, place: int, share: float, policy: str) -> AttackOutcome:
     """One image in one attack."""
     penalty: float | None | Absent = ABSENT
+    way = result.wrong_on_the_way
     if isinstance(result, StAdvResult):
         penalty = float(result.flow_penalty[place])
         penalty = round(penalty, 6) if math.isfinite(penalty) else None
@@ -354,4 +356,5 @@ def _outcome(name: str, result: AttackResult, place: int, share: float, policy: 
         blind_steps=int(result.zero_gradient_steps[place]),
         flow_penalty=penalty,
         query=ABSENT if result.broken_query is None else int(result.broken_query[place]),
+        on_the_way=ABSENT if way is None or policy == "known" else bool(way[place]),
     )

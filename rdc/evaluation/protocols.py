@@ -1,4 +1,5 @@
-"""One run scored by every protocol in use: attacks alone and one after another, known noise, one draw, majority, worst of N."""
+"""One run scored by every protocol in use: attacks alone and one after another, known noise, one draw, majority, worst of N, and
+every iterate ("evaluate while optimising", disputed)."""
 
 from __future__ import annotations
 
@@ -10,9 +11,17 @@ import numpy as np
 from rdc.evaluation.records import ImageRecord, SettingsRecord
 from rdc.evaluation.report import Rate, Report, rate
 from rdc.statistics.bootstrap import worst_of
+from rdc.storage.json_records import ABSENT
 
-__all__ = ["Protocol", "protocols"]
+__all__ = ["WHILE_OPTIMISING", "Protocol", "protocols"]
 
+#: scoring -> why it is disputed
+WHILE_OPTIMISING = "every iterate, one fresh draw each"
+_DISPUTED = (
+    "Evaluated while optimising, an image counts as broken if any iterate of the search is misclassified in one fresh draw, so that every "
+    "step is one more try: the figure falls with the number of steps even where no single image is misclassified more often, and says "
+    "how a search of that length ends, not how the image that it hands in is classified."
+)
 _SIZES = (2, 5)  # of worst of N, beside the number of submissions that were made
 
 
@@ -25,12 +34,14 @@ class Protocol:
         scoring: "known noise", "one fresh draw", "majority of 10", "worst of 5".
         rate: accuracy under it; a mean of chances where draws are averaged.
         headline: it is the run's robust accuracy.
+        disputed: why it is, in a sentence; "" where it is not.
     """
 
     attacks: str
     scoring: str
     rate: Rate
     headline: bool = False
+    disputed: str = ""
 
 
 def protocols(report: Report, images: Sequence[ImageRecord], settings: SettingsRecord) -> tuple[Protocol, ...]:
@@ -57,6 +68,9 @@ def protocols(report: Report, images: Sequence[ImageRecord], settings: SettingsR
             outcomes = [one for record in images for one in record.attacks if one.attack == attack.attack]
             right = sum(one.right == 1 for one in outcomes)
             found.append(Protocol(f"{attack.name} alone", scoring, rate(right, n)))
+            if attack.noise == "fresh" and not any(one.on_the_way is ABSENT for one in outcomes):
+                stood = rate(sum(one.stood_all_the_way for one in outcomes), n)
+                found.append(Protocol(f"{attack.name} alone", WHILE_OPTIMISING, stood, disputed=_DISPUTED))
         found.append(Protocol(f"up to {attack.name}", scoring, Rate(attack.accuracy, attack.ci95)))
         if attack.average:
             found.append(Protocol(f"up to {attack.name}", "one fresh draw", attack.average))
@@ -83,6 +97,8 @@ def _of_all(report: Report, images: Sequence[ImageRecord], settings: SettingsRec
             for size, chance in zip(sizes, chances, strict=True)
         ]
     found.append(Protocol("all attacks", f"worst of {submissions}", scores.worst, settings.noise == "fresh"))
+    if scores.while_optimising:
+        found.append(Protocol("all attacks", WHILE_OPTIMISING, scores.while_optimising, disputed=_DISPUTED))
     robust = report.robust
     if settings.noise == "all" and robust.accuracy is not None and robust.ci95 is not None:
         both = Rate(robust.accuracy, robust.ci95)

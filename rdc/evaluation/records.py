@@ -74,6 +74,7 @@ class AttackOutcome(JsonRecord):
         flow_penalty: of a flow attack alone; None where it is not finite.
         query: which of the model calls for this image first found it misclassified, counted over restarts; 0: the clean image was,
             -1: never. Absent in folders of earlier versions.
+        on_the_way: under fresh noise, whether some iterate was misclassified when submitted once. Absent likewise.
     """
 
     name: str = entry(text())
@@ -84,6 +85,7 @@ class AttackOutcome(JsonRecord):
     blind_steps: int = entry(COUNT)
     flow_penalty: float | None | Absent = entry(optional(number()), absent=True)
     query: int | Absent = entry(integer(-1), absent=True)
+    on_the_way: bool | Absent = entry(flag(), absent=True)
 
     @property
     def attack(self) -> AttackKey:
@@ -99,6 +101,11 @@ class AttackOutcome(JsonRecord):
     def misclassified(self) -> bool:
         """The attack saw it wrong, or it was never right afterwards."""
         return self.step >= 0 or self.right == 0
+
+    @property
+    def stood_all_the_way(self) -> bool:
+        """Right in a single fresh draw at every iterate, and at least once in the end."""
+        return not self.on_the_way and self.right > 0
 
     def is_late(self, steps: int) -> bool:
         """First misclassified in the last tenth of the attack's ``steps``."""

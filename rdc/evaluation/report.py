@@ -64,13 +64,18 @@ class RobustRate(JsonRecord):
 
 @dataclasses.dataclass(frozen=True)
 class ScoreRates(JsonRecord):
-    """Every way of scoring the adversarial images: against known noise, and over ``submissions`` fresh draws."""
+    """Every way of scoring the adversarial images: against known noise, and over ``submissions`` fresh draws.
+
+    ``while_optimising`` scores no image but a search: right in a single fresh draw at every iterate of every attack (disputed,
+    docs/threat_models.md); absent where an attack of an earlier version did not record it.
+    """
 
     known: Rate | Absent = entry(of=Rate, absent=True)
     average: Rate | Absent = entry(of=Rate, absent=True)
     majority: Rate | Absent = entry(of=Rate, absent=True)
     worst: Rate | Absent = entry(of=Rate, absent=True)
     submissions: int | Absent = entry(integer(1), absent=True)
+    while_optimising: Rate | Absent = entry(of=Rate, absent=True)
 
 
 @dataclasses.dataclass(frozen=True)

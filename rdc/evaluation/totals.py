@@ -147,11 +147,23 @@ def _scores(settings: SettingsRecord, images: list[ImageRecord], n: int) -> tupl
             majority=rate(sum(score.majority for score in fresh), n),
             worst=rate(sum(score.worst for score in fresh), n),
             submissions=settings.resubmissions,
+            while_optimising=_while_optimising(images, n),
         )
     robust = rate(sum(bool(record.robust) for record in images), n)
     if settings.noise == "known":
         return found, RobustRate(robust.accuracy, robust.ci95)
     return found, RobustRate(robust.accuracy, robust.ci95, found.average, settings.resubmissions)
+
+
+def _while_optimising(images: list[ImageRecord], n: int) -> Rate | Absent:
+    """Images that no iterate of an attack under fresh noise was misclassified for; absent where that was not recorded."""
+    outcomes = [[one for one in record.attacks if one.noise == "fresh"] for record in images]
+    if not any(outcomes) or any(one.on_the_way is ABSENT for tried in outcomes for one in tried):
+        return ABSENT
+    pairs = zip(images, outcomes, strict=True)
+    return rate(
+        sum(record.clean.ever_right and all(one.stood_all_the_way for one in tried) for record, tried in pairs), n
+    )
 
 
 def _broken_late(images: list[ImageRecord], closing: list[BatchTotals]) -> dict[str, int]:

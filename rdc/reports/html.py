@@ -180,12 +180,13 @@ def _protocols(evaluation: Evaluation, said: Wording) -> str:
     if not settings.attacks or (not report.scores.average and len(report.attacks) < 2):
         return ""
     rows: list[list[tuple[object, str]]] = []
-    for one in protocols(report, evaluation.records, settings):
+    every = protocols(report, evaluation.records, settings)
+    for one in every:
         name = escaped(one.attacks) + (" (the headline)" if one.headline else "")
         bar = scale(one.rate, "clean" if one.attacks == "no attack" else "robust")
         cells: list[tuple[object, str]] = [
             (name, "name"),
-            ("one submission" if said.silent else escaped(one.scoring), ""),
+            ("one submission" if said.silent else escaped(one.scoring) + (" (disputed)" if one.disputed else ""), ""),
             (percent(one.rate.accuracy), "n strong"),
         ]
         rows.append([*cells, (interval(one.rate.ci95), "muted"), (bar, "bar")])
@@ -198,6 +199,7 @@ def _protocols(evaluation: Evaluation, said: Wording) -> str:
         about += (
             " One fresh draw: a single submission, on average; worst of N: right in N submissions of the same image."
         )
+    about += "".join(f" Disputed: {escaped(why)}" for why in dict.fromkeys(one.disputed for one in every) if why)
     return section("Protocols", about, table(names, rows))
 
 

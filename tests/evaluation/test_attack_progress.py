@@ -47,11 +47,14 @@ def listening():
     return model, clean, labels
 
 
+def within(point, clean, eps):
+    return float((point.double() - clean.double()).abs().max()) <= eps
+
+
 def first_wrong(model, row, label, eps, last):
     """Number of the first call, after the first look, at which a point within the budget is misclassified; -1: none up to ``last``."""
     for number, (point, decided) in enumerate(model.asked[row][1 : last + 1], 1):
-        inside = float((point.double() - model.clean[row].double()).abs().max()) <= eps
-        if decided != int(label) and inside:
+        if decided != int(label) and within(point, model.clean[row], eps):
             return number
     return -1
 
@@ -90,6 +93,44 @@ def test_queries_of_decisions_alone_and_of_several_attacks():
         )  # each component looks first and checks last
         assert (int(whole.broken_query[row]) >= 0) == (not whole.correct[row])
         assert int(whole.broken_query[row]) <= int(whole.queries[row])
+
+
+@pytest.mark.parametrize(
+    "name", ["apgd-ce:restarts=2", "apgd-t:targets=2", "fab-t:targets=2", "square:queries=30", "transfer:check_every=2"]
+)
+def test_what_one_draw_of_each_iterate_says(name):
+    """A model whose label's logit is shifted by its draw: of two draws of an evaluation the first alone is the iterate's submission."""
+    spec = parse_attack(name)
+    model, x, y = listening()
+    draws = torch.Generator().manual_seed(1)
+
+    def drawn(points):
+        before = [len(asked) for asked in model.asked]
+        logits = model(points)
+        shift = 0.6 * torch.randn(len(points), generator=draws)
+        owners = [row for row in range(len(x)) if len(model.asked[row]) > before[row]]
+        assert len(owners) == len(points)
+        moved = logits.clone()
+        for place, row in enumerate(owners):  # calls have their rows in order
+            moved[place, y[row]] += shift[place]
+            point, _ = model.asked[row][-1]
+            model.asked[row][-1] = (point, int(moved[place].argmax()))
+        return moved
+
+    options = {**dict(spec.options), "eot": 2, "redraw": lambda: None}
+    if spec.kind.white_box:
+        options |= {"steps": 3}
+    if spec.name == "transfer":
+        options |= {"surrogate": Listening(x)}
+    eps = EPS / 4
+    found = spec.kind.attack(drawn, x, y, ThreatModel("linf", eps), **options)
+    for row in range(len(y)):
+        inside = [decided for point, decided in model.asked[row][2::2] if within(point, x[row], eps)]
+        expected = not found.clean_correct[row] or any(decided != int(y[row]) for decided in inside)
+        said = bool(found.wrong_on_the_way[row])
+        assert said == expected or (spec.name == "fab-t" and expected)  # FAB looks at points that it does not submit
+    if spec.name != "fab-t":
+        assert (found.wrong_on_the_way & found.correct).any()  # the mean of two draws is another protocol
 
 
 def record(image, clean, *attacks):

@@ -1,14 +1,20 @@
 """Every protocol of one run, against the records it is made of."""
 
+import dataclasses
 import math
 
 import pytest
 
 from rdc.evaluation import EvaluationSettings, evaluate
-from rdc.evaluation.protocols import protocols
+from rdc.evaluation.files import Batch
+from rdc.evaluation.protocols import WHILE_OPTIMISING, protocols
+from rdc.evaluation.results import read_results
+from rdc.evaluation.sanity_records import Sanity
+from rdc.evaluation.totals import sum_batches
 from rdc.reports import html_report
 from rdc.reports.drawings import Drawings
 from rdc.reports.words import wording
+from rdc.storage.json_records import ABSENT
 from tests.evaluation_models import gaussian_classifier, labelled_by
 
 
@@ -44,6 +50,9 @@ def test_known_noise(runs):
     assert (
         found["all attacks", "worst of 6"] == evaluation.figures.scores.worst.accuracy
     )  # of the images made for the known draw
+    assert not any(
+        scoring == WHILE_OPTIMISING for _, scoring in found
+    )  # without randomness it is the known noise's figure
 
 
 def test_fresh_noise(runs):
@@ -57,6 +66,12 @@ def test_fresh_noise(runs):
     line = [found["all attacks", scoring] for scoring in ("one fresh draw", "worst of 2", "worst of 5", "worst of 6")]
     assert line == sorted(line, reverse=True) and line[0] > line[-1]
     assert found["all attacks", "worst of 6"] == sum(count == 6 for count in right) / 16
+    tried = [record for record in evaluation.records if record.attacks]
+    for count, attacks in ((1, "apgd-ce alone"), (2, "all attacks")):  # right at every iterate, and once in the end
+        stood = [all(not one.on_the_way and one.right > 0 for one in record.attacks[:count]) for record in tried]
+        assert found[attacks, WHILE_OPTIMISING] == sum(stood) / 16
+    assert found["all attacks", WHILE_OPTIMISING] <= found["apgd-ce alone", WHILE_OPTIMISING] < 1
+    assert found["all attacks", WHILE_OPTIMISING] == evaluation.figures.scores.while_optimising.accuracy
     alone = [record.attacks[0].right == 1 for record in evaluation.records if record.attacks]
     assert found["apgd-ce alone", "worst of 6"] == sum(alone) / 16
 
@@ -75,3 +90,21 @@ def test_both_and_the_page(runs):
     assert (
         "worst of 5" in section and "all attacks (the headline)" in section and section.count("<tr") == len(found) + 1
     )
+    assert section.count("(disputed)") == 2 and section.count("Disputed: Evaluated while optimising") == 1
+
+
+def test_a_run_of_an_earlier_version_has_no_such_row(runs):
+    """Nothing is made up where one image's iterates were not recorded."""
+    evaluation = runs["fresh"]
+    first = next(record for record in evaluation.records if record.attacks)
+    old = dataclasses.replace(
+        first, attacks=tuple(dataclasses.replace(one, on_the_way=ABSENT) for one in first.attacks)
+    )
+    records = [old if record is first else record for record in evaluation.records]
+    identity = evaluation.record.identity
+    (batch,) = read_results(evaluation.out / "results.jsonl", identity.settings, sealed=True).batches.values()
+    figures = sum_batches(identity, [Batch(tuple(records), batch.totals)], Sanity())
+    assert figures.scores.worst == evaluation.figures.scores.worst and figures.scores.while_optimising is ABSENT
+    report = dataclasses.replace(evaluation.figures, scores=figures.scores)
+    found = protocols(report, records, evaluation.record.identity.settings)
+    assert not any(one.scoring == WHILE_OPTIMISING for one in found)
