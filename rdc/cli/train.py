@@ -97,7 +97,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     others.add_argument("--norm", choices=("linf", "l2"), help="of the perturbation trained against (linf)")
     others.add_argument("--eps", metavar="E", help="its radius, pixels in [0, 1] (8/255; l2: 0.5)")
     others.add_argument("--threats", metavar="LIST", help=f"in place of both: {THREATS_HELP}")
-    others.add_argument("--threat-choice", choices=THREAT_CHOICES, help=THREAT_CHOICE_HELP)
+    others.add_argument(
+        "--threat-choice",
+        choices=(*THREAT_CHOICES, "steepest"),
+        help=f"{THREAT_CHOICE_HELP}; steepest: at every step the one that gains most there",
+    )
     others.add_argument(
         "--inner-steps", type=up_to(1_000_000), metavar="N", help="gradient steps of the inner attack (10)"
     )

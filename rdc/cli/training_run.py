@@ -39,7 +39,7 @@ _LONGER = (
 )
 INTERRUPTED = 128  # exit status: this plus the signal's number
 THREATS_HELP = "norms and radii, or ranges of radii, as in linf:2/255..0.1,l2:0.5..1.5,flow:0.05"
-THREAT_CHOICES = ("drawn", "worst")  # those of rdc.training.threats, whose import takes a second
+THREAT_CHOICES = ("drawn", "worst")  # those of rdc.training.threats that students have; its import takes a second
 THREAT_CHOICE_HELP = "one of these for each image, or the one that it loses most by (drawn)"
 AUGMENT_HELP = "probability of each of EDM's transformations, of which the network is told (0; EDM: 0.12)"
 

@@ -11,7 +11,8 @@ Sources: Madry et al. 2018 (arXiv 1706.06083), Zhang et al. 2019 (TRADES, arXiv 
 Every x' is the last iterate of projected gradient ascent by the network being trained. Its starting point is drawn from the
 Trainer's generator, so that a resumed run, and one shared among processes, sees the same. B(x) may be of several threats
 (:mod:`rdc.training.threats`): one drawn for each image, or the one whose x' has the largest loss (the average and the maximum of
-Tramèr & Boneh 2019, arXiv 1904.13000).
+Tramèr & Boneh 2019, arXiv 1904.13000), or at every step the one that gains most (multi steepest descent: Maini, Wong & Kolter
+2020, arXiv 1909.04068).
 """
 
 from __future__ import annotations
@@ -141,6 +142,8 @@ class InnerAttack:
         x = x.detach()
         reach = self.threat_set().drawn(len(x), generator, x)
         with _frozen(net):
+            if self.choice == "steepest":
+                return self._steepest(net, x, reach, loss, generator)
             if reach.which is not None:
                 return self._climbed(net, x, reach, loss, generator)
             worst, most = x, torch.full((len(x),), -math.inf, device=x.device)
@@ -163,6 +166,27 @@ class InnerAttack:
                 with torch.autocast(x.device.type, enabled=False):
                     (gradient,) = torch.autograd.grad(value, x_adv)
                 now = reach.ascended(gradient, x, now, 2.5 / self.steps)
+        return now.moved(x).clamp(0, 1)
+
+    def _steepest(
+        self, net: nn.Module, x: Tensor, reach: Reach, loss: Callable[[Tensor], Tensor], generator: torch.Generator
+    ) -> Tensor:
+        """Every step is tried under each threat, from where the last one ended, projected there; the largest loss goes on.
+
+        A displaced image tried under a ball begins at the image itself, and the other way round. Source: Maini et al. 2020
+        (arXiv 1909.04068), algorithm 1.
+        """
+        now = reach.start(x, generator)
+        for _ in range(self.steps):
+            with torch.enable_grad():
+                x_adv = now.moved(x).clamp(0, 1).requires_grad_(True)
+                value = loss(net(x_adv).float()).sum()
+                with torch.autocast(x.device.type, enabled=False):
+                    (gradient,) = torch.autograd.grad(value, x_adv)
+            made = [reach.only(index).ascended(gradient, x, now, 2.5 / self.steps) for index in range(len(reach.norms))]
+            with torch.no_grad():
+                gained = torch.stack([loss(net(each.moved(x).clamp(0, 1)).float()) for each in made])
+            now = reach.best_of(made, gained)
         return now.moved(x).clamp(0, 1)
 
     def describe(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Secant:
             mean of the last d and the worst perturbation by the gradient there: iterates never leave ball and pixel box, no step
             size is chosen. Every further step costs a forward pass and an input gradient, and **makes d an adversarial example**.
         threats: several in place of ``eps`` and ``norm``, as :func:`rdc.training.threats.parse_threats` reads them.
-        choice: which of these an image gets, one of :data:`rdc.training.threats.CHOICES`.
+        choice: which of these an image gets: "drawn" or "worst" of :data:`rdc.training.threats.CHOICES`.
 
     Raises:
         ConfigError: a setting is out of range, or both ``eps`` and ``threats`` are given.
@@ -52,6 +52,11 @@ class Secant:
             raise ConfigError(f"secant_range: expected 0 < low <= high <= 1; got {self.low} and {self.high}")
         if not 0 < self.share <= 1:
             raise ConfigError(f"secant_share: expected a share above 0, at most 1; got {self.share}")
+        if self.choice == "steepest":
+            raise ConfigError(
+                "choice: expected drawn or worst for a student, whose steps are means of perturbations under one threat; got "
+                "'steepest', which is for rdc train --method pgd-at, trades and mart"
+            )
         self.threat_set()
 
     def threat_set(self) -> Threats:

@@ -2,7 +2,8 @@
 
 A text says them: ``"linf:2/255..0.1,l2:0.5..1.5,flow:0.05"``. With choice ``drawn`` every image gets one of the threats, each as
 likely, and a radius, uniform in its range (the average over threats of Tramèr & Boneh, arXiv 1904.13000, one draw in place of
-the sum). With ``worst`` it gets the threat by which its loss rises most (their maximum).
+the sum). With ``worst`` it gets the threat by which its loss rises most (their maximum). With ``steepest`` every step of an
+attack goes on under the threat that gains most there (multi steepest descent of Maini et al., arXiv 1909.04068).
 
 A perturbation has two parts, d in pixels and a flow f (:func:`rdc.attacks.stadv.warp`), of which an image uses one:
 
@@ -29,7 +30,7 @@ from rdc.training.first_order import worst_step
 
 __all__ = ["CHOICES", "Perturbation", "Reach", "TrainedThreat", "Threats", "parse_threats"]
 
-CHOICES = ("drawn", "worst")
+CHOICES = ("drawn", "worst", "steepest")
 _KINDS = (*NORMS, "flow")
 _MOST = 16  # threats
 
@@ -152,7 +153,7 @@ class Threats:
         which = None
         if len(self.threats) == 1:
             which = torch.zeros(count, dtype=torch.int64, device=like.device)
-        elif self.choice == "drawn":
+        elif self.choice != "worst":  # steepest: the threat that it starts under
             which = (uniform((count,), generator).to(like.device) * len(self.threats)).long()
             which = which.clamp(max=len(self.threats) - 1)
         return Reach(tuple(threat.norm for threat in self.threats), radii, which)
@@ -240,6 +241,16 @@ class Reach:
                 made.append(
                     Perturbation(self._within(pixels, now.delta + direction, radii, norm), self._no_flow(pixels))
                 )
+        return self._chosen(made)
+
+    def best_of(self, made: Sequence[Perturbation], values: Tensor) -> Perturbation:
+        """Of every image the perturbation of the largest value; ``which`` becomes its threat.
+
+        Args:
+            made: T perturbations of the same images, one of each threat.
+            values: [T, B].
+        """
+        self.which = values.argmax(0)
         return self._chosen(made)
 
     def start(self, pixels: Tensor, generator: torch.Generator) -> Perturbation:

@@ -160,11 +160,64 @@ def test_student_and_classifier_train_under_threats(choice: str) -> None:
     assert mixed > max(losses.values()) if choice == "worst" else clean < mixed < max(losses.values())
 
 
+def test_steepest_descent_step_by_step() -> None:
+    """Against a loop over images and threats: each step projected there, the largest loss goes on; it beats every threat alone."""
+    weight = torch.randn(X[0].numel(), 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    labels = torch.tensor([0, 2, 1, 1, 0, 2])
+    several, steps = "linf:0.025,l2:0.3,flow:0.08", 4
+
+    def loss(logits):
+        return torch.nn.functional.cross_entropy(logits.double(), labels[: len(logits)], reduction="none")
+
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(*weight.shape, bias=False)).double()
+    network[1].weight.data = weight.t().contiguous()
+    found = InnerAttack(threats=several, choice="steepest", steps=steps)
+    x_adv = found.among(network, X, loss, torch.Generator().manual_seed(0))
+
+    generator = torch.Generator().manual_seed(0)
+    reach = Threats(parse_threats(several), "steepest").drawn(len(X), generator, X)
+    state, used = reach.start(X, generator), set()
+    delta, flow = state.delta, state.flow
+    for _ in range(steps):
+        next_delta, next_flow = [], []
+        for row in range(len(X)):
+            x = X[row : row + 1]
+            d, f = (part[row : row + 1].clone().requires_grad_() for part in (delta, flow))
+            moved = (warp(x, f) + d).clamp(0, 1)
+            value = torch.nn.functional.cross_entropy(moved.flatten(1) @ weight, labels[row : row + 1])
+            slope_d, slope_f = torch.autograd.grad(value, (d, f))
+            tried = []
+            for name, eps in (("linf", 0.025), ("l2", 0.3)):
+                step = slope_d.sign() if name == "linf" else slope_d / slope_d.norm()
+                there = project((x + d + 2.5 / steps * eps * step).detach(), x.float(), eps, name)
+                tried.append((there - x, torch.zeros_like(f)))
+            tried.append((torch.zeros_like(d), (f.detach() + 2.5 / steps * 0.08 * slope_f.sign()).clamp(-0.08, 0.08)))
+            values = [
+                float(
+                    torch.nn.functional.cross_entropy(
+                        (warp(x, f) + d).clamp(0, 1).flatten(1) @ weight, labels[row : row + 1]
+                    )
+                )
+                for d, f in tried
+            ]
+            best = max(range(3), key=values.__getitem__)
+            used.add(best)
+            next_delta.append(tried[best][0].detach())
+            next_flow.append(tried[best][1].detach())
+        delta, flow = torch.cat(next_delta), torch.cat(next_flow)
+    torch.testing.assert_close(x_adv, (warp(X, flow) + delta).clamp(0, 1), rtol=0, atol=FLOAT32_ULP)
+    assert len(used) > 1
+    alone = [InnerAttack(threats=text, steps=steps) for text in several.split(",")]
+    reached = [loss(network(one.among(network, X, loss, torch.Generator().manual_seed(0)))).mean() for one in alone]
+    assert loss(network(x_adv)).mean() > max(reached)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (lambda: Secant(threats="l2:0.5", choice="steepest"), "choice: expected drawn or worst for a student"),
         (lambda: Secant(0.03, threats="l2:0.5"), "threats: expected no secant_eps"),
-        (lambda: Secant(threats="l2:0.5", choice="all"), "choice: expected one of drawn, worst; got 'all'"),
+        (lambda: Secant(threats="l2:0.5", choice="all"), "choice: expected one of drawn, worst, steepest; got 'all'"),
         (lambda: InnerAttack(0.1, threats="l2:0.5"), "threats: expected neither eps nor a step size"),
         (lambda: InnerAttack(threats="l2:0.5", step_size=0.1), "threats: expected neither eps nor a step size"),
         (lambda: Threats(()), "threats: expected at least one"),
