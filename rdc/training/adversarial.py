@@ -112,16 +112,12 @@ class InnerAttack:
         Returns:
             [B, C, H, W] float32 without graph, within the budget to the last bit.
         """
-        x, x_adv = x.detach(), start.detach()
+        x = x.detach()
         bounds = linf_bounds(x, self.eps) if self.norm == "linf" else None
-        with _frozen(net), torch.enable_grad():
+        with _frozen(net):
             for _ in range(self.steps):
-                x_adv.requires_grad_(True)
-                value = loss(net(x_adv).float())
-                with torch.autocast(x.device.type, enabled=False):  # types as in the forward pass
-                    (gradient,) = torch.autograd.grad(value, x_adv)
-                x_adv = self._stepped(x_adv.detach(), gradient, x, bounds)
-        return x_adv
+                start = self._stepped(start.detach(), _slope(net, start.detach(), loss), x, bounds)
+        return start
 
     def threat_set(self) -> Threats:
         """What ``threats`` and ``choice`` say."""
@@ -159,13 +155,8 @@ class InnerAttack:
         self, net: nn.Module, x: Tensor, reach: Reach, loss: Callable[[Tensor], Tensor], generator: torch.Generator
     ) -> Tensor:
         now = reach.start(x, generator)
-        with torch.enable_grad():
-            for _ in range(self.steps):
-                x_adv = now.moved(x).clamp(0, 1).requires_grad_(True)
-                value = loss(net(x_adv).float()).sum()
-                with torch.autocast(x.device.type, enabled=False):
-                    (gradient,) = torch.autograd.grad(value, x_adv)
-                now = reach.ascended(gradient, x, now, 2.5 / self.steps)
+        for _ in range(self.steps):
+            now = reach.ascended(_slope(net, now.moved(x), loss), x, now, 2.5 / self.steps)
         return now.moved(x).clamp(0, 1)
 
     def _steepest(
@@ -173,16 +164,11 @@ class InnerAttack:
     ) -> Tensor:
         """Every step is tried under each threat, from where the last one ended, projected there; the largest loss goes on.
 
-        A displaced image tried under a ball begins at the image itself, and the other way round. Source: Maini et al. 2020
-        (arXiv 1909.04068), algorithm 1.
+        A displaced image tried under a ball begins at the image itself, and the other way round. Source: Maini et al., algorithm 1.
         """
         now = reach.start(x, generator)
         for _ in range(self.steps):
-            with torch.enable_grad():
-                x_adv = now.moved(x).clamp(0, 1).requires_grad_(True)
-                value = loss(net(x_adv).float()).sum()
-                with torch.autocast(x.device.type, enabled=False):
-                    (gradient,) = torch.autograd.grad(value, x_adv)
+            gradient = _slope(net, now.moved(x), loss)
             made = [reach.only(index).ascended(gradient, x, now, 2.5 / self.steps) for index in range(len(reach.norms))]
             with torch.no_grad():
                 gained = torch.stack([loss(net(each.moved(x).clamp(0, 1)).float()) for each in made])
@@ -199,6 +185,16 @@ class InnerAttack:
         if bounds is not None:
             return torch.clamp(x_adv + self.step_size * gradient.sign(), *bounds)
         return project(x_adv + self.step_size * steepest_direction(gradient, self.norm), x, self.eps, self.norm)
+
+
+def _slope(net: nn.Module, moved: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+    """Gradient of the summed loss at the images, in [0, 1]: like them."""
+    x_adv = moved.clamp(0, 1).requires_grad_(True)
+    with torch.enable_grad():
+        value = loss(net(x_adv).float()).sum()
+    with torch.autocast(moved.device.type, enabled=False):  # types as in the forward pass
+        (gradient,) = torch.autograd.grad(value, x_adv)
+    return gradient
 
 
 @contextlib.contextmanager
