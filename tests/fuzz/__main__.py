@@ -1,6 +1,6 @@
 """Try changed files on every reader and count what goes wrong.
 
-python -m tests.fuzz --cases 250            5,750 files in all, some minutes
+python -m tests.fuzz --cases 250            of each reader, some minutes
 python -m tests.fuzz --reader pt --cases 1000 --seed 1 --json out/fuzz.json
 """
 

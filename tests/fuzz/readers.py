@@ -449,6 +449,35 @@ def _read_training(folder: Path) -> str:
     return "none" if state is None else _digest(state.step, *sorted(state.tensors.items()), state.window)
 
 
+def _make_adversarial(folder: Path, ending: str) -> None:
+    from rdc.evaluation.adversarial_files import AdversarialImages, save_adversarial
+
+    x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    save_adversarial(folder / f"adv{ending}", AdversarialImages(x, torch.arange(3), torch.tensor([2, 0, 1])))
+
+
+def _read_adversarial(folder: Path, ending: str) -> str:
+    from rdc.evaluation.adversarial_files import load_adversarial
+
+    found = load_adversarial(folder / f"adv{ending}")
+    return _digest(found.x_adv, found.images, found.labels)
+
+
+def _make_threats(folder: Path) -> None:
+    from rdc.evaluation.threat_folder import ThreatFolder
+    from rdc.evaluation.threats import parse_threats
+
+    threats = [{"threat": one.text, "folder": one.folder} for one in parse_threats("linf:8/255,l2:0.5")]
+    with ThreatFolder(folder / "run", {"schema": 1, "rdc": "0", "threats": threats}):
+        pass
+
+
+def _read_threats(folder: Path) -> str:
+    from rdc.evaluation.threat_folder import read_threats
+
+    return _digest(json.dumps(read_threats(folder / "run"), sort_keys=True))
+
+
 def _copying(read: Callable[[Path], str]) -> Callable[[Path], str]:
     """Reading changes the folder: it is done on a copy."""
 
@@ -511,6 +540,15 @@ READERS = {
             "run-compare", _make_run, _compare_run,
             {"run/results.jsonl": "json", "run/run.json": "json", "run/report.json": "json"}, checked=True,
         ),
+        Reader(
+            "adversarial-npz", lambda f: _make_adversarial(f, ".npz"), lambda f: _read_adversarial(f, ".npz"), {"adv.npz": "bytes"},
+            inside={".npy": "text"}, checked=True,
+        ),
+        Reader(
+            "adversarial-pt", lambda f: _make_adversarial(f, ".pt"), lambda f: _read_adversarial(f, ".pt"), {"adv.pt": "bytes"},
+            inside=_ZIP, checked=True,
+        ),
+        Reader("run-threats", _make_threats, _read_threats, {"run/threats.json": "json"}, checked=True),
         Reader("training", _make_training, _read_training, {"train/state.safetensors": "bytes"}, checked=True),
     )
 }  # fmt: skip
