@@ -44,8 +44,8 @@ class AttackKind:
         about: one line for ``--help`` and reports.
         fixed: options that the name stands for.
         norms: threat models it can attack in.
-        needs: what it asks of the defence: None, "penalty" (an objective of its own), "surrogates", "draws" (fresh
-            noise), "endpoints" (an attack before it).
+        needs: what it asks of the defence: None, "penalty" (an objective of its own), "path" (steps of its purification),
+            "surrogates", "draws" (fresh noise), "endpoints" (an attack before it).
         white_box: it uses gradients.
         even: its model calls grow in proportion to its steps or queries.
     """
@@ -97,6 +97,9 @@ ATTACKS: dict[str, AttackKind] = {
         f"{_A}.lagrange:lagrange", "class loss minus c times the defence's objective, c searched", needs="penalty"
     ),
     "objective": AttackKind(f"{_A}.lagrange:objective_attack", "attack on the defence's own objective", needs="penalty"),
+    "per-step": AttackKind(
+        f"{_A}.per_step:per_step", "Auto-PGD with a loss at the purifier's steps too", needs="path"
+    ),
     "transfer": AttackKind(
         f"{_A}.transfer:transfer", "gradients of a surrogate, decisions of the defence", needs="surrogates"
     ),
@@ -242,6 +245,8 @@ def applies(spec: AttackSpec, defence: Defence, norm: str | None, noise: str) ->
         return f"{name} attacks in {', '.join(kind.norms)}, not in {norm}"
     if kind.needs == "penalty" and not defence.has_penalty:
         return f"{name} needs a defence with an objective of its own (likelihood maximisation)"
+    if kind.needs == "path" and not defence.purification_length:
+        return f"{name} needs a defence that purifies in steps (likelihood maximisation, DiffPure)"
     if kind.needs == "draws" and not (noise == "fresh" and defence.stochastic):
         return f"{name} needs fresh noise"
     surrogate = spec.get("surrogate", "plain" if kind.needs == "surrogates" else None)

@@ -56,7 +56,7 @@ _ADAPTIVE = (
     "apgd-ce:gradient=bpda", "transfer:surrogate=plain", "transfer:surrogate=one-step", "transfer:surrogate=fresh",
     "transfer:surrogate=softened", "transfer:surrogate=straight-through", "transfer:surrogate=unclipped",
     "apgd-t:targets=3:order=distance",
-    "lagrange", "lagrange:surrogate=plain", "objective", "low-frequency", "smoothed", "selective", "endpoints-dlr",
+    "lagrange", "lagrange:surrogate=plain", "objective", "per-step", "low-frequency", "smoothed", "selective", "endpoints-dlr",
 )  # fmt: skip
 _VERSIONS = {"autoattack": "standard", "autoattack-plus": "plus", "autoattack-rand": "rand"}
 

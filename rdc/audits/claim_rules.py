@@ -182,7 +182,7 @@ CLAIM_RULES = (
         "Run with --attacks autoattack,adaptive.",
         _READ
         + "names = [a.name for a in run.report.attacks]; print(not any(n.startswith(('transfer', 'lagrange', 'objective', 'smoothed', "
-        "'selective', 'low-frequency', 'endpoints')) for n in names), names)",
+        "'selective', 'per-step', 'low-frequency', 'endpoints')) for n in names), names)",
         "adaptive claims",
         _not_adaptive,
     ),

@@ -45,6 +45,7 @@ EXAMPLES = """examples:
   rdc evaluate --attacks none --n all --out runs/clean
   rdc evaluate --attacks autoattack,adaptive --lm paper-v2 --n 128 --out runs/everything
   rdc evaluate --model models/edm-cond --lm paper-v2 --lm-model models/edm-uncond --data cifar10 --n 128 --out runs/two-networks
+  rdc evaluate --model fashion-mnist-diffpure --attacks apgd-ce,per-step,per-step:measure=deviation --n 32 --out runs/steps
   rdc evaluate --norm flow --eps 0.05 --attacks stadv --steps 100 --out runs/stadv
   rdc evaluate --threats linf:8/255,l2:0.5,flow:0.05 --attacks autoattack,stadv --steps 100 --out runs/threats
   rdc evaluate --n 64 --save-adversarial adv.npz --out runs/kept      # rdc verify adv.npz checks them
@@ -54,7 +55,7 @@ EXAMPLES = """examples:
   torchrun --nproc-per-node 2 -m -- rdc evaluate --n 512 --threads 1 --out runs/sharded   # mind the --
 
 attacks: apgd-ce, apgd-dlr, apgd-margin, apgd-t, apgd-ce-t, fab, fab-t, square, hop-skip-jump, pgd-ce, pgd-dlr, pgd-margin, stadv,
-low-frequency, lagrange, objective, transfer, smoothed, selective, endpoints-ce, endpoints-dlr
+low-frequency, lagrange, objective, per-step, transfer, smoothed, selective, endpoints-ce, endpoints-dlr
 (docs/threat_models.md, docs/adaptive_attacks.md), with options as in apgd-ce:gradient=bpda:steps=20,
 transfer:surrogate=one-step, square:queries=1000; autoattack, autoattack-plus, autoattack-rand and adaptive stand for several;
 pgd and apgd are short for pgd-ce and apgd-ce, and none is no attack.

@@ -13,6 +13,7 @@ from rdc.arguments.scalars import as_integer, shown
 from rdc.contracts.component import Component
 from rdc.contracts.defence import Defence
 from rdc.contracts.modes import GradientMode, NoisePolicy
+from rdc.contracts.path import PurificationPath
 from rdc.errors import ConfigError
 
 __all__ = ["BaseDefence"]
@@ -80,6 +81,19 @@ class BaseDefence(Component):
         return pixels
 
     # --- what adaptive attacks and reports ask for ----------------------------------------------------------------
+    @property
+    def purification_length(self) -> int:
+        """Steps whose images :meth:`purification_path` has; 0: it cannot be asked for."""
+        return 0
+
+    def purification_path(self, pixels: Tensor) -> PurificationPath:
+        """A call with the images after each step of the purification.
+
+        Raises:
+            ConfigError: there are no steps, or none that are known.
+        """
+        raise ConfigError(f"this model ({self.head}) has no purification whose steps are known")
+
     @property
     def has_penalty(self) -> bool:
         """Whether :meth:`penalty` can be asked for."""

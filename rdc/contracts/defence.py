@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rdc.contracts.modes import GradientMode, NoisePolicy
+from rdc.contracts.path import PurificationPath
 
 __all__ = ["Defence"]
 
@@ -138,6 +139,19 @@ class Defence(Protocol):
         """The image [N, C, H, W] that is classified in place of the pixels; the pixels themselves, to rounding, if it does not purify.
 
         Takes no draw: it is the purification of the next call.
+        """
+        ...
+
+    @property
+    def purification_length(self) -> int:
+        """Steps whose images ``purification_path`` has; 0 where it cannot be asked for."""
+        ...
+
+    def purification_path(self, pixels: Tensor) -> PurificationPath:
+        """The call, taken apart: the images after each step of the purification, and what classifies them. It takes a draw as a call does.
+
+        Raises:
+            ConfigError: its steps are not known (``purification_length`` is 0).
         """
         ...
 

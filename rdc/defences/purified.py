@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from rdc.arguments.scalars import shown
-from rdc.contracts import BaseDefence, Component, Defence, NetworkUse, NoisePolicy
+from rdc.contracts import BaseDefence, Component, Defence, NetworkUse, NoisePolicy, PurificationPath
+from rdc.contracts.path import along
 from rdc.defences.described import described_parts
 from rdc.defences.plain import PlainClassifier, checked_logits
 from rdc.defences.purifiers import LikelihoodPurifier, Purifier
@@ -95,11 +96,38 @@ class PurifiedClassifier(BaseDefence):
     def _answer(self, pixels: Tensor, classifier: Callable[[Tensor], Tensor]) -> Tensor:
         """What the classifier, or a method of it, says of the purified image; takes a draw."""
         pixels = checked_pixels(pixels, self.image_shape)
-        draw, unknown = self._next_draw(), 0 if self._behind else len(pixels)
-        with self.counting(), at_rest(self.classifier):
-            answer = classifier(self._purified(pixels, draw))
-        self.network_evaluations += unknown
+        draw = self._next_draw()
+        with self.counting():
+            moved = self._purified(pixels, draw)
+            return self._behind_purifier(moved, classifier)
+
+    def _behind_purifier(self, moved: Tensor, classifier: Callable[[Tensor], Tensor]) -> Tensor:
+        """What the classifier says, within :meth:`counting`."""
+        with at_rest(self.classifier):
+            answer = classifier(moved)
+        self.network_evaluations += 0 if self._behind else len(moved)
         return answer
+
+    @property
+    def purification_length(self) -> int:
+        """Steps of the purifier."""
+        return self.purifier.steps_of_path
+
+    def purification_path(self, pixels: Tensor) -> PurificationPath:
+        """A call with the images after each step of the purifier; what a classifier purifies once more is not among them."""
+        pixels = checked_pixels(pixels, self.image_shape)
+        draw = self._next_draw()
+
+        def classify(images: Tensor) -> Tensor:
+            self._draw_parts(draw)
+            with self.counting():
+                images = images.clamp(0, 1) if self._takes_pixels_alone else images
+                logits = self._behind_purifier(images, self.classifier)
+            return checked_logits(logits, images, self.num_classes, self.head)
+
+        with self.counting():
+            images = along(self.gradient, lambda x: self.purifier.path(x, self._draw_number(draw)), pixels)
+        return PurificationPath(images, classify(images[:, -1]), classify)
 
     @property
     def has_levels(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -99,6 +99,16 @@ class Purifier(Component):
         number = self.draw_number(self._next_draw())
         return self._through(lambda pixels: self._counted(pixels, number), pixels)
 
+    def path(self, pixels: Tensor, draw: int) -> Tensor:
+        """The images after each of its steps, [N, steps, C, H, W] pixels; the last is what a call with this draw gives."""
+        self.network_evaluations += len(pixels) * self.evaluations
+        return undisturbed(lambda pixels: self._along(pixels, draw), pixels, self.denoiser)
+
+    @property
+    def steps_of_path(self) -> int:
+        """How many images :meth:`path` has."""
+        raise NotImplementedError
+
     def draw_number(self, call: int) -> int:
         """Which of its draws a call takes: far apart for different noise seeds, so that redraws of two seeds do not meet."""
         return call + self.noise_seed * 2**20
@@ -110,6 +120,10 @@ class Purifier(Component):
     def _moved(self, pixels: Tensor, draw: int) -> Tensor:
         x0 = 2 * pixels - 1
         return (torch.cat([self._purify(part, draw) for part in x0.split(self._images_that_fit(x0))]) + 1) / 2
+
+    def _along(self, pixels: Tensor, draw: int) -> Tensor:
+        x0 = 2 * pixels - 1
+        return (torch.cat([self._path(part, draw) for part in x0.split(self._images_that_fit(x0))]) + 1) / 2
 
     def _images_that_fit(self, like: Tensor) -> int:
         return self._that_fit("images", like, self._image_bytes)
@@ -126,6 +140,9 @@ class Purifier(Component):
         raise NotImplementedError
 
     def _purify(self, x0: Tensor, draw: int) -> Tensor:
+        raise NotImplementedError
+
+    def _path(self, x0: Tensor, draw: int) -> Tensor:
         raise NotImplementedError
 
 
@@ -155,6 +172,11 @@ class LikelihoodPurifier(Purifier):
     def evaluations(self) -> int:
         return lm_evaluations(self.lm)
 
+    @property
+    def steps_of_path(self) -> int:
+        """Steps of likelihood maximisation."""
+        return self.lm.steps
+
     def describe(self) -> dict[str, Any]:
         return self.lm.describe()
 
@@ -179,6 +201,10 @@ class LikelihoodPurifier(Purifier):
 
     def _purify(self, x0: Tensor, draw: int) -> Tensor:
         return maximize_likelihood(self.denoiser, x0, self.lm, draw, rows=self._pieces(x0)[1])
+
+    def _path(self, x0: Tensor, draw: int) -> Tensor:
+        rows = self._pieces(x0)[1]
+        return maximize_likelihood(self.denoiser, x0, self.lm, draw, return_path=True, rows=rows)[:, 1:]
 
 
 class DiffusionPurifier(Purifier):
@@ -239,6 +265,11 @@ class DiffusionPurifier(Purifier):
     def evaluations(self) -> int:
         return self.steps
 
+    @property
+    def steps_of_path(self) -> int:
+        """Steps of the reverse process, each with the denoised image."""
+        return self.steps
+
     def describe(self) -> dict[str, Any]:
         return {
             "name": "diffpure", "sigma": self.sigma, "steps": self.steps, "sigma_min": self.sigma_min,
@@ -257,11 +288,21 @@ class DiffusionPurifier(Purifier):
             return bytes_per_item(work)
 
     def _purify(self, x0: Tensor, draw: int) -> Tensor:
+        for _, x in self._reverse(x0, draw):
+            purified = x
+        return purified
+
+    def _path(self, x0: Tensor, draw: int) -> Tensor:
+        *before, (_, purified) = self._reverse(x0, draw)
+        return torch.stack([*(clean for clean, _ in before), purified], dim=1)
+
+    def _reverse(self, x0: Tensor, draw: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of every step the denoised image D and where it goes."""
         plan = NoisePlan(self.seed, NoisePolicy.FRESH, stream=2)
         noise = plan.normal(draw, self.steps + 1, self.denoiser.image_shape).to(x0.device, x0.dtype)
         x = x0 + self.sigma * noise[0]
 
-        def step(x: Tensor, i: int) -> Tensor:
+        def step(x: Tensor, i: int) -> tuple[Tensor, Tensor]:
             now, after = self.schedule[i], self.schedule[i + 1]
             rows = x.new_full((len(x),), now)
             clean: Tensor = self.denoiser.precondition.denoised(
@@ -269,12 +310,12 @@ class DiffusionPurifier(Purifier):
             )
             ratio = after / now
             if self.sampler == "ode":
-                return clean + ratio * (x - clean)
-            return clean + ratio**2 * (x - clean) + after * math.sqrt(1 - ratio**2) * noise[i + 1]
+                return clean, clean + ratio * (x - clean)
+            return clean, clean + ratio**2 * (x - clean) + after * math.sqrt(1 - ratio**2) * noise[i + 1]
 
         for i in range(self.steps):
             if x.requires_grad and torch.is_grad_enabled():
-                x = checkpoint(step, x, i, use_reentrant=False, preserve_rng_state=False)
+                clean, x = checkpoint(step, x, i, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = step(x, i)
-        return x
+                clean, x = step(x, i)
+            yield clean, x

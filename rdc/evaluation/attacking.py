@@ -121,6 +121,8 @@ def _needs(
         name = arguments.pop("surrogate", None)
         aid = {} if name is None else {"surrogate": bench.surrogate(name, gradient)}
         return {"penalty": model.penalty, **aid}
+    if needs == "path":
+        return {"path": model.purification_path}
     if needs == "draws":
         chosen: dict[str, Any] = {"set_draw": model.set_draw}
         if not dict(spec.options).get("eot"):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rdc.arguments.scalars import shown
-from rdc.contracts import BaseDefence, Component, Defence, GradientMode, NetworkUse, NoisePolicy
+from rdc.contracts import BaseDefence, Component, Defence, GradientMode, NetworkUse, NoisePolicy, PurificationPath
 from rdc.errors import ConfigError
 from rdc.execution.memory import items_that_fit, memory_budget, tensor_bytes
 from rdc.execution.opaque import opaque_with, transformed
@@ -36,7 +36,8 @@ from rdc.method.likelihood_maximization import (
     resolve_lm,
 )
 from rdc.method.lm_move import lm_surrogates
-from rdc.method.lm_network import checked_lm_denoiser, row_bytes_without_label
+from rdc.method.lm_network import about_lm_network, checked_lm_denoiser, row_bytes_without_label
+from rdc.method.lm_path import classifier_path, lm_path
 from rdc.method.lm_pieces import lm_pieces
 from rdc.method.noise import NoisePlan
 from rdc.method.posterior import log_posterior, log_prior, resolve_scale
@@ -150,14 +151,8 @@ class DiffusionClassifier(BaseDefence):
             "logit_scale": self.logit_scale,
             "precision": self.denoiser.precision,
             **self.denoiser.describe(),
-            **self._lm_network(),
+            **about_lm_network(self.lm, self.lm_denoiser),
         }
-
-    def _lm_network(self) -> dict[str, Any]:
-        if self.lm is None or self.lm_denoiser is None:
-            return {}
-        other = self.lm_denoiser
-        return {"lm_network": {"head": other.head, "num_classes": other.num_classes, **other.describe()}}
 
     @property
     def moved_by(self) -> Denoiser:
@@ -239,6 +234,15 @@ class DiffusionClassifier(BaseDefence):
     has_levels = True  # losses_per_level
 
     @property
+    def purification_length(self) -> int:
+        """Steps of LM."""
+        return 0 if self.lm is None else self.lm.steps
+
+    def purification_path(self, pixels: Tensor) -> PurificationPath:
+        """A call with the images after each step of LM."""
+        return classifier_path(self, pixels)
+
+    @property
     def has_penalty(self) -> bool:
         """Whether :meth:`penalty` can be asked for."""
         return self.lm is not None
@@ -314,15 +318,7 @@ class DiffusionClassifier(BaseDefence):
 
     def _path(self, pixels: Tensor, draw: int) -> Tensor:
         """Every image of LM, [N, steps + 1, C, H, W] pixels in [0, 1]."""
-        if self.lm is None:
-            return pixels[:, None]
-        self.network_evaluations += len(pixels) * lm_evaluations(self.lm)
-        size, rows = self._lm_pieces(pixels)
-        parts = [
-            maximize_likelihood(self.moved_by, part, self.lm, self._lm_number(draw), return_path=True, rows=rows)
-            for part in (2 * pixels - 1).split(size)
-        ]
-        return (torch.cat(parts) + 1) / 2
+        return pixels[:, None] if self.lm is None else (lm_path(self, 2 * pixels - 1, draw) + 1) / 2
 
     def drawn(self, number: int, like: Tensor) -> Draw:
         """Levels, weights and noise of draw ``number``, in the type and on the device of ``like``; the last one is kept."""

@@ -18,7 +18,7 @@ from rdc.method.denoiser import Denoiser
 from rdc.method.draw import Draw
 from rdc.method.likelihood_maximization import LikelihoodMaximization, lm_objective
 
-__all__ = ["checked_lm_denoiser", "refuse_without_null_label", "row_bytes_without_label"]
+__all__ = ["about_lm_network", "checked_lm_denoiser", "refuse_without_null_label", "row_bytes_without_label"]
 
 
 def checked_lm_denoiser(lm_denoiser: Any, denoiser: Denoiser, precision: str) -> Denoiser | None:
@@ -69,6 +69,14 @@ def refuse_without_null_label(denoiser: Denoiser) -> None:
             "lm_denoiser: expected an unconditional network, or one with a null label; this one was trained with labels only. Take another "
             "network, or convert it with null_label set (an index, or mean)"
         )
+
+
+def about_lm_network(lm: LikelihoodMaximization | None, lm_denoiser: Denoiser | None) -> dict[str, Any]:
+    """What a report says of a network that likelihood maximisation has for itself; {} without one."""
+    if lm is None or lm_denoiser is None:
+        return {}
+    other = lm_denoiser
+    return {"lm_network": {"head": other.head, "num_classes": other.num_classes, **other.describe()}}
 
 
 @measured()

@@ -292,6 +292,16 @@ def test_bpda_has_the_value_of_exact_and_the_identity_for_a_jacobian(model):
     assert torch.allclose(gradient(model, x), gradient(bpda, x), rtol=FLOAT32_GRADIENT) is (not model.purifies)
 
 
+def test_steps_are_there_or_refused(kind, model):
+    x = pixels()
+    assert model.purification_length == (3 if kind in PENALTY - {"anytime", "eliminating"} | {"diffpure"} else 0)
+    if not model.purification_length:
+        with pytest.raises(ConfigError, match="steps|likelihood"):
+            model.purification_path(x)
+        return
+    assert model.purification_path(x).images.shape == (3, model.purification_length, *SHAPE)
+
+
 def test_penalty_is_there_or_refused(kind, model):
     x = pixels(6)
     assert model.has_penalty is (kind in PENALTY)

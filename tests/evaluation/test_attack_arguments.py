@@ -111,6 +111,12 @@ def test_penalties_are_the_defences():
     assert seen["penalty"] == bench.model("exact").penalty and "surrogate" not in seen
 
 
+def test_paths_are_the_defences():
+    seen, bench = asked("per-step:looks=2:measure=deviation", "fresh")
+    assert seen["path"] == bench.model("exact").purification_path and seen["redraw"] == bench.model("exact").redraw
+    assert (seen["looks"], seen["measure"]) == (2, "deviation")
+
+
 def test_endpoints_are_what_came_before():
     before = [torch.zeros(2, *SHAPE), torch.ones(2, *SHAPE)]
     seen, _ = asked("endpoints-ce", endpoints=before)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rdc.attacks.registry import AttackSpec, parse_attack
-from rdc.contracts import BaseDefence, Defence, GradientMode
+from rdc.contracts import BaseDefence, Defence, GradientMode, PurificationPath
 from rdc.evaluation.batch import evaluate_batch
 from rdc.evaluation.cost.seconds import Seconds, timed
 from rdc.evaluation.sanity import run_sanity
@@ -164,6 +164,7 @@ class _StandIn(BaseDefence):
         )
         self.stochastic, self.head = real.stochastic, real.head
         self._real_purifies, self._real_penalty, self._names = real.purifies, real.has_penalty, tuple(real.surrogates())
+        self._length = real.purification_length
         self.role, self.threat = "model", threat
         self.seen: collections.Counter[Call] = collections.Counter()
         self.slope = 1e-3 * torch.arange(max(2, real.num_classes), device=real.device) ** 0.5
@@ -175,6 +176,15 @@ class _StandIn(BaseDefence):
     @property
     def has_penalty(self) -> bool:
         return self._real_penalty
+
+    @property
+    def purification_length(self) -> int:
+        return self._length
+
+    def purification_path(self, pixels: Tensor) -> PurificationPath:
+        """One call of the model; the images on the way are classified as by the plain surrogate."""
+        images = pixels[:, None].expand(-1, self._length, -1, -1, -1)
+        return PurificationPath(images, self(pixels), lambda images: self._answer("plain", images))
 
     def surrogates(self) -> dict[str, Defence]:
         found: dict[str, Defence] = {}
@@ -189,8 +199,11 @@ class _StandIn(BaseDefence):
 
     def forward(self, pixels: Tensor) -> Tensor:
         self._next_draw()
+        return self._answer(self.role, pixels)
+
+    def _answer(self, role: str, pixels: Tensor) -> Tensor:
         logits = pixels.flatten(1).mean(1, keepdim=True) * self.slope
-        return self._counted(self.role, logits + self._decision(pixels))
+        return self._counted(role, logits + self._decision(pixels))
 
     def _decision(self, pixels: Tensor) -> Tensor:
         """[n, K]: class 0, but class 1 where an image is far out of the budget, as in the sanity checks."""
