@@ -245,8 +245,9 @@ def applies(spec: AttackSpec, defence: Defence, norm: str | None, noise: str) ->
         return f"{name} attacks in {', '.join(kind.norms)}, not in {norm}"
     if kind.needs == "penalty" and not defence.has_penalty:
         return f"{name} needs a defence with an objective of its own (likelihood maximisation)"
-    if kind.needs == "path" and not defence.purification_length:
-        return f"{name} needs a defence that purifies in steps (likelihood maximisation, DiffPure)"
+    through_steps = kind.needs == "path" or spec.get("gradients", None) == "grafted"
+    if through_steps and not defence.purification_length:
+        return f"{spec.text} needs a defence that purifies in steps (likelihood maximisation, DiffPure)"
     if kind.needs == "draws" and not (noise == "fresh" and defence.stochastic):
         return f"{name} needs fresh noise"
     surrogate = spec.get("surrogate", "plain" if kind.needs == "surrogates" else None)

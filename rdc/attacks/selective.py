@@ -17,6 +17,13 @@ indicator of a failure, i = 1 .. M. Each step
 image, then ascent of sum_i r_i log p_i, whose gradient is sum_i r_i (1 - p_i) grad v_i. Draws out of reach weigh nothing
 and block nothing; broken ones need nothing more. ``worst`` is the chance that at least one of these very M draws fails.
 
+Grafted gradients. Of a defence z(P_i(x)), a purification P_i under draw i and then a classifier, sum_i w_i grad v_i is
+sum_i w_i J_i(x)^T g_i, with g_i the gradient of v_i at the purified image and J_i the Jacobian of P_i. Only the J_i are dear.
+``gradients="grafted"`` takes J_r^T sum_i w_i g_i: every g_i is taken behind the purification, which itself is computed without gradient,
+and the weighted sum goes back through one draw alone, the r of largest weight. With M draws, ``eot`` selected and one gradient through the
+purification worth G of its passes: M + eot G passes become M + 2 eot + G. Right as far as draws differ in where they lead and not in their
+Jacobians; with one draw selected it is the full gradient.
+
 Which: against draws that nobody can foresee use ``average``, for the worst-of-N figure too (an image whose draws fail
 with frequency p survives N resubmissions with (1 - p)^N, and p is what ``average`` raises). ``worst`` is for a known,
 finite set of draws, of which the attacker needs one.
@@ -26,7 +33,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -37,15 +44,17 @@ from rdc.arguments.scalars import as_integer
 from rdc.attacks.apgd import _ApgdRule
 from rdc.attacks.entry import attack
 from rdc.attacks.losses import AUTO_SPREAD, Evaluation, Model
-from rdc.attacks.options import AscentOptions, integer, number
+from rdc.attacks.options import AscentOptions, integer, number, word
 from rdc.attacks.per_image import AscentRule, LocatedEvaluation, PerImageObjective, extend_result
 from rdc.attacks.pgd import run_attack
 from rdc.attacks.threat_model import AttackResult, ThreatModel
+from rdc.contracts import PurificationPath
 from rdc.errors import ConfigError, InputError
 
 __all__ = ["SelectiveOptions", "SelectiveResult", "selective"]
 
 OBJECTIVES = ("average", "worst")
+GRADIENTS = ("full", "grafted")
 FIRST_DRAW = 2**20
 
 
@@ -91,6 +100,9 @@ class SelectiveOptions(AscentOptions):
             ``redraw`` only the clean image sees M draws.
         objective: ``"average"`` or ``"worst"`` (needs ``set_draw``).
         temperature: > 0, in units of the loss scaled to a clean spread of 10; large values weigh all draws alike.
+        gradients: ``"full"``, or ``"grafted"`` (needs ``set_draw`` and ``path``).
+        path: pixels [n, C, H, W] -> PurificationPath, a call of the same model under its current draw
+            (``Defence.purification_path``).
     """
 
     eot: int = integer(5, most=100_000)
@@ -98,6 +110,8 @@ class SelectiveOptions(AscentOptions):
     draws: int | Sequence[int] = dataclasses.field(default=20, metadata={"read": _read_draws, "most": 100_000})
     objective: str = "average"
     temperature: float = number(1.0)
+    gradients: str = word("full", GRADIENTS)
+    path: Callable[[Tensor], PurificationPath] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,6 +127,12 @@ class SelectiveOptions(AscentOptions):
             raise ConfigError(f"unknown objective {self.objective!r}; expected one of {', '.join(OBJECTIVES)}")
         if self.objective == "worst" and self.set_draw is None:
             raise ConfigError('objective "worst" needs set_draw: with fresh noise no draw can be asked for twice')
+        if self.gradients not in GRADIENTS:
+            raise ConfigError(f"unknown gradients {self.gradients!r}; expected one of {', '.join(GRADIENTS)}")
+        if self.gradients == "grafted" and (self.set_draw is None or self.path is None):
+            raise ConfigError(
+                "grafted gradients need set_draw(i) and path(pixels): the same draw is asked for its purified image, then for a gradient"
+            )
         warm = self.temperature
         if not isinstance(warm, (int, float)) or isinstance(warm, bool) or not 0 < warm < math.inf:
             raise ConfigError(f"temperature must be a finite number > 0, got {warm!r}")
@@ -142,7 +162,8 @@ def selective(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, options: 
     Raises:
         InputError, ConfigError, RdcError: as for ``apgd``; neither set_draw nor redraw; numbers out of range.
 
-    Source: the idea of a selective attack on resolvable draws is DiffHammer's (NeurIPS 2024); weights derived above.
+    Source: the ideas of a selective attack on resolvable draws and of gradient grafting are DiffHammer's (Wang et al., NeurIPS 2024);
+        weights derived above.
     """
     of_draws = _Selection(model, options)
     result = run_attack(
@@ -165,6 +186,7 @@ class _Selection(PerImageObjective):
         self.objective, self.temperature = options.objective, float(options.temperature)
         self.count = len(pool) if self.fixed else self.selected
         self.is_random = self.objective == "average"
+        self.path = options.path if options.gradients == "grafted" else None
 
     def start(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Clean images under every draw: failures, NaN, mean scale."""
@@ -228,6 +250,8 @@ class _Selection(PerImageObjective):
         return torch.zeros_like(log_weight).scatter(0, which, share)
 
     def _slope(self, x: Tensor, y: Tensor, scale: Tensor, weight: Tensor, each: Sequence[Evaluation]) -> Tensor:
+        if self.path is not None:
+            return self._grafted(self.path, x, y, scale[:, 0], weight)
         slope = torch.zeros_like(x, dtype=torch.float64)
         for place in range(weight.shape[0]):
             self.now = self.pool[place]
@@ -240,3 +264,37 @@ class _Selection(PerImageObjective):
                 found = each[place].slope[rows]
             slope[rows] += weight[place, rows].view(-1, 1, 1, 1) * found
         return slope
+
+    def _grafted(
+        self, path: Callable[[Tensor], PurificationPath], x: Tensor, y: Tensor, scale: Tensor, weight: Tensor
+    ) -> Tensor:
+        """J_r^T sum_i w_i g_i of the module docstring, [n, C, H, W] float64; bad entries zero."""
+        behind, slope = torch.zeros_like(x), torch.zeros_like(x, dtype=torch.float64)
+        for place, rows in self._of_draws(weight > 0):
+            with torch.no_grad():
+                taken = path(x[rows].clone())
+            self.forward_evaluations += len(rows)
+            with torch.inference_mode(False), torch.enable_grad():
+                purified = taken.images[:, -1].detach().clone().requires_grad_()
+                loss = self._value(taken.classify(purified), y[rows], scale[rows])
+                found = torch.autograd.grad(loss.sum(), purified)[0].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+            behind[rows] += weight[place, rows].view(-1, 1, 1, 1).to(x.dtype) * found
+        first = weight == weight.amax(dim=0)
+        first &= first.cumsum(dim=0) == 1  # the first of equals
+        for _, rows in self._of_draws(first & (weight > 0)):
+            with torch.inference_mode(False), torch.enable_grad():
+                leaf = x[rows].detach().clone().requires_grad_()
+                moved = path(leaf.clone()).images[:, -1]
+                slope[rows] = torch.autograd.grad(moved, leaf, behind[rows])[0].double()
+            self.gradient_evaluations += len(rows)
+        return slope.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+    def _of_draws(self, chosen: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Where a draw is chosen [M, n] bool: its place in the pool, the model set to it, and the rows."""
+        for place in range(len(chosen)):
+            rows = chosen[place].nonzero()[:, 0]
+            if rows.numel():
+                self.now = self.pool[place]
+                if self.redraw is not None:
+                    self.redraw()
+                yield place, rows

@@ -127,7 +127,7 @@ def _needs(
         chosen: dict[str, Any] = {"set_draw": model.set_draw}
         if not dict(spec.options).get("eot"):
             chosen["eot"] = max(1, arguments["eot"] // 4)  # draws that get a gradient in a step, of all it looks at
-        return chosen
+        return chosen | ({"path": model.purification_path} if spec.get("gradients", None) == "grafted" else {})
     if needs == "surrogates":
         name = arguments.pop("surrogate", "plain")
         surrogate = bench.surrogate(name, gradient)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rdc.attacks import ThreatModel, apgd
-from rdc.attacks.per_step import _PerStep, PerStepOptions, chosen_steps, per_step
+from rdc.attacks.per_step import PerStepOptions, _PerStep, chosen_steps, per_step
 from rdc.attacks.registry import applies, parse_attack, suite
 from rdc.contracts import PurificationPath
 from rdc.defences import DiffusionPurifier, LikelihoodPurifier, PurifiedClassifier
@@ -116,7 +116,9 @@ def test_a_defence_without_known_steps_says_so() -> None:
     assert model.purification_length == 0
     with pytest.raises(ConfigError, match="likelihood maximisation"):
         model.purification_path(pixels())
-    assert "purifies in steps" in str(applies(parse_attack("per-step"), model, "linf", "known"))
+    assert "per-step needs a defence that purifies in steps" in str(
+        applies(parse_attack("per-step"), model, "linf", "known")
+    )
     assert applies(parse_attack("per-step:measure=deviation:looks=2"), KINDS["rdc"](), "linf", "known") is None
     assert "per-step" in suite("adaptive", "linf")
 
@@ -135,7 +137,9 @@ def smooth(x: torch.Tensor, draw: int = 0) -> PurificationPath:
     return PurificationPath(every, classify(every[:, -1]), classify)
 
 
-def losses_by_loops(x: torch.Tensor, clean: torch.Tensor, y: torch.Tensor, scale: torch.Tensor, measure: str) -> torch.Tensor:
+def losses_by_loops(
+    x: torch.Tensor, clean: torch.Tensor, y: torch.Tensor, scale: torch.Tensor, measure: str
+) -> torch.Tensor:
     """J by the module's formula, an image and a step at a time, c left out: its two terms [n, 2]."""
     found = []
     for image, original, label, s in zip(x, clean, y, scale, strict=True):

@@ -8,9 +8,13 @@ import pytest
 import torch
 
 from rdc.attacks import ThreatModel, apgd
+from rdc.attacks.registry import applies, parse_attack
 from rdc.attacks.selective import FIRST_DRAW, SelectiveOptions, _Selection, selective
+from rdc.contracts import PurificationPath
 from rdc.errors import ConfigError, InputError
 from rdc.norm_balls import check_budget
+from tests.evaluation_models import gaussian_classifier
+from tests.tolerances import FLOAT64_OP, QUITE_DIFFERENT_GRADIENT
 
 PIXELS, EPS = 36, 0.1
 THREAT = ThreatModel("linf", EPS)
@@ -226,3 +230,78 @@ def test_errors() -> None:
         selective(model, x, y, THREAT, set_draw=model.set_draw, eot=0, **common)
     with pytest.raises(ConfigError, match="temperature"):
         selective(model, x, y, THREAT, set_draw=model.set_draw, temperature=0.0, **common)
+
+
+class Purifying:
+    """A purification x -> A x + shift_i in float64, then classes that bend: all draws share the Jacobian A, unless they rotate it."""
+
+    def __init__(self, rotates: bool = False) -> None:
+        generator = torch.Generator().manual_seed(8)
+        self.mixing = torch.randn(PIXELS, PIXELS, generator=generator, dtype=torch.float64) / 6
+        self.shifts = torch.randn(40, PIXELS, generator=generator, dtype=torch.float64)
+        self.weight = torch.randn(PIXELS, 3, generator=generator, dtype=torch.float64)
+        self.rotates, self.draw, self.calls = rotates, 0, []
+
+    def set_draw(self, draw: int) -> None:
+        self.draw = draw
+
+    def classify(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls.append(("classify", len(images), images.requires_grad))
+        return torch.tanh(images.flatten(1)) @ self.weight
+
+    def path(self, x: torch.Tensor) -> PurificationPath:
+        self.calls.append((self.draw, len(x), x.requires_grad))
+        mixing = self.mixing.roll(self.draw, 0) if self.rotates else self.mixing
+        moved = (x.double().flatten(1) @ mixing + 0.3 * self.shifts[self.draw % 40]).view(x.shape)
+        return PurificationPath(torch.stack([moved / 2, moved], dim=1), self.classify(moved), self.classify)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.path(x).logits
+
+
+def slopes(model: Purifying, gradients: str, eot: int) -> torch.Tensor:
+    x, y = torch.rand(3, 1, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64), torch.arange(3)
+    options = SelectiveOptions(
+        set_draw=model.set_draw, path=model.path, draws=6, eot=eot, gradients=gradients, objective="worst"
+    )
+    chosen = _Selection(model, options)
+    place = chosen.start(x, y)[2]
+    model.calls.clear()
+    return chosen.evaluate(x, y, place, gradient=True).slope
+
+
+def test_grafted_gradients_are_the_full_ones_where_draws_share_a_jacobian() -> None:
+    model = Purifying()
+    full = slopes(model, "full", 6)
+    assert (
+        sum(rows for _, rows, gradient in model.calls if gradient and _ != "classify") == 18
+    )  # each image through each draw
+    grafted = slopes(model, "grafted", 6)
+    assert torch.allclose(grafted, full, atol=FLOAT64_OP)
+    through = [rows for name, rows, gradient in model.calls if gradient and name != "classify"]
+    assert sum(through) == 3  # one draw for each image
+
+
+def test_grafted_gradients_differ_where_jacobians_do_and_one_draw_is_exact() -> None:
+    model = Purifying(rotates=True)
+    full, grafted = slopes(model, "full", 6), slopes(model, "grafted", 6)
+    assert not torch.allclose(grafted, full, rtol=QUITE_DIFFERENT_GRADIENT)
+    assert torch.allclose(slopes(model, "full", 1), slopes(model, "grafted", 1), atol=FLOAT64_OP)
+
+
+def test_grafting_needs_a_path_and_draws_that_can_be_set() -> None:
+    model, (x, y) = Purifying(), images(2)
+    with pytest.raises(ConfigError, match="grafted gradients need"):
+        selective(model, x, y, THREAT, set_draw=model.set_draw, gradients="grafted")
+    with pytest.raises(ConfigError, match="grafted gradients need"):
+        selective(model, x, y, THREAT, redraw=lambda: None, path=model.path, gradients="grafted")
+    with pytest.raises(ConfigError, match="gradients"):
+        selective(model, x, y, THREAT, set_draw=model.set_draw, gradients="half")
+    found = selective(
+        model, x, y, THREAT, set_draw=model.set_draw, path=model.path, gradients="grafted", steps=4, draws=4, seed=0
+    )
+    check_budget(found.x_adv, x, EPS, "linf")
+    assert found.gradient_evaluations <= 4 * int(found.clean_correct.sum())
+    grafted = parse_attack("selective:gradients=grafted:eot=20")
+    assert applies(grafted, gaussian_classifier(lm="paper-v2,steps=1"), "linf", "fresh") is None
+    assert "purifies in steps" in str(applies(grafted, gaussian_classifier(), "linf", "fresh"))

@@ -124,7 +124,9 @@ def test_kinds_of_calls_are_told_apart():
     assert any(call.role == "one-step" and call.gradient for call in seen)
     assert not any(call.role == "plain" for call in seen)
     steps = plan_calls(gaussian_classifier(lm="paper-v2,steps=3"), settings_of(["per-step:steps=5"]), 4, 4).calls
-    assert steps[Call("model", 4, "exact", 4)] == 5 == steps[Call("plain", 8, "exact", 4)]  # the two images before the last
+    assert (
+        steps[Call("model", 4, "exact", 4)] == 5 == steps[Call("plain", 8, "exact", 4)]
+    )  # the two images before the last
 
 
 def test_measuring_changes_no_generator_and_no_defence():

@@ -182,9 +182,17 @@ class _StandIn(BaseDefence):
         return self._length
 
     def purification_path(self, pixels: Tensor) -> PurificationPath:
-        """One call of the model; the images on the way are classified as by the plain surrogate."""
-        images = pixels[:, None].expand(-1, self._length, -1, -1, -1)
-        return PurificationPath(images, self(pixels), lambda images: self._answer("plain", images))
+        """One call of the model, by whatever a gradient comes back; its images are classified as by the plain surrogate."""
+        self._next_draw()
+        call, classes, base = Call(self.role, len(pixels)), [self.num_classes], pixels * 1.0
+        self.seen[call] += 1
+        self.network_evaluations += len(pixels)
+        logits = self._logits(base)
+        if base.requires_grad:
+            logits.register_hook(lambda upstream: classes.append(self._classes(upstream)))
+            base.register_hook(lambda _: self._gone_back(call, classes[-1]))  # once, after all that came from it
+        images = base[:, None].expand(-1, self._length, -1, -1, -1)
+        return PurificationPath(images, logits, lambda images: self._counted("plain", self._logits(images)))
 
     def surrogates(self) -> dict[str, Defence]:
         found: dict[str, Defence] = {}
@@ -199,11 +207,10 @@ class _StandIn(BaseDefence):
 
     def forward(self, pixels: Tensor) -> Tensor:
         self._next_draw()
-        return self._answer(self.role, pixels)
+        return self._counted(self.role, self._logits(pixels))
 
-    def _answer(self, role: str, pixels: Tensor) -> Tensor:
-        logits = pixels.flatten(1).mean(1, keepdim=True) * self.slope
-        return self._counted(role, logits + self._decision(pixels))
+    def _logits(self, pixels: Tensor) -> Tensor:
+        return pixels.flatten(1).mean(1, keepdim=True) * self.slope + self._decision(pixels)
 
     def _decision(self, pixels: Tensor) -> Tensor:
         """[n, K]: class 0, but class 1 where an image is far out of the budget, as in the sanity checks."""
@@ -226,6 +233,11 @@ class _StandIn(BaseDefence):
 
     def _went_back(self, call: Call, upstream: Tensor) -> None:
         """The call was one with a gradient."""
+        self._gone_back(call, 0 if upstream.ndim == 1 else self._classes(upstream))
+
+    def _classes(self, upstream: Tensor) -> int:
+        return round(float((upstream != 0).double().mean()) * self.num_classes)
+
+    def _gone_back(self, call: Call, classes: int) -> None:
         self.seen[call] -= 1
-        classes = 0 if upstream.ndim == 1 else round(float((upstream != 0).double().mean()) * self.num_classes)
         self.seen[dataclasses.replace(call, gradient=str(GradientMode(self.gradient)), classes=classes)] += 1
