@@ -28,7 +28,8 @@ LISTED = {
     "apgd-t": ["targets", "order"], "apgd-ce-t": ["targets", "order"], "fab": [], "fab-t": ["targets"], "stadv": ["tau"],
     "low-frequency": ["cutoff"], "square": ["queries", "p_init"], "hop-skip-jump": ["queries", "draws"],
     "smoothed": ["samples", "reach"], "lagrange": ["searches", "surrogate"], "objective": [],
-    "transfer": ["surrogate", "check_every"], "selective": ["draws", "gradients"], "per-step": ["measure", "weight", "looks"], "endpoints-ce": [], "endpoints-dlr": [],
+    "transfer": ["surrogate", "check_every"], "selective": ["draws", "gradients"],
+    "per-step": ["measure", "weight", "looks"], "endpoints-ce": [], "endpoints-dlr": [],
 }  # fmt: skip
 
 
