@@ -1,12 +1,13 @@
-"""l_inf, l_2 and l_1 balls around an image, cut by the pixel box [0, 1]: projection, random points, steepest ascent.
+"""l_inf, l_2 and l_1 balls around an image, cut by the pixel box [0, 1]: projection, random points, steepest ascent; and l_0.
 
 Budgets hold to the last bit, by construction: a float32 image that leaves ``project`` satisfies, evaluated in float64,
 
     l_inf:  max_i |x_adv_i - x_i| <= eps        l_2:  sqrt(sum_i (x_adv_i - x_i)^2) <= eps        0 <= x_adv_i <= 1
     l_1:    sum_i |x_adv_i - x_i| <= eps
 
-because bounds and displacements are computed in float64 and then rounded to float32 *towards x*. Sums over pixels run
-in a fixed pairwise order made of element-wise additions, so an image's result is the same bits in any batch.
+l_0 counts pixels: places (row, column) of which a channel differs, however many of its channels and by however much. Its eps is a whole
+number. The other budgets hold because bounds and displacements are computed in float64 and then rounded to float32 *towards x*. Sums over
+pixels run in a fixed pairwise order made of element-wise additions, so an image's result is the same bits in any batch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from rdc.arguments.seeds import random
 from rdc.errors import ConfigError, RdcError
 
 __all__ = [
+    "BUDGETS",
     "NORMS",
+    "channel_sum",
     "check_budget",
     "crossing",
     "distance",
@@ -32,7 +35,8 @@ __all__ = [
     "steepest_direction",
 ]
 
-NORMS = ("linf", "l2", "l1")
+NORMS = ("linf", "l2", "l1")  # balls: convex, with a direction of steepest ascent
+BUDGETS = (*NORMS, "l0")  # what bounds a perturbation
 
 # Relative slack of the l_2 and l_1 radius: far above the rounding of a float64 sum over an image, far below a float32 ulp.
 # Points already inside the wider of the two limits stay as they are, which makes the projection idempotent.
@@ -51,7 +55,7 @@ def project(x_adv: Tensor, x: Tensor, eps: float | Tensor, norm: str) -> Tensor:
         x_adv: [N, C, H, W] any floating dtype, the point to project, finite.
         x: [N, C, H, W] float32 in [0, 1], the centre.
         eps: radius in [0, 1] pixel units, >= 0; [N] float64: of each image.
-        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        norm: ``"linf"``, ``"l2"``, ``"l1"`` or ``"l0"`` (eps pixels).
 
     Returns:
         [N, C, H, W] float32, within the budget to the last bit; float32 points already inside come back unchanged.
@@ -63,8 +67,12 @@ def project(x_adv: Tensor, x: Tensor, eps: float | Tensor, norm: str) -> Tensor:
         scalar s in [0, 1] that makes the displacement's norm eps (or s = 1 inside); s is found by an active-set
         iteration. l_1 with a box: each displacement w_i shrinks to min(max(|w_i| - u, 0), room_i) with the one u >= 0
         that uses up eps (Croce & Hein 2021, arXiv 2103.01208, Proposition 2.1), found in the sorted break points.
+        l_0 with a box: of each pixel either the original or the point clipped to the box; the eps pixels stay changed whose
+        change brings the point most nearer, ||w_p - x_p||^2 - ||w_p - clip(w_p)||^2 (Croce & Hein 2019, arXiv 1909.05040, section 2).
     """
-    _check_norm(norm)
+    _check_norm(norm, BUDGETS)
+    if norm == "l0":
+        return _l0_projection(x_adv, x, eps)
     if norm == "linf":
         lower, upper = linf_bounds(x, eps)
         return torch.minimum(torch.maximum(x_adv.to(torch.float32), lower), upper)
@@ -105,15 +113,17 @@ def distance(x_adv: Tensor, x: Tensor, norm: str) -> Tensor:
     Args:
         x_adv: [N, C, H, W] any floating dtype.
         x: [N, C, H, W].
-        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        norm: ``"linf"``, ``"l2"``, ``"l1"`` or ``"l0"``.
 
     Returns:
-        [N] float64, in [0, 1] pixel units.
+        [N] float64, in [0, 1] pixel units; of l_0 a number of pixels (a NaN counts as a change).
 
     Raises:
         ConfigError: unknown norm.
     """
-    _check_norm(norm)
+    _check_norm(norm, BUDGETS)
+    if norm == "l0":
+        return (x_adv != x).any(dim=1).flatten(1).sum(dim=1).double()
     difference = (x_adv.double() - x.double()).flatten(1)
     if norm == "linf":
         return difference.abs().amax(dim=1)
@@ -147,7 +157,8 @@ def steepest_direction(gradient: Tensor, norm: str, pixels: Tensor | int = 1) ->
 
 
 def random_start(x: Tensor, eps: float, norm: str, *, seed: int, image_ids: Sequence[int], restart: int) -> Tensor:
-    """A random point of each ball, projected onto [0, 1]: uniform in the cube (l_inf) or in the ball (l_2, l_1).
+    """A random point of each ball, projected onto [0, 1]: uniform in the cube (l_inf) or in the ball (l_2, l_1); of l_0 eps pixels with
+    uniform values.
 
     Counter-based (Philox keyed by seed and image id, the restart in its counter): a start depends on
     (seed, image id, restart) and on nothing else, neither on the batch nor on any global generator nor on the device.
@@ -155,7 +166,7 @@ def random_start(x: Tensor, eps: float, norm: str, *, seed: int, image_ids: Sequ
     Args:
         x: [N, C, H, W] float32 in [0, 1].
         eps: radius in [0, 1] pixel units.
-        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        norm: ``"linf"``, ``"l2"``, ``"l1"`` or ``"l0"``.
         seed: any integer.
         image_ids: N integers.
         restart: number of the restart, >= 0.
@@ -166,7 +177,9 @@ def random_start(x: Tensor, eps: float, norm: str, *, seed: int, image_ids: Sequ
     Raises:
         ConfigError: unknown norm.
     """
-    _check_norm(norm)
+    _check_norm(norm, BUDGETS)
+    if norm == "l0":
+        return _l0_random(x, eps, seed, image_ids, restart)
     pixels = x[0].numel()
     offsets = np.empty((x.shape[0], pixels))
     for row, image_id in enumerate(image_ids):
@@ -190,7 +203,7 @@ def check_budget(x_adv: Tensor, x: Tensor, eps: float, norm: str) -> None:
         x_adv: [N, C, H, W] float32.
         x: [N, C, H, W] float32.
         eps: radius in [0, 1] pixel units.
-        norm: ``"linf"``, ``"l2"`` or ``"l1"``.
+        norm: ``"linf"``, ``"l2"``, ``"l1"`` or ``"l0"``.
 
     Raises:
         RdcError: a budget or the pixel range is violated, or a pixel is NaN; says which image and by how much.
@@ -226,6 +239,12 @@ def row_sum(values: Tensor) -> Tensor:
         half = values.shape[1] // 2
         values = values[:, :half] + values[:, half:]
     return values[:, 0]
+
+
+def channel_sum(values: Tensor) -> Tensor:
+    """:func:`row_sum` over channels: [N, C, H, W] -> [N, H W]."""
+    count, channels = values.shape[:2]
+    return row_sum(values.flatten(2).transpose(1, 2).reshape(-1, channels)).view(count, -1)
 
 
 def crossing(breaks: Tensor, value: Callable[[Tensor], Tensor], target: Tensor) -> Tensor:
@@ -321,6 +340,30 @@ def _row_norm(values: Tensor) -> Tensor:
     return row_sum(values.square()).sqrt()
 
 
-def _check_norm(norm: str) -> None:
-    if norm not in NORMS:
-        raise ConfigError(f"unknown norm {norm!r}; expected one of {', '.join(NORMS)}")
+def _l0_projection(x_adv: Tensor, x: Tensor, eps: float | Tensor) -> Tensor:
+    """The ``eps`` pixels whose change brings x nearest to x_adv, clipped to the box; all others as they were."""
+    wanted, there = x_adv.double(), x.double()
+    clipped = x_adv.float().clamp(0.0, 1.0)
+    gain = channel_sum((wanted - there).square() - (wanted - clipped.double()).square())
+    order = gain.argsort(dim=1, descending=True, stable=True)
+    count = torch.as_tensor(eps, device=x.device).reshape(-1, 1)
+    kept = (torch.arange(gain.shape[1], device=x.device) < count).expand(gain.shape)
+    mask = torch.zeros_like(kept).scatter(1, order, kept).view(len(x), 1, *x.shape[2:])
+    return torch.where(mask, clipped, x)
+
+
+def _l0_random(x: Tensor, eps: float, seed: int, image_ids: Sequence[int], restart: int) -> Tensor:
+    """``eps`` different pixels of each image, at most all, with uniform values."""
+    count, channels, height, width = x.shape
+    found, changed = x.clone(), min(int(eps), height * width)
+    for row, image_id in enumerate(image_ids):
+        generator = random(seed, image_id, (0, 0, _RANDOM_START_STREAM, restart))
+        places = torch.from_numpy(generator.permutation(height * width)[:changed]).to(x.device)
+        values = torch.from_numpy(generator.random((channels, changed))).to(x.device, x.dtype)
+        found[row].view(channels, -1)[:, places] = values
+    return found
+
+
+def _check_norm(norm: str, known: Sequence[str] = NORMS) -> None:
+    if norm not in known:
+        raise ConfigError(f"unknown norm {norm!r}; expected one of {', '.join(known)}")

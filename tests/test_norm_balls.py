@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -245,3 +246,51 @@ def test_unknown_norm() -> None:
     for call in (lambda: project(x, x, 0.1, "l0"), lambda: distance(x, x, "Linf"), lambda: steepest_direction(x, "")):
         with pytest.raises(ConfigError, match="linf, l2, l1"):
             call()
+
+
+# --- l_0 ----------------------------------------------------------------------------------------------------------
+
+
+def test_l0_projection_is_the_nearest_of_all_choices_of_pixels() -> None:
+    """Enumeration: every set of two of six places, the point clipped there and the original elsewhere."""
+    generator = torch.Generator().manual_seed(4)
+    x = torch.rand(5, 2, 2, 3, generator=generator)
+    point = x + torch.randn(5, 2, 2, 3, generator=generator)
+    found = project(point, x, 2, "l0")
+    for row in range(5):
+        gaps = []
+        for places in itertools.combinations(range(6), 2):
+            chosen = torch.zeros(6, dtype=torch.bool)
+            chosen[list(places)] = True
+            choice = torch.where(chosen.view(1, 2, 3), point[row].clamp(0, 1), x[row])
+            gaps.append(float((choice.double() - point[row].double()).square().sum()))
+        assert float((found[row].double() - point[row].double()).square().sum()) == pytest.approx(min(gaps))
+    assert (distance(found, x, "l0") <= 2).all() and torch.equal(project(found, x, 2, "l0"), found)
+    assert torch.equal(project(point, x, 0, "l0"), x) and torch.equal(project(point, x, 9, "l0"), point.clamp(0, 1))
+    each = project(point, x, torch.tensor([0.0, 1, 2, 3, 9], dtype=torch.float64), "l0")
+    assert distance(each, x, "l0").tolist() == [0, 1, 2, 3, 6]
+
+
+def test_l0_counts_places_whatever_the_channels_and_however_small_the_change() -> None:
+    x = torch.full((3, 3, 4, 4), 0.5)
+    moved = x.clone()
+    moved[0, 0, 1, 1] += 2.0**-24
+    moved[1, :, 1, 1] = 0.0
+    moved[2, 0, 0, 0] = moved[2, 1, 3, 3] = float("nan")
+    assert distance(moved, x, "l0").tolist() == [1, 1, 2]
+    check_budget(moved[:2], x[:2], 1, "l0")
+    with pytest.raises(RdcError, match="l0 distance 1.0 for eps 0"):
+        check_budget(moved[:1], x[:1], 0, "l0")
+    with pytest.raises(RdcError, match="breaks its budget"):
+        check_budget(moved[2:], x[2:], 3, "l0")
+
+
+def test_l0_random_starts_change_so_many_pixels() -> None:
+    x = torch.full((3, 2, 4, 4), 0.5)
+    start = random_start(x, 5, "l0", seed=1, image_ids=[4, 5, 4], restart=0)
+    assert distance(start, x, "l0").tolist() == [5, 5, 5] and torch.equal(start[0], start[2])
+    assert not torch.equal(start[0], start[1])
+    other, whole = (random_start(x, count, "l0", seed=1, image_ids=[4] * 3, restart=1) for count in (5, 99))
+    assert not torch.equal(start[0], other[0]) and distance(whole, x, "l0").tolist() == [16] * 3
+    with pytest.raises(ConfigError, match="unknown norm 'l0'"):
+        steepest_direction(x, "l0")

@@ -30,7 +30,8 @@ from rdc.attacks.entry import attack
 from rdc.attacks.losses import Model, Objective
 from rdc.attacks.options import AttackOptions, integer
 from rdc.attacks.threat_model import AttackRecord, AttackResult, ThreatModel, check_images
-from rdc.norm_balls import distance, project, row_sum
+from rdc.errors import ConfigError
+from rdc.norm_balls import NORMS, distance, project, row_sum
 
 __all__ = ["HopSkipJumpOptions", "hop_skip_jump"]
 
@@ -78,6 +79,8 @@ def hop_skip_jump(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, optio
 
     Source: module docstring.
     """
+    if threat.norm not in NORMS:
+        raise ConfigError(f"hop_skip_jump attacks in {', '.join(NORMS)}, got {threat.norm}")
     ids = check_images(x, y, options.image_ids)
     objective = Objective(model, "margin", **options.scoring)
     x, y = x.detach(), y.to(x.device)

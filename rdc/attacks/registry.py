@@ -90,6 +90,10 @@ ATTACKS: dict[str, AttackKind] = {
     "hop-skip-jump": AttackKind(
         f"{_A}.hop_skip_jump:hop_skip_jump", "HopSkipJump, decisions alone", white_box=False, even=False
     ),
+    "sparse-pgd": AttackKind(f"{_A}.sparse_pgd:sparse_pgd", "sparse PGD: which pixels, and their colours", norms=("l0",)),
+    "sparse-rs": AttackKind(
+        f"{_A}.sparse_rs:sparse_rs", "Sparse-RS, black box over pixels", norms=("l0",), white_box=False
+    ),
     "stadv": AttackKind(f"{_A}.stadv:stadv", "spatial transformation", norms=("flow",)),
     "low-frequency": AttackKind(f"{_A}.low_frequency:low_frequency", "Auto-PGD in low frequencies", norms=("linf", "l2")),
     "smoothed": AttackKind(f"{_A}.smoothed:smoothed", "Auto-PGD, gradients averaged over nearby points"),

@@ -2,8 +2,7 @@
 
 Andriushchenko et al. 2020 (arXiv 1912.00049) for l_inf (Algorithm 2) and l_2 (Algorithm 3); l_1 is l_2's scheme with
 l_1 lengths and the exact projection (Croce & Hein 2021, arXiv 2103.01208, section 4). A proposal is kept where it does
-not lower the margin max_{j != y} z_j - z_y (the papers ask it to rise; with rounded logits that would stand still on
-every plateau). For query i of N, a share p(i) of the pixels changes, in a square of side
+not lower the margin (``rdc.attacks.random_search``). For query i of N, a share p(i) of the pixels changes, in a square of side
 round(sqrt(p H W)): p_init, halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of 10,000 queries, these
 numbers scaled to N.
 
@@ -23,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -31,11 +29,12 @@ from torch import Tensor
 
 from rdc.arguments.seeds import random
 from rdc.attacks.entry import attack
-from rdc.attacks.losses import Model, Objective
-from rdc.attacks.options import AttackOptions, integer, number
-from rdc.attacks.threat_model import AttackRecord, AttackResult, ThreatModel, check_images
+from rdc.attacks.losses import Model
+from rdc.attacks.options import number
+from rdc.attacks.random_search import QueryOptions, random_search
+from rdc.attacks.threat_model import AttackResult, ThreatModel
 from rdc.errors import InputError
-from rdc.norm_balls import linf_bounds, project, row_sum
+from rdc.norm_balls import NORMS, linf_bounds, project, row_sum
 
 __all__ = ["SquareOptions", "changed_share", "square"]
 
@@ -46,15 +45,13 @@ _STREAM, _START_STREAM = 0x5157_A2E0, 0x5157_A2E1  # words of the Philox counter
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class SquareOptions(AttackOptions):
+class SquareOptions(QueryOptions):
     """Options of :func:`square`.
 
     Args:
-        queries: model calls for each image and restart, >= 1, the starting point included, the clean image not.
         p_init: share of the pixels that the first proposals change, in (0, 1].
     """
 
-    queries: int = integer(5000, most=10**9)
     p_init: float = number(0.8, most=1.0)
 
     def __post_init__(self) -> None:
@@ -83,60 +80,14 @@ def square(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, options: Squ
 
     Source: module docstring.
     """
-    ids = check_images(x, y, options.image_ids)
-    queries, restarts, progress = options.queries, options.restarts, options.progress
-    objective = Objective(model, "margin", **options.scoring)
-    x, y = x.detach(), y.to(x.device)
-    *clean, scale = objective.start(x, y)
-    record = AttackRecord(x, *clean)
-    for restart in range(restarts):
-        rows = (record.clean_correct if objective.is_random else record.correct).nonzero()[:, 0]
-        if rows.numel() == 0:
-            break
-        proposals = _Proposals(x[rows], threat, options.seed, [ids[row] for row in rows.tolist()], restart)
-        for query, active in _restart(objective, record, proposals, rows, y, scale, options, restart):
-            if progress is not None:
-                where = {"step": query, "steps": queries, "restart": restart, "restarts": restarts}
-                count = {"active": active, "robust": int(record.correct.sum()), "total": len(ids)}
-                progress({"attack": "square", **where, **count})
-    mismatches = None
-    if options.verify and not objective.is_random:
-        seen = objective.evaluate(record.x_adv, y, scale, gradient=False)
-        mismatches = record.verify(seen.correct, queries, restarts)
-    spent = {"forward_evaluations": objective.forward_evaluations, "gradient_evaluations": 0}
-    about = {"name": "square", "loss": "margin", "steps": queries, "restarts": restarts, "eot": options.eot}
-    return record.result(x, threat, verify_mismatches=mismatches, **about, **spent)
 
+    def make(clean: Tensor, ids: list[int], restart: int) -> _Proposals:
+        return _Proposals(clean, threat, options.seed, ids, restart)
 
-def _restart(
-    objective: Objective,
-    record: AttackRecord,
-    proposals: _Proposals,
-    rows: Tensor,
-    y: Tensor,
-    scale: Tensor,
-    options: SquareOptions,
-    restart: int,
-) -> Iterator[tuple[int, int]]:
-    """One restart on images rows [n] of all N (y, scale: [N]); yields (query, images left)."""
-    point, loss = proposals.start(), torch.full_like(scale[rows], -math.inf)
-    best, queries = point, options.queries
-    for query in range(1, queries + 1):
-        seen = objective.evaluate(point, y[rows], scale[rows], gradient=False)
-        record.ask(rows, objective.eot * len(rows))
-        record.add(rows, point, seen.loss, seen.correct, step=query, restart=restart, right_once=seen.right_once)
-        record.non_finite_logits[rows] |= seen.non_finite
-        better = seen.loss >= loss
-        best = torch.where(better.view(-1, 1, 1, 1), point, best)
-        loss = torch.where(better, seen.loss, loss)
-        if not objective.is_random and not bool(seen.correct.all()):
-            left = seen.correct.nonzero()[:, 0]
-            rows, best, loss = rows[left], best[left], loss[left]
-            proposals.keep(left)
-        yield query, rows.numel()
-        if rows.numel() == 0 or query == queries:
-            return
-        point = proposals.next(best, changed_share(query, queries, options.p_init), query)
+    def share(query: int) -> float:
+        return changed_share(query, options.queries, options.p_init)
+
+    return random_search("square", NORMS, make, share, model, x, y, threat, options)
 
 
 def changed_share(query: int, queries: int, p_init: float) -> float:
@@ -169,6 +120,9 @@ class _Proposals:
         left = rows.tolist()
         self.ids = [self.ids[row] for row in left]
         self.drawn = None if self.drawn is None else self.drawn[left]
+
+    def took(self, better: Tensor) -> None:
+        """Nothing follows from it here."""
 
     def start(self) -> Tensor:
         """Stripes (l_inf) or tiles (l_2, l_1), [n, C, H, W] within the budget."""

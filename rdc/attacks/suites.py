@@ -58,6 +58,9 @@ _ADAPTIVE = (
     "apgd-t:targets=3:order=distance",
     "lagrange", "lagrange:surrogate=plain", "objective", "per-step", "low-frequency", "smoothed", "selective", "endpoints-dlr",
 )  # fmt: skip
+#: Sparse-AutoAttack (Zhong, Huang & Liu 2024, arXiv 2405.05075); what of it has gradients, and averages them
+_SPARSE = ("sparse-pgd", "sparse-pgd:gradients=projected", "sparse-rs:queries=5000")
+_SPARSE_RAND = ("sparse-pgd:eot=20", "sparse-pgd:gradients=projected:eot=20")
 _VERSIONS = {"autoattack": "standard", "autoattack-plus": "plus", "autoattack-rand": "rand"}
 
 #: Names that stand for several attacks, see :func:`suite`.
@@ -69,8 +72,10 @@ def suite(name: str, norm: str | None) -> tuple[str, ...]:
 
     Args:
         name: one of :data:`SUITES`.
-        norm: of the threat model; AutoAttack's lists differ for l1.
+        norm: of the threat model; AutoAttack's lists differ for l1, and for l0 all are Sparse-AutoAttack.
     """
+    if norm == "l0":
+        return _SPARSE_RAND if name == "autoattack-rand" else _SPARSE
     if name == "adaptive":
         return _ADAPTIVE
     texts = []

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rdc.arguments.scalars import as_integer, as_number, shown
 from rdc.errors import ConfigError, InputError
-from rdc.norm_balls import NORMS, check_budget
+from rdc.norm_balls import BUDGETS, check_budget
 
 __all__ = ["AttackRecord", "AttackResult", "ThreatModel", "check_images", "check_labels", "parse_eps"]
 
@@ -57,8 +57,9 @@ class ThreatModel:
     """Set of images the attacker may hand in: {x' in [0, 1] : ||x' - x|| <= eps}.
 
     Args:
-        norm: ``"linf"`` or ``"l2"``.
-        eps: radius in [0, 1] pixel units (``parse_eps("8/255")``); for l_inf at most 1.
+        norm: ``"linf"``, ``"l2"``, ``"l1"`` or ``"l0"``.
+        eps: radius in [0, 1] pixel units (``parse_eps("8/255")``); for l_inf at most 1; for l_0 a whole number of pixels, each over all
+            its channels.
 
     Raises:
         ConfigError: unknown norm, or eps not a number of that range.
@@ -68,8 +69,8 @@ class ThreatModel:
     eps: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.norm, str) or self.norm not in NORMS:
-            raise ConfigError(f"unknown norm {shown(self.norm)}; expected one of {', '.join(NORMS)}")
+        if not isinstance(self.norm, str) or self.norm not in BUDGETS:
+            raise ConfigError(f"unknown norm {shown(self.norm)}; expected one of {', '.join(BUDGETS)}")
         eps = as_number(self.eps)
         if eps is None:
             raise ConfigError(f"eps must be a number, got {shown(self.eps)}; parse_eps reads text such as '8/255'")
@@ -79,6 +80,8 @@ class ThreatModel:
             raise ConfigError(
                 f"an l_inf eps is in [0, 1] pixel units, got {eps!r}; write {eps!r}/255 if grey levels were meant"
             )
+        if self.norm == "l0" and not eps.is_integer():
+            raise ConfigError(f"an l_0 eps is a number of pixels, a whole one such as 10; got {eps!r}")
         object.__setattr__(self, "eps", eps)
 
 

@@ -22,7 +22,7 @@ from rdc.evaluation.records import Identity
 from rdc.evaluation.report import RaisedFlag
 from rdc.evaluation.results import finished_batches
 from rdc.evaluation.verification import verify
-from rdc.norm_balls import NORMS
+from rdc.norm_balls import BUDGETS
 from rdc.storage.json_records import given
 
 __all__ = ["Claims", "measure_claims", "settings_of_run"]
@@ -142,7 +142,7 @@ def measure_claims(folder: str | os.PathLike[str], subject: Subject | None, logi
         finished=len(run.images) if run else min(settings.n, finished_batches(path) * settings.batch),
         unfinished=why,
         attacks=settings.attacks,
-        standard=norm != "flow",
+        standard=norm not in ("flow", "l0"),
         missing=tuple(part.name for part in wanted if part.name not in names),
         short=_short(run, specs, {part.name for part in wanted}, targets) if run else (),
         width=rate.ci95[1] - rate.ci95[0] if rate and rate.ci95 else None,
@@ -209,7 +209,7 @@ def _stored(run: FinishedRun | None, subject: Subject | None) -> StoredImages | 
         return None
     settings, norm, eps = run.identity.settings, given(run.identity.settings.norm), given(run.identity.settings.eps)
     found = run.adversarial(set(common)) if settings.attacks else {}
-    if not found or norm not in NORMS or eps is None:
+    if not found or norm not in BUDGETS or eps is None:
         return None
     x_adv = torch.from_numpy(np.stack([found[image] for image in common]))
     checked = verify(subject.defence, subject.data, AdversarialImages(x_adv, torch.tensor(common)), norm, eps)

@@ -47,7 +47,8 @@ EXAMPLES = """examples:
   rdc evaluate --model models/edm-cond --lm paper-v2 --lm-model models/edm-uncond --data cifar10 --n 128 --out runs/two-networks
   rdc evaluate --model fashion-mnist-diffpure --attacks apgd-ce,per-step,per-step:measure=deviation --n 32 --out runs/steps
   rdc evaluate --norm flow --eps 0.05 --attacks stadv --steps 100 --out runs/stadv
-  rdc evaluate --threats linf:8/255,l2:0.5,flow:0.05 --attacks autoattack,stadv --steps 100 --out runs/threats
+  rdc evaluate --norm l0 --eps 10 --attacks sparse-pgd,sparse-rs:queries=1000 --n 32 --out runs/ten-pixels
+  rdc evaluate --threats linf:8/255,l2:0.5,l0:10,flow:0.05 --attacks autoattack,stadv --steps 100 --out runs/threats
   rdc evaluate --n 64 --save-adversarial adv.npz --out runs/kept      # rdc verify adv.npz checks them
   rdc evaluate --eps 2/255,4/255,8/255,16/255 --out runs/curve
   rdc evaluate --noise all --eot 20 --n 64 --out runs/stochastic
@@ -55,6 +56,7 @@ EXAMPLES = """examples:
   torchrun --nproc-per-node 2 -m -- rdc evaluate --n 512 --threads 1 --out runs/sharded   # mind the --
 
 attacks: apgd-ce, apgd-dlr, apgd-margin, apgd-t, apgd-ce-t, fab, fab-t, square, hop-skip-jump, pgd-ce, pgd-dlr, pgd-margin, stadv,
+sparse-pgd, sparse-rs (both l0),
 low-frequency, lagrange, objective, per-step, transfer, smoothed, selective, endpoints-ce, endpoints-dlr
 (docs/threat_models.md, docs/adaptive_attacks.md), with options as in apgd-ce:gradient=bpda:steps=20,
 transfer:surrogate=one-step, square:queries=1000; autoattack, autoattack-plus, autoattack-rand and adaptive stand for several;
@@ -77,13 +79,17 @@ def _add_attack_options(threat: Any) -> None:
         default = {"default": getattr(_DEFAULT, name), **more}
         threat.add_argument(f"--{name}", help=f"{about}(default: %(default)s)", **default)
 
-    add("norm", "linf, l2, l1 or flow ", metavar="NORM")
-    add("eps", "radius in [0, 1] pixel units; several, separated by commas, draw accuracy against the radius ")
+    add("norm", "linf, l2, l1, l0 (eps pixels) or flow ", metavar="NORM")
+    add(
+        "eps",
+        "radius in [0, 1] pixel units, of l0 a number of pixels; several, separated by commas, draw accuracy against the radius ",
+    )
     threat.add_argument(
         "--threats",
         metavar="LIST",
         help="several threats in one run, as in linf:8/255,l2:0.5,flow:0.05, in place of --norm and --eps: each by itself, their mean, "
-        "and images that stand under all; each gets those of --attacks that know its norm, a flow stadv where the list has nothing for it; "
+        "and images that stand under all; each gets those of --attacks that know its norm; where the list has none, a flow stadv, "
+        "l0 sparse-pgd and sparse-rs; "
         "a larger radius of a norm begins with the images of the smaller one",
     )
     add(

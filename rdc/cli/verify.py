@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser, "fashion-mnist")
     add_image_options(parser, _DEFAULT, count=False)
     budget = parser.add_argument_group("budget")
-    budget.add_argument("--norm", default=_DEFAULT.norm, metavar="NORM", help="linf, l2 or l1 (default: %(default)s)")
+    budget.add_argument(
+        "--norm", default=_DEFAULT.norm, metavar="NORM", help="linf, l2, l1 or l0 (default: %(default)s)"
+    )
     budget.add_argument("--eps", default=_DEFAULT.eps, help="radius in [0, 1] pixel units (default: %(default)s)")
     parser.add_argument(
         "--batch", type=batch_size, default=64, metavar="N", help="images classified together (default: %(default)s)"

@@ -13,7 +13,7 @@ from rdc.attacks import AttackResult, ConfiguredAttack
 from rdc.attacks.registry import AttackSpec
 from rdc.contracts import Defence, GradientMode, NoisePolicy
 from rdc.evaluation.settings import EvaluationSettings
-from rdc.norm_balls import NORMS
+from rdc.norm_balls import BUDGETS
 
 __all__ = ["Bench", "run_attack"]
 
@@ -109,7 +109,7 @@ def run_attack(
 def _takes_start(spec: AttackSpec, norm: str | None) -> bool:
     """Whether an attack may begin at given images; one on the defence's objective finds its scale at a point of its own."""
     options = {field.name for field in dataclasses.fields(spec.kind.attack.options)}
-    return norm in NORMS and "start" in options and spec.kind.needs not in ("penalty", "endpoints")
+    return norm in BUDGETS and "start" in options and spec.kind.needs not in ("penalty", "endpoints")
 
 
 def _needs(

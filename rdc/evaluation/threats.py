@@ -16,7 +16,8 @@ __all__ = ["MOST_THREATS", "Threat", "attacks_within", "folder_of_threats", "par
 
 MOST_THREATS = 64  #: of one run
 _LONGEST = 100  # letters of the threats in a folder's name
-_FLOW = "stadv"  # what attacks a flow where the list names nothing that does
+#: what attacks within a norm where the list names nothing that does
+_DEFAULTS = {"flow": ("stadv",), "l0": ("sparse-pgd", "sparse-rs")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Threat:
     """A norm and a radius.
 
     Args:
-        norm: "linf", "l2", "l1" or "flow".
+        norm: "linf", "l2", "l1", "l0" or "flow".
         eps: radius as text.
     """
 
@@ -76,7 +77,8 @@ def parse_threats(text: str, norm: str | None = None) -> tuple[Threat, ...]:
 
 
 def attacks_within(norm: str, named: Sequence[str]) -> tuple[str, ...]:
-    """Those of a list of attacks that a threat of this norm gets: all that know it; ``stadv`` for a flow if none does.
+    """Those of a list of attacks that a threat of this norm gets: all that know it; for a flow ``stadv``, for l_0 ``sparse-pgd`` and
+    ``sparse-rs``, if none does.
 
     Args:
         norm: of the threat.
@@ -88,8 +90,8 @@ def attacks_within(norm: str, named: Sequence[str]) -> tuple[str, ...]:
     mine = tuple(
         name for name in named if (norm != "flow" if name in SUITES else norm in parse_attack(name).kind.norms)
     )
-    if mine or norm == "flow":
-        return mine or (_FLOW,)
+    if mine or norm in _DEFAULTS:
+        return mine or _DEFAULTS[norm]
     raise ConfigError(f"attacks: none of {', '.join(named)} attacks in {norm}; name one that does, such as apgd-ce")
 
 

@@ -17,7 +17,7 @@ from rdc.evaluation.adversarial_files import AdversarialImages
 from rdc.evaluation.records import COUNT
 from rdc.evaluation.report import Rate, rate
 from rdc.evaluation.scoring import submit
-from rdc.norm_balls import NORMS, distance
+from rdc.norm_balls import BUDGETS, distance
 from rdc.storage.json_records import Absent, JsonRecord, anything, entry
 from rdc.storage.structure import flag, number, optional, sequence, text
 from rdc.terminal.progress import bar
@@ -112,7 +112,7 @@ def verify(
         classifier: a defence, under its known noise; or any callable pixels -> logits.
         dataset: the images they were made of.
         stored: the images.
-        norm: "linf", "l2" or "l1".
+        norm: "linf", "l2", "l1" or "l0".
         eps: radius in [0, 1] pixel units, a number or text such as "8/255".
         start: position of the first stored image's own one, where the file does not say.
         batch: images classified together.
@@ -121,8 +121,8 @@ def verify(
     Raises:
         ConfigError: another norm; images of another shape, positions that the data lack, or other labels.
     """
-    if norm not in NORMS:
-        raise ConfigError(f"norm: expected one of {', '.join(NORMS)}, whose budgets the images show; got {norm}")
+    if norm not in BUDGETS:
+        raise ConfigError(f"norm: expected one of {', '.join(BUDGETS)}, whose budgets the images show; got {norm}")
     radius = parse_eps(eps, name="eps")
     classifier = as_defence(classifier, dataset.pixels(slice(0, 2)), class_names=dataset.class_names, name="model")
     model = classifier.with_(noise=NoisePolicy.FIXED)

@@ -619,16 +619,17 @@ ALL = {
     "linf": [name for name, kind in ATTACKS.items() if "linf" in kind.norms],
     "l2": ["apgd-ce", "apgd-t", "fab-t", "square", "pgd-ce", "low-frequency", "lagrange", "transfer", "endpoints-ce"],
     "l1": ["apgd-ce", "apgd-t", "fab-t", "square"],
+    "l0": ["sparse-pgd", "sparse-pgd:gradients=projected", "sparse-rs"],
     "flow": ["stadv"],
 }
-EPS = {"linf": "4/255", "l2": "0.3", "l1": "1", "flow": "0.1"}
+EPS = {"linf": "4/255", "l2": "0.3", "l1": "1", "l0": "5", "flow": "0.1"}
 
 
 @pytest.mark.parametrize("norm", list(ALL))
 def test_every_attack_runs_in_an_evaluation(dataset, tmp_path, norm):
     """Each once, a few steps, on a classifier that maximises likelihood: budgets hold, figures fall from one to the next."""
     classifier = gaussian_classifier(lm="paper-v2,steps=2", levels="log:2:1:3:flat")
-    names = tuple(f"{name}:queries=5" if name == "square" else name for name in ALL[norm])
+    names = tuple(f"{name}:queries=5" if name in ("square", "sparse-rs") else name for name in ALL[norm])
     noise = "all" if norm == "linf" else "known"
     options = {"norm": norm, "eps": EPS[norm], "steps": 2, "n": 6, "noise": noise, "resubmissions": 2}
     if noise == "all":

@@ -22,7 +22,7 @@ from rdc.evaluation.batch import evaluate_batch
 from rdc.evaluation.cost.seconds import Seconds, timed
 from rdc.evaluation.sanity import run_sanity
 from rdc.evaluation.settings import EvaluationSettings
-from rdc.norm_balls import distance
+from rdc.norm_balls import BUDGETS, distance
 
 __all__ = ["Call", "CallPlan", "plan_calls", "plan_sanity", "with_length"]
 
@@ -217,7 +217,7 @@ class _StandIn(BaseDefence):
         norm, eps = self.threat
         pixels = pixels.detach()
         far = torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
-        if norm in ("linf", "l2", "l1"):
+        if norm in BUDGETS:
             far = distance(pixels, torch.full_like(pixels, 0.5), norm) > 1.5 * eps
         decision = pixels.new_zeros(len(pixels), self.num_classes)
         decision[torch.arange(len(pixels)), far.long()] = 1.0

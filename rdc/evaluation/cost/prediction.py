@@ -26,6 +26,7 @@ _PROBED, _FEWEST = (
 _PROBE_STEPS = (5, 2, 1)  # of the short attack: the most that there is time for
 _LEAST = 0.01  # share that counts as standing where none does
 _IN_A_FLOW = 32  # images of it, where there is time for more steps than those
+_GRADUAL = ("flow", "l0")  # images go on falling to the end of an attack
 _PROBE_SECONDS, _PROBE_PART = 10.0, 1 / 10  # it may take so long, and this part of the run
 
 
@@ -104,15 +105,15 @@ def _mean_share(curve: list[float], settings: EvaluationSettings) -> float:
     """Share of the images that is attacked at a time, mean over an attack of N steps.
 
     In a ball what falls falls early, for the first steps are as long as the radius: it is the share that stands at the end of the short
-    attack. A flow grows from nothing, and images go on falling: behind the s steps that were seen as in their second half,
-    exp(-h t), whose sum over the N - s steps that are left is (1 - exp(-h (N - s))) / h.
+    attack. A flow grows from nothing, a set of pixels is sought, and images go on falling: behind the s steps that were seen as in their
+    second half, exp(-h t), whose sum over the N - s steps that are left is (1 - exp(-h (N - s))) / h.
 
     Args:
         curve: share that stands after 0, 1, .. s steps of a short attack.
         settings: of the evaluation.
     """
     steps, whole = len(curve) - 1, settings.steps or 1
-    if settings.norm != "flow" or not steps:
+    if settings.norm not in _GRADUAL or not steps:
         return curve[-1]
     left, half = max(0, whole - steps), steps // 2
     falling = math.log(max(curve[half], _LEAST) / max(curve[steps], _LEAST)) / (steps - half)  # h
@@ -147,7 +148,7 @@ def _standing(times: CallTimes, settings: EvaluationSettings, at_most: Seconds) 
     )
     follows = any(spec.kind.white_box for spec in settings.specs)  # the short attack follows gradients, Square does not
     lengths = (*_PROBE_STEPS, 0) if settings.policies[0] == "known" and follows else (0,)
-    if settings.norm == "flow" and len(lengths) > 1:
+    if settings.norm in _GRADUAL and len(lengths) > 1:
         several = int((allowed / min(_IN_A_FLOW, len(times.pixels)) - 2 * plain) / slope)
         lengths = (max(_PROBE_STEPS[0], min(several, settings.steps or 1)), *lengths[1:])
     for steps in lengths:
@@ -166,7 +167,8 @@ def _curve(times: CallTimes, settings: EvaluationSettings, count: int, steps: in
         part = slice(first, min(count, first + settings.batch))
         pixels, labels, ids = times.pixels[part], times.labels[part], torch.arange(count)[part]
         if steps:
-            spec = with_length(settings.specs[0], steps) if settings.norm == "flow" else f"apgd-margin:steps={steps}"
+            sought = next(spec for spec in settings.specs if spec.kind.white_box)
+            spec = with_length(sought, steps) if settings.norm in _GRADUAL else f"apgd-margin:steps={steps}"
             short = dataclasses.replace(settings, restarts=1, attacks=(spec,))
             found = run_attack(bench, short.specs[0], pixels, labels, ids, short, [], None)
             shares = found.accuracy_per_step
