@@ -124,10 +124,13 @@ class _SparseRule(Rule):
         length = row_sum(slope.square()).sqrt()[:, None]
         unit = torch.where(length > 0, slope / torch.where(length > 0, length, 1.0), 0.0)
         self.mask = self.mask + _BETA * math.sqrt(slope.shape[1]) * unit
-        self._choose()
+        chosen = self._largest()
+        self.same = torch.where((chosen == self.chosen).all(dim=1), self.same + 1, 0)
         if stuck := (self.same >= _PATIENCE).nonzero()[:, 0].tolist():
             self.mask[stuck] = self._normal([rows[place] for place in stuck])
-            self._choose()
+            self.same[stuck] = 0
+            chosen = self._largest()
+        self.chosen = chosen
         return torch.where(self.chosen.view(inside.shape), self.colours.float(), self.clean)
 
     def keep(self, rows: Tensor) -> None:
@@ -145,17 +148,14 @@ class _SparseRule(Rule):
         self.mask = normal.scatter(
             1, order, normal.sort(dim=1, descending=True).values
         )  # the largest to what has changed
-        self._choose()
+        self.chosen = self._largest()
 
     def _normal(self, rows: list[int]) -> Tensor:
         size = self.mask.shape[1]
         drawn = np.stack([generator.standard_normal(size) for generator in self.numbers(rows, self.step)])
         return torch.from_numpy(drawn).to(self.mask.device)
 
-    def _choose(self) -> None:
-        """The places of largest mask, the first of equals; counts for how many steps they have been the same."""
+    def _largest(self) -> Tensor:
+        """The places of largest mask, the first of equals: [n, H W] bool."""
         order = self.mask.argsort(dim=1, descending=True, stable=True)[:, : self.pixels]
-        chosen = torch.zeros_like(self.chosen).scatter(1, order, True)
-        same = (chosen == self.chosen).all(dim=1)
-        self.same = torch.where(same, self.same + 1, 0)
-        self.chosen = chosen
+        return torch.zeros_like(self.chosen).scatter(1, order, True)

@@ -192,3 +192,15 @@ def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path):
     (tmp_path / "bomb.npz").write_bytes(packed.getvalue())
     with pytest.raises(DataError, match="bomb.npz"):
         load_adversarial(tmp_path / "bomb.npz")
+
+
+def test_a_number_of_pixels_is_a_budget_too(classifier, dataset):
+    """Three places changed, one of them in its last bit."""
+    pixels = dataset.pixels()
+    moved = pixels.clone()
+    moved[:, :, 0, 0], moved[:, :, 3, 4] = 0.0, 1.0
+    moved[:, :, 5, 5] = torch.nextafter(moved[:, :, 5, 5], torch.tensor(2.0))
+    held, broken = (verify(classifier, dataset, AdversarialImages(moved), "l0", eps) for eps in ("3", "2"))
+    assert held.holds and held.longest == 3 and not broken.holds
+    with pytest.raises(ConfigError, match="whole one"):
+        verify(classifier, dataset, AdversarialImages(moved), "l0", "2.5")
