@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rdc.attacks import parse_eps
+from rdc.attacks import ThreatModel, parse_eps
 from rdc.contracts import Defence, NoisePolicy
 from rdc.data import Dataset
 from rdc.defences import as_defence
@@ -119,11 +119,13 @@ def verify(
         progress: draw a bar on stderr.
 
     Raises:
-        ConfigError: another norm; images of another shape, positions that the data lack, or other labels.
+        ConfigError: another norm, or a radius that it has not; images of another shape, positions that the data lack, or other labels.
     """
     if norm not in BUDGETS:
         raise ConfigError(f"norm: expected one of {', '.join(BUDGETS)}, whose budgets the images show; got {norm}")
     radius = parse_eps(eps, name="eps")
+    if norm == "l0":
+        ThreatModel(norm, radius)  # a whole number
     classifier = as_defence(classifier, dataset.pixels(slice(0, 2)), class_names=dataset.class_names, name="model")
     model = classifier.with_(noise=NoisePolicy.FIXED)
     rows = _own_images(dataset, stored, start)
