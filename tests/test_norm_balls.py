@@ -243,7 +243,7 @@ def test_check_budget_catches_every_breach() -> None:
 
 def test_unknown_norm() -> None:
     x = torch.zeros(1, 1, 1, 1)
-    for call in (lambda: project(x, x, 0.1, "l0"), lambda: distance(x, x, "Linf"), lambda: steepest_direction(x, "")):
+    for call in (lambda: project(x, x, 0.1, "l3"), lambda: distance(x, x, "Linf"), lambda: steepest_direction(x, "")):
         with pytest.raises(ConfigError, match="linf, l2, l1"):
             call()
 
