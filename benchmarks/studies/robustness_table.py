@@ -4,8 +4,11 @@
     python -m benchmarks.studies.robustness_table --rows DC,TRADES --threats linf-8,l2-0.5 --threads 1
     python -m benchmarks.studies.robustness_table --write docs/robustness.md
 
-A cell is one `rdc evaluate` (its command is in the report), resumable at any moment: the same command goes on. Finished
-reports are kept in benchmarks/results/table/; a cell that is there is not run again. --write runs nothing.
+The missing cells of a row are run by one `rdc evaluate --threats` where that gives the same cells: no norm twice (a larger
+radius would begin with the images of the smaller one), the same steps and sanity checks. --single runs every cell by an
+`rdc evaluate` of its own. The command is in the report; a run is resumable at any moment: the same command goes on, with
+the same --single and the same cells missing. Finished reports are kept in benchmarks/results/table/; a cell that is there
+is not run again. --write runs nothing.
 
 Where a cell's images were attacked further (FURTHER), the table has what both left, with a mark.
 """
@@ -20,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from rdc.cli import main as rdc_main
+from rdc.evaluation.threats import Threat
 from rdc.statistics import wilson_interval
 from rdc.storage.json_files import read_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "table"
 FURTHER = {("RDC", "linf-25"): RESULTS.parent / "rdc-linf-0.1-further.json"}  # a lower number replaces the cell's
 FRESH = RESULTS.parent / "rdc-fresh-noise.json"  # what the marks of the fresh-noise table are worth (fresh_noise.py)
+DATA = "fashion-mnist-sample"
 WIDTH = 150  # of a line in the document
 
 MARKER = "<!-- below: written by benchmarks/studies/robustness_table.py -->"
@@ -103,6 +108,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, default=Path("out/table"), help="folders of the runs")
     parser.add_argument("--whole", action="store_true", help="AutoAttack as it is, 100 steps, whatever the row says")
+    parser.add_argument(
+        "--single", action="store_true", help="every cell by itself, none together with others of its row"
+    )
     parser.add_argument("--list", action="store_true", help="show what is there and what is missing")
     parser.add_argument("--write", type=Path, help="markdown file whose end is written; runs nothing")
     args = parser.parse_args()
@@ -111,13 +119,14 @@ def main() -> None:
         before, marker, _ = args.write.read_text().partition(MARKER)  # what is written by hand stays
         args.write.write_text(f"{before.rstrip()}\n\n{marker or MARKER}\n\n{table()}")
         return
-    for threat in threats:
-        for row in rows:
-            kept = _kept(row, threat)
-            print(f"{row:10s} {threat:8s} {_cell(kept) if kept.exists() else 'missing'}", flush=True)
-            if not (kept.exists() or args.list):
-                _run(row, threat, args)
-                print(f"{row:10s} {threat:8s} {_cell(kept)}", flush=True)
+    for row in rows:
+        for threat in threats:
+            print(_line(row, threat), flush=True)
+        missing = [] if args.list else [threat for threat in threats if not _kept(row, threat).exists()]
+        for together in runs_of(row, missing, args.whole, args.single):
+            _run(row, together, args)
+            for threat in together:
+                print(_line(row, threat), flush=True)
 
 
 def _chosen(parser: argparse.ArgumentParser, option: str, text: str, known: dict[str, Any]) -> list[str]:
@@ -135,26 +144,82 @@ def evaluation_command(
     name: str, threat: str, attacks: tuple[str, ...], n: int, batch: int, threads: int, steps: int | None = None
 ) -> list[str]:
     """Words of the `rdc evaluate` of a cell, without its folder; ``steps``: other than the row's."""
-    row, (norm, eps, _) = (ROWS | OPEN)[name], THREATS[threat]
-    words = ["evaluate", "--model", row.model, "--data", "fashion-mnist-sample", "--n", str(n), *row.options]
-    words += ["--norm", norm, "--eps", eps, "--attacks", ",".join(attacks), "--steps", str(steps or row.steps)]
+    norm, eps, _ = THREATS[threat]
+    return _command(name, ["--norm", norm, "--eps", eps], attacks, n, batch, threads, steps)
+
+
+def _command(
+    name: str, where: list[str], attacks: tuple[str, ...], n: int, batch: int, threads: int, steps: int | None
+) -> list[str]:
+    row = (ROWS | OPEN)[name]
+    words = ["evaluate", "--model", row.model, "--data", DATA, "--n", str(n), *row.options]
+    words += [*where, "--attacks", ",".join(attacks), "--steps", str(steps or row.steps)]
     return [*words, "--noise", "known", "--batch", str(batch), "--threads", str(threads)]
 
 
-def _run(name: str, threat: str, args: argparse.Namespace) -> None:
-    """One cell: rdc evaluate in a folder of its own, its report kept."""
-    row, norm = (ROWS | OPEN)[name], THREATS[threat][0]
-    attacks = _WARP if norm == "flow" else row.attacks
-    if args.whole and norm != "flow":
-        row = dataclasses.replace(row, attacks=("autoattack",), steps=100)
-        attacks = row.attacks
-    out = args.work / f"{name.lower()}-{threat}"
-    command = evaluation_command(name, threat, attacks, args.n, args.batch, args.threads, row.steps)
-    command += ["--sanity", str(row.sanity if threat == "linf-8" else 0), "--quiet", "--out", str(out)]
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """How one cell is attacked; a list for balls is no list for flows, where --threats takes StAdv by itself."""
+
+    attacks: tuple[str, ...]
+    steps: int
+    sanity: int
+
+    @classmethod
+    def of(cls, name: str, threat: str, whole: bool) -> Cell:
+        """The cell of a row; ``whole``: AutoAttack as it is in balls."""
+        row, sanity = (ROWS | OPEN)[name], (ROWS | OPEN)[name].sanity if threat == "linf-8" else 0
+        if THREATS[threat][0] == "flow":
+            return cls(_WARP, row.steps, sanity)
+        return cls(("autoattack",), 100, sanity) if whole else cls(row.attacks, row.steps, sanity)
+
+
+def runs_of(name: str, threats: list[str], whole: bool = False, single: bool = False) -> list[list[str]]:
+    """The cells of a row that one `rdc evaluate` gives as one of its own each would: no norm twice, the same steps and sanity checks."""
+    found: list[list[str]] = []
+    for threat in threats:
+        cell, norm = Cell.of(name, threat, whole), THREATS[threat][0]
+        for run in [] if single else found:
+            first = Cell.of(name, run[0], whole)
+            if norm not in {THREATS[other][0] for other in run} and (first.steps, first.sanity) == (
+                cell.steps,
+                cell.sanity,
+            ):
+                run.append(threat)
+                break
+        else:
+            found.append([threat])
+    return found
+
+
+def _run(name: str, threats: list[str], args: argparse.Namespace) -> None:
+    """These cells of a row: one rdc evaluate in a folder of its own, the report of each kept."""
+    cells = [Cell.of(name, threat, args.whole) for threat in threats]
+    out = args.work / "-".join([name.lower(), *threats])
+    if len(threats) == 1:
+        where, attacks, folders = ["--norm", *_threat(threats[0], ("--eps",))], cells[0].attacks, [out]
+    else:
+        balls = [cell.attacks for threat, cell in zip(threats, cells, strict=True) if THREATS[threat][0] != "flow"]
+        where, attacks = ["--threats", ",".join(":".join(_threat(threat)) for threat in threats)], balls[0]
+        folders = [out / Threat(*_threat(threat)).folder for threat in threats]
+    command = _command(name, where, attacks, args.n, args.batch, args.threads, cells[0].steps)
+    command += ["--sanity", str(cells[0].sanity), "--quiet", "--out", str(out)]
     if status := rdc_main(command):
         raise SystemExit(status)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(out / "report.json", _kept(name, threat))
+    for threat, folder in zip(threats, folders, strict=True):
+        shutil.copyfile(folder / "report.json", _kept(name, threat))
+
+
+def _threat(threat: str, between: tuple[str, ...] = ()) -> list[str]:
+    """Norm and radius of a threat, with words between them."""
+    norm, eps, _ = THREATS[threat]
+    return [norm, *between, eps]
+
+
+def _line(row: str, threat: str) -> str:
+    kept = _kept(row, threat)
+    return f"{row:10s} {threat:8s} {_cell(kept) if kept.exists() else 'missing'}"
 
 
 def _cell(path: Path) -> str:

@@ -146,7 +146,7 @@ def _component(component: Component, options: AutoAttackOptions) -> Attack[..., 
     """A component's attack with its own options set, as far as it has them."""
     kind = ATTACKS[component.name].attack
     given = {
-        **{name: getattr(options, name) for name in ("steps", "redraw", "verify", "logit_scale")},
+        **{name: getattr(options, name) for name in ("steps", "redraw", "verify", "logit_scale", "gradient_model")},
         **{name: getattr(component, name) for name in ("restarts", "eot", "targets", "queries")},
     }
     takes = {field.name for field in dataclasses.fields(kind.options)}

@@ -23,6 +23,7 @@ trained classifier. ``margin`` and ``dlr`` need no scale.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from torch import Tensor
 
 from rdc.attacks.threat_model import check_labels
 from rdc.errors import ConfigError, InputError
+from rdc.execution.precision import in_own_type
 
 __all__ = ["LOSSES", "Evaluation", "Objective", "auto_logit_scale", "dlr", "log_odds", "margin"]
 
@@ -164,10 +166,11 @@ class Objective:
         eot: model calls averaged for each evaluation, >= 1.
         redraw: called before each model call; makes a random model draw fresh noise.
         logit_scale: ``"auto"`` or s > 0, for ``ce``.
+        gradient_model: see ``rdc.attacks.options.AttackOptions``; None: the model itself.
 
     Raises:
         ConfigError: unknown loss or logit_scale.
-        InputError: eot < 1.
+        InputError: eot < 1, or ``gradient_model`` is no function.
     """
 
     runs = 1  # how often each restart is run, ``run`` counts them: once for each class aimed at
@@ -181,6 +184,7 @@ class Objective:
         eot: int = 1,
         redraw: Callable[[], object] | None = None,
         logit_scale: float | str = "auto",
+        gradient_model: Model | None = None,
     ) -> None:
         if loss not in LOSSES:
             raise ConfigError(f"unknown loss {loss!r}; expected one of {', '.join(LOSSES)}")
@@ -192,6 +196,11 @@ class Objective:
         if logit_scale != "auto" and not (math.isfinite(number) and number > 0):
             raise ConfigError(f"logit_scale must be 'auto' or a finite number > 0, got {logit_scale!r}")
         self.model, self.loss, self.eot, self.redraw, self.logit_scale = model, loss, eot, redraw, logit_scale
+        if gradient_model is not None and not callable(gradient_model):
+            raise InputError(
+                f"gradient_model: expected a function pixels -> logits, got {type(gradient_model).__name__}"
+            )
+        self.gradient_model = None if gradient_model is None else in_own_type(gradient_model)
         self.is_random = redraw is not None or eot > 1
         self.forward_evaluations = 0
         self.gradient_evaluations = 0
@@ -265,7 +274,23 @@ class Objective:
             unusable = ~finite.flatten(1).all(dim=1) | (slope == 0).flatten(1).all(dim=1)
             slope = torch.where(finite, slope, 0.0)
         first = _correctness(logits[0], y)[0] if self.eot > 1 else None
-        return Evaluation(loss, correct, slope, unusable, non_finite, first)
+        found = Evaluation(loss, correct, slope, unusable, non_finite, first)
+        return self._confirmed(found, x, y) if gradient and self.gradient_model is not None else found
+
+    def _confirmed(self, found: Evaluation, x: Tensor, y: Tensor) -> Evaluation:
+        """What the gradient's model says with what it misclassifies asked of the model itself."""
+        rows = (~(found.correct & found.right_once)).nonzero()[:, 0]
+        if not rows.numel():
+            return found
+        logits = self._asked_again(x, rows)
+        correct, non_finite, first = found.correct.clone(), found.non_finite.clone(), found.right_once.clone()
+        correct[rows], non_finite[rows] = _correctness(logits.mean(dim=0), y[rows])
+        first[rows] = _correctness(logits[0], y[rows])[0]
+        return dataclasses.replace(found, correct=correct, non_finite=non_finite, first_draw=first)
+
+    def _asked_again(self, x: Tensor, rows: Tensor) -> Tensor:
+        """What the model says of rows [m] of the points that were just evaluated: [eot, m, K] float64."""
+        return torch.stack([self._draw(x[rows], grad=False).double() for _ in range(self.eot)])
 
     def _fix(self, logits: Tensor, y: Tensor) -> Tensor:
         """What later calls need of the clean logits [N, K], one row for each image: the scale."""
@@ -297,7 +322,7 @@ class Objective:
         if self.redraw is not None:
             self.redraw()
         with torch.set_grad_enabled(grad):
-            logits = self._called(x.clone())  # a copy: what a model changes in place stays its own
+            logits = self._called(x.clone(), grad)  # a copy: what a model changes in place stays its own
         if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != x.shape[0] or logits.shape[1] < 2:
             got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise InputError(f"expected logits [{x.shape[0]}, K] with K >= 2 from the model, got {got}")
@@ -309,9 +334,9 @@ class Objective:
             self.forward_evaluations += x.shape[0]
         return logits
 
-    def _called(self, x: Tensor) -> Any:
+    def _called(self, x: Tensor, grad: bool) -> Any:
         try:
-            return self.model(x)
+            return self.model(x) if not grad or self.gradient_model is None else self.gradient_model(x)
         except RuntimeError as error:
             if "nference tensor" not in str(error):
                 raise

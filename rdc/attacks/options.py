@@ -57,6 +57,8 @@ class AttackOptions:
         eot: model calls averaged for each evaluation; above 1, or with ``redraw``, the model counts as random.
         redraw: called before each model call, makes a random model draw fresh noise.
         verify: evaluate x_adv once more at the end (not for random models).
+        gradient_model: pixels -> logits, what gradients are taken of in place of the model, say the same network in bfloat16. It decides
+            nothing: what it misclassifies is asked of the model again, and every call without a gradient is the model's.
         progress: called after each step with attack, step, steps, restart, restarts, active, robust, total.
 
     Raises:
@@ -69,6 +71,7 @@ class AttackOptions:
     eot: int = integer(1, most=100_000)
     redraw: Callable[[], object] | None = None
     verify: bool = True
+    gradient_model: Callable[[Tensor], Tensor] | None = None
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -83,7 +86,7 @@ class AttackOptions:
     @property
     def scoring(self) -> dict[str, Any]:
         """What an Objective (``rdc.attacks.losses``) is told beside model and loss."""
-        return {"eot": self.eot, "redraw": self.redraw}
+        return {"eot": self.eot, "redraw": self.redraw, "gradient_model": self.gradient_model}
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)

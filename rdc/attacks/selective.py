@@ -181,7 +181,9 @@ class _Selection(PerImageObjective):
         pool, set_draw = options.pool, options.set_draw
         self.now = pool[0]
         place = options.redraw if set_draw is None else (lambda: set_draw(self.now))
-        super().__init__(model, options.loss, redraw=place, logit_scale=options.logit_scale)
+        super().__init__(
+            model, options.loss, redraw=place, logit_scale=options.logit_scale, gradient_model=options.gradient_model
+        )
         self.pool, self.fixed, self.selected = pool, set_draw is not None, min(options.eot, len(pool))
         self.objective, self.temperature = options.objective, float(options.temperature)
         self.count = len(pool) if self.fixed else self.selected

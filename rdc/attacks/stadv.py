@@ -36,6 +36,7 @@ from rdc.attacks.per_image import AscentRule, JumpRule, LocatedEvaluation, PerIm
 from rdc.attacks.pgd import Rule, run_attack
 from rdc.attacks.threat_model import AttackResult, ThreatModel, check_images
 from rdc.errors import ConfigError, InputError, RdcError
+from rdc.execution.precision import in_own_type
 
 __all__ = ["FlowThreat", "StAdvOptions", "StAdvResult", "check_flow", "flow_penalty", "stadv", "warp"]
 
@@ -248,7 +249,13 @@ class _FlowObjective(PerImageObjective):
 
     def __init__(self, model: Model, x: Tensor, bound: float, options: StAdvOptions) -> None:
         self.images, self.warped, self.bound, self.tau = x, x, bound, float(options.tau)
-        super().__init__(lambda u: model(warp(self.warped, _flow(u, bound))), options.loss, **options.scoring)
+
+        def warped_first(classify: Model) -> Model:
+            return lambda u: classify(warp(self.warped, _flow(u, bound)))
+
+        other = options.gradient_model
+        scoring = {**options.scoring, "gradient_model": None if other is None else warped_first(in_own_type(other))}
+        super().__init__(warped_first(model), options.loss, **scoring)
 
     def evaluate(self, x: Tensor, y: Tensor, scale: Tensor, *, gradient: bool) -> LocatedEvaluation:
         self.warped = self.images[scale[:, 1].long()]
@@ -265,6 +272,10 @@ class _FlowObjective(PerImageObjective):
         if slope is None:
             return found
         return dataclasses.replace(found, gradient=found.slope - weight.view(-1, 1, 1, 1) * slope)
+
+    def _asked_again(self, x: Tensor, rows: Tensor) -> Tensor:
+        self.warped = self.warped[rows]  # the next evaluation chooses its own
+        return super()._asked_again(x, rows)
 
 
 def _flow(u: Tensor, bound: float) -> Tensor:

@@ -104,7 +104,7 @@ class TargetedObjective(Objective):
     ``start`` hands out [N, 1 + runs] float64: the scale, then the classes (exact in float64) in that order.
 
     Args:
-        model, eot, redraw, logit_scale: as for Objective.
+        model, eot, redraw, logit_scale, gradient_model: as for Objective.
         loss: ``"ce"``, ``"dlr"`` (with three classes it becomes ``"dlr3"``, with two ``"margin"``) or ``"margin"``.
         targets: most classes to aim at, >= 1; ``runs`` becomes min(targets, K - 1).
         order: one of :data:`ORDERS`; "distance" costs a gradient for each candidate class, K - 1 of them, at most 100.
@@ -125,8 +125,9 @@ class TargetedObjective(Objective):
         eot: int = 1,
         redraw: Callable[[], object] | None = None,
         logit_scale: float | str = "auto",
+        gradient_model: Model | None = None,
     ) -> None:
-        super().__init__(model, loss, eot=eot, redraw=redraw, logit_scale=logit_scale)
+        super().__init__(model, loss, eot=eot, redraw=redraw, logit_scale=logit_scale, gradient_model=gradient_model)
         if isinstance(targets, bool) or not isinstance(targets, int) or targets < 1:
             raise InputError(f"targets must be an integer >= 1, got {targets!r}")
         if order not in ORDERS:

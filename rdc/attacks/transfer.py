@@ -36,6 +36,7 @@ class TransferOptions(AscentOptions):
         loss: maximised on the surrogate.
         eot, redraw: of the real model; with either it counts as random.
         verify: evaluate x_adv once more on the real model.
+        gradient_model: not used: gradients are the surrogate's.
         surrogate: pixels [n, C, H, W] -> logits [n, K], differentiable.
         check_every: the real model sees iterates 0, check_every, 2 check_every, .., the last iterate of APGD and the
             surrogate's best point.
@@ -73,7 +74,10 @@ def transfer(model: Model, x: Tensor, y: Tensor, threat: ThreatModel, options: T
 
     Source: Papernot et al. 2016 (arXiv 1605.07277); Athalye et al. 2018 (arXiv 1802.00420) for surrogates of parts.
     """
-    steps, calls = options.steps, {"eot": options.surrogate_eot, "redraw": options.surrogate_redraw}
+    steps, calls = (
+        options.steps,
+        {"eot": options.surrogate_eot, "redraw": options.surrogate_redraw, "gradient_model": None},
+    )
     gradients = Objective(options.surrogate, options.loss, **{**options.scoring, **calls})
     objective = _TransferObjective(model, gradients, options)
 

@@ -39,7 +39,8 @@ class CertificationFolder(ResumableFolder):
         path: the folder; made if missing.
         run: this start; its identity must be equal for a run to be continued.
         overwrite: throw away what is in it.
-        shard: (number of this process, number of processes); number 0 opens the folder first and merges at the end.
+        shard: (number of this process, number of processes): whose file of results this is.
+        alone: hold the folder; of several processes the first does, which opens it before the others and merges at the end.
 
     Raises:
         ConfigError: it holds another command's results, something else, or is in use.
@@ -51,14 +52,20 @@ class CertificationFolder(ResumableFolder):
     DIFFERING, GO_ON = "These settings differ", "continue that run"
 
     def __init__(
-        self, path: str | os.PathLike[str], run: RunRecord, *, overwrite: bool = False, shard: tuple[int, int] = (0, 1)
+        self,
+        path: str | os.PathLike[str],
+        run: RunRecord,
+        *,
+        overwrite: bool = False,
+        shard: tuple[int, int] = (0, 1),
+        alone: bool = True,
     ) -> None:
         super().__init__(path)
         self._shard = shard
         self._start = RunRecord.from_json(as_written(run.to_json()), "run")
         self.run = self._start
         self.images: dict[int, CertifiedImage] = {}  #: finished ones, by position in the data set
-        self._claim(self._start.identity.to_json(), overwrite, alone=shard[0] == 0)
+        self._claim(self._start.identity.to_json(), overwrite, alone=alone)
 
     def __enter__(self) -> CertificationFolder:
         return self
@@ -73,6 +80,12 @@ class CertificationFolder(ResumableFolder):
             file.flush()
             os.fsync(file.fileno())
         self.images[image.image] = image
+
+    def gather(self) -> None:
+        """Merge what all processes have finished, in the place of one that held the folder and is dead, if need be."""
+        if self._lock is None:
+            self._hold(f"another {self.COMMAND} is writing to this folder. Wait for it, or name another --out")
+        self.merge()
 
     def merge(self) -> None:
         """Read what all processes have finished; leave one file, in order (only the process that holds the folder)."""

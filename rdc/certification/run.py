@@ -23,6 +23,7 @@ from rdc.contracts import Defence
 from rdc.data import Dataset
 from rdc.defences import as_defence
 from rdc.errors import ConfigError
+from rdc.execution.processes import by_the_first, is_first_process, peers
 from rdc.provenance.run import commit, versions, weights_digest
 from rdc.storage.files import atomic_write
 from rdc.storage.json_files import write_json
@@ -64,11 +65,12 @@ def certify(
         classifier: a defence, or any callable pixels [N, C, H, W] in [0, 1] -> logits [N, K].
         dataset: images settings.start .. settings.start + settings.n_images - 1 of it are used.
         settings: what to do.
-        out: folder of the run; made if missing. Under ``torchrun`` processes share the images out.
+        out: folder of the run; made if missing. Under ``torchrun`` each process takes the next image that is free, those of a dead one
+            included.
         command: the command line, for the report.
         overwrite: start afresh in a folder that holds results.
         progress: draw a bar on stderr.
-        on_image: called after each image with (finished, all) of this process.
+        on_image: called after each image with (finished, all) of all processes.
 
     Returns:
         Certification; report.json, report.md and certified.png are in the folder.
@@ -99,14 +101,14 @@ def certify(
     votes = NoisyVotes(
         base, settings.sigma, seed=word(settings.seed), fresh=settings.noise == "fresh", batch=settings.batch
     )
-    number, count = shard = _processes()
-    with _opened(out, start, overwrite and number == 0, shard) as folder:
-        _run(votes, images, settings, folder, progress and number == 0, on_image, shard)
-        _finish(folder, shard)
+    with _opened(out, start, overwrite) as folder:
+        _run(votes, images, settings, folder, progress and is_first_process(), on_image)
+        by_the_first(folder.gather)
+        if not is_first_process():
+            folder.reread()
         found = tuple(folder.images[position] for position in sorted(folder.images))
         report = summarize(folder.run, found, settings.largest_radius)
-        if number == 0:
-            _write(folder.path, report, found)
+        by_the_first(lambda: _write(folder.path, report, found))
     return Certification(report, found, Path(out))
 
 
@@ -117,30 +119,30 @@ def _run(
     folder: CertificationFolder,
     progress: bool,
     on_image: Callable[[int, int], None] | None,
-    shard: tuple[int, int],
 ) -> None:
-    number, count = shard
+    """Every image that is to be done; of several processes each takes the next that is free."""
     assert images.indices is not None
-    mine = [(row, int(images.indices[row])) for row in range(len(images)) if row % count == number]
-    left = [(row, position) for row, position in mine if position not in folder.images]
-    done = len(mine) - len(left)
-    say_begin(folder.path, len(folder.images), len(images), "images", enabled=progress)
+    positions, sharing = [int(position) for position in images.indices], peers()
+    left = [row for row, position in enumerate(positions) if position not in folder.images]
+    before = done = len(positions) - len(left)
+    say_begin(folder.path, done, len(positions), "images", enabled=progress)
     with bar(
-        total=len(mine),
+        total=len(positions),
         initial=done,
         desc="certify",
         unit="image",
         enabled=progress and bool(left),
         smoothing=0.1,
     ) as line:
-        for row, position in left:
-            folder.append(_certified(votes, images, row, position, settings))
-            done += 1
-            line.update()
+        for row in left if sharing is None else sharing.shared_out(left):
+            folder.append(_certified(votes, images, row, positions[row], settings))
+            finished = done + 1 if sharing is None else min(before + sharing.add(str(folder.path), 1), len(positions))
+            line.update(finished - done)
+            done = finished
             right = sum(image.right for image in folder.images.values())
             line.set_postfix_str(f"{100 * right / len(folder.images):.1f} % right", refresh=False)
             if on_image is not None:
-                on_image(done, len(mine))
+                on_image(done, len(positions))
 
 
 def _certified(
@@ -193,40 +195,9 @@ def _write(path: Path, report: JsonObject, images: tuple[CertifiedImage, ...]) -
         picture.write(certified_plot([(report["settings"]["method"], images)]))
 
 
-# --- processes ----------------------------------------------------------------------------------------------------
-def _processes() -> tuple[int, int]:
-    """(number of this process, number of processes) under torchrun, else (0, 1)."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
-
-
-def _opened(
-    out: str | os.PathLike[str], start: RunRecord, overwrite: bool, shard: tuple[int, int]
-) -> CertificationFolder:
-    """The folder; process 0 opens it first, and the others only if it could."""
-    number, count = shard
-    if count == 1:
-        return CertificationFolder(out, start, overwrite=overwrite)
-    problem: list[Any] = [None]
-    folder = None
-    if number == 0:
-        try:
-            folder = CertificationFolder(out, start, overwrite=overwrite, shard=shard)
-        except Exception as error:
-            problem = [error]
-    torch.distributed.broadcast_object_list(problem, src=0)
-    if problem[0] is not None:
-        raise problem[0]
-    return folder or CertificationFolder(out, start, shard=shard)
-
-
-def _finish(folder: CertificationFolder, shard: tuple[int, int]) -> None:
-    """Wait for all processes, then merge what they found."""
-    if shard[1] > 1:
-        torch.distributed.barrier()
-    if shard[0] == 0:
-        folder.merge()
-    if shard[1] > 1:
-        torch.distributed.barrier()
-        folder.reread()
+def _opened(out: str | os.PathLike[str], start: RunRecord, overwrite: bool) -> CertificationFolder:
+    """The folder; the first process opens it before the others, and they only if it could."""
+    sharing = peers()
+    shard = (0, 1) if sharing is None else (sharing.rank, sharing.count)
+    first = by_the_first(lambda: CertificationFolder(out, start, overwrite=overwrite, shard=shard))
+    return first or CertificationFolder(out, start, shard=shard, alone=False)

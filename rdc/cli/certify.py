@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     """Certify; returns the exit status."""
     from rdc.certification import certify
     from rdc.certification.report import markdown
-    from rdc.execution.processes import leave_processes
+    from rdc.execution.processes import is_first_process, leave_processes
 
     count_all(args, "n_images")
     settings = _settings(args)
@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
         again = command_line(args.argv, without=["--overwrite"])
         kept = f"{done[0]} of {settings.n_images} images are finished and kept in {one_line(out, 400)}"
         raise KeyboardInterrupt(f"{kept}; to continue, run the same command again:", f"  {again}") from None
-    if first:
+    if is_first_process():
         print(json.dumps(found.report, indent=2) if args.format == "json" else markdown(found.report), end="")
         if not args.quiet:
             stream = sys.stderr if args.format == "json" else sys.stdout

@@ -50,6 +50,7 @@ EXAMPLES = """examples:
   rdc evaluate --norm l0 --eps 10 --attacks sparse-pgd,sparse-rs:queries=1000 --n 32 --out runs/ten-pixels
   rdc evaluate --threats linf:8/255,l2:0.5,l0:10,flow:0.05 --attacks autoattack,stadv --steps 100 --out runs/threats
   rdc evaluate --n 64 --save-adversarial adv.npz --out runs/kept      # rdc verify adv.npz checks them
+  rdc evaluate --attack-precision bfloat16 --attacks autoattack --out runs/faster    # decisions stay in float32
   rdc evaluate --eps 2/255,4/255,8/255,16/255 --out runs/curve
   rdc evaluate --noise all --eot 20 --n 64 --out runs/stochastic
   rdc evaluate --model mynet.py:make --data cifar10 --attacks autoattack --out runs/mine   # runs the code in mynet.py
@@ -101,6 +102,12 @@ def _add_attack_options(threat: Any) -> None:
     add("steps", "of each restart ", type=int)
     add("restarts", "", type=int)
     add("gradient", "exact, or bpda: likelihood maximisation counts as the identity ", metavar="MODE")
+    threat.add_argument(
+        "--attack-precision",
+        choices=("float32", "bfloat16"),
+        help="what the network of a diffusion model computes the attacks' gradients in; what they misclassify is decided again, and all "
+        "decisions are made, in --precision (default: --precision)",
+    )
     threat.add_argument(
         "--noise",
         metavar="POLICY",

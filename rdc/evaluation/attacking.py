@@ -12,11 +12,13 @@ from torch import Tensor
 from rdc.attacks import AttackResult, ConfiguredAttack
 from rdc.attacks.registry import AttackSpec
 from rdc.contracts import Defence, GradientMode, NoisePolicy
+from rdc.errors import ConfigError
 from rdc.evaluation.settings import EvaluationSettings
 from rdc.norm_balls import BUDGETS
 
-__all__ = ["Bench", "run_attack"]
+__all__ = ["Bench", "in_precision", "run_attack"]
 
+_OTHER_DRAWS = 2**32  # the first that gradients of another precision take under fresh noise
 _SURROGATE_EOT = 5  # draws averaged for a gradient of a surrogate with fresh noise: each costs as much as the defence
 
 
@@ -33,27 +35,36 @@ class Bench:
     def __init__(self, classifier: Defence, settings: EvaluationSettings, index: int, policy: str) -> None:
         self.classifier, self.policy = classifier, policy
         self._gradient = settings.gradient or GradientMode.EXACT
+        self.precision = settings.attack_precision
         self._changes: dict[str, Any] = {"noise": NoisePolicy(policy)}
         if policy == "fresh":
             word = hashlib.sha256(f"rdc evaluation {settings.seed} {index}".encode()).digest()[:8]
             self._changes["noise_seed"] = int.from_bytes(word, "little")
-        self._models: dict[str, Defence] = {}
+        self._models: dict[tuple[str, bool], Defence] = {}
         self._helpers: list[Defence] = []
 
     def gradient_of(self, spec: AttackSpec) -> str | None:
         """The gradient mode of an attack; None if it uses no gradients."""
         return spec.get("gradient", self._gradient) if spec.kind.white_box else None
 
-    def model(self, gradient: str | None = None) -> Defence:
-        """The copy with this gradient mode (None: that of the settings)."""
-        gradient = gradient or self._gradient
-        if gradient not in self._models:
-            self._models[gradient] = self.classifier.with_(**self._changes, gradient=gradient)
-        return self._models[gradient]
+    def model(self, gradient: str | None = None, rounded: bool = False) -> Defence:
+        """The copy with this gradient mode (None: that of the settings); ``rounded``: in the precision of the attacks' gradients."""
+        key = (gradient or self._gradient, rounded and self.precision is not None)
+        if key not in self._models:
+            made = self.classifier.with_(**self._changes, gradient=key[0])
+            self._models[key] = self._rounded(made) if key[1] else made
+        return self._models[key]
+
+    def _rounded(self, made: Defence) -> Defence:
+        """In the precision of the attacks' gradients; under fresh noise with draws that the decisions do not meet."""
+        found = in_precision(made, str(self.precision))
+        if self.policy == "fresh":
+            found.set_draw(_OTHER_DRAWS)
+        return found
 
     def surrogate(self, name: str, gradient: str | None) -> Defence:
-        """A stand-in for the defence, its evaluations counted here."""
-        found = self.model(gradient).surrogates()[name]
+        """A stand-in for the defence that gives gradients, its evaluations counted here."""
+        found = self.model(gradient, rounded=True).surrogates()[name]
         self._helpers.append(found)
         return found
 
@@ -61,6 +72,21 @@ class Bench:
     def evaluations(self) -> int:
         """Network evaluations of all copies."""
         return sum(model.network_evaluations for model in (*self._models.values(), *self._helpers))
+
+
+def in_precision(defence: Defence, precision: str) -> Defence:
+    """A copy whose network computes in "float32" or "bfloat16"; its draws begin anew.
+
+    Raises:
+        ConfigError: it has no such setting.
+    """
+    try:
+        return defence.with_(precision=precision)
+    except ConfigError as error:
+        raise ConfigError(
+            "attack_precision: expected a diffusion classifier, whose network computes in float32 or bfloat16; this model "
+            f"({defence.head}) has no such setting. Leave it out"
+        ) from error
 
 
 def run_attack(
@@ -95,6 +121,8 @@ def run_attack(
         arguments.setdefault("eot", settings.eot if fresh else 1)
     if fresh:
         arguments["redraw"] = model.redraw
+    if kind.white_box and bench.precision is not None and kind.needs not in ("surrogates",):
+        arguments["gradient_model"] = bench.model(gradient, rounded=True)
     arguments |= _needs(bench, spec, model, gradient, arguments, fresh)
     common = {"seed": settings.seed, "image_ids": ids, "progress": _named(progress, spec.text)}
     if kind.needs == "endpoints" and endpoints:
@@ -120,14 +148,15 @@ def _needs(
     if needs == "penalty":
         name = arguments.pop("surrogate", None)
         aid = {} if name is None else {"surrogate": bench.surrogate(name, gradient)}
-        return {"penalty": model.penalty, **aid}
+        return {"penalty": bench.model(gradient, rounded=True).penalty, **aid}
     if needs == "path":
-        return {"path": model.purification_path}
+        return {"path": bench.model(gradient, rounded=True).purification_path}
     if needs == "draws":
-        chosen: dict[str, Any] = {"set_draw": model.set_draw}
+        other = bench.model(gradient, rounded=True)
+        chosen: dict[str, Any] = {"set_draw": model.set_draw if other is model else _both(model, other)}
         if not dict(spec.options).get("eot"):
             chosen["eot"] = max(1, arguments["eot"] // 4)  # draws that get a gradient in a step, of all it looks at
-        return chosen | ({"path": model.purification_path} if spec.get("gradients", None) == "grafted" else {})
+        return chosen | ({"path": other.purification_path} if spec.get("gradients", None) == "grafted" else {})
     if needs == "surrogates":
         name = arguments.pop("surrogate", "plain")
         surrogate = bench.surrogate(name, gradient)
@@ -136,6 +165,16 @@ def _needs(
             found |= {"surrogate_redraw": surrogate.redraw, "surrogate_eot": _SURROGATE_EOT}
         return found
     return {}
+
+
+def _both(one: Defence, other: Defence) -> Callable[[int], None]:
+    """set_draw of a defence and of its copy."""
+
+    def place(draw: int) -> None:
+        one.set_draw(draw)
+        other.set_draw(draw)
+
+    return place
 
 
 def _named(progress: Callable[[dict[str, Any]], None] | None, text: str) -> Callable[[dict[str, Any]], None] | None:

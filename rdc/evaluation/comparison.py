@@ -27,7 +27,19 @@ from rdc.storage.structure import flag, integer, mapping, number, optional, reco
 __all__ = ["Difference", "FinishedRun", "compare_runs", "read_run"]
 
 #: settings that decide whether two robust accuracies mean the same; a difference is said beside the figures
-_THREAT = ("norm", "eps", "attacks", "steps", "restarts", "gradient", "noise", "eot", "resubmissions", "seed")
+_THREAT = (
+    "norm",
+    "eps",
+    "attacks",
+    "steps",
+    "restarts",
+    "gradient",
+    "attack_precision",
+    "noise",
+    "eot",
+    "resubmissions",
+    "seed",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

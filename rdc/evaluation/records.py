@@ -283,6 +283,7 @@ class SettingsRecord(JsonRecord):
     precision: str | None | Absent = entry(absent=True)
     preset: str | Absent = entry(text(), absent=True)
     lm_model: str | None | Absent = entry(absent=True)
+    attack_precision: str | Absent = entry(text(), absent=True)
 
     @property
     def score_kinds(self) -> set[str]:

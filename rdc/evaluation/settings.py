@@ -27,7 +27,8 @@ _POLICIES = {"known": ("known",), "fresh": ("fresh",), "all": ("known", "fresh")
 _MOST: dict[str, int] = {"batch": 1_000_000, "resubmissions": 100_000, "sanity": 1_000_000} | {
     field.name: field.metadata["most"] for field in dataclasses.fields(SteppedOptions) if field.metadata.get("most")
 }
-_ATTACK_FIELDS = ("norm", "eps", "steps", "restarts", "gradient", "eot", "sanity")
+_ATTACK_FIELDS = ("norm", "eps", "steps", "restarts", "gradient", "eot", "sanity", "attack_precision")
+_UNSAID = ("preset", "lm_model", "attack_precision")  # where they are None, as in folders of earlier versions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,8 @@ class EvaluationSettings:
             model's own network.
         precision: what a diffusion model's network computes in, "float32", "bfloat16" or "auto" (the report names what it
             chose, and why); None: the model's own.
+        attack_precision: what the network computes the attacks' gradients in, "float32" or "bfloat16"; decisions, black-box attacks and
+            sanity checks stay in ``precision``. None: everything does.
         preset: version of the paper that the run is to follow (``rdc.arguments.paper_presets``); it sets nothing here, and the report
             names what differs from it.
 
@@ -90,6 +93,7 @@ class EvaluationSettings:
     precision: str | None = None
     preset: str | None = None
     lm_model: str | None = None
+    attack_precision: str | None = None
 
     def __post_init__(self) -> None:
         _choice("split", self.split, ("test", "train"))
@@ -103,6 +107,8 @@ class EvaluationSettings:
         if self.preset is not None:
             paper_preset(self.preset)
         object.__setattr__(self, "attacks", expand_attacks(_names(self.attacks), self.norm))
+        if self.attack_precision is not None:
+            _choice("attack_precision", self.attack_precision, ("float32", "bfloat16"))
         if not self.attacks:
             if self.noise == "known":
                 object.__setattr__(self, "resubmissions", 1)
@@ -204,11 +210,9 @@ class EvaluationSettings:
         return dataclasses.replace(self, attacks=tuple(kept))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; without a preset, or a second network, no word of it."""
+        """Plain JSON values; without a preset, a second network, or a precision of the attacks, no word of it."""
         values = {**dataclasses.asdict(self), "attacks": list(self.attacks)}
-        return {
-            name: value for name, value in values.items() if value is not None or name not in ("preset", "lm_model")
-        }
+        return {name: value for name, value in values.items() if value is not None or name not in _UNSAID}
 
 
 def _choice(what: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -280,7 +280,12 @@ def _settings(evaluation: Evaluation, said: Wording) -> str:
     }
     if settings.attacks:
         values["steps × restarts"] = f"{settings.steps} × {settings.restarts}"
-        values |= {"gradient": settings.gradient, **({} if said.silent else {"noise in the attack": said.noise})}
+        rounded = {"precision of gradients": settings.attack_precision} if settings.attack_precision else {}
+        values |= {
+            "gradient": settings.gradient,
+            **rounded,
+            **({} if said.silent else {"noise in the attack": said.noise}),
+        }
     if said.preset:
         values["preset"] = said.preset
     values |= {"seed": settings.seed, "batch": settings.batch, "commit": report.commit or "unknown"}

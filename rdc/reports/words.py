@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rdc.evaluation import Evaluation
 from rdc.evaluation.records import SettingsRecord
 from rdc.evaluation.report import PresetReport, Rate, Report, RobustRate
-from rdc.storage.json_records import Absent, JsonObject, given
+from rdc.storage.json_records import ABSENT, Absent, JsonObject, given
 
 __all__ = ["NORM_WORDS", "Wording", "interval", "network_words", "percent", "rate", "seconds_words", "wording"]
 
@@ -67,7 +67,8 @@ def wording(evaluation: Evaluation) -> Wording:
         plain=plain,
         silent=silent,
         defence=(head,) if plain else (head, levels, f"likelihood maximisation: {lm}"),
-        threat=f"{budget}, {settings.gradient} gradient" + ("" if silent else f", {noise}"),
+        threat=f"{budget}, {settings.gradient} gradient{_rounded(settings, classifier)}"
+        + ("" if silent else f", {noise}"),
         restarts=f"{settings.restarts} restart{'s' if (settings.restarts or 1) > 1 else ''}",
         time=seconds_words(report.seconds),
         times=tuple(seconds_words(attack.seconds) for attack in report.attacks),
@@ -103,6 +104,13 @@ def interval(ends: Sequence[float] | None) -> str:
 def rate(value: Rate | RobustRate) -> str:
     """A figure with its interval: "71.5 % [65.0, 76.0]"."""
     return "not attacked" if value.accuracy is None else f"{percent(value.accuracy)} {interval(value.ci95)}"
+
+
+def _rounded(settings: SettingsRecord, classifier: JsonObject) -> str:
+    """ " in bfloat16, decisions in float32", where attacks compute in a precision of their own."""
+    if settings.attack_precision is ABSENT:
+        return ""
+    return f" in {settings.attack_precision}, decisions in {classifier.get('precision') or 'float32'}"
 
 
 def _noise_words(settings: SettingsRecord) -> str:

@@ -92,6 +92,7 @@ def test_numbers_are_read_and_what_is_none_is_left_to_the_attack():
     assert AscentOptions(seed=0, image_ids=[0], eot=3, logit_scale=2).scoring == {
         "eot": 3,
         "redraw": None,
+        "gradient_model": None,
         "logit_scale": 2.0,
     }
     assert "logit_scale" not in AttackOptions(seed=0, image_ids=[0]).scoring

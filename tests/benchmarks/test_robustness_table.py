@@ -1,12 +1,16 @@
 """The table in docs/robustness.md is that of the kept reports."""
 
 import copy
+import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.studies import robustness_table
-from rdc.storage.json_files import read_json
+from rdc import reports
+from rdc.storage.json_files import json_text, read_json
+from tests.evaluation_models import save_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,3 +72,80 @@ def test_how_much_too_low_the_mean_of_ten_draws_may_be():
     """One image, right in the nine draws that nobody knew and wrong in the known one: 0.9, and 1 without it."""
     report = {"scores": {"average": {"accuracy": 0.9}, "worst": {"accuracy": 0.0}}}
     assert robustness_table.too_low_at_most(report) == pytest.approx(1 - 0.9)
+
+
+def test_which_cells_are_run_together(monkeypatch):
+    """No norm twice, where a larger radius would begin with another cell's images; sanity checks and steps as of the cell alone."""
+    every = list(robustness_table.THREATS)
+    assert robustness_table.runs_of("DC", every) == [["linf-8"], ["linf-25", "l2-0.5", "stadv"], ["l2-1.5"]]
+    assert robustness_table.runs_of("SBGC", every) == [
+        ["linf-8", "l2-0.5", "stadv"],
+        ["linf-25", "l2-1.5"],
+    ]  # no sanity checks
+    assert robustness_table.runs_of("DC", every, whole=True) == [
+        ["linf-8"],
+        ["linf-25", "l2-0.5"],
+        ["l2-1.5"],
+        ["stadv"],
+    ]
+    assert robustness_table.runs_of("DC", every, single=True) == [[threat] for threat in every]
+    assert robustness_table.runs_of("DC", ["stadv"]) == [["stadv"]] and robustness_table.runs_of("DC", []) == []
+
+
+def test_cells_run_together_are_those_run_alone(tmp_path, monkeypatch):
+    model, data = save_tiny(tmp_path)
+    row = robustness_table.Row(model, ("apgd-ce", "square:queries=4"), 2)
+    monkeypatch.setattr(robustness_table, "ROWS", {"tiny": row})
+    monkeypatch.setattr(robustness_table, "DATA", data)
+    pages = {"report.html": "", "report.md": ""}  # drawn by other tests
+    monkeypatch.setattr(reports, "_contents", lambda run, _: {"report.json": json_text(run.report), **pages})
+    asked, made = [], {}
+
+    def listened(words, run=robustness_table.rdc_main):
+        asked.append(words)
+        return run(words)
+
+    monkeypatch.setattr(robustness_table, "rdc_main", listened)
+    for name, more in (("together", []), ("alone", ["--single"])):
+        monkeypatch.setattr(robustness_table, "RESULTS", tmp_path / name)
+        options = [
+            "--rows",
+            "tiny",
+            "--threats",
+            "l2-0.5,stadv",
+            "--n",
+            "6",
+            "--batch",
+            "4",
+            "--work",
+            str(tmp_path / f"work-{name}"),
+        ]
+        monkeypatch.setattr(sys, "argv", ["robustness_table", *options, *more])
+        robustness_table.main()
+        made[name] = [plain(read_json(robustness_table._kept("tiny", threat))) for threat in ("l2-0.5", "stadv")]
+        robustness_table.main()  # what is there is not run again
+    assert [("--threats" in words, "--norm" in words) for words in asked] == [
+        (True, False),
+        (False, True),
+        (False, True),
+    ]
+    assert made["together"] == made["alone"]
+    for work in ("work-together/tiny-l2-0.5-stadv/l2-0.5", "work-together/tiny-l2-0.5-stadv/flow-0.05"):
+        alone = {"l2-0.5": "l2-0.5", "flow-0.05": "stadv"}[work.rpartition("/")[2]]
+        lines = [(tmp_path / folder / "results.jsonl").read_text() for folder in (work, f"work-alone/tiny-{alone}")]
+        assert images_of(lines[0]) == images_of(lines[1]) and len(images_of(lines[0])) == 6
+
+
+def images_of(lines):
+    return [line for line in lines.splitlines() if not line.startswith('{"end_of_batch"')]
+
+
+def plain(report):
+    """Without times, and without the command, which says how the cells were run."""
+    kept = {
+        key: value
+        for key, value in json.loads(json.dumps(report)).items()
+        if key not in ("seconds", "command", "crc", "digest")
+    }
+    kept["attacks"] = [{**attack, "seconds": 0} for attack in kept["attacks"]]
+    return kept

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import HashStore
 
 import rdc.certification.run as certification_run
 from rdc.certification import CertificationSettings, certify
@@ -19,6 +20,8 @@ from rdc.certification.report import markdown, summarize
 from rdc.cli import main
 from rdc.data import load_dataset
 from rdc.errors import ConfigError, DataError
+from rdc.execution import processes
+from rdc.execution.peers import Peers
 from rdc.models.zoo import load
 from tests.evaluation_models import save_tiny
 
@@ -129,37 +132,97 @@ def test_a_share_of_another_process_is_merged(place):
     assert (out / "results.jsonl").read_bytes() == (expected / "results.jsonl").read_bytes()
 
 
-def test_two_shares_at_once(place, monkeypatch):
-    """Two threads in place of two processes: each writes its own images, the first merges them in order."""
-    expected, out = whole(place, "all-shares"), place[0] / "two-shares"
-    here, both, said = threading.local(), threading.Barrier(2), []
+class Shared:
+    """Two threads in place of two processes, each with its own peers on one store."""
 
-    def broadcast(problem, src):
-        if here.number == 0:
-            said.append(problem[0])
-        both.wait(60)
-        problem[0] = said[0]
+    def __init__(self, monkeypatch, silent=30.0):
+        self.here, store = threading.local(), HashStore()
+        self.peers = [Peers(store, rank, 2, silent) for rank in range(2)]
+        monkeypatch.setattr(processes, "peers", self.mine)
+        monkeypatch.setattr(certification_run, "peers", self.mine)
+        monkeypatch.setattr(certification_run, "is_first_process", lambda: self.mine().is_first)
 
-    monkeypatch.setattr(certification_run, "_processes", lambda: (here.number, 2))
-    monkeypatch.setattr(torch.distributed, "barrier", lambda: both.wait(60))
-    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    def mine(self):
+        return self.peers[self.here.rank]
+
+    def run(self, *works):
+        """One work for each thread; what each returned, or raised."""
+        found = {}
+
+        def work(rank):
+            self.here.rank = rank
+            try:
+                found[rank] = works[rank]()
+            except Exception as error:
+                found[rank] = error
+
+        threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        for one in self.peers:
+            one.close()
+        return found
+
+
+def small(place):
     _, model, data = place
-    settings = CertificationSettings(
-        model, data, n_images=6, n0=5, n=40, alpha=0.05, sigma=0.4, batch=7, noised_levels=2
-    )
-    found = {}
+    return CertificationSettings(model, data, n_images=6, n0=5, n=40, alpha=0.05, sigma=0.4, batch=7, noised_levels=2)
 
-    def work(number):
-        here.number = number
-        found[number] = certify(load(model), load_dataset(data), settings, out, progress=False)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found[0].images == found[1].images and len(found[0].images) == 6 and said == [None]
+def test_two_shares_at_once(place, monkeypatch):
+    """The slow one does one image while the other does all the rest: nothing is shared out beforehand."""
+    expected, out = whole(place, "all-shares"), place[0] / "two-shares"
+    shared, done, waiting = Shared(monkeypatch), [[], []], threading.Event()
+    certified = certification_run._certified
+
+    def watched(votes, images, row, position, settings):
+        rank = shared.here.rank
+        done[rank].append(position)
+        if rank == 0:  # it waits until the other has nothing more to take
+            assert waiting.wait(60)
+        else:
+            while not done[0]:
+                time.sleep(0.01)
+            if len(done[1]) == 5:
+                waiting.set()
+        return certified(votes, images, row, position, settings)
+
+    monkeypatch.setattr(certification_run, "_certified", watched)
+    _, model, data = place
+    counted = []
+
+    def work():
+        more = {"progress": False, "on_image": lambda finished, every: counted.append((finished, every))}
+        return certify(load(model), load_dataset(data), small(place), out, **more)
+
+    found = shared.run(work, work)
+    assert found[0].images == found[1].images and len(found[0].images) == 6, found
+    assert len(done[0]) == 1 and sorted(done[0] + done[1]) == list(range(6))
+    assert sorted(counted) == [(count, 6) for count in range(1, 7)]
     assert (out / "results.jsonl").read_bytes() == (expected / "results.jsonl").read_bytes()
+    assert not list(out.glob("results.*-of-*"))
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_the_images_of_a_dead_process_are_done_by_the_other(place, monkeypatch, dead):
+    """It takes an image and gives no sign any more; the first one's place, too, is taken."""
+    expected, out = whole(place, f"all-{dead}"), place[0] / f"one-left-{dead}"
+    shared, certified = Shared(monkeypatch, silent=1.5), certification_run._certified
+
+    def dying(votes, images, row, position, settings):
+        if shared.here.rank == dead:
+            shared.mine().close()
+            raise SystemError("killed")
+        return certified(votes, images, row, position, settings)
+
+    monkeypatch.setattr(certification_run, "_certified", dying)
+    _, model, data = place
+    found = shared.run(*[lambda: certify(load(model), load_dataset(data), small(place), out, progress=False)] * 2)
+    assert isinstance(found[dead], SystemError) and len(found[1 - dead].images) == 6, found
+    for name in ("results.jsonl", "report.md", "certified.png"):
+        assert (out / name).read_bytes() == (expected / name).read_bytes()
     assert not list(out.glob("results.*-of-*"))
 
 

@@ -58,7 +58,7 @@ def test_every_option_arrives_in_the_request():
         "--model": "m", "--data": "d", "--n": "3", "--start": "2", "--split": "train", "--norm": "l2", "--eps": "0.25", "--steps": "7",
         "--restarts": "2", "--gradient": "bpda", "--noise": "all", "--eot": "6", "--resubmissions": "4", "--sanity": "0", "--seed": "5",
         "--batch": "9", "--levels": "fast", "--lm": "none", "--precision": "bfloat16", "--attacks": "pgd-ce", "--memory-mb": "8",
-        "--device": "cpu", "--threads": "2", "--data-root": "r", "--out": "o", "--format": "json",
+        "--device": "cpu", "--threads": "2", "--data-root": "r", "--out": "o", "--format": "json", "--attack-precision": "bfloat16",
     }  # fmt: skip
     flat = [word for pair in words.items() for word in pair]
     request = read_request(parsed(evaluate, *flat, "--overwrite", "--quiet"))
@@ -74,7 +74,15 @@ def test_every_option_arrives_in_the_request():
         "seed": 5,
         "batch": 9,
     }
-    texts = {"split": "train", "norm": "l2", "eps": "0.25", "gradient": "bpda", "noise": "all", "attacks": ("pgd-ce",)}
+    texts = {
+        "attack_precision": "bfloat16",
+        "split": "train",
+        "norm": "l2",
+        "eps": "0.25",
+        "gradient": "bpda",
+        "noise": "all",
+        "attacks": ("pgd-ce",),
+    }
     assert request.settings == EvaluationSettings(model="m", dataset="d", **numbers, **texts, **own)
     assert request.model == ModelChoice("m", **own, memory_budget_mb=8.0, device="cpu", threads=2)
     assert (request.data_root, request.out, request.form) == ("r", Path("o"), "json")

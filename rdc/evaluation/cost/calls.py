@@ -108,7 +108,8 @@ def _run(
 ) -> CallPlan:
     """The calls of one batch with attacks of these lengths."""
     attacks = tuple(with_length(spec, length) for spec, length in zip(specs, lengths, strict=True))
-    short = dataclasses.replace(settings, attacks=attacks, n=max(2, size), batch=size, sanity=0 if attacks else None)
+    plain = dataclasses.replace(settings, attack_precision=None)  # the same calls, in one precision
+    short = dataclasses.replace(plain, attacks=attacks, n=max(2, size), batch=size, sanity=0 if attacks else None)
     pixels, labels, ids = _grey(classifier, size)
     labels[right:] = 1
     return _counted(classifier, settings, lambda stand_in: evaluate_batch(stand_in, pixels, labels, ids, short, 1))

@@ -76,7 +76,7 @@ def _predict(
     count = min(settings.n, max(settings.batch, _PROBED), _MEASURED)
     part = slice(settings.start, settings.start + count)
     noisiest = classifier.with_(noise=NoisePolicy(settings.policies[-1]))
-    times = CallTimes(noisiest, dataset.pixels(part), dataset.labels[part])
+    times = CallTimes(noisiest, dataset.pixels(part), dataset.labels[part], settings.attack_precision)
     whole = _whole(classifier, settings, 1.0, finished, processes)
     times.expect(whole.calls)
     at_most = _seconds(whole, times)

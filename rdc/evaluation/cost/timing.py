@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rdc.contracts import Component, Defence
+from rdc.evaluation.attacking import in_precision
 from rdc.evaluation.cost.calls import Call
 from rdc.evaluation.cost.seconds import Seconds, timed
 from rdc.method.classifier import DiffusionClassifier
@@ -46,9 +47,13 @@ class CallTimes:
         classifier: the defence.
         pixels: [n, C, H, W], some images of the run.
         labels: [n].
+        gradient_precision: what gradients are computed in; None: as everything.
     """
 
-    def __init__(self, classifier: Defence, pixels: Tensor, labels: Tensor) -> None:
+    def __init__(
+        self, classifier: Defence, pixels: Tensor, labels: Tensor, gradient_precision: str | None = None
+    ) -> None:
+        self.gradient_precision = gradient_precision
         self.classifier, device = classifier, classifier.device
         self.pixels, self.labels = pixels.to(device), labels.to(device)
         self._expected: dict[Call, tuple[int, float]] = {}
@@ -121,6 +126,8 @@ class CallTimes:
     def _work(self, classifier: Defence, kind: Call, count: int) -> Callable[[], object]:
         mode = {} if kind.gradient is None else {"gradient": kind.gradient}
         model: Any = classifier.with_(**mode)
+        if mode and self.gradient_precision is not None:
+            model = in_precision(model, self.gradient_precision)
         if kind.role not in ("model", "penalty"):
             model = model.surrogates()[kind.role]
         pixels = self.pixels[:count]
