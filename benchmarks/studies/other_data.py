@@ -10,7 +10,7 @@ confidence that holds the error rate of held-out images to 5 %, and AUROC of the
     softmax   minus the largest probability
     own       of a diffusion classifier: losses of every level given the image's complexity (rdc.decisions)
 
-Corruptions are made here (benchmarks/studies/corruptions.py) of the first images of the Fashion-MNIST sample and of CIFAR-10's test set.
+Corruptions are made here (rdc/data/corruptions.py) of the first images of the Fashion-MNIST sample and of CIFAR-10's test set.
 Tiny-ImageNet: validation images whose synset is a kind of a CIFAR-10 class (SYNSETS), 64 x 64 brought to 32 x 32 by PIL's lanczos
 (antialiased), with box beside it; and images of all other synsets, which a classifier should not decide. FOLDER has the sheet
 tinyimagenet_val_2000.webp and its labels, or is tiny-imagenet-200.
@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 import rdc
-from benchmarks.studies.corruptions import KINDS, SEVERITIES, corrupted
 from benchmarks.studies.levels import holdout
 from rdc.data import Dataset
+from rdc.data.corruptions import KINDS, SEVERITIES, corrupted
 from rdc.decisions.calibration import (
     LikelihoodScore,
     auroc,

@@ -95,6 +95,9 @@ ATTACKS: dict[str, AttackKind] = {
         f"{_A}.sparse_rs:sparse_rs", "Sparse-RS, black box over pixels", norms=("l0",), white_box=False
     ),
     "stadv": AttackKind(f"{_A}.stadv:stadv", "spatial transformation", norms=("flow",)),
+    "corruptions": AttackKind(
+        f"{_A}.corruptions:corruptions", "common corruptions, every one", norms=("corruption",), white_box=False, even=False
+    ),
     "low-frequency": AttackKind(f"{_A}.low_frequency:low_frequency", "Auto-PGD in low frequencies", norms=("linf", "l2")),
     "smoothed": AttackKind(f"{_A}.smoothed:smoothed", "Auto-PGD, gradients averaged over nearby points"),
     "lagrange": AttackKind(

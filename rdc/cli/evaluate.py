@@ -46,6 +46,7 @@ EXAMPLES = """examples:
   rdc evaluate --attacks autoattack,adaptive --lm paper-v2 --n 128 --out runs/everything
   rdc evaluate --model models/edm-cond --lm paper-v2 --lm-model models/edm-uncond --data cifar10 --n 128 --out runs/two-networks
   rdc evaluate --model fashion-mnist-diffpure --attacks apgd-ce,per-step,per-step:measure=deviation --n 32 --out runs/steps
+  rdc evaluate --norm corruption --eps 3 --attacks corruptions --n 64 --out runs/corrupted   # or corruptions:kind=contrast
   rdc evaluate --norm flow --eps 0.05 --attacks stadv --steps 100 --out runs/stadv
   rdc evaluate --norm l0 --eps 10 --attacks sparse-pgd,sparse-rs:queries=1000 --n 32 --out runs/ten-pixels
   rdc evaluate --threats linf:8/255,l2:0.5,l0:10,flow:0.05 --attacks autoattack,stadv --steps 100 --out runs/threats
@@ -57,7 +58,7 @@ EXAMPLES = """examples:
   torchrun --nproc-per-node 2 -m -- rdc evaluate --n 512 --threads 1 --out runs/sharded   # mind the --
 
 attacks: apgd-ce, apgd-dlr, apgd-margin, apgd-t, apgd-ce-t, fab, fab-t, square, hop-skip-jump, pgd-ce, pgd-dlr, pgd-margin, stadv,
-sparse-pgd, sparse-rs (both l0),
+sparse-pgd, sparse-rs (both l0), corruptions,
 low-frequency, lagrange, objective, per-step, transfer, smoothed, selective, endpoints-ce, endpoints-dlr
 (docs/threat_models.md, docs/adaptive_attacks.md), with options as in apgd-ce:gradient=bpda:steps=20,
 transfer:surrogate=one-step, square:queries=1000; autoattack, autoattack-plus, autoattack-rand and adaptive stand for several;
@@ -80,7 +81,9 @@ def _add_attack_options(threat: Any) -> None:
         default = {"default": getattr(_DEFAULT, name), **more}
         threat.add_argument(f"--{name}", help=f"{about}(default: %(default)s)", **default)
 
-    add("norm", "linf, l2, l1, l0 (eps pixels) or flow ", metavar="NORM")
+    add(
+        "norm", "linf, l2, l1, l0 (eps pixels), flow or corruption (eps: the largest severity, 1 to 5) ", metavar="NORM"
+    )
     add(
         "eps",
         "radius in [0, 1] pixel units, of l0 a number of pixels; several, separated by commas, draw accuracy against the radius ",
@@ -90,7 +93,7 @@ def _add_attack_options(threat: Any) -> None:
         metavar="LIST",
         help="several threats in one run, as in linf:8/255,l2:0.5,flow:0.05, in place of --norm and --eps: each by itself, their mean, "
         "and images that stand under all; each gets those of --attacks that know its norm; where the list has none, a flow stadv, "
-        "l0 sparse-pgd and sparse-rs; "
+        "l0 sparse-pgd and sparse-rs, corruption corruptions; "
         "a larger radius of a norm begins with the images of the smaller one",
     )
     add(

@@ -21,7 +21,7 @@ __all__ = ["DEFAULT_EOT", "NORMS", "EvaluationSettings", "parse_attacks"]
 
 _DEFAULT = EvaluationDefaults()
 DEFAULT_EOT = _DEFAULT.eot  # model calls averaged per gradient against fresh noise
-NORMS = ("linf", "l2", "l1", "l0", "flow")
+NORMS = ("linf", "l2", "l1", "l0", "flow", "corruption")
 _POLICIES = {"known": ("known",), "fresh": ("fresh",), "all": ("known", "fresh")}
 #: largest values; n and start are bounded by the data
 _MOST: dict[str, int] = {"batch": 1_000_000, "resubmissions": 100_000, "sanity": 1_000_000} | {
@@ -43,7 +43,8 @@ class EvaluationSettings:
         start: position of the first image.
         attacks: texts such as ``"apgd-ce:gradient=bpda:steps=20"`` (``rdc.attacks.registry``), run one after another, each
             on the images still robust; suites are written out; () for clean accuracy alone. Or one text with commas.
-        norm: "linf", "l2", "l1", "l0" (eps pixels), or "flow": spatial transformations, eps bounds the flow (``rdc.attacks.stadv``).
+        norm: "linf", "l2", "l1", "l0" (eps pixels), "flow": spatial transformations, eps bounds the flow (``rdc.attacks.stadv``), or
+            "corruption": eps is the largest severity, 1 to 5 (``rdc.attacks.corruptions``).
         eps: radius in [0, 1] pixel units: a number or text such as "8/255".
         steps: of each restart.
         restarts: random starts of each attack.
@@ -164,6 +165,10 @@ class EvaluationSettings:
             from rdc.attacks.stadv import FlowThreat
 
             return FlowThreat(self.radius)
+        if self.norm == "corruption":
+            from rdc.attacks.corruptions import CorruptionThreat
+
+            return CorruptionThreat(self.radius)
         norm: Any = self.norm  # None, where nothing attacks, is refused there
         return ThreatModel(norm, self.radius)
 

@@ -17,7 +17,8 @@ __all__ = ["MOST_THREATS", "Threat", "attacks_within", "folder_of_threats", "par
 MOST_THREATS = 64  #: of one run
 _LONGEST = 100  # letters of the threats in a folder's name
 #: what attacks within a norm where the list names nothing that does
-_DEFAULTS = {"flow": ("stadv",), "l0": ("sparse-pgd", "sparse-rs")}
+_DEFAULTS = {"flow": ("stadv",), "l0": ("sparse-pgd", "sparse-rs"), "corruption": ("corruptions",)}
+_WITHOUT_SUITES = ("flow", "corruption")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Threat:
     """A norm and a radius.
 
     Args:
-        norm: "linf", "l2", "l1", "l0" or "flow".
+        norm: "linf", "l2", "l1", "l0", "flow" or "corruption".
         eps: radius as text.
     """
 
@@ -77,8 +78,8 @@ def parse_threats(text: str, norm: str | None = None) -> tuple[Threat, ...]:
 
 
 def attacks_within(norm: str, named: Sequence[str]) -> tuple[str, ...]:
-    """Those of a list of attacks that a threat of this norm gets: all that know it; for a flow ``stadv``, for l_0 ``sparse-pgd`` and
-    ``sparse-rs``, if none does.
+    """Those of a list of attacks that a threat of this norm gets: all that know it; if none does, for a flow ``stadv``, for l_0
+    ``sparse-pgd`` and ``sparse-rs``, for corruptions ``corruptions``.
 
     Args:
         norm: of the threat.
@@ -88,7 +89,9 @@ def attacks_within(norm: str, named: Sequence[str]) -> tuple[str, ...]:
         ConfigError: none of them attacks in this ball.
     """
     mine = tuple(
-        name for name in named if (norm != "flow" if name in SUITES else norm in parse_attack(name).kind.norms)
+        name
+        for name in named
+        if (norm not in _WITHOUT_SUITES if name in SUITES else norm in parse_attack(name).kind.norms)
     )
     if mine or norm in _DEFAULTS:
         return mine or _DEFAULTS[norm]

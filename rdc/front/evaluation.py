@@ -47,7 +47,7 @@ class Options(TypedDict, total=False):
     Args:
         attacks: names in one text, ``"autoattack"``, ``"apgd-ce:restarts=5,square"``, or a sequence of names; ``"none"``: clean
             accuracy alone. ``rdc.attacks.ATTACKS`` and ``rdc.attacks.SUITES`` have them all. Default: ``"apgd-ce,apgd-dlr"``.
-        norm: "linf" (default), "l2", "l1", "l0", or "flow".
+        norm: "linf" (default), "l2", "l1", "l0", "flow" or "corruption".
         steps: of each restart (default 100).
         restarts: random starts of each attack (default 1).
         gradient: "exact" (default), or "bpda": likelihood maximisation counts as the identity.

@@ -13,7 +13,7 @@ from rdc.storage.json_records import ABSENT, Absent, JsonObject, given
 __all__ = ["NORM_WORDS", "Wording", "interval", "network_words", "percent", "rate", "seconds_words", "wording"]
 
 #: norm -> as reports write it
-NORM_WORDS = {"linf": "l∞", "l2": "l2", "l1": "l1", "l0": "l0", "flow": "flow"}
+NORM_WORDS = {"linf": "l∞", "l2": "l2", "l1": "l1", "l0": "l0", "flow": "flow", "corruption": "corruptions, severity"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ ABOUT = {"seed": 3, "image_ids": range(6)}
 LISTED = {
     **{f"{name}-{loss}": [] for name in ("pgd", "apgd") for loss in ("ce", "dlr", "margin")},
     "apgd-t": ["targets", "order"], "apgd-ce-t": ["targets", "order"], "fab": [], "fab-t": ["targets"], "stadv": ["tau"],
-    "sparse-pgd": ["gradients"], "sparse-rs": ["queries", "p_init"],
+    "sparse-pgd": ["gradients"], "sparse-rs": ["queries", "p_init"], "corruptions": ["kind"],
     "low-frequency": ["cutoff"], "square": ["queries", "p_init"], "hop-skip-jump": ["queries", "draws"],
     "smoothed": ["samples", "reach"], "lagrange": ["searches", "surrogate"], "objective": [],
     "transfer": ["surrogate", "check_every"], "selective": ["draws", "gradients"],
@@ -47,7 +47,7 @@ def test_a_configured_attack_is_the_call(name):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_list_sets_what_the_attack_declares(name):
-    black_box = name in ("square", "sparse-rs", "hop-skip-jump")
+    black_box = name in ("square", "sparse-rs", "hop-skip-jump", "corruptions")
     common = ["restarts"] if black_box else ["steps", "restarts", "eot", "gradient"]
     assert list(ATTACKS[name].takes) == common + LISTED[name]
     fields = {field.name for field in dataclasses.fields(ATTACKS[name].attack.options)}

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from benchmarks.studies import other_data
-from benchmarks.studies.corruptions import KINDS, SEVERITIES, corrupted
 from rdc.data import load_dataset
 from rdc.data.cifar10 import CLASS_NAMES
+from rdc.data.corruptions import KINDS, SEVERITIES, corrupted
 from rdc.storage.json_files import read_json
 from tests.tolerances import EIGHT_BITS, HUNDREDS_SPREAD, THOUSANDS
 

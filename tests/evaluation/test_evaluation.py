@@ -621,8 +621,9 @@ ALL = {
     "l1": ["apgd-ce", "apgd-t", "fab-t", "square"],
     "l0": ["sparse-pgd", "sparse-pgd:gradients=projected", "sparse-rs"],
     "flow": ["stadv"],
+    "corruption": ["corruptions", "corruptions:kind=contrast"],
 }
-EPS = {"linf": "4/255", "l2": "0.3", "l1": "1", "l0": "5", "flow": "0.1"}
+EPS = {"linf": "4/255", "l2": "0.3", "l1": "1", "l0": "5", "flow": "0.1", "corruption": "2"}
 
 
 @pytest.mark.parametrize("norm", list(ALL))

@@ -143,11 +143,13 @@ def _length(spec: AttackSpec, settings: EvaluationSettings) -> int:
     if spec.kind.white_box:
         return int(spec.get("steps", settings.steps))
     declared = {field.name: field.default for field in dataclasses.fields(spec.kind.attack.options)}
-    return int(spec.get("queries", declared["queries"]))
+    return int(spec.get("queries", declared.get("queries", 0)))
 
 
 def with_length(spec: AttackSpec, length: int) -> str:
-    """The attack's text with another number of steps, or queries."""
+    """The attack's text with another number of steps, or queries; as it is where it has neither."""
+    if _option(spec) not in spec.kind.takes:
+        return spec.text
     kept = tuple((name, value) for name, value in spec.options if name != _option(spec))
     return parse_attack(AttackSpec(spec.name, (*kept, (_option(spec), length))).text).text
 
