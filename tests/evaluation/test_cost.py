@@ -23,7 +23,7 @@ from tests.tiny_models import pixels as tiny_pixels
 from tests.tiny_models import tiny_classifier
 from tests.tolerances import FLOAT32_ROUNDING
 
-THREAT = {"linf": "8/255", "l2": "0.5", "l1": "6", "flow": "0.05"}
+THREAT = {"linf": "8/255", "l2": "0.5", "l1": "6", "l0": "5", "flow": "0.05", "corruption": "2"}
 
 
 def settings_of(attacks, norm="linf", **changes):
@@ -33,7 +33,7 @@ def settings_of(attacks, norm="linf", **changes):
 
 def cases():
     for name, kind in ATTACKS.items():
-        spec = name if kind.white_box else f"{name}:queries=47"
+        spec = f"{name}:queries=47" if "queries" in kind.takes else name
         noise = "fresh" if kind.needs == "draws" else "known"
         yield pytest.param(spec, kind.norms[0], noise, id=name)
 
@@ -127,6 +127,11 @@ def test_kinds_of_calls_are_told_apart():
     assert (
         steps[Call("model", 4, "exact", 4)] == 5 == steps[Call("plain", 8, "exact", 4)]
     )  # the two images before the last
+
+
+def test_corruptions_are_counted_as_they_are():
+    calls = plan_calls(gaussian_classifier(), settings_of(["corruptions"], "corruption"), 4, 4).calls
+    assert calls[Call("model", 4)] == 2 + 12 + 2 + 10  # clean, six kinds at two severities, at the end, and fresh noise
 
 
 def test_measuring_changes_no_generator_and_no_defence():
