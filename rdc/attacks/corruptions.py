@@ -112,24 +112,8 @@ def corruptions(
     *clean, scale = objective.start(x, y)
     record = AttackRecord(x, *clean)
     tried = [(kind, severity) for severity in range(int(threat.severity), 0, -1) for kind in options.kinds]
-    eight_bits = (255 * x).round().to(torch.uint8).cpu().numpy()
     for restart in range(options.restarts):
-        for step, (kind, severity) in enumerate(tried, 1):
-            rows = (record.clean_correct if objective.is_random else record.correct).nonzero()[:, 0]
-            if rows.numel() == 0:
-                break
-            place = rows.cpu().numpy()
-            named = np.array([ids[row] for row in place.tolist()])
-            found = corrupted(eight_bits[place], kind, severity, named, options.seed + restart)
-            point = (torch.from_numpy(found).to(x.device).float() / 255).contiguous()
-            seen = objective.evaluate(point, y[rows], scale[rows], gradient=False)
-            record.ask(rows, objective.eot * len(rows))
-            record.add(rows, point, seen.loss, seen.correct, step=step, restart=restart, right_once=seen.right_once)
-            record.non_finite_logits[rows] |= seen.non_finite
-            if options.progress is not None:
-                where = {"step": step, "steps": len(tried), "restart": restart, "restarts": options.restarts}
-                count = {"active": rows.numel(), "robust": int(record.correct.sum()), "total": len(ids)}
-                options.progress({"attack": "corruptions", **where, **count})
+        _restart(objective, record, x, y, scale, ids, tried, options, restart)
     mismatches = None
     if options.verify and not objective.is_random:
         right = objective.evaluate(record.x_adv, y, scale, gradient=False).correct
@@ -148,3 +132,34 @@ def corruptions(
     )
     threats: object = threat
     return dataclasses.replace(result, threat=threats)  # type: ignore[arg-type]  # a threat model of its own, as a flow is
+
+
+def _restart(
+    objective: Objective,
+    record: AttackRecord,
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    ids: list[int],
+    tried: list[tuple[str, int]],
+    options: CorruptionOptions,
+    restart: int,
+) -> None:
+    """Each corruption of ``tried``, of the images that still stand."""
+    eight_bits = (255 * x).round().to(torch.uint8).cpu().numpy()
+    for step, (kind, severity) in enumerate(tried, 1):
+        rows = (record.clean_correct if objective.is_random else record.correct).nonzero()[:, 0]
+        if rows.numel() == 0:
+            return
+        places = rows.tolist()
+        named = np.array([ids[row] for row in places])
+        found = corrupted(eight_bits[places], kind, severity, named, options.seed + restart)
+        point = torch.from_numpy(found).to(x.device).float() / 255
+        seen = objective.evaluate(point, y[rows], scale[rows], gradient=False)
+        record.ask(rows, objective.eot * len(rows))
+        record.add(rows, point, seen.loss, seen.correct, step=step, restart=restart, right_once=seen.right_once)
+        record.non_finite_logits[rows] |= seen.non_finite
+        if options.progress is not None:
+            where = {"step": step, "steps": len(tried), "restart": restart, "restarts": options.restarts}
+            count = {"active": rows.numel(), "robust": int(record.correct.sum()), "total": len(ids)}
+            options.progress({"attack": "corruptions", **where, **count})

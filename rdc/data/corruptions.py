@@ -42,7 +42,8 @@ def _gaussian_blur(x: np.ndarray, sigma: float, generator: Generator) -> np.ndar
 
 def _contrast(x: np.ndarray, strength: float, generator: Generator) -> np.ndarray:
     mean = x.mean(axis=(0, 1), keepdims=True)
-    return (x - mean) * strength + mean
+    pale: np.ndarray = (x - mean) * strength + mean
+    return pale
 
 
 def _pixelate(x: np.ndarray, share: float, generator: Generator) -> np.ndarray:

@@ -149,3 +149,16 @@ def test_without_a_run_nothing_is_said_of_claims():
     report = rdc.audit(made.smooth(), made.DATA, settings=QUICK)
     assert not {*report.fine, *report.unchecked, *report.names} & set(CLAIMS)
     assert dataclasses.asdict(QUICK)["n"] == 32 and torch.equal(made.LABELS, made.DATA.labels)
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "attacks"), [("l0", "5", ("sparse-pgd",)), ("corruption", "2", ("corruptions",))]
+)
+def test_runs_in_other_norms_are_read(tmp_path, norm, eps, attacks):
+    """No AutoAttack is asked for there; images of l_0 are checked against their budget, corruptions show none."""
+    run = finished(tmp_path / "run", plain(made.smooth()), norm=norm, eps=eps, attacks=attacks, steps=3)
+    report = names(run)
+    assert "not-autoattack" not in report.names and "run-images" not in report.names
+    assert ("no stored images" in report.fine["run-images"]) is (norm == "corruption")
+    stored = measure_claims(run, None, None)
+    assert not stored.standard and stored.attacks == attacks
