@@ -159,7 +159,7 @@ def certified_plot(curves: Sequence[tuple[str, Sequence[CertifiedImage]]]) -> by
     """
     figure = new_figure(7.2, 4.0, dpi=144, layout="constrained")
     axes = figure.subplots()
-    colours = (_BLUE, "#c05a2b", "#3c8262", "#7d4f9e", "#a08a1f", "#8895a3")
+    colours = (_BLUE, "#c05a2b", "#3c8262", "#7d4f9e", "#a08a1f", "#8895a3", "#b5477e", "#333333")
     for place, (name, images) in enumerate(curves):
         _draw(axes, name, images, colours[place % len(colours)])
     axes.set(ylim=(0, 102), xlabel="l_2 radius in [0, 1] pixels", ylabel="images right (%)")
