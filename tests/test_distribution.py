@@ -20,7 +20,7 @@ IN_SDIST = (
     "benchmarks/studies/speed.py", "tests/oracles.py", "tests/test_distribution.py", "rdc/assets/fashion-mnist.safetensors",
     "rdc/assets/cifar10.safetensors",
 )  # fmt: skip
-MOST_BYTES = 15_000_000  # of the wheel
+MOST_BYTES = 22_000_000  # of the wheel; 25 MB are the limit that we set ourselves
 IN_WHEEL = (
     "rdc/assets/cifar10.json",
     "rdc/py.typed",

@@ -19,6 +19,8 @@ from rdc.storage.json_files import read_json
 #: rows whose training named more than one threat; filled in the figure
 SEVERAL = ("DC-several", "PGD-AT-several")
 DIFFUSION = ("DC", "RDC", "DC-several", "SBGC", "DiffPure", "LM+ResNet")
+#: where a name would stand on its neighbour's -> its offset in points, and its side
+BESIDE = {"MART": ((-6, 3), "right"), "PGD-AT": ((6, -10), "left")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,9 @@ def figure(found: list[Point]) -> bytes:
             100 * point.clean, 100 * point.mean, "o" if own else "s", color=colour, markersize=8,
             markerfacecolor=colour if several else "white",
         )  # fmt: skip
-        axes.annotate(point.name, (100 * point.clean, 100 * point.mean), (6, 4), textcoords="offset points", fontsize=8)
+        offset, side = BESIDE.get(point.name, ((6, 4), "left"))
+        where = (100 * point.clean, 100 * point.mean)
+        axes.annotate(point.name, where, offset, textcoords="offset points", fontsize=8, ha=side)
     axes.set_xlabel("right when clean (%)")
     axes.set_ylabel("right under attack: mean of five threats (%)")
     axes.grid(alpha=0.25)

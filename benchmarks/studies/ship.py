@@ -3,12 +3,15 @@
     python -m benchmarks.studies.ship runs/student rdc/assets/fashion-mnist --levels log:4:0.08:0.7:eps --accurate log:16:0.08:0.7:eps
     python -m benchmarks.studies.ship runs/teacher rdc/assets/fashion-mnist-teacher --levels log:12:0.1:1.5:eps
 
+    python -m benchmarks.studies.ship runs/several rdc/assets/fashion-mnist-several    # levels and scale that the run recorded itself
+
     python -m benchmarks.studies.ship runs/trades rdc/assets/fashion-mnist-trades
     python -m benchmarks.studies.ship out rdc/assets/cifar10 --levels log:4:0.1:0.7:eps --data cifar10 --data-root ~/cifar10
 
 RUN is a folder of rdc train or rdc distill, or what benchmarks/studies/cifar10/__main__.py brought back (student-1-of-2.safetensors ...).
 
-The logit scale minimises the cross-entropy of 400 held-out training images; it never changes a decision.
+The logit scale minimises the cross-entropy of 400 held-out training images; it never changes a decision. Without --levels a diffusion
+classifier keeps the levels (--levels of rdc distill) and the calibration of its run.
 """
 
 from __future__ import annotations
@@ -52,10 +55,14 @@ def main() -> None:
         run = Path(folder.name)
     network, config, info = load_model(run)
     licence = LICENCES[args.data]
-    if (config["kind"] in DISCRIMINATIVE) != (args.levels is None):
+    if config["kind"] in DISCRIMINATIVE and args.levels is not None:
         parser.error(f"--levels: expected for diffusion classifiers alone; {args.run} is of kind {config['kind']}")
+    if config["kind"] not in DISCRIMINATIVE and args.levels is None and "classifier" not in info:
+        parser.error(f"--levels: expected, for {args.run} has recorded none")
     if args.levels is None:
         save_model(args.out, network, config, {**info, "licence": licence}, dtype=torch.float16)
+        if config["kind"] not in DISCRIMINATIVE:  # its run may have held out other images than the 2,000 below
+            return
         data = holdout(2000, args.data_root, args.data)
         right = (rdc.load(args.out)(data.pixels()).argmax(1) == data.labels).double().mean()
         print(f"{args.out}: held-out accuracy {right:.4f} ({len(data)} images)")

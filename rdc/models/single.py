@@ -29,12 +29,14 @@ __all__ = ["ASSETS", "SINGLE", "load_denoiser", "load_single", "recorded_info"]
 #: Shipped models of one network and what they are.
 SINGLE: dict[str, str] = {
     "fashion-mnist": "multi-head diffusion classifier, Fashion-MNIST 28 x 28, one network pass a level",
+    "fashion-mnist-several": "the same, trained on for several threats (l_inf, l_2, displacements) with adversarial images",
     "cifar10": "multi-head diffusion classifier, CIFAR-10 32 x 32, one network pass a level; nine minutes on a GPU, far from converged",
     "fashion-mnist-teacher": "class-conditional diffusion classifier, Fashion-MNIST 28 x 28, ten passes a level",
     "fashion-mnist-standard": "small ResNet, ordinary training: the undefended baseline",
     "fashion-mnist-pgd-at": "small ResNet, adversarial training (PGD-AT) at l_inf 8/255: a baseline",
     "fashion-mnist-trades": "small ResNet, adversarial training (TRADES) at l_inf 8/255: a baseline",
     "fashion-mnist-mart": "small ResNet, adversarial training (MART) at l_inf 8/255: a baseline",
+    "fashion-mnist-pgd-at-several": "small ResNet, adversarial training for several threats (l_inf, l_2, displacements): a baseline",
     "fashion-mnist-jem": "small ResNet, a classifier and energy-based model (JEM): a generative rival",
     "fashion-mnist-hybvit": "small vision transformer, classifies and denoises (HybViT): a generative rival",
 }
