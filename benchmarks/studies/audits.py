@@ -29,6 +29,8 @@ DATA = "fashion-mnist-sample"
 MODELS: dict[str, tuple[str, str | None, int]] = {
     "fashion-mnist": ("fashion-mnist", None, 4),
     **{f"fashion-mnist-{kind}": (f"fashion-mnist-{kind}", None, 4) for kind in ("standard", "pgd-at", "trades", "mart", "jem", "hybvit")},
+    "fashion-mnist-several": ("fashion-mnist-several", None, 4),
+    "fashion-mnist-pgd-at-several": ("fashion-mnist-pgd-at-several", None, 4),
     "fashion-mnist --lm paper-v2": ("fashion-mnist", "paper-v2", 2),
     "fashion-mnist-lm-resnet": ("fashion-mnist-lm-resnet", None, 2),
     "fashion-mnist-teacher": ("fashion-mnist-teacher", None, 2),
@@ -62,7 +64,7 @@ def main() -> None:
     for label, chosen in bar(list(MODELS.items()), unit="model"):
         if label in result["models"]:
             continue
-        result["models"][label] = audited(*chosen)
+        result["models"][label] = {**audited(*chosen), "commit": about()["commit"]}  # the file may be older
         write_json(args.out, result)
     for label, found in result["models"].items():
         names = ", ".join(f"{one['severity']} {one['name']}" for one in found["findings"]) or "nothing"
