@@ -289,6 +289,22 @@ def test_a_killed_part_keeps_what_was_done(root, tmp_path):
     assert info["images"] > before  # it went on from its own state
 
 
+@pytest.mark.parametrize(
+    ("case", "line"),
+    [
+        ((0, "1,000 images", True, "done"), "1,000 images"),
+        (("out of time", "1,000 images", True, "stopped"), "status out of time; 1,000 images"),
+        (("out of time", "", True, "stopped"), "status out of time; saved before the first row of its log"),
+        (("out of time", "", False, "stopped"), "FAILED: stopped"),
+        ((2, "", True, "no such file"), "FAILED: no such file"),
+    ],
+)
+def test_a_training_ended_by_its_box_has_not_failed(case, line):
+    from benchmarks.studies.cifar10.parts import _line
+
+    assert _line(*case) == line
+
+
 def test_nothing_of_the_data_is_in_git():
     """The default folders are ignored."""
     if not (ROOT / ".git").exists():

@@ -150,15 +150,23 @@ def _train(run: Run, part: str, models: dict[str, Any]) -> dict[str, Any]:
     finally:
         run.keep(kept, folder)
     row = last_row(folder) or {}
-    good = done["status"] == 0
     if row and (folder / "model.json").exists():
         run.result.setdefault("trained", {}).setdefault(kept, []).append({"part": part, **row})
     last = done["last_lines"][-1] if done["last_lines"] else "no output"
     figures = f"{row.get('images', 0):,} images, {row.get('images_per_s', 0):,.0f}/s, loss {row.get('loss', 0):.4f}"
     logged = {key: row[key] for key in ("hits", "robust_first_order") if key in row}
     figures += "".join(f", {key} {value:.3f}" for key, value in logged.items())
-    line = figures if good else f"status {done['status']}; {figures}" if row else f"FAILED: {last}"
+    line = _line(done["status"], figures if row or done["status"] == 0 else "", (folder / "model.json").exists(), last)
     return {"line": line, **done, "last_row": row}
+
+
+def _line(status: int | str, figures: str, saved: bool, last: str) -> str:
+    """What a training came to: its figures; of one that its box ended before the first row of its log, that it was saved."""
+    if status == 0 or figures:
+        return figures if status == 0 else f"status {status}; {figures}"
+    if status == "out of time" and saved:
+        return f"status {status}; saved before the first row of its log"
+    return f"FAILED: {last}"
 
 
 def _stamp(folder: Path) -> int:
