@@ -2,7 +2,8 @@
 
 :func:`convolution` computes ``factor * (conv2d(x, weight, bias, padding=1) + skip)`` for images in channels_last, of x or of x with every
 pixel doubled. It is differentiable any number of times: the gradient of x is the same kernel with the weight reversed, that of the weight
-its transpose (:func:`weight_gradient`). Float32 sums, whatever the type of x; with bfloat16 images the weights stay float32.
+its transpose (:func:`weight_gradient`). Float32 sums, whatever the type of x; with bfloat16 images the weights stay float32, except on
+processors with tiles of bfloat16, where oneDNN takes the larger ones (:mod:`rdc.ops.convolution_onednn`).
 :func:`usable` says when the kernel runs; the caller computes with PyTorch where it does not.
 
 Transformed weights are kept from call to call, and made anew when a weight's values have changed: every call compares a fingerprint
@@ -22,7 +23,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # torch does not list it, its pages do
 
 from rdc.execution.opaque import asked, refuse_batches, transformed
-from rdc.ops import _native
+from rdc.ops import _native, convolution_onednn
 from rdc.ops.packed_weights import packed_for
 
 __all__ = ["convolution", "convolution_reference", "differentiable", "usable", "weight_gradient"]
@@ -107,7 +108,11 @@ def convolution_reference(
 def _launch(
     x: Tensor, weight: Tensor, bias: Tensor | None, skip: Tensor | None, factor: float, doubled: bool, reversed_: bool
 ) -> Tensor:
-    """One call of the kernel."""
+    """One call of the kernel, or of oneDNN."""
+    if convolution_onednn.takes(x, weight, doubled):
+        if reversed_:
+            return convolution_onednn.input_gradient(x, weight, factor)
+        return convolution_onednn.forward(x, weight, bias, skip, factor, doubled)
     outputs = weight.shape[1 if reversed_ else 0]
     scale = 2 if doubled else 1
     shape = (x.shape[0], outputs, scale * x.shape[2], scale * x.shape[3])
@@ -181,6 +186,8 @@ def weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, factor: float = 1.0
         grad: [B, O, H, W].
     """
     if not differentiable(x, grad) and plain(grad) and usable(x, weight):
+        if convolution_onednn.takes(x, weight, doubled):
+            return convolution_onednn.weight_gradient(x, weight, grad, factor, doubled)
         return _launch_weight_gradient(x, weight, grad.to(x.dtype), factor, doubled)
     seen = F.interpolate(x, scale_factor=2, mode="nearest") if doubled else x
     found: Tensor = torch.ops.aten.convolution_backward(
