@@ -368,4 +368,25 @@ PYBIND11_MODULE(_C, m) {
     }
     check(status, norm_act);
   });
+  // As the backward pass, and after upstream: along, the gradient of its gradient of x; what is written begins with the gradient of upstream
+  m.def("norm_act_cpu_backward_twice", [](py::object x, py::object weight, py::object bias, py::object pre, py::object scale, py::object shift,
+                                          int64_t groups, float eps, bool silu, py::object upstream, py::object along, py::object mean,
+                                          py::object rstd, py::object of_upstream, py::object gradient, py::object sums, py::object normed_sums,
+                                          py::object grad_sums, int threads, const std::string& isa) {
+    NormActArrays given(x, weight, bias, pre, scale, shift, groups, eps, silu);
+    const int64_t B = given.in.B;
+    const void *up = given.images("upstream", upstream), *second = given.images("along", along);
+    const float *means = given.condition("mean", mean, B), *over = given.condition("rstd", rstd, B);
+    const rdc::NormActSecondGradients out{given.images("of_upstream", of_upstream),
+                                          {given.images("gradient", gradient), given.condition("sums", sums, B),
+                                           given.condition("normed_sums", normed_sums, B),
+                                           grad_sums.is_none() ? nullptr : given.condition("grad_sums", grad_sums, B)}};
+    const CpuIsa which = parse_isa(isa);
+    rdc::Status status;
+    {
+      py::gil_scoped_release release;
+      status = rdc::norm_act_backward_twice(given.in, up, second, means, over, out, threads, which);
+    }
+    check(status, norm_act);
+  });
 }

@@ -33,4 +33,9 @@ Status norm_act_backward(const NormActInputs& in, const void* upstream, const fl
   return table(isa).backward(in, upstream, mean, rstd, out, threads);
 }
 
+Status norm_act_backward_twice(const NormActInputs& in, const void* upstream, const void* along, const float* mean, const float* rstd,
+                               const NormActSecondGradients& out, int threads, CpuIsa isa) {
+  return table(isa).backward_twice(in, upstream, along, mean, rstd, out, threads);
+}
+
 }  // namespace rdc

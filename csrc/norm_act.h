@@ -34,14 +34,25 @@ struct NormActGradients {
   float *sums, *normed_sums, *grad_sums;  // [B, C]; grad_sums may be null
 };
 
+// What the backward pass of the backward pass writes, `along` being the gradient of the gradient of x: the gradient of the upstream gradient, of x,
+// and sums for every image and channel: of the gradient in front of the activation, of what arrives at the slope, and of the gradient of x.
+struct NormActSecondGradients {
+  void* upstream;  // [B, P, C]
+  NormActGradients of;
+};
+
 struct NormActCpu {
   // mean, rstd [B, C]: of x + pre, the same for all of a group
   Status (*forward)(const NormActInputs&, void* y, float* mean, float* rstd, int threads);
   Status (*backward)(const NormActInputs&, const void* upstream, const float* mean, const float* rstd, const NormActGradients&, int threads);
+  Status (*backward_twice)(const NormActInputs&, const void* upstream, const void* along, const float* mean, const float* rstd,
+                           const NormActSecondGradients&, int threads);
 };
 
 Status norm_act_forward(const NormActInputs&, void* y, float* mean, float* rstd, int threads, CpuIsa);
 Status norm_act_backward(const NormActInputs&, const void* upstream, const float* mean, const float* rstd, const NormActGradients&, int threads,
                          CpuIsa);
+Status norm_act_backward_twice(const NormActInputs&, const void* upstream, const void* along, const float* mean, const float* rstd,
+                               const NormActSecondGradients&, int threads, CpuIsa);
 
 }  // namespace rdc

@@ -321,8 +321,8 @@ def _fresh(cells: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
         most = 100 * max(map(too_low_at_most, marked))
         text = (
             "‡ Drawn before a fix of 2026-11-30, and not drawn again: the first of the ten draws had the noise of likelihood "
-            "maximisation that the attacker knew. That favours the attacker, so the figures are, if anything, too low: the share "
-            f"of right answers by at most {most:.1f} points.{_worth()}"
+            "maximisation that the attacker knew. That favours the attacker, so the share of right answers is, if anything, too low, "
+            f"by at most {most:.1f} points; the worst of ten can be off either way.{_worth()}"
         )
         lines += ["", *textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)]
     return lines

@@ -34,6 +34,17 @@ struct Channels {
         third(memory + 5 * padded) {}
 };
 
+// The same and more, for the backward pass of the backward pass: per channel, sums over positions of the gradient d in front of the activation,
+// of d c, v, v c and v d (c: x + before, v: along), factors of the second pass, and its sums.
+struct SecondChannels {
+  float *d, *dc, *v, *vc, *vd, *factor, *v_mean, *v_slope, *from_v, *from_d, *e, *ec;
+  static constexpr int ROWS = 12;
+  SecondChannels(float* memory, i64 padded) {
+    float** const rows[ROWS] = {&d, &dc, &v, &vc, &vd, &factor, &v_mean, &v_slope, &from_v, &from_d, &e, &ec};
+    for (int i = 0; i < ROWS; ++i) *rows[i] = memory + i * padded;
+  }
+};
+
 template <typename T>
 struct NormAct : NormActInputs {
   i64 group, padded;
@@ -198,6 +209,127 @@ struct NormAct : NormActInputs {
     });
     if (out.grad_sums) std::memcpy(out.grad_sums + b * C, k.third, C * 4);
   }
+
+  // The gradients of sum(along * gradient of x). With c = x + before, n = c rstd, A = weight (1 + scale), d = upstream act'(u), q = A d:
+  //   gradient of x = rstd (q - mean(q) - n mean(q n)),  T = rstd (v - mean(v) - n mean(v n))  what arrives at q,
+  //   e = A T upstream act''(u)  what arrives at u,      E = A e - rstd (v mean(q n) + q mean(v n))  what arrives at n,
+  //   answer = rstd (E - mean(E) - n (mean(E n) + rstd D)),  D = mean(v q) - mean(v) mean(q) - mean(v n) mean(q n)  through rstd.
+  // slopes, bends [P, inner_row]: act' and upstream act'', then (over bends) E.
+  void second_image(const Channels& k, const SecondChannels& s, i64 b, const T* upstream, const T* along, const float* mean, const float* rstd,
+                    const NormActSecondGradients& out, float* slopes, float* bends, i64 inner_row) const {
+    const T* const from = image(x, b);
+    T *const of_upstream = static_cast<T*>(out.upstream) + b * P * C, *const grad = static_cast<T*>(out.of.x) + b * P * C;
+    fill(k, b, mean, rstd);
+    for (float* row : {s.d, s.dc, s.v, s.vc, s.vd, s.e, s.ec}) std::memset(row, 0, padded * 4);
+    each_part([&](i64 p, i64 end, i64 c, auto vectors, auto full) {
+      for (int v = 0; v < vectors(); ++v) {
+        const i64 at = c + v * VL, lanes = C - at;
+        const vf before = load(k.before + at), slope = load(k.slope + at), offset = load(k.offset + at);
+        vf d_total{}, dc_total{}, v_total{}, vc_total{}, vd_total{};
+        for (i64 q = p; q < end; ++q) {
+          const vf centred = load_lanes(from + q * C + at, lanes, full) + before;
+          const vf up = load_lanes(upstream + q * C + at, lanes, full), second = load_lanes(along + q * C + at, lanes, full);
+          vf first = 1.0f - vf{}, bend{};
+          if (silu) {
+            const vf u = centred * slope + offset, y = sigmoid(u), fall = y * (1.0f - y);
+            first = y + u * fall;
+            bend = up * (fall * (2.0f + u * (1.0f - 2.0f * y)));
+          }
+          const vf d = up * first;
+          store_lanes(slopes + q * inner_row + at, first, lanes, full);
+          store_lanes(bends + q * inner_row + at, bend, lanes, full);
+          d_total += d, dc_total += d * centred, v_total += second, vc_total += second * centred, vd_total += second * d;
+        }
+        add_to(s.d + at, d_total), add_to(s.dc + at, dc_total), add_to(s.v + at, v_total), add_to(s.vc + at, vc_total), add_to(s.vd + at, vd_total);
+      }
+    });
+    second_factors(s, b, rstd);
+    each_part([&](i64 p, i64 end, i64 c, auto vectors, auto full) {
+      for (int v = 0; v < vectors(); ++v) {
+        const i64 at = c + v * VL, lanes = C - at;
+        const vf before = load(k.before + at), slope = load(k.slope + at), factor = load(s.factor + at), v_mean = load(s.v_mean + at),
+                 v_slope = load(s.v_slope + at), from_v = load(s.from_v + at), from_d = load(s.from_d + at);
+        vf e_total{}, ec_total{};
+        for (i64 q = p; q < end; ++q) {
+          const vf centred = load_lanes(from + q * C + at, lanes, full) + before;
+          const vf up = load_lanes(upstream + q * C + at, lanes, full), second = load_lanes(along + q * C + at, lanes, full);
+          const vf first = load_lanes(slopes + q * inner_row + at, lanes, full), bend = load_lanes(bends + q * inner_row + at, lanes, full);
+          const vf arrives = slope * (second - v_mean - v_slope * centred), e = arrives * bend;
+          store_lanes(of_upstream + q * C + at, arrives * first, lanes, full);
+          store_lanes(bends + q * inner_row + at, factor * e - from_v * second - from_d * (up * first), lanes, full);
+          e_total += e, ec_total += e * centred;
+        }
+        add_to(s.e + at, e_total), add_to(s.ec + at, ec_total);
+      }
+    });
+    last_factors(k, s, b, rstd, out.of);
+    std::memset(s.e, 0, padded * 4);
+    each_part([&](i64 p, i64 end, i64 c, auto vectors, auto full) {
+      for (int v = 0; v < vectors(); ++v) {
+        const i64 at = c + v * VL, lanes = C - at;
+        const vf before = load(k.before + at), over = load(k.slope + at), first = load(k.first + at), second = load(k.second + at);
+        vf total{};
+        for (i64 q = p; q < end; ++q) {
+          const vf centred = load_lanes(from + q * C + at, lanes, full) + before;
+          const vf answer = over * (load_lanes(bends + q * inner_row + at, lanes, full) - first - second * centred);
+          total += answer;
+          store_lanes(grad + q * C + at, answer, lanes, full);
+        }
+        add_to(s.e + at, total);
+      }
+    });
+    if (out.of.grad_sums) std::memcpy(out.of.grad_sums + b * C, s.e, C * 4);
+  }
+
+  // From the sums of the first pass: A, mean(v), rstd mean(v n), rstd mean(q n), rstd mean(v n) A.
+  void second_factors(const SecondChannels& s, i64 b, const float* rstd) const {
+    const double count = static_cast<double>(P) * group;
+    for (i64 c = C; c < padded; ++c) s.factor[c] = s.v_mean[c] = s.v_slope[c] = s.from_v[c] = s.from_d[c] = 0;
+    for (i64 g = 0; g < groups; ++g) {
+      const i64 first = g * group, last = first + group;
+      const double over = rstd[first];
+      double q = 0, qn = 0, v = 0, vn = 0;
+      for (i64 c = first; c < last; ++c) {
+        s.factor[c] = weight[c] * factor_at(b, c);
+        q += static_cast<double>(s.factor[c]) * s.d[c];
+        qn += static_cast<double>(s.factor[c]) * s.dc[c] * over;
+        v += s.v[c];
+        vn += s.vc[c] * over;
+      }
+      for (i64 c = first; c < last; ++c) {
+        s.v_mean[c] = static_cast<float>(v / count);
+        s.v_slope[c] = static_cast<float>(vn / count * over);
+        s.from_v[c] = static_cast<float>(qn / count * over);
+        s.from_d[c] = static_cast<float>(vn / count * over * s.factor[c]);
+      }
+    }
+  }
+
+  // From the sums of both passes: rstd, mean(E), rstd (mean(E n) + rstd D) over the rows of k, and the sums that are asked for.
+  void last_factors(const Channels& k, const SecondChannels& s, i64 b, const float* rstd, const NormActGradients& out) const {
+    const double count = static_cast<double>(P) * group;
+    std::memset(k.first, 0, padded * 4), std::memset(k.second, 0, padded * 4);
+    for (i64 g = 0; g < groups; ++g) {
+      const i64 first = g * group, last = first + group;
+      const double over = rstd[first];
+      double arrives = 0, along_n = 0, through = 0, q = 0, qn = 0, v = 0, vn = 0;
+      for (i64 c = first; c < last; ++c) {
+        const double A = s.factor[c];
+        arrives += A * s.e[c] - static_cast<double>(s.from_v[c]) * s.v[c] - static_cast<double>(s.from_d[c]) * s.d[c];
+        along_n += over * (A * s.ec[c] - static_cast<double>(s.from_v[c]) * s.vc[c] - static_cast<double>(s.from_d[c]) * s.dc[c]);
+        through += A * s.vd[c], q += A * s.d[c], qn += A * s.dc[c] * over, v += s.v[c], vn += s.vc[c] * over;
+      }
+      through = (through - v * q / count - vn * qn / count) / count;
+      for (i64 c = first; c < last; ++c) {
+        k.slope[c] = static_cast<float>(over);
+        k.first[c] = static_cast<float>(arrives / count);
+        k.second[c] = static_cast<float>(over * (along_n / count + over * through));
+        out.sums[b * C + c] = s.e[c];
+        out.normed_sums[b * C + c] = static_cast<float>(
+            over * (s.ec[c] + s.vd[c] - static_cast<double>(s.v_mean[c]) * s.d[c] - static_cast<double>(s.v_slope[c]) * s.dc[c]));
+      }
+    }
+  }
 };
 
 // f(first float of a thread's memory, image)
@@ -237,6 +369,20 @@ Status run_backward(const NormActInputs& in, const T* upstream, const float* mea
   });
 }
 
+template <typename T>
+Status run_twice(const NormActInputs& in, const T* upstream, const T* along, const float* mean, const float* rstd, const NormActSecondGradients& out,
+                 int threads) {
+  const NormAct<T> n(in);
+  constexpr bool in_place = std::is_same<T, float>::value;
+  constexpr int rows = Channels::ROWS + SecondChannels::ROWS;
+  return each_image(n.B, (rows + (in_place ? 0 : 2 * n.P)) * n.padded, threads, [&](float* memory, i64 b) {
+    float *slopes = memory + rows * n.padded, *bends = slopes + n.P * n.padded;
+    if constexpr (in_place) slopes = static_cast<float*>(out.upstream) + b * n.P * n.C, bends = static_cast<float*>(out.of.x) + b * n.P * n.C;
+    n.second_image(Channels(memory, n.padded), SecondChannels(memory + Channels::ROWS * n.padded, n.padded), b, upstream + b * n.P * n.C,
+                   along + b * n.P * n.C, mean + b * n.C, rstd + b * n.C, out, slopes, bends, in_place ? n.C : n.padded);
+  });
+}
+
 Status forward(const NormActInputs& in, void* y, float* mean, float* rstd, int threads) {
   return in.dtype == DType::bfloat16 ? run_forward(in, static_cast<uint16_t*>(y), mean, rstd, threads)
                                      : run_forward(in, static_cast<float*>(y), mean, rstd, threads);
@@ -247,9 +393,16 @@ Status backward(const NormActInputs& in, const void* upstream, const float* mean
                                      : run_backward(in, static_cast<const float*>(upstream), mean, rstd, out, threads);
 }
 
+Status backward_twice(const NormActInputs& in, const void* upstream, const void* along, const float* mean, const float* rstd,
+                      const NormActSecondGradients& out, int threads) {
+  if (in.dtype == DType::bfloat16)
+    return run_twice(in, static_cast<const uint16_t*>(upstream), static_cast<const uint16_t*>(along), mean, rstd, out, threads);
+  return run_twice(in, static_cast<const float*>(upstream), static_cast<const float*>(along), mean, rstd, out, threads);
+}
+
 }  // namespace
 
 extern const NormActCpu RDC_JOIN(norm_act_, RDC_ISA);
-const NormActCpu RDC_JOIN(norm_act_, RDC_ISA) = {forward, backward};
+const NormActCpu RDC_JOIN(norm_act_, RDC_ISA) = {forward, backward, backward_twice};
 
 }  // namespace rdc

@@ -18,15 +18,21 @@ import contextlib
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from rdc.execution.opaque import new_names, opaque, refuse_batches, transformed
+from rdc.execution.opaque import opaque, refuse_batches, transformed
+from rdc.networks.norm_derivatives import (
+    gradients_by_reference,
+    input_gradient,
+    norm_act_reference,
+    of_conditions,
+    opaquely,
+)
 from rdc.ops import norm_act_native
 from rdc.ops.convolution import differentiable
 from rdc.ops.norm_act_native import native, takes
@@ -97,28 +103,6 @@ def fits(x: Tensor, groups: int) -> bool:
     return _power(x.shape[2] * x.shape[3]) * _power(x.shape[1] // groups) <= _ELEMENTS
 
 
-def norm_act_reference(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    pre: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    silu: bool = True,
-) -> Tensor:
-    """What :func:`norm_act` computes, in PyTorch; differentiable any number of times."""
-    if transformed():  # PyTorch has no rules for the tangents of these operators in channels_last
-        return _opaque(norm_act_reference, x, weight, bias, groups, eps, pre, scale, shift, silu)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    y = x.to(dtype) if pre is None else x.to(dtype) + pre.to(dtype)[..., None, None]
-    y = F.group_norm(y, groups, weight.to(dtype), bias.to(dtype), eps)
-    if scale is not None and shift is not None:
-        y = y * (scale.to(dtype) + 1)[:, :, None, None] + shift.to(dtype)[:, :, None, None]
-    return (F.silu(y) if silu else y).to(x.dtype)
-
-
 def norm_act(
     x: Tensor,
     weight: Tensor,
@@ -146,7 +130,7 @@ def norm_act(
         :func:`norm_act_reference`.
     """
     if transformed():
-        return _opaque(norm_act, x, weight, bias, groups, eps, pre, scale, shift, silu)
+        return opaquely(norm_act, x, weight, bias, groups, eps, pre, scale, shift, silu)
     if native(x) and not differentiable(x, weight, bias, pre, scale, shift):
         return norm_act_native.forward(x, weight, bias, (pre, scale, shift), groups, eps, silu)[0]
     with torch.autocast(x.device.type, enabled=False):
@@ -168,22 +152,9 @@ def residual_sum(x: Tensor, skip: Tensor, bias: Tensor | None, factor: float) ->
     if native(x):
         return residual_sum_reference(x, skip, bias, factor)
     if transformed():
-        return _opaque(residual_sum, x, skip, bias, factor)
+        return opaquely(residual_sum, x, skip, bias, factor)
     total: Tensor = _ResidualSum.apply(x, skip, bias, factor)  # type: ignore[no-untyped-call]
     return total
-
-
-def _opaque(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """The function on plain tensors, which lie in channels_last again."""
-    places = [i for i, value in enumerate(arguments) if isinstance(value, Tensor)]
-
-    def plain(*tensors: Tensor) -> Tensor:
-        given = list(arguments)
-        for i, tensor in zip(places, tensors, strict=True):
-            given[i] = tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-        return function(*given)
-
-    return opaque(plain, *(arguments[i] for i in places))
 
 
 def _device(x: Tensor) -> contextlib.AbstractContextManager[object]:
@@ -281,30 +252,17 @@ def _norm_gradients(
     needs: Sequence[bool], settings: tuple[int, float, bool], grad: Tensor, *tensors: Any
 ) -> list[Tensor | None]:
     """Of x, weight, bias, pre, scale and shift, where needed."""
-    *inputs, mean, rstd = tensors
-    if torch.is_grad_enabled():
-        return _differentiable(needs, settings, grad, inputs)
-    x, weight, bias, pre, scale, shift = inputs
-    given = grad.to(x.dtype), x, weight, bias, (pre, scale, shift), (mean, rstd), *settings
-    grad_x, kept = norm_act_native.backward(*given) if native(x) else _backward_on_gpu(*given)
-    sums, normed_sums, grad_sums = kept[0], kept[1], kept[-1]
-    grads: list[Tensor | None] = [grad_x if needs[0] else None, None, None, None, None, None]
-    if scale is None:  # one sum over images for all
-        over_images = kept.sum(1)
+    x, weight, bias, pre, scale, shift, *moments = tensors
+    again = torch.is_grad_enabled()
+    if again and not native(x):
+        return gradients_by_reference(needs, settings, grad, tensors[:6])
+    if again:
+        grad_x, kept = input_gradient(grad.to(x.dtype), *tensors, *settings)
     else:
-        factor = 1 + scale.float()
-        over_images = torch.cat([kept[:2] * factor, kept[2:]]).sum(1)
-    if needs[1]:
-        grads[1] = over_images[1].to(weight.dtype)
-    if needs[2]:
-        grads[2] = over_images[0].to(bias.dtype)
-    if needs[3] and pre is not None:
-        grads[3] = (over_images[2] if pre.ndim == 1 else grad_sums).to(pre.dtype)
-    if needs[4] and scale is not None:
-        grads[4] = torch.addcmul(normed_sums * weight.float(), sums, bias.float()).to(scale.dtype)
-    if needs[5] and shift is not None:
-        grads[5] = sums.to(shift.dtype)
-    return grads
+        given = grad.to(x.dtype), x, weight, bias, (pre, scale, shift), tuple(moments), *settings
+        grad_x, kept = norm_act_native.backward(*given) if native(x) else _backward_on_gpu(*given)
+    of_rows = of_conditions(needs[1:], kept, weight, bias, pre, scale, shift)
+    return [grad_x if needs[0] else None, *of_rows]
 
 
 def _backward_on_gpu(
@@ -335,25 +293,6 @@ def _backward_on_gpu(
             x.shape[2] * x.shape[3], x.shape[1], groups, *strides, **flags, **sizes,
         )  # fmt: skip
     return grad_x, kept
-
-
-def _differentiable(
-    needs: Sequence[bool], settings: tuple[int, float, bool], grad: Tensor, inputs: Sequence[Any]
-) -> list[Tensor | None]:
-    """The gradients as functions that can be differentiated again: those of the reference."""
-    groups, eps, silu = settings
-    there = [i for i, tensor in enumerate(inputs) if tensor is not None]
-    named: list[Any] = [None] * len(inputs)
-    for i, tensor in zip(there, new_names([inputs[i] for i in there]), strict=True):
-        named[i] = tensor if tensor.requires_grad or not needs[i] else tensor.detach().requires_grad_()
-    x, weight, bias, pre, scale, shift = named
-    y = norm_act_reference(x, weight, bias, groups, eps, pre, scale, shift, silu)
-    asked = [i for i in there if needs[i]]
-    found = torch.autograd.grad(y, [named[i] for i in asked], grad, create_graph=True)
-    grads: list[Tensor | None] = [None] * len(inputs)
-    for i, value in zip(asked, found, strict=True):
-        grads[i] = value
-    return grads
 
 
 def _conditions(

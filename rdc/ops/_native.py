@@ -25,7 +25,7 @@ ISAS = ("baseline", "avx2", "avx512", "avx512bf16")
 
 
 #: what the newest kernel is called: an extension without it is of an earlier version
-NEWEST = "convolution_cpu_weight_gradient"
+NEWEST = "norm_act_cpu_backward_twice"
 
 
 def _load() -> tuple[ModuleType | None, str]:

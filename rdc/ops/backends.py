@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rdc import __version__
-from rdc.ops import _native, multihead_triton
+from rdc.ops import _native, convolution_onednn, multihead_triton
 
 __all__ = ["describe"]
 
@@ -25,7 +25,8 @@ def _backend(op: str, device_type: str) -> str:
         tensor_cores = multihead_triton.why_not(device_type)
         wide = f"; not in Triton: {tensor_cores}" if tensor_cores else "; wide heads in Triton"
         return f"reference (torch): {built}" + (wide if torch.cuda.is_available() else "; torch finds no GPU")
-    return f"native ({_native.cpu_isa()})"
+    tiles = op == "convolution" and convolution_onednn.has_tiles()
+    return f"native ({_native.cpu_isa()})" + ("; in bfloat16 oneDNN (AMX)" if tiles else "")
 
 
 def _version(package: str) -> str:

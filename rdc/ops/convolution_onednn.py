@@ -35,7 +35,8 @@ def _supported() -> bool:
 
 
 def takes(x: Tensor, weight: Tensor, doubled: bool = False) -> bool:
-    """Whether oneDNN is faster: by the shape of one image, so that an image's answer does not depend on its batch.
+    """Whether oneDNN is faster: by the shape of one image, so that no batch changes who computes (within oneDNN some sums are ordered by
+    batch and threads).
 
     Args:
         x: [B, C, H, W], the images or the gradient of the sum.

@@ -12,7 +12,7 @@ from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # torch 
 from rdc.ops import _native
 from rdc.ops.convolution import plain
 
-__all__ = ["backward", "forward", "laid_out", "native", "takes"]
+__all__ = ["backward", "backward_twice", "forward", "laid_out", "native", "takes"]
 
 _TYPES = (torch.float32, torch.bfloat16)
 
@@ -92,3 +92,27 @@ def backward(
         *rows, *[None] * (3 - len(rows)), torch.get_num_threads(), _native.cpu_isa(),
     )  # fmt: skip
     return grad_x, sums
+
+
+def backward_twice(
+    along: Tensor,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    conditions: tuple[Tensor | None, ...],
+    kept: tuple[Tensor, Tensor],
+    groups: int,
+    eps: float,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """From the gradient ``along`` of the gradient of x (:func:`backward`): those of ``grad`` and of x, and sums as there, of the gradient
+    in front of the activation, of what arrives at the slope, and of the gradient of x."""
+    of_grad, of_x = (torch.empty_like(x, memory_format=torch.channels_last) for _ in range(2))
+    sums = torch.empty(3 if conditions[0] is not None else 2, *x.shape[:2])
+    rows = [to_dlpack(row) for row in sums]
+    _native.extension().norm_act_cpu_backward_twice(
+        *_given(x, weight, bias, conditions), groups, eps, silu, _positions(grad), _positions(along), *map(_row, kept),
+        _positions(of_grad), _positions(of_x), *rows, *[None] * (3 - len(rows)), torch.get_num_threads(), _native.cpu_isa(),
+    )  # fmt: skip
+    return of_grad, of_x, sums

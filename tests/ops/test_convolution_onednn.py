@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rdc.ops import convolution_onednn
+from rdc.ops import _native, backends, convolution_onednn
 from rdc.ops.convolution import convolution, convolution_reference, weight_gradient
 from tests.ops.test_convolution import by_loops, needs_extension, operands, true_gradients
 from tests.tolerances import BFLOAT16_NETWORK, BFLOAT16_OP, close
@@ -115,17 +115,30 @@ def test_what_it_takes(monkeypatch):
 
 
 @needs_extension
-@pytest.mark.skipif(not convolution_onednn.has_tiles(), reason="this processor has no tiles of bfloat16 (AMX)")
-def test_rows_are_independent():
-    """An image's answer and gradient have the same bits in every batch."""
+def test_batches_and_threads_change_at_most_a_rounding(taken):
+    """oneDNN orders some sums by them, as PyTorch's own convolutions do."""
     x, weight, bias, skip, upstream = operands((11, 48, 40, 14, 14))
     x, skip, upstream = x.bfloat16(), skip.bfloat16(), upstream.bfloat16()
 
-    def run(part):
-        leaf = x[part].requires_grad_()
-        y = convolution(leaf, weight, bias, skip[part], 0.7)
-        return y.detach(), torch.autograd.grad(y, leaf, upstream[part])[0]
+    def run(part, threads):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            leaf = x[part].requires_grad_()
+            y = convolution(leaf, weight, bias, skip[part], 0.7)
+            return y.detach(), torch.autograd.grad(y, leaf, upstream[part])[0]
+        finally:
+            torch.set_num_threads(before)
 
-    whole, parts = run(slice(0, 11)), [run(slice(0, 1)), run(slice(1, 8)), run(slice(8, 11))]
-    for made, one in zip(whole, zip(*parts, strict=True), strict=True):
-        assert torch.equal(made, torch.cat(one))
+    whole = run(slice(0, 11), 1)
+    for threads in (1, 3):
+        parts = [run(slice(0, 1), threads), run(slice(1, 8), threads), run(slice(8, 11), threads)]
+        for made, one in zip(whole, zip(*parts, strict=True), strict=True):
+            close(made.double(), torch.cat(one).double(), BFLOAT16_OP)
+
+
+def test_info_says_so(monkeypatch):
+    for there in (True, False):
+        monkeypatch.setattr(convolution_onednn, "has_tiles", lambda there=there: there)
+        assert ("oneDNN" in backends._backend("convolution", "cpu")) == (there and not _native.why_not("cpu"))
+        assert "oneDNN" not in backends._backend("norm_act", "cpu")

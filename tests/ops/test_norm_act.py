@@ -127,6 +127,71 @@ def test_bfloat16_is_rounded_once(case):
     close(torch.autograd.grad(y, x, upstream.bfloat16())[0].double(), true[0], BFLOAT16_OP)
 
 
+def second(run, kind, given, upstream, along, case, silu):
+    """Gradients of sum(along * gradient of x), in the upstream gradient and in every input."""
+    leaves = [None if t is None else t.to(kind).requires_grad_() for t in given]
+    up = upstream.to(kind).requires_grad_()
+    y = called(run, leaves, case, silu)
+    (first,) = torch.autograd.grad(y, leaves[0], up, create_graph=True)
+    there = [up, *(leaf for leaf in leaves if leaf is not None)]
+    found = torch.autograd.grad(first, there, along.to(kind), allow_unused=True)
+    return [torch.zeros_like(t).double() if g is None else g.double() for g, t in zip(found, there, strict=True)]
+
+
+@needs_extension
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("pre", "adaptive", "silu"), [(0, False, True), (1, False, True), (2, True, True), (2, True, False)]
+)
+def test_gradient_of_the_gradient(case, pre, adaptive, silu, isa, monkeypatch):
+    """By the kernel; at most twice PyTorch's own float32 error, both against float64."""
+    monkeypatch.setenv("RDC_CPU_ISA", isa)
+    calls, native = [], _native.extension()
+    real = native.norm_act_cpu_backward_twice
+    monkeypatch.setattr(native, "norm_act_cpu_backward_twice", lambda *given: (calls.append(1), real(*given))[1])
+    given, upstream = operands(case, pre, adaptive)
+    along = operands(case, pre, adaptive, seed=1)[1]
+    runs = ((torch.float64, norm_act_reference), (torch.float32, norm_act_reference), (torch.float32, norm_act))
+    results = [second(run, kind, given, upstream, along, case, silu) for kind, run in runs]
+    for truth, naive, made in zip(*results, strict=True):
+        most = max(truth.abs().max(), 1)
+        assert (made - truth).abs().max() <= 2 * (naive - truth).abs().max() + FLOAT32_SUM * most
+    assert calls == [1]
+
+
+@needs_extension
+@pytest.mark.parametrize("case", CASES[1:])
+def test_gradient_of_the_gradient_in_bfloat16(case):
+    """Images, upstream gradient and what they give are rounded; nothing between."""
+    given, upstream = operands(case)
+    x, upstream, along = (t.bfloat16() for t in (given[0], upstream, operands(case, seed=1)[1]))
+    truth = second(norm_act_reference, torch.float64, (x, *given[1:]), upstream, along, case, True)
+    leaves = [t.clone().requires_grad_() for t in (x, *given[1:])]
+    up = upstream.requires_grad_()
+    (first,) = torch.autograd.grad(called(norm_act, leaves, case, True), leaves[0], up, create_graph=True)
+    assert first.dtype == torch.bfloat16
+    for made, true in zip(torch.autograd.grad(first, [up, *leaves], along), truth, strict=True):
+        if true.abs().max() > FLOAT64_ORDER:  # where each channel is a group, that of pre is 0
+            close(made.double(), true, BFLOAT16_OP)
+
+
+@needs_extension
+def test_third_derivatives():
+    case = (2, 12, 3, 4, 3)
+    given, _ = operands(case)
+    results = []
+    for kind, run in ((torch.float32, norm_act), (torch.float64, norm_act_reference)):
+        leaves = [t.to(kind).requires_grad_() for t in given]
+        total = called(run, leaves, case, True).pow(3).mean()
+        for _ in range(2):
+            (first,) = torch.autograd.grad(total, leaves[0], create_graph=True)
+            total = first.square().sum()
+        results.append([g.double() for g in torch.autograd.grad(total, leaves)])
+    for made, true in zip(*results, strict=True):
+        close(made, true, FLOAT32_NETWORK)
+
+
 @needs_extension
 def test_second_derivatives():
     case = (2, 12, 3, 4, 3)
@@ -152,7 +217,8 @@ def test_rows_are_independent():
             x, weight, bias, *conditions = given
             leaf = x[part].requires_grad_()
             y = norm_act(leaf, weight, bias, *settings(case), *(t[part] for t in conditions))
-            return y.detach(), torch.autograd.grad(y, leaf, upstream[part])[0]
+            (first,) = torch.autograd.grad(y, leaf, upstream[part], create_graph=True)
+            return y.detach(), first.detach(), torch.autograd.grad(first.square().sum(), leaf)[0]
         finally:
             torch.set_num_threads(before)
 

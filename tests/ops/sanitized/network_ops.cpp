@@ -136,8 +136,19 @@ void norm(bool half) {
   if (kernel.forward(in, y.data(), mean.data(), rstd.data(), threads)) std::exit(2);
   NormActGradients out{grad.data(), sums.data(), normed.data(), among(0, 1) ? grads.data() : nullptr};
   if (kernel.backward(in, upstream.data(), mean.data(), rstd.data(), out, threads)) std::exit(2);
+  Values along(B * P * C, half), of_upstream(B * P * C, half, true), second(B * P * C, half, true);
+  std::vector<float> second_sums(B * C), second_normed(B * C), second_grads(B * C);
+  NormActSecondGradients twice{of_upstream.data(), {second.data(), second_sums.data(), second_normed.data(), among(0, 1) ? second_grads.data() : nullptr}};
+  if (kernel.backward_twice(in, upstream.data(), along.data(), mean.data(), rstd.data(), twice, threads)) std::exit(2);
   for (int64_t i = 0; i < B * P * C; ++i)
-    if (!std::isfinite(y.at(i)) || !std::isfinite(grad.at(i))) std::exit(3);
+    for (const Values* values : {&y, &grad, &of_upstream, &second})
+      if (!std::isfinite(values->at(i))) std::exit(3);
+  double there = 0, back = 0, size = 0;  // the gradient of x is linear in the upstream gradient: <along, gradient> = <upstream, its gradient>
+  for (int64_t i = 0; i < B * P * C; ++i) {
+    const double one = static_cast<double>(along.at(i)) * grad.at(i), other = static_cast<double>(upstream.at(i)) * of_upstream.at(i);
+    there += one, back += other, size += std::fabs(one) + std::fabs(other);
+  }
+  check("gradient of the gradient", there, back, size, half);
 }
 
 }  // namespace
