@@ -13,13 +13,12 @@ import itertools
 import math
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from rdc.arguments.scalars import as_number, shown
 from rdc.errors import ConfigError
@@ -75,6 +74,17 @@ def memory_budget(megabytes: float | None, device: torch.device) -> float:
     return number
 
 
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Of an operator's arguments or results; PyTorch's own walk over trees takes longer than most operators."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        yield from _tensors(tuple(value.values()))
+
+
 class _LiveBytes(TorchDispatchMode):
     """Counts storages from the operator that made them to their release; those that were there before do not count."""
 
@@ -86,18 +96,16 @@ class _LiveBytes(TorchDispatchMode):
         self._known: dict[int, Any] = {}  # address of a storage -> what tells that it is gone, or the storage itself
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                self._known.setdefault(storage._cdata, storage)  # held, so that its address is not used again
+        for tensor in _tensors((args, kwargs)):
+            storage = tensor.untyped_storage()
+            self._known.setdefault(storage._cdata, storage)  # held, so that its address is not used again
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self._known:
-                    size, key = storage.nbytes(), storage._cdata
-                    self._known[key] = weakref.finalize(storage, self._release, key, size)
-                    self.now += size
+        for tensor in _tensors(out):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._known:
+                size, key = storage.nbytes(), storage._cdata
+                self._known[key] = weakref.finalize(storage, self._release, key, size)
+                self.now += size
         self.peak = max(self.peak, self.now)
         return out
 

@@ -53,7 +53,7 @@ def test_penalty_in_pieces_of_levels(rows):
 def test_what_fits_together():
     """One image at all levels fits: images; it does not: levels."""
     denoiser, like, known = tiny_denoiser("conditional").requires_grad_(False), pixels(1), {}
-    lm = resolve_lm("paper-v1,levels=log:20:0.4:2:flat")
+    lm = resolve_lm("paper-v1,levels=log:30:0.4:2:flat")
     each = lm_bytes(denoiser, lm, like) / MIB
     images, rows = lm_pieces(denoiser, lm, like, 2.5 * each, known)
     assert (images, rows) == (2, None) and len(known) == 2
@@ -63,9 +63,9 @@ def test_what_fits_together():
 
 
 def test_an_image_at_all_levels_beyond_the_budget_is_never_computed_at_once():
-    """Measuring included: of 60 levels, what fits a fifth of them takes a fifth of the memory, and no warning."""
+    """Measuring included: of 30 levels, what fits a fifth of them takes a fifth of the memory, and no warning."""
     denoiser, images = tiny_denoiser("conditional").requires_grad_(False), pixels(2)
-    lm = "paper-v1,steps=2,levels=log:60:0.4:2:flat"
+    lm = "paper-v1,steps=2,levels=log:30:0.4:2:flat"
     whole = lm_bytes(denoiser, resolve_lm(lm), images)
 
     def gradient(made):
