@@ -126,8 +126,7 @@ def norm_act(
         silu: False: no activation.
 
     Returns:
-        [B, C, H, W] in channels_last and in the type of x. Second derivatives go through
-        :func:`norm_act_reference`.
+        [B, C, H, W] in channels_last and in the type of x. Second derivatives: :mod:`rdc.networks.norm_derivatives`.
     """
     if transformed():
         return opaquely(norm_act, x, weight, bias, groups, eps, pre, scale, shift, silu)

@@ -25,7 +25,9 @@ _LEAST_PRODUCTS = 300_000
 def has_tiles() -> bool:
     """Whether this processor and PyTorch's oneDNN multiply bfloat16 tiles."""
     allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "AMX").upper()
-    return not os.environ.get("RDC_CPU_ISA") and ("AMX" in allowed or allowed in ("ALL", "DEFAULT")) and _supported()
+    if os.environ.get("RDC_CPU_ISA") or not ("AMX" in allowed or allowed in ("ALL", "DEFAULT")):
+        return False
+    return bool(getattr(torch.backends.mkldnn, "enabled", True)) and _supported()
 
 
 @functools.cache
