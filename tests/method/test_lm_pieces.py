@@ -53,7 +53,7 @@ def test_penalty_in_pieces_of_levels(rows):
 def test_what_fits_together():
     """One image at all levels fits: images; it does not: levels."""
     denoiser, like, known = tiny_denoiser("conditional").requires_grad_(False), pixels(1), {}
-    lm = resolve_lm("paper-v1,levels=log:30:0.4:2:flat")
+    lm = resolve_lm("paper-v1,levels=log:20:0.4:2:flat")
     each = lm_bytes(denoiser, lm, like) / MIB
     images, rows = lm_pieces(denoiser, lm, like, 2.5 * each, known)
     assert (images, rows) == (2, None) and len(known) == 2
