@@ -1,8 +1,8 @@
 """3 x 3 convolutions of bfloat16 images by oneDNN, on processors that multiply bfloat16 matrices as tiles (AMX).
 
-There oneDNN is 1.6 to 4.7 times as fast as the float32 products of :mod:`rdc.ops.convolution`
-(``RDC_CPU_ISA=avx512bf16 python -m benchmarks.test_network_ops``), which asks :func:`takes` first. Weights are rounded to bfloat16, as PyTorch rounds them;
-sums are float32. ``RDC_CPU_ISA`` set to any instruction set switches this off, and so does ``ONEDNN_MAX_CPU_ISA`` without AMX.
+There oneDNN is 1.6 to 4.7 times as fast as the float32 products of :mod:`rdc.ops.convolution`, which asks :func:`takes` first
+(``RDC_CPU_ISA=avx512bf16 python -m benchmarks.test_network_ops``). Weights are rounded to bfloat16, as PyTorch rounds them; sums are
+float32. ``RDC_CPU_ISA`` set to any instruction set switches this off, and so does ``ONEDNN_MAX_CPU_ISA`` without AMX.
 """
 
 from __future__ import annotations
