@@ -65,9 +65,8 @@ def forward(
 def input_gradient(grad: Tensor, weight: Tensor, factor: float) -> Tensor:
     """Of x [B, I, H, W], from the gradient [B, O, H, W] of the sum."""
     grad, shape = _seen(grad, False), (grad.shape[0], weight.shape[1], *grad.shape[2:])
-    like = torch.empty(
-        shape, dtype=_TYPE, memory_format=torch.channels_last
-    )  # never read; any other strides would be copied
+    # never read; with other strides it would be copied
+    like = torch.empty(shape, dtype=_TYPE, memory_format=torch.channels_last)
     return _gradients(grad, like, _scaled(weight, factor), (True, False))
 
 

@@ -10,7 +10,7 @@ import torch
 
 from rdc.ops import _native, backends, convolution_onednn
 from rdc.ops.convolution import convolution, convolution_reference, weight_gradient
-from tests.ops.test_convolution import by_loops, needs_extension, operands, true_gradients
+from tests.ops.test_convolution import by_loops, by_parts, needs_extension, operands, true_gradients
 from tests.tolerances import BFLOAT16_NETWORK, BFLOAT16_OP, close
 
 CASES = [(2, 5, 3, 4, 4), (3, 17, 33, 5, 9), (2, 48, 100, 7, 7), (1, 160, 16, 8, 8)]
@@ -110,6 +110,8 @@ def test_what_it_takes(monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_AMX")
     assert takes(x, weight)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not takes(x, weight)
     monkeypatch.setattr(convolution_onednn, "_supported", lambda: False)
     assert not takes(x, weight)
 
@@ -118,23 +120,9 @@ def test_what_it_takes(monkeypatch):
 def test_batches_and_threads_change_at_most_a_rounding(taken):
     """oneDNN orders some sums by them, as PyTorch's own convolutions do."""
     x, weight, bias, skip, upstream = operands((11, 48, 40, 14, 14))
-    x, skip, upstream = x.bfloat16(), skip.bfloat16(), upstream.bfloat16()
-
-    def run(part, threads):
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            leaf = x[part].requires_grad_()
-            y = convolution(leaf, weight, bias, skip[part], 0.7)
-            return y.detach(), torch.autograd.grad(y, leaf, upstream[part])[0]
-        finally:
-            torch.set_num_threads(before)
-
-    whole = run(slice(0, 11), 1)
-    for threads in (1, 3):
-        parts = [run(slice(0, 1), threads), run(slice(1, 8), threads), run(slice(8, 11), threads)]
-        for made, one in zip(whole, zip(*parts, strict=True), strict=True):
-            close(made.double(), torch.cat(one).double(), BFLOAT16_OP)
+    for made, parts in by_parts((x.bfloat16(), weight, bias, skip.bfloat16(), upstream.bfloat16())):
+        close(made.double(), parts.double(), BFLOAT16_OP)
+    assert taken
 
 
 def test_info_says_so(monkeypatch):
