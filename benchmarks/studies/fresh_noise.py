@@ -53,11 +53,11 @@ def measure(threat: str, n: int, work: Path, rows: dict[str, Any]) -> bool:
     import rdc
     from rdc.storage.json_files import read_json
 
+    if threat in rows and len(rows[threat]["new"]) >= n:
+        return False  # its images are not made again
     folder = images(threat, n, work)
     row = rows.setdefault(threat, {"n": n, "old": [], "new": [], "report": read_json(folder / "report.json")})
     done = len(row["new"])
-    if done >= n:
-        return False
     dataset = rdc.load_dataset("fashion-mnist-sample")
     classifier = rdc.load("fashion-mnist", lm="paper-v2")
     with np.load(folder / "batches" / f"{done // 32:05d}.npz", allow_pickle=False) as arrays:

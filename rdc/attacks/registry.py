@@ -95,6 +95,8 @@ ATTACKS: dict[str, AttackKind] = {
         f"{_A}.sparse_rs:sparse_rs", "Sparse-RS, black box over pixels", norms=("l0",), white_box=False
     ),
     "stadv": AttackKind(f"{_A}.stadv:stadv", "spatial transformation", norms=("flow",)),
+    "ppgd": AttackKind(f"{_A}.perceptual:ppgd", "perceptual PGD: small for a network's features", norms=("lpips",)),
+    "lpa": AttackKind(f"{_A}.perceptual:lpa", "Lagrangian perceptual attack", norms=("lpips",)),
     "corruptions": AttackKind(
         f"{_A}.corruptions:corruptions", "common corruptions, every one", norms=("corruption",), white_box=False, even=False
     ),

@@ -142,7 +142,7 @@ def measure_claims(folder: str | os.PathLike[str], subject: Subject | None, logi
         finished=len(run.images) if run else min(settings.n, finished_batches(path) * settings.batch),
         unfinished=why,
         attacks=settings.attacks,
-        standard=norm not in ("flow", "l0", "corruption"),
+        standard=norm not in ("flow", "l0", "lpips", "corruption"),
         missing=tuple(part.name for part in wanted if part.name not in names),
         short=_short(run, specs, {part.name for part in wanted}, targets) if run else (),
         width=rate.ci95[1] - rate.ci95[0] if rate and rate.ci95 else None,

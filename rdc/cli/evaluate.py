@@ -48,6 +48,7 @@ EXAMPLES = """examples:
   rdc evaluate --model fashion-mnist-diffpure --attacks apgd-ce,per-step,per-step:measure=deviation --n 32 --out runs/steps
   rdc evaluate --norm corruption --eps 3 --attacks corruptions --n 64 --out runs/corrupted   # or corruptions:kind=contrast
   rdc evaluate --norm flow --eps 0.05 --attacks stadv --steps 100 --out runs/stadv
+  rdc evaluate --norm lpips --eps 0.5 --lpips-model fashion-mnist-standard --attacks ppgd,lpa --n 32 --out runs/perceptual
   rdc evaluate --norm l0 --eps 10 --attacks sparse-pgd,sparse-rs:queries=1000 --n 32 --out runs/ten-pixels
   rdc evaluate --threats linf:8/255,l2:0.5,l0:10,flow:0.05 --attacks autoattack,stadv --steps 100 --out runs/threats
   rdc evaluate --n 64 --save-adversarial adv.npz --out runs/kept      # rdc verify adv.npz checks them
@@ -58,7 +59,7 @@ EXAMPLES = """examples:
   torchrun --nproc-per-node 2 -m -- rdc evaluate --n 512 --threads 1 --out runs/sharded   # mind the --
 
 attacks: apgd-ce, apgd-dlr, apgd-margin, apgd-t, apgd-ce-t, fab, fab-t, square, hop-skip-jump, pgd-ce, pgd-dlr, pgd-margin, stadv,
-sparse-pgd, sparse-rs (both l0), corruptions,
+sparse-pgd, sparse-rs (both l0), ppgd, lpa (both lpips), corruptions,
 low-frequency, lagrange, objective, per-step, transfer, smoothed, selective, endpoints-ce, endpoints-dlr
 (docs/threat_models.md, docs/adaptive_attacks.md), with options as in apgd-ce:gradient=bpda:steps=20,
 transfer:surrogate=one-step, square:queries=1000; autoattack, autoattack-plus, autoattack-rand and adaptive stand for several;
@@ -82,7 +83,9 @@ def _add_attack_options(threat: Any) -> None:
         threat.add_argument(f"--{name}", help=f"{about}(default: %(default)s)", **default)
 
     add(
-        "norm", "linf, l2, l1, l0 (eps pixels), flow or corruption (eps: the largest severity, 1 to 5) ", metavar="NORM"
+        "norm",
+        "linf, l2, l1, l0 (eps pixels), flow, lpips (eps: a distance of features) or corruption (eps: the largest severity, 1 to 5) ",
+        metavar="NORM",
     )
     add(
         "eps",
@@ -93,8 +96,14 @@ def _add_attack_options(threat: Any) -> None:
         metavar="LIST",
         help="several threats in one run, as in linf:8/255,l2:0.5,flow:0.05, in place of --norm and --eps: each by itself, their mean, "
         "and images that stand under all; each gets those of --attacks that know its norm; where the list has none, a flow stadv, "
-        "l0 sparse-pgd and sparse-rs, corruption corruptions; "
+        "l0 sparse-pgd and sparse-rs, lpips ppgd and lpa, corruption corruptions; "
         "a larger radius of a norm begins with the images of the smaller one",
+    )
+    threat.add_argument(
+        "--lpips-model",
+        metavar="MODEL",
+        help="of lpips: the convolutional classifier whose features measure the distance, such as fashion-mnist-standard, or "
+        "torchvision:alexnet,image=3x32x32, whose layers are those of LPIPS",
     )
     add(
         "attacks",

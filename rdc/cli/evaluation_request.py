@@ -112,6 +112,10 @@ def read_request(args: argparse.Namespace) -> Request:
     args.noise = _DEFAULT.noise if args.noise is None else args.noise
     choice = model_choice(args)  # args.model is whole from here on
     threats = chosen_threats(args)
+    if args.lpips_model is not None and "lpips" not in {args.norm, *(threat.norm for threat in threats)}:
+        raise ConfigError(
+            f"--lpips-model: expected the threat lpips with it; got {args.norm}. Leave it out, or say --norm lpips"
+        )
     named = {field.name for field in dataclasses.fields(EvaluationSettings)}
     fields = {name: getattr(args, name) for name in named - {"dataset", "attacks", "batch", "preset"}}
     batch = {} if args.batch is None else {"batch": args.batch}

@@ -35,6 +35,7 @@ _THREAT = (
     "restarts",
     "gradient",
     "attack_precision",
+    "lpips_model",
     "noise",
     "eot",
     "resubmissions",

@@ -284,6 +284,7 @@ class SettingsRecord(JsonRecord):
     preset: str | Absent = entry(text(), absent=True)
     lm_model: str | None | Absent = entry(absent=True)
     attack_precision: str | Absent = entry(text(), absent=True)
+    lpips_model: str | Absent = entry(text(), absent=True)
 
     @property
     def score_kinds(self) -> set[str]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdc.contracts import Defence
+from rdc.contracts import Defence, NetworkUse
 from rdc.data import Dataset
 from rdc.defences import as_defence
 from rdc.errors import ConfigError
@@ -33,7 +33,7 @@ from rdc.evaluation.settings import EvaluationSettings
 from rdc.evaluation.smaller import Smaller
 from rdc.evaluation.summary import summarize
 from rdc.execution.processes import by_the_first, is_first_process, peers
-from rdc.provenance.networks import described_networks
+from rdc.provenance.networks import described, described_networks
 from rdc.provenance.run import commit, versions, weights_digest
 from rdc.storage.json_records import ABSENT, JsonObject
 from rdc.storage.sealed import digest_of
@@ -215,12 +215,21 @@ def identity_of(
         classifier={key: value for key, value in classifier.describe().items() if key != "gradient"},
         purifies=classifier.purifies,
         weights=weights_digest(classifier),
-        networks=tuple(NetworkRecord.from_json(one, "networks") for one in described_networks(classifier)),
+        networks=tuple(NetworkRecord.from_json(one, "networks") for one in _networks(classifier, settings)),
         images=_digest(images.images.numpy().tobytes() + images.labels.numpy().tobytes()),
         device=classifier.device.type,
         torch=torch.__version__,
         smaller=ABSENT if smaller is None else smaller.identity,
     )
+
+
+def _networks(classifier: Defence, settings: EvaluationSettings) -> list[JsonObject]:
+    """Those of the defence, and the one that the threat measures a distance by."""
+    measuring = settings.threat.distance.network if settings.attacks and settings.norm == "lpips" else None
+    if measuring is None:
+        return described_networks(classifier)
+    use = NetworkUse("perceptual distance", measuring.network)
+    return [*described_networks(classifier), described(use, settings.lpips_model)]
 
 
 def _finished(folder: RunFolder, classifier: Defence, images: Dataset, settings: EvaluationSettings) -> Evaluation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,15 @@ __all__ = ["DEFAULT_EOT", "NORMS", "EvaluationSettings", "parse_attacks"]
 
 _DEFAULT = EvaluationDefaults()
 DEFAULT_EOT = _DEFAULT.eot  # model calls averaged per gradient against fresh noise
-NORMS = ("linf", "l2", "l1", "l0", "flow", "corruption")
+NORMS = ("linf", "l2", "l1", "l0", "flow", "lpips", "corruption")
 _POLICIES = {"known": ("known",), "fresh": ("fresh",), "all": ("known", "fresh")}
 #: largest values; n and start are bounded by the data
 _MOST: dict[str, int] = {"batch": 1_000_000, "resubmissions": 100_000, "sanity": 1_000_000} | {
     field.name: field.metadata["most"] for field in dataclasses.fields(SteppedOptions) if field.metadata.get("most")
 }
 _ATTACK_FIELDS = ("norm", "eps", "steps", "restarts", "gradient", "eot", "sanity", "attack_precision")
-_UNSAID = ("preset", "lm_model", "attack_precision")  # where they are None, as in folders of earlier versions
+#: where they are None, as in folders of earlier versions
+_UNSAID = ("preset", "lm_model", "attack_precision", "lpips_model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +45,9 @@ class EvaluationSettings:
         start: position of the first image.
         attacks: texts such as ``"apgd-ce:gradient=bpda:steps=20"`` (``rdc.attacks.registry``), run one after another, each
             on the images still robust; suites are written out; () for clean accuracy alone. Or one text with commas.
-        norm: "linf", "l2", "l1", "l0" (eps pixels), "flow": spatial transformations, eps bounds the flow (``rdc.attacks.stadv``), or
-            "corruption": eps is the largest severity, 1 to 5 (``rdc.attacks.corruptions``).
+        norm: "linf", "l2", "l1", "l0" (eps pixels), "flow": spatial transformations, eps bounds the flow (``rdc.attacks.stadv``),
+            "lpips": eps bounds a distance of features (``rdc.attacks.perceptual_distance``), or "corruption": eps is the largest
+            severity, 1 to 5 (``rdc.attacks.corruptions``).
         eps: radius in [0, 1] pixel units: a number or text such as "8/255".
         steps: of each restart.
         restarts: random starts of each attack.
@@ -65,6 +68,8 @@ class EvaluationSettings:
             chose, and why); None: the model's own.
         attack_precision: what the network computes the attacks' gradients in, "float32" or "bfloat16"; decisions, black-box attacks and
             sanity checks stay in ``precision``. None: everything does.
+        lpips_model: the classifier whose features measure the distance of "lpips": preset name, path or ``torchvision:NAME``; other norms
+            leave it alone.
         preset: version of the paper that the run is to follow (``rdc.arguments.paper_presets``); it sets nothing here, and the report
             names what differs from it.
 
@@ -95,11 +100,12 @@ class EvaluationSettings:
     preset: str | None = None
     lm_model: str | None = None
     attack_precision: str | None = None
+    lpips_model: str | None = None
 
     def __post_init__(self) -> None:
         _choice("split", self.split, ("test", "train"))
         _choice("noise", self.noise, tuple(_POLICIES))
-        for name in ("model", "dataset", "levels", "lm", "lm_model", "precision"):
+        for name in ("model", "dataset", "levels", "lm", "lm_model", "precision", "lpips_model"):
             self._text(name, optional=name not in ("model", "dataset"))
         for name, least in (("n", 1), ("start", 0), ("seed", 0), ("batch", 1), ("resubmissions", 1)):
             self._count(name, least, _MOST.get(name))
@@ -123,7 +129,12 @@ class EvaluationSettings:
         object.__setattr__(self, "gradient", GradientMode.of(self.gradient, "gradient"))
         if (number := as_number(self.eps)) is not None:
             object.__setattr__(self, "eps", repr(number))
-        self.threat  # noqa: B018
+        (self.radius if self.norm == "lpips" else self.threat)  # noqa: B018
+        if self.norm == "lpips" and self.lpips_model is None:
+            raise ConfigError(
+                "norm lpips: expected the classifier whose features measure the distance; name one by lpips_model (--lpips-model), such as "
+                "fashion-mnist-standard or torchvision:alexnet,image=3x32x32"
+            )
         for name, least in (("steps", 1), ("restarts", 1), ("sanity", 0)):
             self._count(name, least, _MOST.get(name))
         if self.eot is None:
@@ -158,9 +169,14 @@ class EvaluationSettings:
         eps: Any = self.eps  # None, where nothing attacks, is refused there
         return parse_eps(eps, name="eps")
 
-    @property
+    @functools.cached_property
     def threat(self) -> Any:
-        """Norm and radius, as attacks take them."""
+        """Norm and radius, as attacks take them; "lpips" loads its network."""
+        if self.norm == "lpips":
+            from rdc.attacks.perceptual_distance import PerceptualThreat
+            from rdc.models.perceptual import feature_distance
+
+            return PerceptualThreat(self.radius, feature_distance(self.lpips_model))
         if self.norm == "flow":
             from rdc.attacks.stadv import FlowThreat
 

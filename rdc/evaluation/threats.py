@@ -17,8 +17,13 @@ __all__ = ["MOST_THREATS", "Threat", "attacks_within", "folder_of_threats", "par
 MOST_THREATS = 64  #: of one run
 _LONGEST = 100  # letters of the threats in a folder's name
 #: what attacks within a norm where the list names nothing that does
-_DEFAULTS = {"flow": ("stadv",), "l0": ("sparse-pgd", "sparse-rs"), "corruption": ("corruptions",)}
-_WITHOUT_SUITES = ("flow", "corruption")
+_DEFAULTS = {
+    "flow": ("stadv",),
+    "l0": ("sparse-pgd", "sparse-rs"),
+    "lpips": ("ppgd", "lpa"),
+    "corruption": ("corruptions",),
+}
+_WITHOUT_SUITES = ("flow", "lpips", "corruption")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Threat:
     """A norm and a radius.
 
     Args:
-        norm: "linf", "l2", "l1", "l0", "flow" or "corruption".
+        norm: "linf", "l2", "l1", "l0", "flow", "lpips" or "corruption".
         eps: radius as text.
     """
 
@@ -79,7 +84,7 @@ def parse_threats(text: str, norm: str | None = None) -> tuple[Threat, ...]:
 
 def attacks_within(norm: str, named: Sequence[str]) -> tuple[str, ...]:
     """Those of a list of attacks that a threat of this norm gets: all that know it; if none does, for a flow ``stadv``, for l_0
-    ``sparse-pgd`` and ``sparse-rs``, for corruptions ``corruptions``.
+    ``sparse-pgd`` and ``sparse-rs``, for LPIPS ``ppgd`` and ``lpa``, for corruptions ``corruptions``.
 
     Args:
         norm: of the threat.

@@ -47,7 +47,8 @@ class Options(TypedDict, total=False):
     Args:
         attacks: names in one text, ``"autoattack"``, ``"apgd-ce:restarts=5,square"``, or a sequence of names; ``"none"``: clean
             accuracy alone. ``rdc.attacks.ATTACKS`` and ``rdc.attacks.SUITES`` have them all. Default: ``"apgd-ce,apgd-dlr"``.
-        norm: "linf" (default), "l2", "l1", "l0", "flow" or "corruption".
+        norm: "linf" (default), "l2", "l1", "l0", "flow", "lpips" or "corruption".
+        lpips_model: for "lpips", the classifier whose features measure the distance: a name for ``rdc.load``, or a path.
         steps: of each restart (default 100).
         restarts: random starts of each attack (default 1).
         gradient: "exact" (default), or "bpda": likelihood maximisation counts as the identity.
@@ -65,6 +66,7 @@ class Options(TypedDict, total=False):
 
     attacks: str | Sequence[str]
     norm: str
+    lpips_model: str
     steps: int
     restarts: int
     gradient: str

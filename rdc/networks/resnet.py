@@ -95,6 +95,16 @@ class ResNet(nn.Module):
             logits: Tensor = self.head(features)
             return logits
 
+    def activations(self, x: Tensor) -> list[Tensor]:
+        """What enters each block and the head, rectified: layers [B, c, h, w] of pixels [B, C, H, W] in [0, 1]."""
+        x = self.stem(F.pixel_unshuffle(padded_to(2 * x - 1, self.patch_size), self.patch_size))
+        found = []
+        for block in self.blocks:
+            assert isinstance(block, _Block)
+            found.append(_rectified(block.norm0(x), self.slope))
+            x = block(x)
+        return [*found, _rectified(self.norm(x), self.slope)]
+
 
 class _Block(nn.Module):
     """Pre-activation residual block [B, in, H, W] -> [B, out, H / stride, W / stride]."""

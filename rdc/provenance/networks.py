@@ -10,7 +10,7 @@ from rdc.contracts import Component, Defence, NetworkUse
 from rdc.provenance.run import weights_digest
 from rdc.storage.json_records import JsonObject
 
-__all__ = ["described_networks", "doubt_of", "doubtful_null_labels", "notable_networks"]
+__all__ = ["described", "described_networks", "doubt_of", "doubtful_null_labels", "notable_networks"]
 
 
 def described_networks(defence: Defence | nn.Module) -> list[JsonObject]:
@@ -23,7 +23,7 @@ def described_networks(defence: Defence | nn.Module) -> list[JsonObject]:
         ``role``; ``name`` (None: it was not loaded by one); ``kind``; ``parameters``; ``weights``, a digest; ``null_label``: "trained",
         "never trained" or "unknown", None where it is asked for classes alone; ``why``, where that comes from.
     """
-    return [_described(use) for use in _uses(defence)]
+    return [described(use) for use in _uses(defence)]
 
 
 def notable_networks(defence: Defence | nn.Module) -> list[JsonObject]:
@@ -52,11 +52,17 @@ def _uses(defence: Defence | nn.Module) -> tuple[NetworkUse, ...]:
     return defence.networks() if isinstance(defence, Component) else ()
 
 
-def _described(use: NetworkUse) -> JsonObject:
+def described(use: NetworkUse, name: str | None = None) -> JsonObject:
+    """One use of a network, as :func:`described_networks` has it.
+
+    Args:
+        use: which network, and what for.
+        name: that it was loaded by, where it does not say so itself.
+    """
     null: Any = getattr(use.module, "null_training", None) if use.label_free else None
     return {
         "role": use.role,
-        "name": _word(use.module, "source"),
+        "name": _word(use.module, "source") or name,
         "kind": _word(use.module, "head") or type(use.module).__name__,
         "parameters": sum(parameter.numel() for parameter in use.module.parameters()),
         "weights": weights_digest(use.module),

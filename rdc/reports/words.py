@@ -13,7 +13,15 @@ from rdc.storage.json_records import ABSENT, Absent, JsonObject, given
 __all__ = ["NORM_WORDS", "Wording", "interval", "network_words", "percent", "rate", "seconds_words", "wording"]
 
 #: norm -> as reports write it
-NORM_WORDS = {"linf": "l∞", "l2": "l2", "l1": "l1", "l0": "l0", "flow": "flow", "corruption": "corruptions, severity"}
+NORM_WORDS = {
+    "linf": "l∞",
+    "l2": "l2",
+    "l1": "l1",
+    "l0": "l0",
+    "flow": "flow",
+    "lpips": "LPIPS",
+    "corruption": "corruptions, severity",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +65,8 @@ def wording(evaluation: Evaluation) -> Wording:
     silent = settings.noise == "known" and classifier.get("noise") == "none"
     levels, lm = _level_words(classifier), _lm_words(classifier)
     head = f"{classifier['head']} network"
-    budget = f"{NORM_WORDS.get(str(settings.norm), settings.norm)} {settings.eps}"
+    by = f" by {settings.lpips_model}" if settings.norm == "lpips" and settings.lpips_model is not ABSENT else ""
+    budget = f"{NORM_WORDS.get(str(settings.norm), settings.norm)} {settings.eps}{by}"
     noise = _noise_words(settings)
     return Wording(
         levels,

@@ -26,7 +26,7 @@ _PROBED, _FEWEST = (
 _PROBE_STEPS = (5, 2, 1)  # of the short attack: the most that there is time for
 _LEAST = 0.01  # share that counts as standing where none does
 _IN_A_FLOW = 32  # images of it, where there is time for more steps than those
-_GRADUAL = ("flow", "l0")  # images go on falling to the end of an attack
+_GRADUAL = ("flow", "l0", "lpips")  # images go on falling to the end of an attack
 _PROBE_SECONDS, _PROBE_PART = 10.0, 1 / 10  # it may take so long, and this part of the run
 
 

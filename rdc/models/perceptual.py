@@ -1,0 +1,47 @@
+"""The network whose features a perceptual distance is measured by, from whatever a user names it with."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import nn
+
+from rdc.arguments.scalars import shown
+from rdc.attacks.perceptual_distance import FeatureDistance
+from rdc.defences.plain import PlainClassifier
+from rdc.errors import ConfigError
+from rdc.networks.activations import Activations
+
+__all__ = ["feature_distance"]
+
+
+def feature_distance(model: object) -> FeatureDistance:
+    """The perceptual distance by a classifier's features.
+
+    Args:
+        model: name for :func:`rdc.load` or path of a convolutional classifier: ``fashion-mnist-standard``, or
+            ``torchvision:alexnet,image=3x32x32``, whose layers are those of LPIPS. Or such a module, a defence, or a distance, which is
+            returned.
+
+    Raises:
+        ConfigError: there is no such model, or it is none that has features of images.
+        CheckpointError: its weights cannot be had; the message says where they are looked for.
+    """
+    from rdc.models.zoo import load
+
+    if isinstance(model, FeatureDistance):
+        return model
+    name = str(os.fspath(model)) if isinstance(model, (str, os.PathLike)) else type(model).__name__
+    found = load(name, device="cpu") if isinstance(model, (str, os.PathLike)) else model
+    network = found.model if isinstance(found, PlainClassifier) else found
+    if isinstance(found, nn.Module) and not isinstance(network, nn.Module):
+        network = None
+    own = isinstance(found, PlainClassifier) or (isinstance(found, nn.Module) and not hasattr(found, "describe"))
+    if not isinstance(network, nn.Module) or not own:
+        raise ConfigError(
+            f"lpips_model: expected a convolutional classifier, such as fashion-mnist-standard or torchvision:alexnet,image=3x32x32; "
+            f"got {shown(model)}"
+        )
+    with torch.no_grad():
+        return FeatureDistance(Activations(network), name)
