@@ -2,8 +2,9 @@
 
     python -m benchmarks.studies.audits --out benchmarks/results/audits.json
 
-32 images of fashion-mnist-sample, of cifar10's test images for cifar10 (docs/data.md; left out where they are not), one thread, seed 0. Models that take their time (likelihood maximisation, DiffPure, the conditional
-teacher) get short attacks on two images, the others on four. A model that the file has is not audited again.
+32 images of fashion-mnist-sample (of cifar10's test images for cifar10, left out where they are not: docs/data.md), one thread, seed 0.
+Models that take their time (likelihood maximisation, DiffPure, the conditional teacher) get short attacks on two images, the others on
+four. A model that the file has is not audited again.
 """
 
 from __future__ import annotations
