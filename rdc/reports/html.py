@@ -14,7 +14,7 @@ from rdc.reports.progress_section import progress_section
 from rdc.reports.svg import Plot
 from rdc.reports.tables import Figure, plot_picture, scale, table
 from rdc.reports.tags import escaped, page, section, tag
-from rdc.reports.words import Wording, interval, network_words, percent
+from rdc.reports.words import UNITS, Wording, interval, network_words, percent
 from rdc.storage.json_records import ABSENT, JsonObject
 
 __all__ = ["html_report"]
@@ -68,7 +68,7 @@ def _head(evaluation: Evaluation, said: Wording) -> str:
         exact = "exact gradients" if settings.gradient == "exact" else "gradients that skip the purification"
         lead += (
             f"{robust} still are under every attack of this run, each free to change an image by "
-            f"{escaped(said.budget)} in [0, 1] pixel units. The attacker knows the classifier{known}, and has {exact}."
+            f"{escaped(said.budget)}{UNITS.get(str(settings.norm), '')}. The attacker knows the classifier{known}, and has {exact}."
         )
     else:
         lead += "Nothing attacked them: this page says nothing about robustness."

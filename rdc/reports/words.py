@@ -10,7 +10,7 @@ from rdc.evaluation.records import SettingsRecord
 from rdc.evaluation.report import PresetReport, Rate, Report, RobustRate
 from rdc.storage.json_records import ABSENT, Absent, JsonObject, given
 
-__all__ = ["NORM_WORDS", "Wording", "interval", "network_words", "percent", "rate", "seconds_words", "wording"]
+__all__ = ["NORM_WORDS", "UNITS", "Wording", "interval", "network_words", "percent", "rate", "seconds_words", "wording"]
 
 #: norm -> as reports write it
 NORM_WORDS = {
@@ -22,6 +22,9 @@ NORM_WORDS = {
     "lpips": "LPIPS",
     "corruption": "corruptions, severity",
 }
+_PIXELS = " in [0, 1] pixel units"
+#: norm -> what stands behind a radius in a sentence
+UNITS = {"linf": _PIXELS, "l2": _PIXELS, "l1": _PIXELS, "l0": " pixels", "flow": " in the [-1, 1] grid"}
 
 
 @dataclasses.dataclass(frozen=True)

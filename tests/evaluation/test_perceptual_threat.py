@@ -19,6 +19,7 @@ from rdc.evaluation import EvaluationSettings, evaluate, parse_threats, settings
 from rdc.evaluation.shards import settings_of
 from rdc.models.perceptual import feature_distance
 from rdc.provenance.run import weights_digest
+from rdc.reports import write_reports
 from rdc.reports.words import network_words, wording
 from rdc.storage.sealed import read_sealed
 from tests.tiny_models import tiny_classifier
@@ -66,6 +67,8 @@ def test_the_run_names_the_network_that_measures_and_goes_on_with_that_alone(mod
     assert found.weights == weights_digest(rdc.load(MEASURE, device="cpu").model)
     assert any(line.startswith("perceptual distance: fashion-mnist-standard") for line in network_words(run.figures))
     assert wording(run).threat.startswith("LPIPS 0.5 by fashion-mnist-standard, exact gradient")
+    page = write_reports(run, model)["report.html"].read_text()
+    assert "free to change an image by LPIPS 0.5 by fashion-mnist-standard. The attacker" in page
     content, _ = read_sealed(tmp_path / "run" / "run.json", advice="")
     assert content["identity"]["settings"]["lpips_model"] == MEASURE
     assert settings_of(run.record.identity.settings) == settings()
