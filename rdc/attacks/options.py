@@ -21,7 +21,9 @@ __all__ = ["SURROGATES", "AscentOptions", "AttackOptions", "Progress", "SteppedO
 Progress = Callable[[dict[str, object]], None]
 
 #: what a list of attacks may name in place of a model
-SURROGATES = ("plain", "one-step", "fresh", "softened", "straight-through", "unclipped")
+SURROGATES = (
+    "plain", "one-step", "fresh", "softened", "softened-sharp", "softened-wide", "straight-through", "unclipped",
+)  # fmt: skip
 
 
 def integer(default: int | None, *, least: int | None = 1, most: int | None = None) -> Any:

@@ -22,8 +22,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from rdc.method.likelihood_maximization import LikelihoodMaximization
 
-__all__ = ["lm_move", "lm_surrogates"]
+__all__ = ["SOFTENED", "lm_move", "lm_surrogates"]
 
+#: surrogate -> its softness
+SOFTENED = {"softened": 0.5, "softened-sharp": 0.1, "softened-wide": 2.0}
 _SCALE = 8 / 255  # in place of eta, where there is none
 
 
@@ -61,12 +63,13 @@ def lm_surrogates(lm: LikelihoodMaximization) -> dict[str, LikelihoodMaximizatio
         lm: the defence's own.
 
     Returns:
-        "one-step" (N = 1), and where it projects "softened" (softness 1/2), "straight-through" and "unclipped" (no ball at all, whose
+        "one-step" (N = 1), and where it projects those of :data:`SOFTENED`, "straight-through" and "unclipped" (no ball at all, whose
         images are others').
     """
     found = {"one-step": dataclasses.replace(lm, steps=1, name="one step")}
     if lm.eta is not None or lm.clamp:
-        found["softened"] = dataclasses.replace(lm, softness=0.5, name="softened")
+        for name, softness in SOFTENED.items():
+            found[name] = dataclasses.replace(lm, softness=softness, name=name)
         found["straight-through"] = dataclasses.replace(lm, softness=math.inf, name="straight-through")
     if lm.eta is not None:
         found["unclipped"] = dataclasses.replace(lm, eta=None, name="unclipped")

@@ -133,7 +133,17 @@ def test_penalty_is_what_the_purifier_makes_small():
     x = pixels(6)
     assert (model.penalty(model.purify(x).detach()) < model.penalty(x)).all()
     assert (
-        set(model.surrogates()) == {"plain", "one-step", "fresh", "softened", "straight-through", "unclipped"}
+        set(model.surrogates())
+        == {
+            "plain",
+            "one-step",
+            "fresh",
+            "softened",
+            "softened-sharp",
+            "softened-wide",
+            "straight-through",
+            "unclipped",
+        }
         and model.has_penalty
     )
     plain = as_defence(Net(), x)
@@ -145,7 +155,16 @@ def test_penalty_is_what_the_purifier_makes_small():
 def test_diffusion_classifier_offers_the_same():
     model, x = gaussian_classifier(lm="paper-v2"), pixels(4)
     assert (model.penalty(model.purify(x).detach()) < model.penalty(x)).all()
-    assert set(model.surrogates()) == {"plain", "one-step", "fresh", "softened", "straight-through", "unclipped"}
+    assert set(model.surrogates()) == {
+        "plain",
+        "one-step",
+        "fresh",
+        "softened",
+        "softened-sharp",
+        "softened-wide",
+        "straight-through",
+        "unclipped",
+    }
     assert set(gaussian_classifier().surrogates()) == {"fresh"}
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(model.penalty(leaf).sum(), leaf)

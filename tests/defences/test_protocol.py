@@ -88,7 +88,7 @@ KINDS = {
 PURIFY = {"rdc", "lm", "lm-in-front-of-a-defence", "diffpure", "anytime", "eliminating", "foreign"}
 STOCHASTIC = {"sbgc", "dc", "rdc", "lm", "lm-in-front-of-a-defence", "diffpure"}
 PENALTY = PURIFY - {"diffpure", "foreign"}
-OF_LM = {"one-step", "softened", "straight-through", "unclipped"}
+OF_LM = {"one-step", "softened", "softened-sharp", "softened-wide", "straight-through", "unclipped"}
 SURROGATES = {
     "dc": {"fresh"},
     "sbgc": {"fresh"},

@@ -235,6 +235,8 @@ def test_what_likelihood_maximisation_offers_is_offered_with_it_alone():
         "one-step",
         "fresh",
         "softened",
+        "softened-sharp",
+        "softened-wide",
         "straight-through",
         "unclipped",
     }

@@ -13,7 +13,7 @@ from rdc.attacks.transfer import transfer
 from rdc.errors import ConfigError
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.likelihood_maximization import LM_PRESETS, LikelihoodMaximization, maximize_likelihood
-from rdc.method.lm_move import lm_move, lm_surrogates
+from rdc.method.lm_move import SOFTENED, lm_move, lm_surrogates
 from tests.tiny_models import pixels, tiny_denoiser
 from tests.tolerances import FLOAT64_ORDER
 
@@ -55,8 +55,8 @@ def test_derivatives_are_those_of_the_formula(softness: float) -> None:
 
 
 def test_surrogates_of_likelihood_maximisation() -> None:
-    assert set(lm_surrogates(SETTINGS)) == {"one-step", "softened", "straight-through", "unclipped"}
-    assert set(lm_surrogates(LM_PRESETS["released"])) == {"one-step", "softened", "straight-through"}
+    assert set(lm_surrogates(SETTINGS)) == {"one-step", *SOFTENED, "straight-through", "unclipped"}
+    assert set(lm_surrogates(LM_PRESETS["released"])) == {"one-step", *SOFTENED, "straight-through"}
     assert set(lm_surrogates(dataclasses.replace(SETTINGS, eta=None, clamp=False))) == {"one-step"}
     assert lm_surrogates(SETTINGS)["unclipped"].eta is None and lm_surrogates(SETTINGS)["softened"].eta == 0.05
 
@@ -73,7 +73,7 @@ def test_gradients_through_all_of_it_differ_and_images_do_not() -> None:
         found[name] = moved.detach(), torch.autograd.grad((weight * moved).sum(), leaf)[0]
     exact, gradient = found["exact"]
     torch.testing.assert_close(gradient, weight, rtol=FLOAT64_ORDER, atol=FLOAT64_ORDER)  # BPDA's
-    for name in ("softened", "straight-through"):
+    for name in (*SOFTENED, "straight-through"):
         assert torch.equal(found[name][0], exact)
     assert (found["straight-through"][1] - gradient).abs().max() > 0.01 * gradient.abs().max()
     assert not torch.equal(found["unclipped"][0], exact)
@@ -82,7 +82,7 @@ def test_gradients_through_all_of_it_differ_and_images_do_not() -> None:
 def test_an_attack_asks_for_them() -> None:
     model = DiffusionClassifier(tiny_denoiser("multihead"), "log:2:0.3:1:flat", lm=SETTINGS)
     x, labels = pixels(2), torch.tensor([0, 1])
-    for name in ("softened", "straight-through", "unclipped"):
+    for name in (*SOFTENED, "straight-through", "unclipped"):
         assert parse_attack(f"transfer:surrogate={name}:steps=2") is not None
         found = transfer(
             model,
@@ -106,5 +106,5 @@ def test_softness_out_of_range(wrong: object) -> None:
 
 def test_it_is_described_where_it_is_used_alone() -> None:
     said = {name: lm.describe().get("softness") for name, lm in lm_surrogates(SETTINGS).items()}
-    assert said == {"one-step": None, "softened": 0.5, "straight-through": "infinity", "unclipped": None}
+    assert said == {"one-step": None, **SOFTENED, "straight-through": "infinity", "unclipped": None}
     assert "softness" not in SETTINGS.describe()
