@@ -39,12 +39,14 @@ class FeatureDistance:
             and float32 are kept, in evaluation mode, their weights frozen; ``network`` is the module as given. A function is asked with
             pixels of either type.
         name: of the network, for reports.
+        image_shape: (C, H, W) of the images that it takes; None: any.
 
     Raises:
-        InputError: in a call, if the answer is not such a list.
+        InputError: in a call, if images are of another shape, or the answer is not such a list.
     """
 
-    def __init__(self, activations: Activations, name: str) -> None:
+    def __init__(self, activations: Activations, name: str, image_shape: Sequence[int] | None = None) -> None:
+        self.image_shape = None if image_shape is None else tuple(image_shape)
         self.network = activations if isinstance(activations, nn.Module) else None
         self.activations, self.name = activations, name
         self._copies: dict[torch.dtype, Activations] = {}
@@ -61,6 +63,10 @@ class FeatureDistance:
 
     def features(self, x: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
         """phi [n, F] of pixels [n, C, H, W], differentiable; distances take float64, directions do with float32."""
+        if self.image_shape is not None and tuple(x.shape[1:]) != self.image_shape:
+            raise InputError(
+                f"lpips_model {self.name}: it takes images {_by(self.image_shape)}; these are {_by(x.shape[1:])}. Name a network for them"
+            )
         layers = self._copies.get(dtype, self.activations)(x.to(dtype))
         if not isinstance(layers, (list, tuple)) or not layers:
             raise InputError(f"{self.name}: expected a list of layers [n, c, h, w] as features; got {shown(layers)}")
@@ -150,6 +156,10 @@ def back_into_ball(x: Tensor, clean: Tensor, threat: PerceptualThreat) -> Tensor
             outside, high = torch.where(within, outside, share), torch.where(within, high, far)
             open_rows &= ~(within & (far >= _FULL * bound))
     return best
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(str(side) for side in shape)
 
 
 def length_of(values: Tensor) -> Tensor:

@@ -9,8 +9,10 @@ from torch import nn
 
 from rdc.arguments.scalars import shown
 from rdc.attacks.perceptual_distance import FeatureDistance
+from rdc.defences.factory import is_factory
 from rdc.defences.plain import PlainClassifier
 from rdc.errors import ConfigError
+from rdc.models.derived import is_derived
 from rdc.networks.activations import Activations
 
 __all__ = ["feature_distance"]
@@ -32,6 +34,11 @@ def feature_distance(model: object) -> FeatureDistance:
 
     if isinstance(model, FeatureDistance):
         return model
+    if isinstance(model, (str, os.PathLike)) and is_factory(str(os.fspath(model))) and not is_derived(os.fspath(model)):
+        raise ConfigError(
+            f"lpips_model: expected a model by its name, or a checkpoint; got {shown(model)}, whose code is not run for this. "
+            "From Python hand a FeatureDistance to the attacks"
+        )
     name = str(os.fspath(model)) if isinstance(model, (str, os.PathLike)) else type(model).__name__
     found = load(name, device="cpu") if isinstance(model, (str, os.PathLike)) else model
     network = found.model if isinstance(found, PlainClassifier) else found
@@ -44,4 +51,5 @@ def feature_distance(model: object) -> FeatureDistance:
             f"got {shown(model)}"
         )
     with torch.no_grad():
-        return FeatureDistance(Activations(network), name)
+        shape = found.image_shape if isinstance(found, PlainClassifier) else None
+        return FeatureDistance(Activations(network), name, shape)

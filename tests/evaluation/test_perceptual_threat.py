@@ -133,5 +133,10 @@ def test_what_measures_nothing_is_refused(tmp_path):
         feature_distance(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))(
             torch.zeros(1, 1, 28, 28), torch.zeros(1, 1, 28, 28)
         )
+    (tmp_path / "net.py").write_text("raise SystemExit('it was run')")
+    with pytest.raises(ConfigError, match="whose code is not run for this"):
+        feature_distance(f"{tmp_path / 'net.py'}:make")
+    with pytest.raises(InputError, match=r"fashion-mnist-standard: it takes images 1 x 28 x 28; these are 3 x 32 x 32"):
+        feature_distance(MEASURE)(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))
     given = FeatureDistance(lambda z: [z], "pixels")
     assert feature_distance(given) is given
