@@ -26,7 +26,7 @@ ABOUT = {"seed": 3, "image_ids": range(6)}
 LISTED = {
     **{f"{name}-{loss}": [] for name in ("pgd", "apgd") for loss in ("ce", "dlr", "margin")},
     "apgd-t": ["targets", "order"], "apgd-ce-t": ["targets", "order"], "fab": [], "fab-t": ["targets"], "stadv": ["tau"],
-    "sparse-pgd": ["gradients"], "sparse-rs": ["queries", "p_init"], "corruptions": ["kind"],
+    "sparse-pgd": ["gradients"], "sparse-rs": ["queries", "p_init"], "corruptions": ["kind"], "ppgd": ["solves"], "lpa": ["rounds"],
     "low-frequency": ["cutoff"], "square": ["queries", "p_init"], "hop-skip-jump": ["queries", "draws"],
     "smoothed": ["samples", "reach"], "lagrange": ["searches", "surrogate"], "objective": [],
     "transfer": ["surrogate", "check_every"], "selective": ["draws", "gradients"],

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from rdc.attacks.perceptual_distance import FeatureDistance
 from rdc.attacks.registry import ATTACKS, applies
 from rdc.contracts import BaseDefence
 from rdc.defences.plain import PlainClassifier
@@ -17,17 +18,19 @@ from rdc.evaluation.cost import calls as counting
 from rdc.evaluation.cost import prediction as predicting
 from rdc.evaluation.cost.calls import _run
 from rdc.evaluation.results import finished_batches
+from rdc.models import perceptual
 from rdc.reports.forecast import about, forecast_line, plan_text
 from tests.evaluation_models import gaussian_classifier, labelled_by
 from tests.tiny_models import pixels as tiny_pixels
 from tests.tiny_models import tiny_classifier
 from tests.tolerances import FLOAT32_ROUNDING
 
-THREAT = {"linf": "8/255", "l2": "0.5", "l1": "6", "l0": "5", "flow": "0.05", "corruption": "2"}
+THREAT = {"linf": "8/255", "l2": "0.5", "l1": "6", "l0": "5", "flow": "0.05", "lpips": "0.1", "corruption": "2"}
 
 
 def settings_of(attacks, norm="linf", **changes):
     known = {"n": 4, "batch": 4, "norm": norm, "eps": THREAT[norm], "steps": 35, "sanity": 0}
+    known |= {"lpips_model": "pixels"} if norm == "lpips" else {}
     return EvaluationSettings("m", "d", attacks=tuple(attacks), **{**known, **changes})
 
 
@@ -39,8 +42,10 @@ def cases():
 
 
 @pytest.mark.parametrize(("spec", "norm", "noise"), list(cases()))
-def test_long_attacks_are_counted_from_short_ones(spec, norm, noise):
+def test_long_attacks_are_counted_from_short_ones(spec, norm, noise, monkeypatch):
     """35 steps, or 47 queries, planned from 10 and 20 of them, are the calls of an attack run as it is."""
+    pixels = FeatureDistance(lambda x: [torch.cat([x, 1 - x], dim=1)], "pixels")
+    monkeypatch.setattr(perceptual, "feature_distance", lambda name: pixels)
     classifier = gaussian_classifier(lm="paper-v2,steps=1")
     settings = settings_of(["pgd-ce:steps=3", spec] if spec.startswith("endpoints") else [spec], norm, noise=noise)
     assert applies(settings.specs[-1], classifier, norm, noise) is None
