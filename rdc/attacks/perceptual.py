@@ -15,6 +15,7 @@ Source: Laidlaw, Singla & Feizi 2021 (arXiv 2006.12655), section 4, algorithms 1
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
@@ -192,9 +193,9 @@ class _BallRule(Rule):
         self.step += 1
         return following
 
+    @abstractmethod
     def moved(self, x: Tensor, gradient: Tensor) -> Tensor:
         """The iterate after x."""
-        raise NotImplementedError
 
     def keep(self, rows: Tensor) -> None:
         self.clean, self.home = self.clean[rows], self.home[rows]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-import torch
 from torch import nn
 
 from rdc.arguments.scalars import shown
 from rdc.attacks.perceptual_distance import FeatureDistance
+from rdc.contracts import BaseDefence
 from rdc.defences.factory import is_factory
 from rdc.defences.plain import PlainClassifier
 from rdc.errors import ConfigError
@@ -34,22 +34,17 @@ def feature_distance(model: object) -> FeatureDistance:
 
     if isinstance(model, FeatureDistance):
         return model
-    if isinstance(model, (str, os.PathLike)) and is_factory(str(os.fspath(model))) and not is_derived(os.fspath(model)):
+    name = str(os.fspath(model)) if isinstance(model, (str, os.PathLike)) else None
+    if name is not None and is_factory(name) and not is_derived(name):
         raise ConfigError(
             f"lpips_model: expected a model by its name, or a checkpoint; got {shown(model)}, whose code is not run for this. "
             "From Python hand a FeatureDistance to the attacks"
         )
-    name = str(os.fspath(model)) if isinstance(model, (str, os.PathLike)) else type(model).__name__
-    found = load(name, device="cpu") if isinstance(model, (str, os.PathLike)) else model
-    network = found.model if isinstance(found, PlainClassifier) else found
-    if isinstance(found, nn.Module) and not isinstance(network, nn.Module):
-        network = None
-    own = isinstance(found, PlainClassifier) or (isinstance(found, nn.Module) and not hasattr(found, "describe"))
-    if not isinstance(network, nn.Module) or not own:
+    found = model if name is None else load(name, device="cpu")
+    network, shape = (found.model, found.image_shape) if isinstance(found, PlainClassifier) else (found, None)
+    if not isinstance(network, nn.Module) or isinstance(network, BaseDefence):
         raise ConfigError(
-            f"lpips_model: expected a convolutional classifier, such as fashion-mnist-standard or torchvision:alexnet,image=3x32x32; "
+            "lpips_model: expected a convolutional classifier, such as fashion-mnist-standard or torchvision:alexnet,image=3x32x32; "
             f"got {shown(model)}"
         )
-    with torch.no_grad():
-        shape = found.image_shape if isinstance(found, PlainClassifier) else None
-        return FeatureDistance(Activations(network), name, shape)
+    return FeatureDistance(Activations(network), name or type(model).__name__, shape)

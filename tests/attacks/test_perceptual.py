@@ -13,6 +13,7 @@ from rdc.attacks.perceptual import LpaOptions, _Jacobian, _LpaRule, lpa, ppgd
 from rdc.attacks.perceptual_distance import FeatureDistance, PerceptualThreat, back_into_ball
 from rdc.errors import ConfigError, InputError
 from rdc.networks.activations import Activations
+from rdc.networks.resnet import ResNet
 from tests.tolerances import FLOAT32_NETWORK, FLOAT32_ROUNDING, FLOAT32_ROUNDINGS, FLOAT64_NETWORK
 
 ATTACKS = [pytest.param(ppgd, {"steps": 12}, id="ppgd"), pytest.param(lpa, {"steps": 20, "rounds": 4}, id="lpa")]
@@ -92,6 +93,15 @@ def test_activations_are_those_behind_each_rectifier_also_in_place() -> None:
     assert torch.equal(found[0], first) and torch.equal(found[1], second)
     with pytest.raises(InputError, match=r"Linear: expected layers of rectified images .* activations\(pixels\)"):
         Activations(nn.Linear(6, 2))(x)
+
+
+def test_activations_of_a_resnet_end_in_what_its_head_reads() -> None:
+    torch.manual_seed(4)
+    net = ResNet((1, 8, 8), 5, width=8, blocks=(1, 2), patch_size=2)
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+    found = Activations(net)(x)
+    assert [tuple(layer.shape[1:]) for layer in found] == [(8, 4, 4), (8, 4, 4), (16, 2, 2), (16, 2, 2)]
+    assert torch.equal(net.head(found[-1].mean((2, 3))), net(x)) and all(float(layer.min()) == 0 for layer in found)
 
 
 def test_back_into_ball_is_on_the_segment_within_the_bound_and_near_it() -> None:

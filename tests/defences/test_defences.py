@@ -20,6 +20,7 @@ from rdc.defences import (
 from rdc.errors import ConfigError, InputError
 from rdc.evaluation import EvaluationSettings, evaluate
 from rdc.method.denoiser import ConditionalDenoiser
+from rdc.method.lm_move import SOFTENED
 from rdc.models.joined import diffpure_in_front, lm_in_front
 from tests.evaluation_models import CLASSES, NAMES, gaussian_classifier, images, labelled_by
 from tests.oracles import GaussianNetwork
@@ -138,9 +139,7 @@ def test_penalty_is_what_the_purifier_makes_small():
             "plain",
             "one-step",
             "fresh",
-            "softened",
-            "softened-sharp",
-            "softened-wide",
+            *SOFTENED,
             "straight-through",
             "unclipped",
         }
@@ -159,9 +158,7 @@ def test_diffusion_classifier_offers_the_same():
         "plain",
         "one-step",
         "fresh",
-        "softened",
-        "softened-sharp",
-        "softened-wide",
+        *SOFTENED,
         "straight-through",
         "unclipped",
     }

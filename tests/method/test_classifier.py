@@ -12,6 +12,7 @@ from rdc.method.classifier import DiffusionClassifier
 from rdc.method.denoiser import ConditionalDenoiser
 from rdc.method.levels import noise_levels
 from rdc.method.likelihood_maximization import LM_PRESETS, LikelihoodMaximization, lm_penalty
+from rdc.method.lm_move import SOFTENED
 from rdc.method.working_memory import gradient_bytes
 from tests import oracles
 from tests.tiny_models import CLASSES, LEVELS, SHAPE, pixels, tiny_classifier, tiny_denoiser
@@ -234,9 +235,7 @@ def test_what_likelihood_maximisation_offers_is_offered_with_it_alone():
         "plain",
         "one-step",
         "fresh",
-        "softened",
-        "softened-sharp",
-        "softened-wide",
+        *SOFTENED,
         "straight-through",
         "unclipped",
     }
