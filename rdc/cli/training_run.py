@@ -46,6 +46,8 @@ AUGMENT_HELP = "probability of each of EDM's transformations, of which the netwo
 #: option -> setting of the recipe, of both commands; an option that was not given is None
 SETTINGS = {
     "data": "data",
+    "extra_data": "extra_data",
+    "extra_share": "extra_share",
     "holdout": "holdout",
     "calibrate": "calibrate",
     "minutes": "minutes",
@@ -78,19 +80,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: str) -> No
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="recipe (TOML); options given beside it override it"
     )
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", metavar="NAME", help=f"{DATA} (default: fashion-mnist)")
-    data.add_argument("--data-root", type=Path, metavar="DIR", help="folder with the data set's files")
-    data.add_argument("--download", action="store_true", help="fetch Fashion-MNIST if it is nowhere to be found")
-    data.add_argument(
-        "--holdout",
-        type=int,
-        metavar="N",
-        help="training images to leave out, balanced (a tenth for --calibrate, at most 500; else none)",
-    )
-    text = "at the end, fit a diffusion model's confidence on images that were left out (on); the second form: off"
-    data.add_argument("--calibrate", action=argparse.BooleanOptionalAction, default=None, help=text)
-    _add_switch(data, "--flip", "mirror half of the images left to right")
+    _add_data(parser)
     length = parser.add_argument_group("training")
     length.add_argument("--images", type=int, metavar="N", help="images to process (360000)")
     length.add_argument(
@@ -126,6 +116,26 @@ def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: str) -> No
     add_device_options(speed)
     speed.add_argument("--quiet", action="store_true", help="no progress bar")
     add_format_options(speed)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", metavar="NAME", help=f"{DATA} (default: fashion-mnist)")
+    data.add_argument("--data-root", type=Path, metavar="DIR", help="folder with the data set's files")
+    data.add_argument(
+        "--extra-data", metavar="NAME", help="more images, such as those of rdc sample --images, beside these (none)"
+    )
+    data.add_argument("--extra-share", type=float, metavar="S", help="of them in every batch (0.5)")
+    data.add_argument("--download", action="store_true", help="fetch Fashion-MNIST if it is nowhere to be found")
+    data.add_argument(
+        "--holdout",
+        type=int,
+        metavar="N",
+        help="training images to leave out, balanced (a tenth for --calibrate, at most 500; else none)",
+    )
+    text = "at the end, fit a diffusion model's confidence on images that were left out (on); the second form: off"
+    data.add_argument("--calibrate", action=argparse.BooleanOptionalAction, default=None, help=text)
+    _add_switch(data, "--flip", "mirror half of the images left to right")
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
@@ -182,7 +192,16 @@ def follow(args: argparse.Namespace, recipe: Recipe) -> int:
     data = load_images(recipe.data, "train", args.data_root, args.download, progress=not args.quiet)
     if not args.network_named:
         recipe = fitted(recipe, data)
-    surroundings = {"device": args.device, "threads": args.threads, "progress": not args.quiet, "begun": args.begun}
+    surroundings: dict[str, Any] = {
+        "device": args.device,
+        "threads": args.threads,
+        "progress": not args.quiet,
+        "begun": args.begun,
+    }
+    if recipe.extra_data:
+        surroundings["extra"] = load_images(
+            recipe.extra_data, "train", args.data_root, progress=not args.quiet, notices=False
+        )
     try:
         done = training.run(recipe, data, args.out, **surroundings)
     except TrainingStopped as stop:

@@ -22,7 +22,7 @@ from rdc.method.denoiser import Denoiser
 from rdc.method.latents import refuse_latents
 from rdc.terminal.progress import bar
 
-__all__ = ["heun", "sample_classes", "sampling_levels"]
+__all__ = ["draw_pixels", "heun", "sample_classes", "sampling_levels"]
 
 MOST_STEPS = 10_000
 MOST_NUMBERS = 2**30  # pixels of all images together, 4 GiB
@@ -67,6 +67,32 @@ def heun(denoise: Callable[[Tensor, float], Tensor], noise: Tensor, levels: Tens
             slope = 0.5 * (slope + (end - denoise(end, there)) / there)
         x = x + (there - here) * slope if there > 0 else end
     return x
+
+
+@torch.no_grad()
+def draw_pixels(
+    denoiser: Denoiser, labels: Tensor, noise: Tensor, levels: Tensor, on_pass: Callable[[], object] | None = None
+) -> Tensor:
+    """Images of these classes from this noise, together.
+
+    Args:
+        denoiser: class-conditional or multi-head network, at rest.
+        labels: [n], on its device.
+        noise: standard normal [n, C, H, W], on its device and of its type.
+        levels: see :func:`sampling_levels`.
+        on_pass: called before every network pass.
+
+    Returns:
+        Pixels [n, C, H, W] in [0, 1], float32, on the CPU.
+    """
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        if on_pass is not None:
+            on_pass()
+        return denoiser.denoise(x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device), labels)
+
+    x = undisturbed(functools.partial(heun, denoise, levels=levels), noise)
+    return ((x.float() + 1) / 2).clamp(0, 1).cpu()
 
 
 @torch.no_grad()
@@ -119,15 +145,8 @@ def sample_classes(
         at_rest(denoiser),
     ):
         for rows in batches:
-            classes = labels[rows].to(weight.device)
-
-            def denoise(x: Tensor, sigma: float, classes: Tensor = classes) -> Tensor:
-                line.update()
-                return denoiser.denoise(x, torch.full((len(x),), sigma, dtype=x.dtype, device=x.device), classes)
-
             start = noise[rows].to(weight.device, weight.dtype)
-            x = undisturbed(functools.partial(heun, denoise, levels=levels), start)
-            done.append(((x.float() + 1) / 2).clamp(0, 1).cpu())
+            done.append(draw_pixels(denoiser, labels[rows].to(weight.device), start, levels, line.update))
     images: Tensor = torch.cat(done).unflatten(0, (denoiser.num_classes, per_class))
     return images
 

@@ -6,6 +6,7 @@ same noise; only the order of floating-point sums differs between process counts
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,11 +15,12 @@ from torch import Tensor
 
 from rdc.arguments.seeds import checked_seed, random, step_seed
 from rdc.data import Dataset
-from rdc.errors import ConfigError
+from rdc.errors import ConfigError, one_line
 
-__all__ = ["BatchGenerator", "Batches", "batch_rows", "integers", "normal", "uniform"]
+__all__ = ["BatchGenerator", "Batches", "Extra", "batch_rows", "integers", "normal", "uniform"]
 
 _FLIP_STREAM = 1 << 63  # keeps the mirror coins apart from the epoch orders
+_EXTRA_STREAM = 1 << 62  # and these from those of extra images
 
 
 class BatchGenerator(torch.Generator):
@@ -75,6 +77,39 @@ def integers(high: int, shape: Sequence[int], generator: torch.Generator) -> Ten
     return torch.randint(high, (total, *shape[1:]), generator=generator, device=generator.device)[rows]
 
 
+@dataclasses.dataclass(frozen=True)
+class Extra:
+    """More images beside those of a data set, such as drawn ones.
+
+    Args:
+        data: the images; shape and classes are the data set's.
+        share: of them in every batch, above 0 and below 1; places are spread evenly, so that processes see as many.
+    """
+
+    data: Dataset
+    share: float
+
+    def of_batch(self, size: int) -> np.ndarray:
+        """Whether each place of a batch is for an extra image, [size] bool; ``round(size * share)`` of them are."""
+        count = round(size * self.share)
+        if not 0 < count < size:
+            raise ConfigError(
+                f"extra_share: expected a share that leaves images of both kinds in a batch of {size}; got {self.share}, {count} of them"
+            )
+        return np.diff(np.arange(size + 1) * count // size) > 0
+
+    def fits(self, data: Dataset) -> None:
+        """Raise ConfigError unless shape and classes are those of ``data``."""
+        for what, ours, theirs in (
+            ("images", list(data.image_shape), list(self.data.image_shape)),
+            ("classes", list(data.class_names), list(self.data.class_names)),
+        ):
+            if ours != theirs:
+                raise ConfigError(
+                    f"extra_data: expected {what} {one_line(str(ours), 200)}, like {data!r}; got {one_line(str(theirs), 200)}"
+                )
+
+
 class Batches:
     """The images of every step: epochs in random order without gaps, optionally mirrored.
 
@@ -86,6 +121,7 @@ class Batches:
         seed: any integer; of the order, the mirror coins and the generators.
         flip: mirror half of the images left to right.
         rank, world: this process and how many there are.
+        extra: more images, which take some places of every batch; they have epochs of their own.
     """
 
     def __init__(
@@ -97,15 +133,25 @@ class Batches:
         flip: bool = False,
         rank: int = 0,
         world: int = 1,
+        extra: Extra | None = None,
     ) -> None:
         if len(data) == 0:
             raise ConfigError(f"{data!r}: expected at least one image to train on")
         if size % world:
             raise ConfigError(f"batch_size: expected a multiple of the {world} processes; got {size}")
         self.size, self.seed, self.flip, self.rank, self.world = size, checked_seed(seed), flip, rank, world
-        self.images, self.labels = data.images.to(device), data.labels.to(device)
         self.device, self.share = device, size // world
-        self._orders: dict[int, np.ndarray] = {}
+        images, labels, count = data.images, data.labels, len(data)
+        self._sources = [_Source(np.arange(size), 0, count, self.seed, 0)]
+        if extra is not None:
+            extra.fits(data)
+            places = extra.of_batch(size)
+            images, labels = torch.cat([images, extra.data.images]), torch.cat([labels, extra.data.labels])
+            self._sources = [
+                _Source(np.flatnonzero(~places), 0, count, self.seed, 0),
+                _Source(np.flatnonzero(places), count, len(extra.data), self.seed, _EXTRA_STREAM),
+            ]
+        self.images, self.labels = images.to(device), labels.to(device)
 
     def __call__(self, step: int) -> tuple[Tensor, Tensor]:
         """This process's share of a step: x0 [B, C, H, W] in [-1, 1], labels [B]."""
@@ -128,20 +174,42 @@ class Batches:
         generator.manual_seed(step_seed(self.seed, step))
 
     def positions(self, step: int) -> np.ndarray:
-        """Positions [B] in the data set of this process's images."""
-        index = step * self.size + np.arange(self.size)[self._mine()]
-        count = len(self.labels)
-        chosen = np.empty(self.share, dtype=np.int64)
-        for epoch in np.unique(index // count):
-            here = index // count == epoch
-            chosen[here] = self._order(int(epoch))[index[here] % count]
-        return chosen
+        """Positions [B] of this process's images: in the data set, or behind it in the extra one."""
+        chosen = np.empty(self.size, dtype=np.int64)
+        for source in self._sources:
+            chosen[source.places] = source.positions(step)
+        return chosen[self._mine()]
 
     def _mine(self) -> slice:
         return slice(self.rank * self.share, (self.rank + 1) * self.share)
 
+
+class _Source:
+    """A data set's images in epochs of random order.
+
+    Args:
+        places: in a batch, that its images take.
+        first, count: positions of its images.
+        seed, stream: of the orders.
+    """
+
+    def __init__(self, places: np.ndarray, first: int, count: int, seed: int, stream: int) -> None:
+        if not count:
+            raise ConfigError("extra_data: expected at least one image; there is none")
+        self.places, self.first, self.count, self.seed, self.stream = places, first, count, seed, stream
+        self._orders: dict[int, np.ndarray] = {}
+
+    def positions(self, step: int) -> np.ndarray:
+        """Positions of its images of a step, one for each place."""
+        index = step * len(self.places) + np.arange(len(self.places))
+        chosen = np.empty(len(index), dtype=np.int64)
+        for epoch in np.unique(index // self.count):
+            here = index // self.count == epoch
+            chosen[here] = self._order(int(epoch))[index[here] % self.count]
+        return self.first + chosen
+
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
             self._orders = {old: order for old, order in self._orders.items() if old == epoch - 1}
-            self._orders[epoch] = random(self.seed, epoch).permutation(len(self.labels))
+            self._orders[epoch] = random(self.seed, self.stream + epoch).permutation(self.count)
         return self._orders[epoch]

@@ -52,6 +52,7 @@ _NETWORK = {
 }
 _LEARNING_RATE = dict.fromkeys(CLASSIFIERS, 5e-3)  # others: TrainConfig's
 _EPS = {"linf": "8/255", "l2": "0.5"}
+_EXTRA_SHARE = 0.5
 _UNPLANNED = 10**9  # images of a run that is planned by its minutes
 
 
@@ -92,6 +93,8 @@ class Recipe:
         wide_channels: of a student's last residual block.
         data: what the run is told apart by beside a checksum of the images: the data's name or path; "": the data set's own
             name (the commands: :data:`DEFAULT_DATA`).
+        extra_data: more images beside those of ``data``, such as drawn ones (:mod:`rdc.training.drawn`): name or path; "": none.
+        extra_share: of them in every batch; None: half, where there are any.
         holdout: training images to leave out, the same number of each class; None: as many as calibration takes
             (``training.confidence.automatic_holdout``), or none without it.
         calibrate: fit a diffusion model's confidence at the end, on images that were left out; it changes no decision.
@@ -117,6 +120,8 @@ class Recipe:
     teacher: str = ""
     wide_channels: int = WIDE_CHANNELS
     data: str = ""
+    extra_data: str = ""
+    extra_share: float | None = None
     holdout: int | None = None
     calibrate: bool = True
     levels: str = ""
@@ -146,6 +151,9 @@ class Recipe:
             raise ConfigError(f"shift: expected 0 or more pixels; got {self.shift}")
         if not 0 <= self.augment <= 1:
             raise ConfigError(f"augment: expected a probability in 0..1; got {self.augment}")
+        if self.extra_share is not None and not (self.extra_data and 0 < self.extra_share < 1):
+            found = self.extra_share if self.extra_data else f"{self.extra_share} and no extra_data"
+            raise ConfigError(f"extra_share: expected a share above 0 and below 1, of extra_data; got {found}")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise ConfigError(f"minutes: expected a positive number; got {self.minutes}")
         if self.levels:
@@ -172,6 +180,8 @@ class Recipe:
         for name, section in sections.items():
             if getattr(self, name) is None and self.method in methods_of(name):
                 object.__setattr__(self, name, section)
+        if self.extra_data and self.extra_share is None:
+            object.__setattr__(self, "extra_share", _EXTRA_SHARE)
         if not self.network and self.method in _NETWORK:
             object.__setattr__(self, "network", _NETWORK[self.method])
         if self.classifier is not None and self.classifier.beta is None and self.method in DEFAULT_BETA:

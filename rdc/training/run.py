@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from rdc.data import Dataset, train_holdout
+from rdc.errors import ConfigError
 from rdc.execution.processes import leave_processes
 from rdc.models.checkpoints import checkpoint_paths
+from rdc.training.batches import Extra
 from rdc.training.confidence import (
     attacked_as,
     calibrate_model,
@@ -65,6 +67,7 @@ def run(
     threads: int | None = None,
     progress: bool = True,
     begun: float | None = None,
+    extra: Dataset | None = None,
 ) -> Training:
     """Train what the recipe says; a run that is in the folder is continued.
 
@@ -76,6 +79,7 @@ def run(
         device: "cpu", "cuda", or "auto": cuda if there is one.
         threads: CPU threads of this process from now on; None: as they are.
         progress: draw bars on stderr.
+        extra: what ``recipe.extra_data`` names; ``recipe.extra_share`` of every batch are of it.
         begun: when the box of ``recipe.minutes`` was opened, on ``time.monotonic``'s clock; None: now.
 
     Under ``torchrun`` this joins the other processes and leaves them at its end.
@@ -86,18 +90,15 @@ def run(
         TrainingStopped: SIGINT or SIGTERM came; the state was saved first.
     """
     begun = time.monotonic() if begun is None else begun
-    place = open_device(device, threads)
+    more, place = _extra(recipe, data, extra), open_device(device, threads)
     recipe, described = with_holdout(recipe, data, out), checkpoint_paths(Path(out) / "model")[1]
     before = calibration_of(described)
     try:
         images = training_images(recipe, data)
-        ready = prepare(recipe, images, place)
+        ready = _beside(prepare(recipe, images, place), more, data)
         exporter = Exporter(Path(out), ready.config, images, ready.settings, recipe.title, recipe.levels)
-        description = _description(ready, images)
-        text = to_toml(ready.recipe)
-        trainer = Trainer(
-            ready.network, ready.objective, images, recipe.schedule, Path(out), description, progress, exporter, text
-        )
+        said = _description(ready, images), progress, exporter, to_toml(ready.recipe)
+        trainer = Trainer(ready.network, ready.objective, images, recipe.schedule, Path(out), *said, more)
         if trainer.rank == 0:
             trainer.selector = _selector(ready, data, trainer)
         if recipe.minutes is not None:
@@ -127,13 +128,47 @@ def _selector(ready: Prepared, data: Dataset, trainer: Trainer) -> Selector | No
     return Selector(recipe.selection, held, attacked_as(ready.config, recipe), trainer.folder)
 
 
+def _extra(recipe: Recipe, data: Dataset, extra: Dataset | None) -> Extra | None:
+    """The images beside those of the data set, checked."""
+    if (extra is None) != (not recipe.extra_data):
+        said = (
+            f"the images of {recipe.extra_data}; got none"
+            if extra is None
+            else f"a recipe that names {extra!r}; got none"
+        )
+        raise ConfigError(f"extra_data: expected {said}")
+    if extra is None:
+        return None
+    assert recipe.extra_share is not None
+    made = Extra(extra, recipe.extra_share)
+    made.fits(data)
+    made.of_batch(recipe.schedule.batch_size)
+    return made
+
+
+def _beside(ready: Prepared, extra: Extra | None, data: Dataset) -> Prepared:
+    """The run with more images, if there are any, on record; they must not be those that judge it."""
+    recipe = ready.recipe
+    if extra is None:
+        return ready
+    if recipe.holdout:
+        held = {image.tobytes() for image in train_holdout(data, recipe.holdout)[1].images.numpy()}
+        if found := sum(image.tobytes() in held for image in extra.data.images.numpy()):
+            raise ConfigError(
+                f"extra_data: expected none of the {recipe.holdout:,} images that are left out to judge the model by; {found:,} of "
+                f"{recipe.extra_data} are among them"
+            )
+    about = {**_described(recipe.extra_data, extra.data), "share": extra.share}
+    return dataclasses.replace(ready, settings={**ready.settings, "extra_data": about})
+
+
+def _described(name: str, images: Dataset) -> dict[str, Any]:
+    return {"name": name or images.name, "images": len(images), "crc32": fingerprint(images.images, images.labels)}
+
+
 def _description(ready: Prepared, images: Dataset) -> dict[str, Any]:
     """What tells the run from others, beside the training settings."""
-    source = {
-        "name": ready.recipe.data or images.name,
-        "images": len(images),
-        "crc32": fingerprint(images.images, images.labels),
-    }
+    source = _described(ready.recipe.data, images)
     selection = {} if ready.recipe.selection is None else {"selection": dataclasses.asdict(ready.recipe.selection)}
     levels = {"levels": ready.recipe.levels} if ready.recipe.levels else {}
     left_out = {"data": source, "holdout": ready.recipe.holdout or 0}

@@ -25,7 +25,7 @@ from rdc.data import Dataset
 from rdc.errors import CheckpointError, ConfigError, one_line
 from rdc.networks.blocks import allow_backward_again, half_norms
 from rdc.terminal.progress import bar, say_begin
-from rdc.training.batches import Batches
+from rdc.training.batches import Batches, Extra
 from rdc.training.config import TrainConfig, optimizer_of
 from rdc.training.cuda_graph import GraphedStep
 from rdc.training.objective import ConditionalObjective, NoiseDistribution, Objective, noisy
@@ -59,6 +59,7 @@ class Trainer:
         progress: draw a bar on stderr.
         export: see :data:`Export`.
         recipe: text of ``recipe.toml``, for readers; "": none.
+        extra: more images, which take a share of every batch.
 
     Attributes:
         deadline: on ``time.monotonic``'s clock; no step begins later. The state is saved and ``run`` returns with
@@ -80,6 +81,7 @@ class Trainer:
         progress: bool = True,
         export: Export | None = None,
         recipe: str = "",
+        extra: Extra | None = None,
     ) -> None:
         self.net, self.objective, self.config, self.export = net, objective, config, export
         self.folder = RunFolder(out, {**description, "train": config.describe()}, recipe)
@@ -98,7 +100,8 @@ class Trainer:
         self.parameters = dict(net.named_parameters())
         self.optimizer = optimizer_of(net, config, on_gpu)
         self.ema = {name: value.detach().clone() for name, value in self.parameters.items()}
-        self.batches = Batches(data, config.batch_size, config.seed, self.device, config.flip, self.rank, self.world)
+        processes = self.rank, self.world
+        self.batches = Batches(data, config.batch_size, config.seed, self.device, config.flip, *processes, extra)
         if config.compile:
             allow_backward_again()
         self.forward = cast(nn.Module, torch.compile(net)) if config.compile else net

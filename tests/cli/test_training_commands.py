@@ -20,7 +20,7 @@ from tests.tolerances import COMPILED_LOSS, COMPILED_RISE, FEW_SMALL_STEPS, FEW_
 pytest.importorskip("matplotlib")
 
 from rdc.cli import main
-from rdc.data import Dataset, save_npz
+from rdc.data import Dataset, load_dataset, save_npz
 from rdc.models.checkpoints import load_model
 from rdc.networks.heads import MultiHeadUNet
 from rdc.training.trainer import Trainer
@@ -251,6 +251,68 @@ def test_distill_trains_by_differences(teacher: Path, data: Path, tmp_path: Path
     assert "expected at most one of them" in capsys.readouterr().err
     assert main([*command, "--out", str(tmp_path / "no"), "--secant-low", "2"]) == 2
     assert "secant_range: expected 0 < low" in capsys.readouterr().err
+
+
+def test_a_drawn_data_set_is_trained_on(teacher: Path, data: Path, tmp_path: Path, capsys) -> None:
+    drawn = tmp_path / "drawn"
+    command = [
+        "sample",
+        str(teacher),
+        "--images",
+        "10",
+        "--out",
+        str(drawn),
+        "--steps",
+        "2",
+        "--batch",
+        "4",
+        "--json",
+        "--device",
+        "cpu",
+    ]
+    assert main(command) == 0
+    streams = capsys.readouterr()
+    assert json.loads(streams.out) == {"folder": str(drawn), "images": 10, "model": str(teacher), "steps": 2, "seed": 0}
+    files = {file.name: file.read_bytes() for file in drawn.glob("*.npz")}
+    assert files and main(command) == 0
+    assert "already complete, 10 of 10 images" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in drawn.glob("*.npz")} == files
+    loaded = load_dataset(str(drawn), "train")
+    assert loaded.class_names == ("above", "below") and loaded.labels.bincount().tolist() == [5, 5]
+    assert loaded.image_shape == (1, 28, 28) and len(loaded.images.unique()) > 20
+    more = ["--extra-data", str(drawn), "--extra-share", "0.25", "--no-calibrate"]
+    assert main(["train", "--data", str(data), "--out", str(tmp_path / "run"), *more, *FAST]) == 0
+    said = load_model(tmp_path / "run")[2]["extra_data"]
+    assert (said["name"], said["images"], said["share"]) == (str(drawn), 10, 0.25)
+    recipe = tmp_path / "run" / "recipe.toml"
+    assert 'extra_data = "' in recipe.read_text() and "extra_share = 0.25" in recipe.read_text()
+    assert main(["train", "--config", str(recipe), "--out", str(tmp_path / "again"), "--quiet", "--device", "cpu"]) == 0
+    again, first = (load_model(tmp_path / name)[0].state_dict() for name in ("again", "run"))
+    assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+def test_a_judge_of_drawn_images_is_any_model(teacher: Path, tmp_path: Path, capsys) -> None:
+    judge = tmp_path / "judge.py"
+    judge.write_text(
+        "import torch\nmake = lambda: lambda x: torch.stack([x.mean((1, 2, 3)) * 0 + 3, x.mean((1, 2, 3)) * 0], 1)\n"
+    )
+    command = ["sample", str(teacher), "--steps", "1", "--batch", "8", "--quiet", "--device", "cpu"]
+    mine = [*command, "--judge", f"{judge}:make", "--out", str(tmp_path / "chosen")]
+    assert main([*mine, "--images", "1"]) == 0  # one of the first class, which this judge names always
+    assert main([*mine, "--images", "2"]) == 2
+    assert re.search(r"class 1: the judge kept 0 of 2\d\d candidates", capsys.readouterr().err)
+    assert load_dataset(str(tmp_path / "chosen"), "train").labels.tolist() == [0]
+    assert main([*command, "--judge", "cifar10", "--images", "2", "--out", str(tmp_path / "other")]) == 2
+    assert "--judge cifar10: expected a classifier of images [1, 28, 28]" in capsys.readouterr().err
+    for wrong, words in (
+        (["--judge-above", "0.5"], "--judge-above: goes with --images"),
+        (["--images", "2", "--judge-above", "0.5"], "--judge-above: goes with --judge"),
+        (["--images", "2", "--per-class", "2"], "--images and --per-class: expected one of the two"),
+        (["--overwrite"], "--overwrite: goes with --images"),
+        (["--images", "2", "--judge", f"{judge}:make", "--judge-above", "1"], "at least 0 and below 1; got 1.0"),
+    ):
+        assert main([*command, *wrong, "--out", str(tmp_path / "wrong")]) == 2
+        assert words in capsys.readouterr().err and not (tmp_path / "wrong").exists()
 
 
 def test_sample_draws_the_asked_for_grid(teacher: Path, tmp_path: Path) -> None:
