@@ -44,6 +44,24 @@ class Arrays {
     return address(t);
   }
 
+  // [B, C, H, W] in channels_last: dense as [B, H, W, C]
+  void* channels_last(const char* name, pybind11::handle capsule, dlpack::Type type, const std::array<int64_t, 4>& shape) {
+    const dlpack::Tensor& t = checked(name, capsule, type, {shape.begin(), shape.end()});
+    const std::array<int64_t, 4> strides{shape[1] * shape[2] * shape[3], 1, shape[1] * shape[3], shape[1]};
+    const bool plane = shape[1] == 1 || shape[2] * shape[3] == 1;  // where both layouts are one
+    for (int i = 0; i < 4; ++i)
+      if (shape[i] != 1 && (t.strides ? t.strides[i] != strides[i] : !plane)) fail(name, "expected channels_last");
+    return address(t);
+  }
+
+  // [count, width], whose rows are ``stride`` apart and do not overlap
+  void* rows(const char* name, pybind11::handle capsule, dlpack::Type type, int64_t count, int64_t width, int64_t* stride) {
+    const dlpack::Tensor& t = checked(name, capsule, type, {count, width});
+    *stride = t.strides && count > 1 ? t.strides[0] : width;
+    if (*stride < width || (t.strides && width > 1 && t.strides[1] != 1)) fail(name, "expected rows of numbers that lie side by side");
+    return address(t);
+  }
+
   // with strides in elements, which are written to ``stride``
   void* strided(const char* name, pybind11::handle capsule, dlpack::Type type, const std::array<int64_t, 4>& shape, int64_t* stride) {
     const dlpack::Tensor& t = checked(name, capsule, type, {shape.begin(), shape.end()});

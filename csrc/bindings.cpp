@@ -116,7 +116,7 @@ struct EmpiricalInputs : Arrays {
   }
 };
 
-// The inputs of the convolution. Images are [B, H, W, channels]: channels_last, permuted.
+// The inputs of the convolution. Images are [B, channels, H, W] in channels_last.
 struct ConvolutionArrays : Arrays {
   rdc::ConvolutionInputs in{};
   dlpack::Type type{};
@@ -125,18 +125,18 @@ struct ConvolutionArrays : Arrays {
       : Arrays(convolution, dlpack::cpu) {
     const dlpack::Tensor &from = any("x", x, 4), &to = any("y", y, 4);
     type = from.type.code == dlpack::bfloat ? bfloat16 : float32;
-    const int64_t B = to.shape[0], H = to.shape[1], W = to.shape[2], O = to.shape[3], I = from.shape[3];
+    const int64_t B = to.shape[0], O = to.shape[1], H = to.shape[2], W = to.shape[3], I = from.shape[1];
     if (H < 1 || W < 1 || I < 1) fail("x", "expected at least one pixel and one channel");
     if (doubled && (H % 2 || W % 2)) fail("y", "expected an even height and width");
     in.B = B, in.H = H, in.W = W, in.I = I, in.O = O;
     in.doubled = doubled;
     in.dtype = type.code == dlpack::bfloat ? rdc::DType::bfloat16 : rdc::DType::float32;
-    in.x = dense("x", x, type, {B, doubled ? H / 2 : H, doubled ? W / 2 : W, I});
+    in.x = channels_last("x", x, type, {B, I, doubled ? H / 2 : H, doubled ? W / 2 : W});
     in.packed = static_cast<const float*>(dense("packed", packed, float32, {rdc::convolution_packed_size(O, I, isa)}));
     if (!bias.is_none()) in.bias = static_cast<const float*>(dense("bias", bias, float32, {O}));
     if (!skip.is_none()) {
-      in.skip_doubled = H % 2 == 0 && W % 2 == 0 && any("skip", skip, 4).shape[1] == H / 2;
-      in.skip = dense("skip", skip, type, {B, in.skip_doubled ? H / 2 : H, in.skip_doubled ? W / 2 : W, O});
+      in.skip_doubled = H % 2 == 0 && W % 2 == 0 && any("skip", skip, 4).shape[2] == H / 2;
+      in.skip = channels_last("skip", skip, type, {B, O, in.skip_doubled ? H / 2 : H, in.skip_doubled ? W / 2 : W});
     }
     in.factor = factor;
   }
@@ -149,29 +149,31 @@ struct ConvolutionPairArrays : Arrays {
   ConvolutionPairArrays(py::handle x, py::handle grad, bool doubled, float factor) : Arrays(convolution, dlpack::cpu) {
     const dlpack::Tensor &from = any("x", x, 4), &to = any("grad", grad, 4);
     const dlpack::Type type = from.type.code == dlpack::bfloat ? bfloat16 : float32;
-    const int64_t B = to.shape[0], H = to.shape[1], W = to.shape[2], O = to.shape[3], I = from.shape[3];
+    const int64_t B = to.shape[0], O = to.shape[1], H = to.shape[2], W = to.shape[3], I = from.shape[1];
     if (B < 1 || H < 1 || W < 1 || I < 1 || O < 1) fail("grad", "expected at least one image, pixel and channel");
     if (doubled && (H % 2 || W % 2)) fail("grad", "expected an even height and width");
     in.B = B, in.H = H, in.W = W, in.I = I, in.O = O;
     in.doubled = doubled;
     in.dtype = type.code == dlpack::bfloat ? rdc::DType::bfloat16 : rdc::DType::float32;
-    in.x = dense("x", x, type, {B, doubled ? H / 2 : H, doubled ? W / 2 : W, I});
-    in.grad = dense("grad", grad, type, {B, H, W, O});
+    in.x = channels_last("x", x, type, {B, I, doubled ? H / 2 : H, doubled ? W / 2 : W});
+    in.grad = channels_last("grad", grad, type, {B, O, H, W});
     in.factor = factor;
   }
 };
 
-// The inputs of the group norm. Images are [B, positions, channels].
+// The inputs of the group norm. Images are [B, channels, H, W] in channels_last.
 struct NormActArrays : Arrays {
   rdc::NormActInputs in{};
   dlpack::Type type{};
+  int64_t height, width;
 
   NormActArrays(py::handle x, py::handle weight, py::handle bias, py::handle pre, py::handle scale, py::handle shift, int64_t groups, float eps,
                 bool silu)
       : Arrays(norm_act, dlpack::cpu) {
-    const dlpack::Tensor& from = any("x", x, 3);
+    const dlpack::Tensor& from = any("x", x, 4);
     type = from.type.code == dlpack::bfloat ? bfloat16 : float32;
-    in.B = from.shape[0], in.P = from.shape[1], in.C = from.shape[2], in.groups = groups;
+    height = from.shape[2], width = from.shape[3];
+    in.B = from.shape[0], in.C = from.shape[1], in.P = height * width, in.groups = groups;
     if (in.P < 1 || in.C < 1) fail("x", "expected at least one position and one channel");
     if (groups < 1 || in.C % groups) fail("groups", "expected a divisor of " + std::to_string(in.C) + " channels, got " + std::to_string(groups));
     in.dtype = type.code == dlpack::bfloat ? rdc::DType::bfloat16 : rdc::DType::float32;
@@ -184,15 +186,16 @@ struct NormActArrays : Arrays {
     }
     if (scale.is_none() != shift.is_none()) fail("shift", "expected with scale, or neither");
     if (!scale.is_none()) {
-      in.scale_row = in.C;
-      in.scale = condition("scale", scale, in.B);
-      in.shift = condition("shift", shift, in.B);
+      int64_t shift_row = 0;
+      in.scale = static_cast<const float*>(rows("scale", scale, float32, in.B, in.C, &in.scale_row));
+      in.shift = static_cast<const float*>(rows("shift", shift, float32, in.B, in.C, &shift_row));
+      if (shift_row != in.scale_row) fail("shift", "expected the strides of scale");
     }
     in.eps = eps;
     in.silu = silu;
   }
 
-  void* images(const char* name, py::handle capsule) { return dense(name, capsule, type, {in.B, in.P, in.C}); }
+  void* images(const char* name, py::handle capsule) { return channels_last(name, capsule, type, {in.B, in.C, height, width}); }
   float* condition(const char* name, py::handle capsule, int64_t rows) { return static_cast<float*>(dense(name, capsule, float32, {rows, in.C})); }
 };
 
@@ -201,6 +204,7 @@ struct NormActArrays : Arrays {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of rdc: tensors in as DLPack capsules, nothing of torch inside.";
   m.def("cpu_isa", [] { return rdc::name(rdc::best_cpu_isa()); }, "The best compiled instruction set this processor runs.");
+  m.attr("images_in_channels_last") = true;  // what tells this extension from earlier ones
   m.def("cuda_built", &rdc::cuda_built);
   m.def("cuda_status", &rdc::cuda_status);
 
@@ -306,12 +310,12 @@ PYBIND11_MODULE(_C, m) {
     py::gil_scoped_release release;
     rdc::convolution_pack(from, outputs, inputs, reversed, to, threads, which);
   });
-  // x [B, H, W, I], packed, bias and skip (or None; or of half the size), y [B, H, W, O], which is written
+  // x [B, I, H, W], packed, bias and skip (or None; or of half the size), y [B, O, H, W], which is written
   m.def("convolution_cpu_forward", [](py::object x, py::object packed, py::object bias, py::object skip, py::object y, bool doubled, float factor,
                                       int threads, const std::string& isa) {
     const CpuIsa which = parse_isa(isa);
     ConvolutionArrays given(x, packed, bias, skip, y, doubled, factor, which);
-    void* out = given.dense("y", y, given.type, {given.in.B, given.in.H, given.in.W, given.in.O});
+    void* out = given.channels_last("y", y, given.type, {given.in.B, given.in.O, given.in.H, given.in.W});
     rdc::Status status;
     {
       py::gil_scoped_release release;
@@ -319,7 +323,7 @@ PYBIND11_MODULE(_C, m) {
     }
     check(status, convolution);
   });
-  // x [B, H, W, I], grad [B, H, W, O]; floats that the gradient of the weight works with
+  // x [B, I, H, W], grad [B, O, H, W]; floats that the gradient of the weight works with
   m.def("convolution_weight_scratch", [](py::object x, py::object grad, bool doubled, const std::string& isa) {
     return rdc::convolution_weight_scratch(ConvolutionPairArrays(x, grad, doubled, 1.0f).in, parse_isa(isa));
   });
@@ -334,7 +338,7 @@ PYBIND11_MODULE(_C, m) {
     py::gil_scoped_release release;
     rdc::convolution_weight_gradient(given.in, room, out, stride, threads, which);
   });
-  // x [B, P, C], weight, bias [C], pre [B or 1, C], scale, shift [B, C] (or None), then y [B, P, C], mean and rstd [B, C], which are written
+  // x [B, C, H, W], weight, bias [C], pre [B or 1, C], scale, shift [B, C] (or None), then y like x, mean and rstd [B, C], which are written
   m.def("norm_act_cpu_forward", [](py::object x, py::object weight, py::object bias, py::object pre, py::object scale, py::object shift,
                                    int64_t groups, float eps, bool silu, py::object y, py::object mean, py::object rstd, int threads,
                                    const std::string& isa) {

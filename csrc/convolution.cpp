@@ -63,19 +63,22 @@ void convolution_weight_gradient(const ConvolutionPair& in, float* scratch, floa
 
 // Chains of a multiply and an exclusive or each.
 uint64_t fingerprint(const void* data, int64_t bytes) {
+  constexpr int64_t AHEAD = 2048;
   constexpr int CHAINS = 8;  // side by side: a multiplication waits for the one before it in its chain
   constexpr uint64_t odd[CHAINS] = {0x9e3779b97f4a7c15, 0xc2b2ae3d27d4eb4f, 0x165667b19e3779f9, 0xd6e8feb86659fd93,
                                     0xa0761d6478bd642f, 0xe7037ed1a0b428db, 0x8ebc6af09c88c6e3, 0x589965cc75374cc3};
   const char* at = static_cast<const char*>(data);
   uint64_t chain[CHAINS] = {1, 2, 3, 4, 5, 6, 7, 8};
   int64_t i = 0;
-  for (; i + 8 * CHAINS <= bytes; i += 8 * CHAINS)
+  for (; i + 8 * CHAINS <= bytes; i += 8 * CHAINS) {
+    __builtin_prefetch(at + i + AHEAD);  // beyond the end it does nothing
     for (int c = 0; c < CHAINS; ++c) {
       uint64_t word;
       std::memcpy(&word, at + i + 8 * c, 8);
       chain[c] = (chain[c] ^ word) * odd[c];
       chain[c] ^= chain[c] >> 29;
     }
+  }
   for (; i < bytes; ++i) {
     chain[0] = (chain[0] ^ static_cast<unsigned char>(at[i])) * odd[0];
     chain[0] ^= chain[0] >> 29;

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdc.networks import fused
+from rdc.networks.frozen_block import frozen_block, takes
 from rdc.networks.resampling import filter_down, filter_up
 from rdc.ops.convolution import convolution, usable
 from rdc.ops.norm_act_native import laid_out
@@ -328,6 +329,8 @@ class UNetBlock(nn.Module):
             self.proj = Conv2d(out_channels, out_channels, 1, init=init, scale=zero_scale)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        if (frozen := takes(self, x, emb)) is not None:
+            return self._plus_attention(frozen_block(self, frozen, x, self.affine(emb)))
         if self.norm0.takes(x):
             return self._forward_fused(x, emb)
         residual = x

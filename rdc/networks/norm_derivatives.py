@@ -92,6 +92,8 @@ def of_conditions(
     """
     sums, normed_sums, grad_sums = kept[0], kept[1], kept[-1]
     grads: list[Tensor | None] = [None] * 5
+    if not any(needs):
+        return grads
     if scale is None:  # one sum over images for all
         over_images = kept.sum(1)
     else:

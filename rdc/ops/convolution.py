@@ -26,7 +26,7 @@ from rdc.execution.opaque import asked, refuse_batches, transformed
 from rdc.ops import _native, convolution_onednn
 from rdc.ops.packed_weights import packed_for
 
-__all__ = ["convolution", "convolution_reference", "differentiable", "usable", "weight_gradient"]
+__all__ = ["convolution", "convolution_reference", "differentiable", "images", "launch", "usable", "weight_gradient"]
 
 _TYPES = (torch.float32, torch.bfloat16)
 _LEAST = 3  # pixels of a side; below, most of a tile would be padding
@@ -78,7 +78,7 @@ def convolution(
         [B, O, H, W] in channels_last and in the type of x.
     """
     if not differentiable(x, weight, bias, skip):  # autograd's own work is half of a small call
-        return _launch(x, weight, bias, skip, factor, doubled, False)
+        return launch(x, weight, bias, skip, factor, doubled, False)
     out: Tensor = _Convolution.apply(x, weight, bias, skip, factor, doubled)  # type: ignore[no-untyped-call]
     return out
 
@@ -105,10 +105,11 @@ def convolution_reference(
     return (y if skip is None else y + skip) * factor
 
 
-def _launch(
+def launch(
     x: Tensor, weight: Tensor, bias: Tensor | None, skip: Tensor | None, factor: float, doubled: bool, reversed_: bool
 ) -> Tensor:
-    """One call of the kernel, or of oneDNN."""
+    """One call of the kernel, or of oneDNN, for x that is :func:`usable`; ``reversed_``: the gradient of the input, of which x is the
+    sum's. Nothing is written down for autograd."""
     if convolution_onednn.takes(x, weight, doubled):
         if reversed_:
             return convolution_onednn.input_gradient(x, weight, factor)
@@ -120,15 +121,15 @@ def _launch(
     packed, isa = packed_for(weight, reversed_)
     bias = None if bias is None else bias.detach().to(torch.float32).contiguous()
     _native.extension().convolution_cpu_forward(
-        _rows(x), to_dlpack(packed), None if bias is None else to_dlpack(bias), None if skip is None else _rows(skip.to(x.dtype)),
-        _rows(y), doubled, factor, torch.get_num_threads(), isa,
+        images(x), to_dlpack(packed), None if bias is None else to_dlpack(bias), None if skip is None else images(skip.to(x.dtype)),
+        images(y), doubled, factor, torch.get_num_threads(), isa,
     )  # fmt: skip
     return y
 
 
-def _rows(x: Tensor) -> Any:
-    """[B, C, H, W] as the kernel takes it: [B, H, W, C], dense."""
-    return to_dlpack(x.detach().contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1))
+def images(x: Tensor) -> Any:
+    """[B, C, H, W] as kernels take it: in channels_last."""
+    return to_dlpack(x.detach().contiguous(memory_format=torch.channels_last))
 
 
 class _Convolution(torch.autograd.Function):
@@ -136,7 +137,7 @@ class _Convolution(torch.autograd.Function):
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor | None, skip: Tensor | None, factor: float, doubled: bool
     ) -> Tensor:
-        return _launch(x, weight, bias, skip, factor, doubled, False)
+        return launch(x, weight, bias, skip, factor, doubled, False)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -173,7 +174,7 @@ def input_gradient(grad: Tensor, weight: Tensor, factor: float) -> Tensor:
     if not plain(grad) or not plain(weight):
         return F.conv_transpose2d(grad, weight.to(grad.dtype), padding=1) * factor
     if not differentiable(grad, weight):
-        return _launch(grad, weight, None, None, factor, False, True)
+        return launch(grad, weight, None, None, factor, False, True)
     out: Tensor = _InputGradient.apply(grad, weight, factor)  # type: ignore[no-untyped-call]
     return out
 
@@ -199,10 +200,9 @@ def weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, factor: float = 1.0
 def _launch_weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, factor: float, doubled: bool) -> Tensor:
     native, isa = _native.extension(), _native.cpu_isa()
     out = torch.empty_like(weight, dtype=torch.float32)
-    images = _rows(x), _rows(grad)
-    scratch = torch.empty(native.convolution_weight_scratch(*images, doubled, isa))
+    scratch = torch.empty(native.convolution_weight_scratch(images(x), images(grad), doubled, isa))
     native.convolution_cpu_weight_gradient(
-        _rows(x), _rows(grad), to_dlpack(scratch), to_dlpack(out), doubled, factor, torch.get_num_threads(), isa
+        images(x), images(grad), to_dlpack(scratch), to_dlpack(out), doubled, factor, torch.get_num_threads(), isa
     )
     return out
 
@@ -210,7 +210,7 @@ def _launch_weight_gradient(x: Tensor, weight: Tensor, grad: Tensor, factor: flo
 class _InputGradient(torch.autograd.Function):
     @staticmethod
     def forward(grad: Tensor, weight: Tensor, factor: float) -> Tensor:
-        return _launch(grad, weight, None, None, factor, False, True)
+        return launch(grad, weight, None, None, factor, False, True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

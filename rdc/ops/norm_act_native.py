@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # torch does not list it, its pages do
 
 from rdc.ops import _native
-from rdc.ops.convolution import plain
+from rdc.ops.convolution import images, plain
 
 __all__ = ["backward", "backward_twice", "forward", "laid_out", "native", "takes"]
 
@@ -34,22 +34,31 @@ def laid_out(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if takes(x) else x
 
 
-def _positions(x: Tensor) -> Any:
-    """[B, C, H, W] in channels_last as [B, H*W, C]."""
-    x = x.detach().contiguous(memory_format=torch.channels_last)
-    return to_dlpack(x.permute(0, 2, 3, 1).flatten(1, 2))
-
-
 def _row(tensor: Tensor) -> Any:
-    return to_dlpack(tensor.detach().to(torch.float32).contiguous())
+    tensor = tensor.detach()  # torch.func leaves wrappers without memory behind
+    if tensor.dtype != torch.float32 or not tensor.is_contiguous():
+        tensor = tensor.to(torch.float32).contiguous()
+    return to_dlpack(tensor)
 
 
 def _given(x: Tensor, weight: Tensor, bias: Tensor, conditions: tuple[Tensor | None, ...]) -> list[Any]:
     """x, weight, bias, pre, scale, shift for the binding."""
     pre, scale, shift = conditions
     pre = pre if pre is None or pre.ndim == 2 else pre[None]
-    rows = [None if tensor is None else _row(tensor) for tensor in (pre, scale, shift)]
-    return [_positions(x), _row(weight), _row(bias), *rows]
+    of_norm = [images(x), _row(weight), _row(bias), None if pre is None else _row(pre)]
+    if scale is None or shift is None:
+        return [*of_norm, None, None]
+    return [*of_norm, *map(_as_it_lies if _apart(scale) and _apart(shift) else _row, (scale, shift))]
+
+
+def _as_it_lies(tensor: Tensor) -> Any:
+    return to_dlpack(tensor.detach())
+
+
+def _apart(rows: Tensor) -> bool:
+    """Whether the kernel reads [B, C] as it lies: the two halves of one condition do."""
+    step, side = rows.stride()
+    return rows.dtype == torch.float32 and side == 1 and step == 2 * rows.shape[1]
 
 
 def forward(
@@ -65,7 +74,7 @@ def forward(
     y = torch.empty_like(x, memory_format=torch.channels_last)
     kept = torch.empty(2, *x.shape[:2])
     _native.extension().norm_act_cpu_forward(
-        *_given(x, weight, bias, conditions), groups, eps, silu, _positions(y), to_dlpack(kept[0]), to_dlpack(kept[1]),
+        *_given(x, weight, bias, conditions), groups, eps, silu, images(y), to_dlpack(kept[0]), to_dlpack(kept[1]),
         torch.get_num_threads(), _native.cpu_isa(),
     )  # fmt: skip
     return y, kept[0], kept[1]
@@ -88,7 +97,7 @@ def backward(
     sums = torch.empty(3 if conditions[0] is not None else 2, *x.shape[:2])
     rows = [to_dlpack(row) for row in sums]
     _native.extension().norm_act_cpu_backward(
-        *_given(x, weight, bias, conditions), groups, eps, silu, _positions(grad), *map(_row, kept), _positions(grad_x),
+        *_given(x, weight, bias, conditions), groups, eps, silu, images(grad), *map(_row, kept), images(grad_x),
         *rows, *[None] * (3 - len(rows)), torch.get_num_threads(), _native.cpu_isa(),
     )  # fmt: skip
     return grad_x, sums
@@ -112,7 +121,7 @@ def backward_twice(
     sums = torch.empty(3 if conditions[0] is not None else 2, *x.shape[:2])
     rows = [to_dlpack(row) for row in sums]
     _native.extension().norm_act_cpu_backward_twice(
-        *_given(x, weight, bias, conditions), groups, eps, silu, _positions(grad), _positions(along), *map(_row, kept),
-        _positions(of_grad), _positions(of_x), *rows, *[None] * (3 - len(rows)), torch.get_num_threads(), _native.cpu_isa(),
+        *_given(x, weight, bias, conditions), groups, eps, silu, images(grad), images(along), *map(_row, kept),
+        images(of_grad), images(of_x), *rows, *[None] * (3 - len(rows)), torch.get_num_threads(), _native.cpu_isa(),
     )  # fmt: skip
     return of_grad, of_x, sums

@@ -1,9 +1,11 @@
-"""Transformed weights of :mod:`rdc.ops.convolution`, kept from call to call as long as they are true."""
+"""Transformed weights of :mod:`rdc.ops.convolution`, kept from call to call as long as they are true; oneDNN's too."""
 
 from __future__ import annotations
 
 import mmap
 import threading
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,14 +16,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 from rdc.execution.memory import MOST_KEPT_MB, kept_mb
 from rdc.ops import _native
 
-__all__ = ["MOST_KEPT", "kept_bytes", "packed_for", "share_budget"]
+__all__ = ["MOST_KEPT", "kept_bytes", "kept_for", "packed_for", "share_budget"]
 
 #: All transformed weights that are kept take at most so many bytes, enough for the shipped networks of Fashion-MNIST and their gradients.
 #: Others are made in every call: a tenth of a call of two rows, nothing of one of a hundred.
 MOST_KEPT = int(MOST_KEPT_MB * 2**20)
 
 _limit = MOST_KEPT
-#: weight -> {(reversed, instruction set): (fingerprint and layout, packed)}
+#: weight -> {what it is for, such as (reversed, instruction set): (fingerprint and layout, packed, its bytes)}
 _KEPT: WeakIdKeyDictionary = WeakIdKeyDictionary()
 _LOCK = threading.Lock()
 _THREAD = threading.local()
@@ -29,7 +31,7 @@ _THREAD = threading.local()
 
 def kept_bytes() -> int:
     """What is kept now."""
-    return sum(packed.numel() * 4 for found in _KEPT.values() for _, packed in found.values())
+    return sum(size for found in _KEPT.values() for _, _, size in found.values())
 
 
 def share_budget(megabytes: float) -> None:
@@ -49,29 +51,59 @@ def packed_for(weight: Tensor, reversed_: bool) -> tuple[Tensor, str]:
         reversed_: for the gradient of the input.
     """
     isa = _native.cpu_isa()
-    native, as_it_lies = _native.extension(), weight.detach()
-    if as_it_lies.is_contiguous(memory_format=torch.channels_last):
-        as_it_lies = as_it_lies.permute(0, 2, 3, 1)
-    as_it_lies = as_it_lies.contiguous()
-    now, key = (native.fingerprint(to_dlpack(as_it_lies)), weight.stride()), (reversed_, isa)
+    native, now, key = _native.extension(), _fingerprint(weight), (reversed_, isa)
     with _LOCK:
-        found = _KEPT.get(weight)
-        if found is not None and key in found and found[key][0] == now:
-            return found[key][1], isa
+        found = _KEPT.get(weight, {}).get(key)
+        if found is not None and found[0] == now:
+            return found[1], isa
     plain = weight.detach().contiguous()
     inputs, outputs = plain.shape[:2] if reversed_ else plain.shape[1::-1]
     size = native.convolution_packed_size(outputs, inputs, isa)
-    with _LOCK:
-        old = found[key][1] if found is not None and key in found else None
-        before = 0 if old is None else old.numel()
-        keep = kept_bytes() + 4 * (size - before) <= _limit
+    keep = _fits(4 * size, found)
     # over the old ones, in training: fresh pages would cost ten times as much as the transform
-    packed = old if keep and old is not None and before == size else _room(size) if keep else _lent(size)
+    again = keep and found is not None and found[2] == 4 * size
+    packed = found[1] if again and found is not None else _room(size) if keep else _lent(size)
     native.convolution_pack(to_dlpack(plain), to_dlpack(packed), reversed_, torch.get_num_threads(), isa)
     if keep:
         with _LOCK:
-            _KEPT.setdefault(weight, {})[key] = now, packed
+            _KEPT.setdefault(weight, {})[key] = now, packed, 4 * size
     return packed, isa
+
+
+def kept_for(weight: Tensor, key: Hashable, size: int, make: Callable[[], Any]) -> Any:
+    """What ``make`` makes of a weight, from call to call as long as it is true; None where it has no room.
+
+    Args:
+        weight: float32 on the CPU.
+        key: what tells it from other things that are made of this weight.
+        size: its bytes, about.
+        make: called without arguments.
+    """
+    now = _fingerprint(weight)
+    with _LOCK:
+        found = _KEPT.get(weight, {}).get(key)
+        if found is not None and found[0] == now:
+            return found[1]
+    if not _fits(size, found):
+        return None
+    made = make()
+    with _LOCK:
+        _KEPT.setdefault(weight, {})[key] = now, made, size
+    return made
+
+
+def _fingerprint(weight: Tensor) -> tuple[int, tuple[int, ...]]:
+    """Of all values, and the layout."""
+    as_it_lies = weight.detach()
+    if as_it_lies.ndim == 4 and as_it_lies.is_contiguous(memory_format=torch.channels_last):
+        as_it_lies = as_it_lies.permute(0, 2, 3, 1)
+    return _native.extension().fingerprint(to_dlpack(as_it_lies.contiguous())), weight.stride()
+
+
+def _fits(size: int, found: tuple[Any, Any, int] | None) -> bool:
+    """Whether ``size`` bytes may be kept in the place of what was found."""
+    with _LOCK:
+        return kept_bytes() + size - (0 if found is None else found[2]) <= _limit
 
 
 def _room(floats: int) -> Tensor:

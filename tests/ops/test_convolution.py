@@ -366,17 +366,17 @@ def test_module_gives_what_pytorch_gives(resampled, kernel, monkeypatch):
 @needs_extension
 def test_the_binding_refuses_what_does_not_fit():
     x, weight, bias, _, _ = operands((2, 6, 8, 5, 5))
-    rows, isa = x.permute(0, 2, 3, 1), _native.cpu_isa()
-    packed, y = packed_weights.packed_for(weight, False)[0], torch.empty(2, 5, 5, 8)
+    isa, y = _native.cpu_isa(), torch.empty(2, 8, 5, 5, memory_format=torch.channels_last)
+    packed = packed_weights.packed_for(weight, False)[0]
     native = _native.extension().convolution_cpu_forward
 
-    def call(x=rows, packed=packed, bias=bias, y=y, doubled=False):
+    def call(x=x, packed=packed, bias=bias, y=y, doubled=False):
         return native(to_dlpack(x), to_dlpack(packed), to_dlpack(bias), None, to_dlpack(y), doubled, 1.0, 1, isa)
 
     call()
     for wrong in (
-        {"packed": packed[:-1]}, {"bias": bias[:-1]}, {"x": rows.double()}, {"x": rows[:, :4]}, {"y": y[..., ::2]}, {"doubled": True},
-        {"x": torch.empty(2, 0, 5, 6), "y": torch.empty(2, 0, 5, 8)},
+        {"packed": packed[:-1]}, {"bias": bias[:-1]}, {"x": x.double()}, {"x": x[:, :, :4]}, {"y": y[..., ::2]},
+        {"doubled": True}, {"x": x.contiguous()}, {"x": torch.empty(2, 6, 0, 5), "y": torch.empty(2, 8, 0, 5)},
     ):  # fmt: skip
         with pytest.raises(ValueError, match="convolution: "):
             call(**wrong)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
-from rdc.ops import _native, backends, convolution_onednn
+from rdc.execution.memory import peak_bytes
+from rdc.ops import _native, backends, convolution_onednn, packed_weights
 from rdc.ops.convolution import convolution, convolution_reference, weight_gradient
 from tests.ops.test_convolution import by_loops, by_parts, needs_extension, operands, true_gradients
 from tests.tolerances import BFLOAT16_NETWORK, BFLOAT16_OP, close
@@ -114,6 +116,86 @@ def test_what_it_takes(monkeypatch):
         assert not takes(x, weight)
     monkeypatch.setattr(convolution_onednn, "_supported", lambda: False)
     assert not takes(x, weight)
+
+
+needs_packing = pytest.mark.skipif(
+    not convolution_onednn._packs(), reason="this PyTorch or processor has no kept bfloat16 weights of oneDNN"
+)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The layouts of weights that were made, with nothing kept before."""
+    shapes, real = [], torch._C._nn.mkldnn_reorder_conv2d_weight
+    monkeypatch.setattr(packed_weights, "_KEPT", WeakIdKeyDictionary())
+    monkeypatch.setattr(packed_weights, "_limit", packed_weights.MOST_KEPT)
+    monkeypatch.setattr(
+        torch._C._nn,
+        "mkldnn_reorder_conv2d_weight",
+        lambda w, *more: (shapes.append(tuple(w.shape)), real(w, *more))[1],
+    )
+    return shapes
+
+
+def both_ways(x, weight, bias, upstream):
+    """Values and the gradient of the image, weights frozen."""
+    x = x.detach().requires_grad_()
+    y = convolution(x, weight, bias, None, 0.7)
+    return y.detach(), *torch.autograd.grad(y, x, upstream)
+
+
+@needs_extension
+@needs_packing
+def test_kept_weights_give_the_same_bits(taken, made, monkeypatch):
+    for case in CASES:
+        x, weight, bias, _, upstream = operands(case)
+        x, upstream = (t.bfloat16().contiguous(memory_format=torch.channels_last) for t in (x, upstream))
+        kept = [both_ways(x, weight, bias, upstream) for _ in range(2)]
+        with monkeypatch.context() as patch:
+            patch.setattr(convolution_onednn, "_packs", lambda: False)
+            plain = both_ways(x, weight, bias, upstream)
+        assert len(made) == 2
+        made.clear()
+        for found in kept:
+            assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, plain, strict=True))
+
+
+@needs_extension
+@needs_packing
+def test_weights_are_made_once_and_again_when_they_change(taken, made):
+    x, weight, bias, _, upstream = operands(CASES[2])
+    x, upstream = (t.bfloat16().contiguous(memory_format=torch.channels_last) for t in (x, upstream))
+    before = packed_weights.kept_bytes()
+    first = [both_ways(x, weight, bias, upstream) for _ in range(3)][-1]
+    assert len(made) == 2  # for values and for gradients
+    assert packed_weights.kept_bytes() == before + 2 * 2 * weight.numel()
+    weight.numpy()[0, 0, 0, 0] += 1  # nothing of PyTorch sees this
+    second = both_ways(x, weight, bias, upstream)
+    assert len(made) == 4 and not torch.equal(first[0], second[0]) and not torch.equal(first[1], second[1])
+    assert packed_weights.kept_bytes() == before + 2 * 2 * weight.numel()
+    with torch.inference_mode():
+        fresh = weight.clone()
+        y = convolution(x, fresh, bias)
+    assert len(made) == 5
+    leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    assert torch.equal(convolution(leaf, weight, bias).detach(), y)  # what was made there may be used in a graph
+    del fresh
+    assert packed_weights.kept_bytes() >= before + 2 * 2 * weight.numel()
+
+
+@needs_extension
+@needs_packing
+def test_what_is_not_kept(taken, made, monkeypatch):
+    x, weight, bias, _, _ = operands(CASES[2])
+    x = x.bfloat16().contiguous(memory_format=torch.channels_last)
+    expected = convolution(x, weight, bias)
+    assert len(made) == 1
+    assert torch.equal(convolution(x, weight.clone().requires_grad_(), bias).detach(), expected)  # trained
+    counted = peak_bytes(lambda: convolution(x, weight, bias))  # a mode looks on
+    assert counted >= expected.numel() * 2
+    monkeypatch.setattr(packed_weights, "_limit", packed_weights.kept_bytes())  # no room
+    assert torch.equal(convolution(x, weight.clone(), bias), expected)
+    assert len(made) == 1
 
 
 @needs_extension

@@ -263,7 +263,7 @@ def test_where_it_runs(monkeypatch):
 
 @needs_extension
 def test_the_binding_refuses_what_does_not_fit():
-    x, rows = torch.randn(2, 9, 8), torch.ones(2, 8)
+    x, rows = torch.randn(2, 8, 3, 3).contiguous(memory_format=torch.channels_last), torch.ones(2, 8)
 
     def call(x=x, weight=rows[0], scale=None, groups=4, y=x):
         given = [to_dlpack(t) for t in (x, weight, rows[0])]
@@ -279,7 +279,9 @@ def test_the_binding_refuses_what_does_not_fit():
         {"groups": 0},
         {"weight": rows[0][:7]},
         {"x": x.double()},
-        {"y": x[:, :8]},
+        {"x": x.contiguous()},
+        {"x": x.flatten(2)},
+        {"y": x[:, :, :2].contiguous(memory_format=torch.channels_last)},
         {"scale": rows},
     ):
         with pytest.raises(ValueError, match="norm_act: "):
