@@ -104,7 +104,7 @@ class DrawnFolder(ResumableFolder):
     def append(self, part: Dataset) -> None:
         """Keep a part; on disk when this returns."""
         last = max((int(name[6:12]) for name in self._parts()), default=-1)
-        save_npz(part, self.path / f"train-{last + 1:06}.npz")
+        save_npz(part, self.path / f"train-{last + 1:06}.npz", compressed=False)
 
     def _parts(self) -> list[str]:
         return sorted(file.name for file in self.path.iterdir() if _PART.fullmatch(file.name))

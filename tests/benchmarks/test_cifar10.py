@@ -193,6 +193,18 @@ def test_everything_and_then_on_from_what_came_back(root, small, tmp_path, monke
     assert len(second["resumed"]["student"]) == 2
 
 
+def test_students_see_what_the_teacher_drew(root, small, tmp_path, monkeypatch, capsys):
+    words = ["--dry-run", "--data-root", root, "--out", tmp_path / "out", "--work", tmp_path / "work"]
+    status, printed = start(
+        monkeypatch, capsys, *words, "--only", "teacher,draw,robust", "--words", "draw=--images 11 --seed 3"
+    )
+    parts = json.loads((tmp_path / "out" / "cifar10.json").read_text())["parts"]
+    assert status == 0 and "11 images" in parts["draw"]["line"], printed
+    assert parts["robust"]["recipe"]["extra_share"] == 0.7 and "extra_data" not in parts["teacher"]["recipe"]
+    said = json.loads((tmp_path / "work" / "robust" / "model.json").read_text())["info"]["extra_data"]
+    assert said["images"] == 11 and said["name"] == str(tmp_path / "work" / "drawn")
+
+
 def test_going_on_from_the_shipped_student_needs_no_teacher(root, small, tmp_path, monkeypatch, capsys):
     words = ["--dry-run", "--data-root", root, "--only", "robust", "--words", "robust=--batch-size 2 --images 2"]
     status, printed = start(

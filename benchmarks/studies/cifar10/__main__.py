@@ -124,9 +124,9 @@ def _words(made: argparse.ArgumentParser, items: list[str]) -> dict[str, list[st
     words = {}
     for item in items:
         name, sign, text = item.partition("=")
-        if name not in ("teacher", "student", "robust", "evaluate", "attack") or not sign:
+        if name not in ("teacher", "draw", "student", "robust", "evaluate", "attack") or not sign:
             made.error(
-                f'--words: expected "PART=OPTIONS", PART teacher, student, robust, evaluate or attack; got {item!r}'
+                f'--words: expected "PART=OPTIONS", PART teacher, draw, student, robust, evaluate or attack; got {item!r}'
             )
         words[name] = shlex.split(text)
     return words

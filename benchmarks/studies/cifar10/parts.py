@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import rdc
@@ -30,12 +31,13 @@ from rdc.training.recipe_settings import merged
 __all__ = ["BOXES", "PARTS"]
 
 HOLDOUT = 2000
+EXTRA_SHARE = 0.7  # of drawn images, where there are any
 _SETTINGS = ("log:4:0.08:0.7:eps", "log:4:0.1:1:eps", "log:8:0.08:0.7:eps", "log:4:0.08:0.7:flat", "log:8:0.25:2:flat")
 _EPS = 8 / 255
 
 #: minutes of each part where --box says nothing else; those of a usual call add up to 8.6
 BOXES = {"pack": 5.0, "unpack": 0.5, "speed": 2.5}
-BOXES |= {"teacher": 1.3, "student": 1.5, "robust": 4.5, "levels": 0.4, "evaluate": 0.4, "attack": 2.0}
+BOXES |= {"teacher": 1.3, "draw": 2.0, "student": 1.5, "robust": 4.5, "levels": 0.4, "evaluate": 0.4, "attack": 2.0}
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -103,6 +105,38 @@ def teacher(run: Run) -> dict[str, Any]:
     return _train(run, "teacher", {"network": run.args.network, **init})
 
 
+def draw(run: Run) -> dict[str, Any]:
+    """Images from the teacher, of which the students see --extra-share beside the real ones: rdc sample --images."""
+    folder, (count, batch, steps) = _drawn(run), (8, 4, 1) if run.dry else (1_000_000, 2000, 18)
+    words = [
+        "--images",
+        count,
+        "--batch",
+        batch,
+        "--steps",
+        steps,
+        "--out",
+        folder,
+        "--device",
+        run.device.type,
+        "--quiet",
+    ]
+    more = ["--threads", 1] if run.dry else ["--precision", "bfloat16"]
+    done = run.command(
+        "draw", ["sample", _needed(run, "teacher"), *words, *more, *run.words.get("draw", [])], run.seconds("draw")
+    )
+    images = 0
+    for part in folder.glob("train-*.npz"):
+        with np.load(part, allow_pickle=False) as arrays:
+            images += len(arrays["labels"])
+    last = done["last_lines"][-1] if done["last_lines"] else "no output"
+    return {"line": f"{images:,} images" if images else f"FAILED: {last}", **done, "images": images}
+
+
+def _drawn(run: Run) -> Path:
+    return run.work / "drawn"
+
+
 def student(run: Run) -> dict[str, Any]:
     """Multi-head student: rdc distill, from the teacher or on from --resume."""
     begin = run.work / "resumed" / "student"
@@ -134,6 +168,8 @@ def _train(run: Run, part: str, models: dict[str, Any]) -> dict[str, Any]:
     _, data, *root = _data_words(run)
     more = {"holdout": 20, **DRY} if run.dry else {"holdout": HOLDOUT, "minutes": round(seconds / 60, 3)}
     named = {name: str(model) for name, model in models.items()}
+    if part != "teacher" and any(_drawn(run).glob("train-*.npz")):
+        more |= {"extra_data": str(_drawn(run)), "extra_share": EXTRA_SHARE}
     settings = merged(RECIPES[part], {**SHARED, **named, "data": data, **more})
     words = ["--device", run.device.type, "--out", folder, "--quiet", *root, *(["--threads", 1] if run.dry else [])]
 
@@ -317,5 +353,5 @@ def _figures(folder: Path) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {
     function.__name__: function
-    for function in (pack, unpack, speed, teacher, student, robust, levels, evaluate, attack)
+    for function in (pack, unpack, speed, teacher, draw, student, robust, levels, evaluate, attack)
 }

@@ -66,7 +66,14 @@ def train(words: list[str], begun: float) -> int:
     try:
         args, recipe = parsed(words)
         data = load_dataset(recipe.data, "train", args.data_root)
-        surroundings = {"device": args.device, "threads": args.threads, "progress": not args.quiet, "begun": begun}
+        surroundings: dict[str, Any] = {
+            "device": args.device,
+            "threads": args.threads,
+            "progress": not args.quiet,
+            "begun": begun,
+        }
+        if recipe.extra_data:
+            surroundings["extra"] = load_dataset(recipe.extra_data, "train")
         done = training.run(recipe, data, args.out, **surroundings)
     except TrainingStopped as stop:
         print(f"{args.out}: {stop}", file=sys.stderr)
