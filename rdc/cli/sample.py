@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rdc.cli.options import add_device_options, add_format_options, up_to
+from rdc.cli.shell import command_line
 from rdc.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
@@ -116,7 +118,9 @@ def _data_set(args: argparse.Namespace, denoiser: Denoiser, names: list[str]) ->
     from rdc.training.preparation import fingerprint
 
     out = args.out or Path("drawn")
-    data = draw_dataset(
+    counted: list[tuple[int, int]] = []
+    make = functools.partial(
+        draw_dataset,
         denoiser,
         args.images,
         out,
@@ -130,7 +134,19 @@ def _data_set(args: argparse.Namespace, denoiser: Denoiser, names: list[str]) ->
         judge=None if args.judge is None else _judge(args, denoiser, names),
         overwrite=bool(args.overwrite),
         progress=not args.quiet,
+        on_part=lambda *now: counted.append(now),
     )
+    try:
+        data = make()
+    except KeyboardInterrupt:
+        kept, total = counted[-1] if counted else (0, args.images)
+        said = (
+            f"{kept:,} of {total:,} images are kept in {one_line(out, 400)}"
+            if counted
+            else "No part of the images is finished yet"
+        )
+        again = command_line(args.argv, without=["--overwrite"])
+        raise KeyboardInterrupt(f"{said}; to continue, run the same command again:", f"  {again}") from None
     return {"folder": str(out), "images": len(data)}
 
 

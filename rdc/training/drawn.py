@@ -142,6 +142,7 @@ def draw_dataset(
     judge: Judge | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    on_part: Callable[[int, int], object] | None = None,
 ) -> Dataset:
     """Draw ``images`` images, of every class as many (the first classes one more), into a folder; goes on with what is there.
 
@@ -157,6 +158,7 @@ def draw_dataset(
         judge: who turns candidates down; None: nobody.
         overwrite: throw away what is in the folder.
         progress: draw a bar on stderr.
+        on_part: called with images kept and images asked for after every part.
 
     Returns:
         All images, in parts as they were drawn; ``indices`` are the candidates.
@@ -178,7 +180,7 @@ def draw_dataset(
     }
     draw = functools.partial(_draw, denoiser, seed=seed, levels=levels, judge=judge)
     with DrawnFolder(out, identity, overwrite) as folder, at_rest(denoiser):
-        _fill(folder, _Tally(wanted, folder.load(), folder.path), draw, together, tuple(class_names), progress)
+        _fill(folder, _Tally(wanted, folder.load(), folder.path), draw, together, tuple(class_names), progress, on_part)
         found = folder.load()
     assert found is not None
     return found
@@ -191,6 +193,7 @@ def _fill(
     together: int,
     class_names: tuple[str, ...],
     progress: bool,
+    on_part: Callable[[int, int], object] | None,
 ) -> None:
     """Draw candidates, ``together`` at a time, until every class has what it wants."""
     total = sum(tally.wanted)
@@ -201,13 +204,18 @@ def _fill(
     say_begin(folder.path, tally.done, total, "images", enabled=progress)
     with bar(total=total, initial=tally.done, unit="img", enabled=progress) as line:
         while candidates := tally.next(_BATCHES * together):
-            drawn = [draw(rows) for rows in torch.tensor(candidates).split(together)]
+            drawn = []
+            for rows in torch.tensor(candidates).split(together):
+                drawn.append(draw(rows))
+                line.update(int(drawn[-1][1].sum()))
             pixels, kept = (torch.cat(part) for part in zip(*drawn, strict=True))
             if chosen := tally.take(candidates, kept.tolist()):
                 rows = torch.tensor(candidates)[chosen]
                 part = pixels[chosen], rows % len(class_names), class_names
                 folder.append(Dataset(*part, "drawn", "train", rows))
-            line.update(len(chosen))
+            line.n = tally.done  # of those that passed some were one too many
+            if on_part is not None:
+                on_part(tally.done, total)
 
 
 class _Tally:

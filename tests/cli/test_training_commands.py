@@ -23,6 +23,7 @@ from rdc.cli import main
 from rdc.data import Dataset, load_dataset, save_npz
 from rdc.models.checkpoints import load_model
 from rdc.networks.heads import MultiHeadUNet
+from rdc.training.drawn import DrawnFolder
 from rdc.training.trainer import Trainer
 
 FAST = ["--images", "48", "--batch-size", "8", "--warmup-images", "16", "--quiet", "--device", "cpu", "--threads", "1"]
@@ -291,13 +292,48 @@ def test_a_drawn_data_set_is_trained_on(teacher: Path, data: Path, tmp_path: Pat
     assert all(torch.equal(again[name], first[name]) for name in first)
 
 
+def test_an_interrupted_drawing_says_what_is_kept(
+    teacher: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, parts = DrawnFolder.append, []
+
+    def interrupted(self: DrawnFolder, part: Dataset) -> None:
+        if len(parts) == 2:
+            raise KeyboardInterrupt
+        parts.append(part)
+        append(self, part)
+
+    out = tmp_path / "drawn"
+    command = [
+        "sample",
+        str(teacher),
+        "--images",
+        "30",
+        "--out",
+        str(out),
+        "--steps",
+        "1",
+        "--batch",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    monkeypatch.setattr(DrawnFolder, "append", interrupted)
+    assert main([*command, "--overwrite"]) == 130
+    error = capsys.readouterr().err
+    assert f"20 of 30 images are kept in {out}; to continue" in error and "--overwrite" not in error
+    monkeypatch.setattr(DrawnFolder, "append", append)
+    assert main([*command, "--quiet"]) == 0
+    assert len(load_dataset(str(out), "train")) == 30
+
+
 def test_a_judge_of_drawn_images_is_any_model(teacher: Path, tmp_path: Path, capsys) -> None:
     judge = tmp_path / "judge.py"
     judge.write_text(
         "import torch\nmake = lambda: lambda x: torch.stack([x.mean((1, 2, 3)) * 0 + 3, x.mean((1, 2, 3)) * 0], 1)\n"
     )
-    command = ["sample", str(teacher), "--steps", "1", "--batch", "8", "--quiet", "--device", "cpu"]
-    mine = [*command, "--judge", f"{judge}:make", "--out", str(tmp_path / "chosen")]
+    command = ["sample", str(teacher), "--steps", "1", "--quiet", "--device", "cpu"]
+    mine = [*command, "--batch", "8", "--judge", f"{judge}:make", "--out", str(tmp_path / "chosen")]
     assert main([*mine, "--images", "1"]) == 0  # one of the first class, which this judge names always
     assert main([*mine, "--images", "2"]) == 2
     assert re.search(r"class 1: the judge kept 0 of 2\d\d candidates", capsys.readouterr().err)
