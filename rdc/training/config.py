@@ -106,9 +106,9 @@ class TrainConfig:
         return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
-def optimizer_of(net: nn.Module, config: TrainConfig, on_gpu: bool) -> torch.optim.Optimizer:
+def optimizer_of(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Adam, or with a weight decay AdamW, which decays weights of two dimensions and more."""
-    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, 0.99), "eps": 1e-8, "fused": on_gpu or None}
+    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, 0.99), "eps": 1e-8, "fused": True}
     if not config.weight_decay:
         return torch.optim.Adam(net.parameters(), **settings)
     kept = [p for p in net.parameters() if p.ndim < 2]

@@ -98,7 +98,7 @@ class Trainer:
             raise ConfigError(f"cuda_graph: expected a GPU and one process; got {found}. Leave --cuda-graph out")
         self.progress = progress and self.rank == 0
         self.parameters = dict(net.named_parameters())
-        self.optimizer = optimizer_of(net, config, on_gpu)
+        self.optimizer = optimizer_of(net, config)
         self.ema = {name: value.detach().clone() for name, value in self.parameters.items()}
         processes = self.rank, self.world
         self.batches = Batches(data, config.batch_size, config.seed, self.device, config.flip, *processes, extra)
