@@ -1,6 +1,22 @@
 #include "cpu_isa.h"
 
+#if __has_include(<unistd.h>)
+#include <unistd.h>
+#endif
+
 namespace rdc {
+
+long second_level_cache() {
+  static const long bytes = [] {
+    long found = 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    found = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    constexpr long least = 256L << 10, most = 4096L << 10;
+    return found <= 0 ? 1024L << 10 : found < least ? least : found > most ? most : found;
+  }();
+  return bytes;
+}
 
 CpuIsa best_cpu_isa() {
 #ifdef RDC_X86

@@ -6,6 +6,7 @@
 // strip, so results do not depend on batch or threads.
 #include "convolution.h"
 
+#include "cpu_isa.h"
 #include "kept_memory.h"
 #include "products.h"
 #include "tiles.h"
@@ -17,8 +18,8 @@ namespace rdc {
 namespace {
 
 constexpr int MOST_TILES = 24;           // of a strip
+constexpr int LEAST_TILES = 6;
 constexpr int MOST_CHAIN = 64;           // products of a sum that follow each other
-constexpr i64 STRIP_BYTES = 400 << 10;   // of its transformed inputs, about
 constexpr i64 APART = 16;                // floats between planes: they must not share the sets of a cache
 constexpr Status OUT_OF_MEMORY = "out of memory";
 
@@ -48,8 +49,8 @@ struct Convolution : ConvolutionInputs {
 
   explicit Convolution(const ConvolutionInputs& in) : ConvolutionInputs(in), images(in.B, in.H, in.W, in.I, in.doubled, in.x) {
     ip = round_up(I, VL);
-    const i64 fit = STRIP_BYTES / (POINTS * 4 * ip);
-    strip = fit >= MOST_TILES ? MOST_TILES : fit >= 12 ? 12 : fit >= 6 ? 6 : 4;
+    const i64 fit = second_level_cache() / 2 / (POINTS * 4 * ip);  // the rest is for products and weights
+    strip = fit >= MOST_TILES ? MOST_TILES : fit >= LEAST_TILES ? fit / LEAST_TILES * LEAST_TILES : 4;
     plane = strip * ip + APART;
     out_plane = strip * MOST_VECTORS * VL + APART;
   }

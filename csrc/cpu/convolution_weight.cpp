@@ -5,6 +5,7 @@
 // taps of the sums, once. Panels follow each other and planes are shared out, so that the result does not depend on threads.
 #include "convolution.h"
 
+#include "cpu_isa.h"
 #include "products.h"
 #include "tiles.h"
 
@@ -17,7 +18,6 @@ namespace {
 constexpr int MOST_TILES = 48;            // of a panel
 constexpr int LEAST_TILES = 12;
 // The sum of a panel is added as a whole: one chain over all tiles would lose five times as much as PyTorch does.
-constexpr i64 PANEL_BYTES = 1200 << 10;   // of both transforms, about
 constexpr i64 APART = 16;                 // floats between planes: they must not share the sets of a cache
 
 template <typename T>
@@ -27,7 +27,7 @@ struct WeightGradient : ConvolutionPair {
 
   explicit WeightGradient(const ConvolutionPair& in) : ConvolutionPair(in), images(in.B, in.H, in.W, in.I, in.doubled, in.x) {
     ip = round_up(I, VL), op = round_up(O, VL);
-    const i64 fit = PANEL_BYTES / (POINTS * 4 * (ip + op));
+    const i64 fit = second_level_cache() * 6 / 5 / (POINTS * 4 * (ip + op));  // both transforms, about
     panel = fit < LEAST_TILES ? LEAST_TILES : fit > MOST_TILES ? MOST_TILES : fit;
     if (panel > images.tiles) panel = images.tiles;
     input_plane = panel * ip + APART, gradient_plane = panel * op + APART, sum_plane = I * op + APART;
