@@ -63,7 +63,7 @@ SETTINGS = {
     **{
         name: f"train.{name}"
         for name in (
-            *("images", "batch_size", "warmup_images", "ema_images", "clip", "weight_decay", "flip"),
+            *("images", "batch_size", "warmup_images", "ema_images", "clip", "weight_decay", "awp", "flip"),
             *("precision", "compile", "memory_format", "cuda_graph", "checkpoint_seconds"),
         )
     },
@@ -96,6 +96,9 @@ def add_run_arguments(parser: argparse.ArgumentParser, learning_rate: str) -> No
     length.add_argument("--ema-images", type=int, metavar="N", help="half-life of the average (15000)")
     length.add_argument("--clip", type=float, metavar="X", help="largest gradient norm (1.0)")
     length.add_argument("--weight-decay", type=float, metavar="X", help="AdamW's, of matrices (0: Adam)")
+    length.add_argument(
+        "--awp", type=float, metavar="X", help="adversarial weight perturbation, 0.005 is usual (0: off)"
+    )
     length.add_argument("--noise-mean", type=float, metavar="X", help="mean of ln sigma (EDM: -1.2)")
     length.add_argument("--noise-std", type=float, metavar="X", help="standard deviation of ln sigma (EDM: 1.2)")
     length.add_argument(

@@ -37,7 +37,9 @@ def usable(x: Tensor, weight: Tensor) -> bool:
     float32, outside of tracing, compiling and the transforms of ``torch.func``."""
     if x.device.type != "cpu" or x.dtype not in _TYPES or weight.dtype != torch.float32 or weight.shape[2:] != (3, 3):
         return False
-    if x.ndim != 4 or min(x.shape[2:]) < _LEAST or not x.numel() or not weight.numel():
+    if x.ndim != 4 or x.shape[1] != weight.shape[1]:  # the latter is PyTorch's to refuse, in its words
+        return False
+    if min(x.shape[2:]) < _LEAST or not x.numel() or not weight.numel():
         return False
     return (
         plain(x) and plain(weight) and x.is_contiguous(memory_format=torch.channels_last) and not _native.why_not("cpu")

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from rdc.attacks.threat_model import ThreatModel
 from rdc.errors import ConfigError
 from rdc.norm_balls import linf_bounds, project, steepest_direction
-from rdc.training.batches import integers, normal, uniform
+from rdc.training.augmentation import shifted
+from rdc.training.batches import normal, uniform
 from rdc.training.threats import Reach, Threats, parse_threats
 
 __all__ = [
@@ -41,7 +42,6 @@ __all__ = [
     "InnerAttack",
     "gaussian_start",
     "mart_loss",
-    "shifted",
     "trades_loss",
     "uniform_start",
 ]
@@ -334,6 +334,7 @@ class ClassifierObjective:
         self.method, self.attack = method, attack
         self.beta = DEFAULT_BETA.get(method, 0.0) if beta is None else beta
         self.label_smoothing, self.shift = label_smoothing, shift
+        self.found: dict[str, Tensor] | None = None  # x', while it is to be kept
 
     def __call__(
         self, net: nn.Module, x0: Tensor, labels: Tensor, generator: torch.Generator
@@ -356,6 +357,15 @@ class ClassifierObjective:
     def _worst(self, net: nn.Module, x: Tensor, labels: Tensor, clean: Tensor, generator: torch.Generator) -> Tensor:
         """x' of the method."""
         assert self.attack is not None
+        if self.found:
+            return self.found["images"]
+        worst = self._sought(net, x, labels, clean, generator)
+        if self.found is not None:
+            self.found["images"] = worst
+        return worst
+
+    def _sought(self, net: nn.Module, x: Tensor, labels: Tensor, clean: Tensor, generator: torch.Generator) -> Tensor:
+        assert self.attack is not None
         if self.method == "trades":
 
             def rise(logits: Tensor) -> Tensor:
@@ -377,23 +387,6 @@ class ClassifierObjective:
         if self.method == "mart":
             return mart_loss(clean, adversarial, labels, self.beta)
         return F.cross_entropy(adversarial, labels, label_smoothing=self.label_smoothing)
-
-
-def shifted(x: Tensor, largest: int, generator: torch.Generator) -> Tensor:
-    """Move each image by up to ``largest`` pixels along each axis; what comes in is black (0).
-
-    Args:
-        x: [B, C, H, W].
-        largest: >= 0, in pixels.
-        generator: draws the displacements.
-    """
-    height, width = x.shape[2:]
-    moves = integers(2 * largest + 1, (len(x), 2), generator).to(x.device)
-    rows = (moves[:, :1] + torch.arange(height, device=x.device))[:, :, None]
-    columns = (moves[:, 1:] + torch.arange(width, device=x.device))[:, None, :]
-    padded = F.pad(x, (largest,) * 4)
-    image = torch.arange(len(x), device=x.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[image, rows, columns].permute(0, 3, 1, 2).contiguous()
 
 
 def _hits(logits: Tensor, labels: Tensor) -> Tensor:

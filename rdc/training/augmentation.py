@@ -17,7 +17,7 @@ from rdc.errors import ConfigError
 from rdc.training.batches import integers, normal, uniform
 from rdc.training.objective import Objective
 
-__all__ = ["AUGMENTATION_LABEL", "Augmented", "Shifted", "cut_and_mixed", "geometric", "mirror_shifted"]
+__all__ = ["AUGMENTATION_LABEL", "Augmented", "Shifted", "cut_and_mixed", "geometric", "mirror_shifted", "shifted"]
 
 #: length of the label that :func:`geometric` gives
 AUGMENTATION_LABEL = 9
@@ -47,6 +47,23 @@ class Shifted:
         self, net: nn.Module, x0: Tensor, labels: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         return self.objective(net, mirror_shifted(x0, self.largest, generator), labels, generator)
+
+
+def shifted(x: Tensor, largest: int, generator: torch.Generator) -> Tensor:
+    """Move each image by up to ``largest`` pixels along each axis; what comes in is black (0).
+
+    Args:
+        x: [B, C, H, W].
+        largest: >= 0, in pixels.
+        generator: draws the displacements.
+    """
+    height, width = x.shape[2:]
+    moves = integers(2 * largest + 1, (len(x), 2), generator).to(x.device)
+    rows = (moves[:, :1] + torch.arange(height, device=x.device))[:, :, None]
+    columns = (moves[:, 1:] + torch.arange(width, device=x.device))[:, None, :]
+    padded = F.pad(x, (largest,) * 4)
+    image = torch.arange(len(x), device=x.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[image, rows, columns].permute(0, 3, 1, 2).contiguous()
 
 
 def mirror_shifted(x: Tensor, largest: int, generator: torch.Generator) -> Tensor:

@@ -33,6 +33,7 @@ class TrainConfig:
         ema_images: half-life of the weight average, in images.
         clip: largest gradient norm.
         weight_decay: of AdamW, for weights of two dimensions and more; 0: Adam.
+        awp: gamma of adversarial weight perturbation (:mod:`rdc.training.weight_perturbation`); 0: none. Not with ``cuda_graph``.
         precision: "float32" or "bfloat16" (autocast; weights stay float32). On a GPU without the kernels of
             :mod:`rdc.networks.fused` group norm answers in bfloat16 too, unless the objective differentiates twice.
         flip: mirror half of the images left to right.
@@ -56,6 +57,7 @@ class TrainConfig:
     memory_format: str = "channels_last"
     cuda_graph: bool = False
     weight_decay: float = 0.0
+    awp: float = 0.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -79,9 +81,11 @@ class TrainConfig:
         for name in ("learning_rate", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected a positive number; got {getattr(self, name)}")
-        for name in ("warmup_images", "ema_images", "checkpoint_seconds", "weight_decay"):
+        for name in ("warmup_images", "ema_images", "checkpoint_seconds", "weight_decay", "awp"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected 0 or more; got {getattr(self, name)}")
+        if self.awp and self.cuda_graph:
+            raise ConfigError("awp: expected no cuda_graph with it; got both. Leave one out")
         if not 0 <= self.seed < 2**31:
             raise ConfigError(f"seed: expected 0..{2**31 - 1}; got {self.seed}")
 
@@ -97,7 +101,7 @@ class TrainConfig:
     def describe(self) -> dict[str, Any]:
         """For the run's folder; what was added since 0.1 and is off is left out, so that older runs continue."""
         settings = dataclasses.asdict(self)
-        return settings if self.weight_decay else {k: v for k, v in settings.items() if k != "weight_decay"}
+        return {k: v for k, v in settings.items() if v or k not in ("weight_decay", "awp")}
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, cosine decay."""

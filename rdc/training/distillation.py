@@ -177,6 +177,9 @@ class DistillationObjective:
         self.secant, self.differentiates_twice, self.cutmix = secant, bool(margin_eps), cutmix
         self.threats, self.label_smoothing = secant.threat_set() if secant else None, label_smoothing
         self.precondition, self.num_classes = teacher.precondition, teacher.num_classes
+        self.found: dict[str, tuple[Tensor, Perturbation, Tensor]] | None = (
+            None  # rivals, d and u, while they are to be kept
+        )
 
     def __call__(
         self, net: nn.Module, x0: Tensor, labels: Tensor, generator: torch.Generator
@@ -248,26 +251,45 @@ class DistillationObjective:
         generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of z', and what the log shows of it."""
+        own = own[:, : self.num_classes]
+        rivals, worst, u = self._found(net, x0, labels, own, logits, sigma, noise, generator)
+        x = _moved(x0, worst, u).requires_grad_()  # like x0: one graph, where it is compiled
+        _, target, predicted = self._predict(net, x, sigma, noise)
+        far = logits + (self._logits(self._errors(predicted, target), sigma) - logits) / u[:, None]
+        rise = _lead(far, rivals, own) - _lead(logits, rivals, own)
+        hits = (far.argmax(1) == labels).float().mean()
+        entropy = F.cross_entropy(far, own if self.cutmix else labels, label_smoothing=self.label_smoothing)
+        return entropy, {"robust_first_order": hits, "rise": rise.detach().mean()}
+
+    def _found(
+        self,
+        net: nn.Module,
+        x0: Tensor,
+        labels: Tensor,
+        own: Tensor,
+        logits: Tensor,
+        sigma: Tensor,
+        noise: Tensor,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Perturbation, Tensor]:
+        """Rivals [B], their d, and u [B]."""
         assert self.secant is not None and self.threats is not None
-        own, pixels = own[:, : self.num_classes], (x0.detach() + 1) / 2
+        if self.found:
+            return self.found["perturbations"]
+        pixels = (x0.detach() + 1) / 2
         shown = (own > 0) if self.num_classes > 2 else torch.zeros_like(own, dtype=torch.bool)  # no rivals
         rivals = draw_rivals(logits.masked_fill(shown, -math.inf), labels, generator)
-        margin = _lead(logits, rivals, own)
         with torch.autocast(x0.device.type, enabled=False):  # the gradient's types are those of the forward pass
-            (gradient,) = torch.autograd.grad(margin.sum(), x0, retain_graph=True)
+            (gradient,) = torch.autograd.grad(_lead(logits, rivals, own).sum(), x0, retain_graph=True)
         reach = self.threats.drawn(len(x0), generator, x0)
         worst = reach.furthest(gradient, pixels)
         for count in range(2, self.secant.steps + 1):
             slope = self._slope(net, _moved(x0, worst).requires_grad_(), rivals, own, sigma, noise)
             worst = worst.towards(reach.onward(slope, pixels, worst), count)
         u = uniform((len(x0),), generator).to(x0) * (self.secant.high - self.secant.low) + self.secant.low
-        x = _moved(x0, worst, u).requires_grad_()  # like x0: one graph, where it is compiled
-        _, target, predicted = self._predict(net, x, sigma, noise)
-        far = logits + (self._logits(self._errors(predicted, target), sigma) - logits) / u[:, None]
-        rise = _lead(far, rivals, own) - margin
-        hits = (far.argmax(1) == labels).float().mean()
-        entropy = F.cross_entropy(far, own if self.cutmix else labels, label_smoothing=self.label_smoothing)
-        return entropy, {"robust_first_order": hits, "rise": rise.detach().mean()}
+        if self.found is not None:
+            self.found["perturbations"] = rivals, worst, u
+        return rivals, worst, u
 
     def _slope(self, net: nn.Module, x: Tensor, rivals: Tensor, own: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         """Gradient of the rivals' lead at x [B, C, H, W], which requires one."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rdc.errors import ConfigError
 from rdc.networks.vp import vp_sigmas
-from rdc.training.adversarial import shifted
+from rdc.training.augmentation import shifted
 from rdc.training.batches import integers, normal
 
 __all__ = ["HybridObjective", "HybridTerms"]

@@ -108,9 +108,10 @@ def merged(settings: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, An
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """Nested settings that say the recipe: :func:`recipe_from` makes the same one of them."""
     tree = {key: value for key, value in _given(recipe).items() if recipe.method in methods_of(key)}
-    for key in list(tree.get("classifier", {})):
-        if recipe.method not in methods_of(f"classifier.{key}"):
-            del tree["classifier"][key]
+    for section in ("classifier", "train"):
+        for key in list(tree.get(section, {})):
+            if recipe.method not in methods_of(f"{section}.{key}"):
+                del tree[section][key]
     if recipe.minutes is not None:
         del tree["train"]["images"]  # planned as it runs
     return {key: value for key, value in tree.items() if value != {}}

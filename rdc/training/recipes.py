@@ -35,6 +35,7 @@ GOES_WITH: dict[str, tuple[str, ...]] = {
     "levels": ("diffusion", "distill"),
     "shift": (*CLASSIFIERS, "hybvit", "distill"),
     "noise": ("diffusion", "distill"),
+    "train.awp": (*CLASSIFIERS, "distill"),
     "diffusion": ("diffusion",),
     "distillation": ("distill",),
     "classifier": (*CLASSIFIERS, *GENERATIVE),
@@ -145,6 +146,8 @@ class Recipe:
             if self.method not in methods_of(field.name) and getattr(self, field.name) != field.default:
                 raise ConfigError(f"{field.name}: has no meaning for method {self.method}")
         self._complete()
+        if self.schedule.awp and self.method not in methods_of("train.awp"):
+            raise ConfigError(f"train.awp: has no meaning for method {self.method}")
         if self.holdout is not None and self.holdout < 0:
             raise ConfigError(f"holdout: expected 0 or more images; got {self.holdout}")
         if self.shift < 0:

@@ -32,6 +32,7 @@ from rdc.training.objective import ConditionalObjective, NoiseDistribution, Obje
 from rdc.training.recovery import Recovery, Runaway
 from rdc.training.selection import Selector
 from rdc.training.state import RunFolder, State, StopRequest, TrainingStopped, stop_on_signals
+from rdc.training.weight_perturbation import moved_weights, same_perturbations
 
 __all__ = [
     "ConditionalObjective",
@@ -161,13 +162,26 @@ class Trainer:
 
     def _gradients(self, x0: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:
         """Clipped gradients into the parameters; [loss, values of the log, norm before clipping] and the values' names."""
+        if not self.config.awp:
+            numbers, names = self._backward(x0, labels, generator)
+        else:
+            again, dropout = generator.get_state(), torch.get_rng_state()
+            with same_perturbations(self.objective):
+                numbers, names = self._backward(x0, labels, generator)
+                with moved_weights(self.net, self.config.awp):
+                    generator.set_state(again)
+                    torch.set_rng_state(dropout)
+                    self._backward(x0, labels, generator)
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip)
+        return torch.cat([numbers, norm[None].float()]), names
+
+    def _backward(self, x0: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+        """Gradients into the parameters, of all processes; [loss, values of the log] and the values' names."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             loss, values = self.objective(self.forward, x0, labels, generator)
         loss.backward()
         numbers = torch.stack([value.detach().to(loss.device, torch.float32) for value in (loss, *values.values())])
-        numbers = self._average_over_processes(numbers)
-        norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip)
-        return torch.cat([numbers, norm[None].float()]), list(values)
+        return self._average_over_processes(numbers), list(values)
 
     def _average_over_processes(self, numbers: Tensor) -> Tensor:
         """Average gradients and ``numbers`` [M]; a signal that one process got reaches all."""

@@ -281,7 +281,9 @@ def test_how_many_images_stand_decides_what_is_likely(monkeypatch):
     data = labelled_by(gaussian_classifier(), n=20)
     data = dataclasses.replace(data, labels=torch.where(torch.arange(20) < 15, data.labels, (data.labels + 1) % 4))
     settings = EvaluationSettings("m", "d", n=20, batch=8, attacks="pgd-ce", steps=100, eps="0.0001", sanity=0)
-    monkeypatch.setattr(counting, "timed", lambda work, device: (work(), Seconds())[1])  # whatever this machine is doing
+    monkeypatch.setattr(
+        counting, "timed", lambda work, device: (work(), Seconds())[1]
+    )  # whatever this machine is doing
 
     def found(each, **changes):
         monkeypatch.setattr(CallTimes, "seconds", lambda self, call: Seconds(each * call.images, each * call.images))

@@ -328,6 +328,7 @@ def test_where_it_does_not_run(monkeypatch):
     assert usable(x, weight)
     assert not usable(x.contiguous(), weight) and not usable(x.double(), weight) and not usable(x.half(), weight)
     assert not usable(x[:, :, :2], weight) and not usable(x[:0], weight) and not usable(x, weight[:, :, :1, :1])
+    assert not usable(x[:, 1:].contiguous(memory_format=torch.channels_last), weight)  # PyTorch's to refuse
     assert torch.func.vmap(lambda one: torch.tensor(float(usable(one, weight))))(x[None]).item() == 0
     seen = []
     torch.compile(lambda t: seen.append(usable(t, weight)) or t * 2, backend="eager")(x)
