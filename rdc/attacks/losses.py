@@ -35,6 +35,7 @@ from torch import Tensor
 from rdc.attacks.threat_model import check_labels
 from rdc.errors import ConfigError, InputError
 from rdc.execution.precision import in_own_type
+from rdc.execution.upstream import all_classes_carry
 
 __all__ = ["LOSSES", "Evaluation", "Objective", "auto_logit_scale", "dlr", "log_odds", "margin"]
 
@@ -308,7 +309,8 @@ class Objective:
     def _with_gradient(self, x: Tensor, y: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
-            logits = self._draw(leaf, grad=True)
+            with all_classes_carry(self.loss == "ce"):
+                logits = self._draw(leaf, grad=True)
             loss = self._value(logits, y.clone(), scale.clone())
             slope = torch.autograd.grad(loss.sum(), leaf, allow_unused=True)[0] if loss.requires_grad else None
         if slope is None:

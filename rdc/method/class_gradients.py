@@ -7,6 +7,9 @@ differentiates one piece after the other. Where every class is a network pass of
 passes of classes that carry gradient are made again. An attack on a margin needs two classes of K, so that a gradient costs
 little more than the prediction; and with a saturated posterior, where the others' share would be lost in rounding, so does the
 cross-entropy.
+For a loss to which all classes contribute, which whoever asks says beforehand (:func:`rdc.execution.upstream.all_classes_carry`),
+:func:`taken_along` takes the gradient of every class in the forward pass, K images for each image, and makes nothing again: two thirds of
+the time.
 """
 
 from __future__ import annotations
@@ -17,22 +20,51 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from rdc.execution.opaque import checkpointed, kept_for_later, opaque, opaque_with, refuse_batches, transformed, wanted
+from rdc.execution.upstream import do_all_classes_carry
 from rdc.method.denoiser import Denoiser
 from rdc.method.draw import Draw
 
-__all__ = ["MANY_CLASSES", "joined", "pairs_for_caches", "rebuilt", "streamed"]
+__all__ = ["MANY_CLASSES", "in_pieces", "joined", "pairs_for_caches", "rebuilt", "streamed", "taken_along"]
 
 #: From so many passes on those of the gradient are made again even where all would fit: most classes carry none.
 MANY_CLASSES = 100
 #: Passes of the network that a CPU makes at once: fewer read the weights too often, more lose the images from the caches.
 ROWS_FOR_CACHES = 64
+#: Of the tensors that a budget allows, the gradients of all classes of a call may take this share.
+SLOPES_SHARE = 1 / 8
 
 
 def pairs_for_caches(pairs: int, device: torch.device, levels: int, passes: int) -> int:
     """How many pairs of image and level a piece should have where memory holds ``pairs``: on a CPU a few, an image's together."""
     return min(pairs, max(levels, ROWS_FOR_CACHES // passes)) if device.type == "cpu" else pairs
+
+
+def in_pieces(denoiser: Denoiser, x0: Tensor, draw: Draw, pairs: int, rows: int, room: float) -> Tensor:
+    """Class losses [N, K] within a memory budget, by one of the functions of this module.
+
+    Args:
+        denoiser, x0, draw: as of :func:`streamed`.
+        pairs: pairs of image and level, with all their classes, whose gradient the budget holds; at least 1.
+        rows: passes of the network whose gradient it holds, at least 1.
+        room: bytes of tensors that it allows.
+    """
+    gradient, passes = x0.requires_grad and torch.is_grad_enabled(), denoiser.passes_per_level
+    cached = pairs_for_caches(pairs, x0.device, len(draw), passes)
+    if len(x0) * len(draw) * passes <= rows and not (gradient and passes >= MANY_CLASSES):
+        losses = streamed(denoiser, x0, draw, cached, rebuild=False)
+        if passes > 1 and losses.requires_grad and not transformed():
+            losses.register_hook(_what_carries)
+        return losses
+    if not gradient:
+        return streamed(denoiser, x0, draw, cached, rows=rows)
+    few = min(rows, ROWS_FOR_CACHES) if x0.device.type == "cpu" else rows
+    if passes == 1 or not do_all_classes_carry():
+        return rebuilt(denoiser, x0, draw, cached, few)
+    beside = max(1, min(few, int(rows * (1 - SLOPES_SHARE))))
+    return taken_along(denoiser, x0, draw, cached, beside, room * SLOPES_SHARE)
 
 
 def streamed(
@@ -147,6 +179,67 @@ class _Rebuilt(torch.autograd.Function):
         return opaque(ctx.pull, x0, upstream), None
 
 
+def taken_along(denoiser: Denoiser, x0: Tensor, draw: Draw, pairs: int, rows: int, room: float) -> Tensor:
+    """:func:`rebuilt` for a conditional network of whose classes all carry gradient: that of every class is taken at once.
+
+    Args, Returns: as of :func:`rebuilt`.
+        room: bytes that the gradients of all classes may take; where that is too little it is :func:`rebuilt`.
+    """
+    each = denoiser.num_classes * x0[0].numel() * x0.element_size()
+    if len(x0) * each > room or transformed() or wanted(*draw.tensors, module=denoiser):
+        return rebuilt(denoiser, x0, draw, pairs, rows)
+    losses, slopes = _with_slopes(denoiser, x0.detach(), draw, rows)
+    found: Tensor = _TakenAlong.apply(x0, losses, slopes, (denoiser, draw, pairs, rows))  # type: ignore[no-untyped-call]
+    return found
+
+
+def _with_slopes(denoiser: Denoiser, x0: Tensor, draw: Draw, rows: int) -> tuple[Tensor, Tensor]:
+    """Class losses L [N, K] and dL_nk / dx0_n [N, K, C, H, W], at most ``rows`` passes at a time."""
+    levels, classes = len(draw), denoiser.num_classes
+    per_piece = min(levels, rows)
+    image = torch.arange(len(x0), device=x0.device).repeat_interleave(classes)
+    label = torch.arange(classes, device=x0.device).repeat(len(x0))
+    losses: list[Tensor] = []
+    slopes = x0.new_zeros(len(image), *x0.shape[1:])
+    for first in range(0, len(image), max(1, rows // per_piece)):
+        pick = slice(first, first + max(1, rows // per_piece))
+        total: Tensor | None = None
+        for begin in range(0, levels, per_piece):
+            with torch.enable_grad():
+                x = x0[image[pick]].requires_grad_()
+                loss = denoiser.losses_of_labels(x, draw[begin : begin + per_piece], label[pick])
+                (grad,) = torch.autograd.grad(loss.sum(), x)
+            slopes[pick] += grad
+            total = loss.detach() if total is None else total + loss.detach()
+            del x, loss, grad
+        assert total is not None
+        losses.append(total)
+    return torch.cat(losses).unflatten(0, (len(x0), classes)), slopes.unflatten(0, (len(x0), classes))
+
+
+class _TakenAlong(torch.autograd.Function):
+    @staticmethod
+    def forward(x0: Tensor, losses: Tensor, slopes: Tensor, run: tuple[Any, ...]) -> Tensor:
+        return losses.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x0, _, slopes, run = inputs
+        ctx.pull = kept_for_later(run[0], functools.partial(_pull, run))
+        ctx.save_for_backward(x0, slopes)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        refuse_batches(upstream)
+        x0, slopes = ctx.saved_tensors
+        if transformed():
+            return opaque(ctx.pull, x0, upstream), None, None, None
+        if torch.is_grad_enabled():  # to be differentiated again
+            return ctx.pull(x0, upstream), None, None, None
+        none = (upstream == 0).reshape(*upstream.shape, *[1] * (slopes.ndim - 2))  # not even of what is infinite
+        return torch.einsum("nk,nk...->n...", upstream.to(slopes.dtype), slopes.masked_fill(none, 0)), None, None, None
+
+
 def _pull(run: tuple[Any, ...], x0: Tensor, upstream: Tensor) -> Tensor:
     """The gradient of x0; where autograd is on, one that can be differentiated."""
     denoiser, draw, pairs, rows = run
@@ -176,11 +269,26 @@ def _gradient_of_pieces(denoiser: Denoiser, x0: Tensor, upstream: Tensor, draw: 
     return whole
 
 
+def _carries(upstream: Tensor) -> Tensor:
+    """[N, K] bool: which gradients are not lost in rounding beside the largest of their image."""
+    share = upstream.abs()
+    return ~(share <= share.amax(1, keepdim=True) * (torch.finfo(upstream.dtype).eps / 8))  # NaN carries, too
+
+
+def _what_carries(upstream: Tensor) -> Tensor | None:
+    """The rest is zero; None, nothing is changed, where the gradient is to be differentiated again.
+
+    A saturated posterior leaves e^-90 to a class, whose whole backward pass would have numbers so small that a CPU takes ten times as
+    long for them.
+    """
+    if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+        return None
+    return torch.where(_carries(upstream), upstream, 0)
+
+
 def _gradient(denoiser: Denoiser, x0: Tensor, upstream: Tensor, draw: Draw, rows: int) -> Tensor:
     """sum_k upstream_nk dL_nk / dx0_n, over the (image, class) pairs that carry gradient."""
-    share = upstream.abs()
-    carries = ~(share <= share.amax(1, keepdim=True) * (torch.finfo(upstream.dtype).eps / 8))  # NaN carries, too
-    images, classes = carries.nonzero(as_tuple=True)
+    images, classes = _carries(upstream).nonzero(as_tuple=True)
     levels = len(draw)
     per_piece = min(levels, rows)
     total = torch.zeros_like(x0)

@@ -23,7 +23,7 @@ from rdc.execution.memory import items_that_fit, memory_budget, tensor_bytes
 from rdc.execution.opaque import opaque_with, transformed
 from rdc.execution.surroundings import never_inference, refuse_inference_weights, undisturbed
 from rdc.images.pixels import checked_pixels
-from rdc.method.class_gradients import MANY_CLASSES, joined, pairs_for_caches, rebuilt, streamed
+from rdc.method.class_gradients import in_pieces, joined
 from rdc.method.denoiser import Denoiser
 from rdc.method.draw import Draw
 from rdc.method.latents import encoded, encoding_bytes
@@ -344,14 +344,8 @@ class DiffusionClassifier(BaseDefence):
         """Class losses [N, K], in pieces where they would not fit the memory budget together."""
         self.network_evaluations += len(x0) * len(draw) * self.denoiser.passes_per_level
         pairs = self.pairs_that_fit(x0)
-        rows, operands = self.rows_that_fit(x0, pairs), (self.denoiser, x0, draw)
-        gradient, passes = x0.requires_grad and torch.is_grad_enabled(), self.denoiser.passes_per_level
-        cached = pairs_for_caches(pairs, x0.device, len(draw), passes)
-        if len(x0) * len(draw) * passes <= rows and not (gradient and passes >= MANY_CLASSES):
-            return streamed(*operands, cached, rebuild=False)
-        if gradient:
-            return rebuilt(*operands, pairs, rows)
-        return streamed(*operands, cached, rows=rows)
+        rows, room = self.rows_that_fit(x0, pairs), tensor_bytes(self.memory_budget_mb, x0.device)
+        return in_pieces(self.denoiser, x0, draw, pairs, rows, room)
 
     def _rows_without_label(self, like: Tensor) -> int:
         """Images at one level whose label-free loss and gradient fit the budget."""

@@ -1,9 +1,14 @@
 """The gradient of streamed class losses: the same as without pieces, and no pass for a class that carries none."""
 
+import warnings
+
 import pytest
 import torch
 
-from rdc.method.class_gradients import rebuilt, streamed
+from rdc.attacks.losses import Objective
+from rdc.execution.upstream import all_classes_carry
+from rdc.method import class_gradients
+from rdc.method.class_gradients import in_pieces, rebuilt, streamed, taken_along
 from rdc.method.draw import Draw
 from tests.tiny_models import CLASSES, pixels, tiny_classifier
 from tests.tolerances import CENTRAL_DIFFERENCE, FLOAT32_SUM, FLOAT64_ORDER, close
@@ -321,3 +326,94 @@ class Calls(torch.nn.Module):
 
     def forward(self, x):
         return getattr(self.classifier, self.method)(x)
+
+
+ENOUGH = 1e6  # bytes
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 7, 64])
+def test_gradients_of_all_classes_are_taken_along(rows, monkeypatch):
+    denoiser, x0, draw = parts()
+    upstream = torch.tensor([[1.0, -1, 0.1], [0, 0, 0], [0.3, 2, -1]], dtype=torch.float64)
+    whole = denoiser.class_losses(x0, draw)
+    (expected,) = torch.autograd.grad(whole, x0, upstream)
+    passes = counted(denoiser, monkeypatch)
+    losses = taken_along(denoiser, x0, draw, 1, rows, ENOUGH)
+    assert sum(passes) == 3 * CLASSES * len(draw) and max(passes) <= rows
+    close(losses.detach(), whole.detach(), FLOAT64_ORDER)
+    passes.clear()
+    close(torch.autograd.grad(losses, x0, upstream, retain_graph=True)[0], expected, FLOAT64_ORDER)
+    assert not passes  # nothing is made again
+    (first,) = torch.autograd.grad(losses, x0, upstream, create_graph=True)
+    (second,) = torch.autograd.grad((first**2).sum(), x0)
+    (as_whole,) = torch.autograd.grad(denoiser.class_losses(x0, draw), x0, upstream, create_graph=True)
+    close(second, torch.autograd.grad((as_whole**2).sum(), x0)[0], FLOAT64_ORDER)
+
+
+def test_what_is_not_finite_counts_where_it_carries(monkeypatch):
+    denoiser, x0, draw = parts()
+    losses, slopes = class_gradients._with_slopes(denoiser, x0.detach(), draw, 64)
+    slopes[0, 1] = torch.inf
+    monkeypatch.setattr(class_gradients, "_with_slopes", lambda *given: (losses, slopes))
+    losses = taken_along(denoiser, x0, draw, 1, 64, ENOUGH)
+    of_first, of_second = (torch.eye(CLASSES, dtype=torch.float64)[k].expand(3, -1) for k in (0, 1))
+    assert torch.autograd.grad(losses, x0, of_first, retain_graph=True)[0].isfinite().all()
+    assert not torch.autograd.grad(losses, x0, of_second)[0][0].isfinite().any()
+
+
+def test_they_are_taken_along_where_that_was_said_and_there_is_room(monkeypatch):
+    denoiser, x0, draw = parts()
+    passes, each = counted(denoiser, monkeypatch), 3 * CLASSES * len(draw)
+
+    def again(room, said, rows=CLASSES, **changes):
+        with all_classes_carry(said):
+            losses = in_pieces(denoiser, changes.get("x0", x0), draw, 1, rows, room)
+        passes.clear()
+        if losses.requires_grad:
+            torch.autograd.grad(losses.sum(), x0)
+        return sum(passes)
+
+    slopes = 8 * x0[0].numel() * 3 * CLASSES  # bytes of all
+    assert again(8 * slopes, True) == 0 and again(8 * slopes - 8, True) == again(8 * slopes, False) == each
+    assert again(8 * slopes, True, rows=each) == 0  # all fits: kept
+    assert not in_pieces(denoiser, x0.detach(), draw, 1, CLASSES, ENOUGH).requires_grad
+    with all_classes_carry():
+        losses = torch.func.grad(lambda x: in_pieces(denoiser, x, draw, 1, CLASSES, 8 * slopes).sum())(x0.detach())
+    close(losses, torch.autograd.grad(denoiser.class_losses(x0, draw).sum(), x0)[0], FLOAT64_ORDER)
+
+
+@pytest.mark.parametrize(("loss", "again"), [("ce", 0), ("margin", 2)])
+def test_attacks_say_what_their_loss_needs(loss, again, monkeypatch):
+    """Cross-entropy makes every pass once, a margin those of two classes twice; the gradients are those of an ample budget."""
+    found, labels = {}, torch.tensor([0, 2, 1])
+    for budget in (1024.0, 0.1):
+        classifier = tiny_classifier("conditional", torch.float64, memory_budget_mb=budget)
+        passes = counted(classifier.denoiser, monkeypatch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a budget is small
+            objective, x = Objective(classifier, loss), pixels(3, dtype=torch.float64)
+            scale = objective.start(x, labels)[2]
+            passes.clear()
+            found[budget] = objective.evaluate(x, labels, scale, gradient=True).gradient
+        assert sum(passes) == 3 * len(classifier.levels.sigma) * (CLASSES + (again if budget < 1 else 0))
+    close(found[0.1], found[1024.0], FLOAT64_ORDER)
+
+
+@pytest.mark.parametrize("kind", ["conditional", "multihead"])
+def test_what_rounding_would_lose_is_nothing_where_all_is_kept(kind, monkeypatch):
+    """Numbers below the smallest normal one would make a backward pass ten times as long on a CPU."""
+    denoiser, x0, draw = parts(torch.float32, kind=kind)
+    seen, upstream = [], torch.tensor([[1.0, 1e-42, 0.5]]).expand(3, -1)
+    real = denoiser.class_losses
+    monkeypatch.setattr(
+        denoiser, "class_losses", lambda *given: (losses := real(*given)).register_hook(seen.append) and losses
+    )
+    losses = in_pieces(denoiser, x0, draw, 1000, 1000, ENOUGH)
+    (grad,) = torch.autograd.grad(losses, x0, upstream, retain_graph=True)
+    (again,) = torch.autograd.grad(losses, x0, upstream, create_graph=True)
+    close(again.detach(), grad, FLOAT32_SUM)
+    (second,) = torch.autograd.grad((again**2).sum(), x0)
+    kept = 0 if kind == "conditional" else 1e-42  # of a multi-head network one pass is of all classes
+    assert [float(v) for v in seen[0][0]] == [1.0, pytest.approx(kept, rel=0.01), 0.5] and second.isfinite().all()
+    (expected,) = torch.autograd.grad(real(x0, draw), x0, upstream)
+    close(grad.detach(), expected, FLOAT32_SUM)
