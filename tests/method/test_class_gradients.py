@@ -405,9 +405,13 @@ def test_what_rounding_would_lose_is_nothing_where_all_is_kept(kind, monkeypatch
     denoiser, x0, draw = parts(torch.float32, kind=kind)
     seen, upstream = [], torch.tensor([[1.0, 1e-42, 0.5]]).expand(3, -1)
     real = denoiser.class_losses
-    monkeypatch.setattr(
-        denoiser, "class_losses", lambda *given: (losses := real(*given)).register_hook(seen.append) and losses
-    )
+
+    def watched(*given):
+        losses = real(*given)
+        losses.register_hook(seen.append)
+        return losses.clone()
+
+    monkeypatch.setattr(denoiser, "class_losses", watched)
     losses = in_pieces(denoiser, x0, draw, 1000, 1000, ENOUGH)
     (grad,) = torch.autograd.grad(losses, x0, upstream, retain_graph=True)
     (again,) = torch.autograd.grad(losses, x0, upstream, create_graph=True)
