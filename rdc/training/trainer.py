@@ -133,8 +133,7 @@ class Trainer:
             group["lr"] = rate
         on_gpu = self.device.type == "cuda"
         with torch.random.fork_rng([self.device] if on_gpu else []):  # the global generators, for dropout alone
-            dropout = torch.cuda if on_gpu else torch.default_generator
-            dropout.manual_seed((config.seed * 1_000_003 + self.step) * 4099 + self.rank)
+            self._seed_dropout()
             if self.graphed is None:
                 self.optimizer.zero_grad(set_to_none=True)
                 numbers, names = self._gradients(x0, labels, self.batches.generator(self.step))
@@ -160,18 +159,18 @@ class Trainer:
         self.step += 1
         return values
 
+    def _seed_dropout(self) -> None:
+        generator = torch.cuda if self.device.type == "cuda" else torch.default_generator
+        generator.manual_seed((self.config.seed * 1_000_003 + self.step) * 4099 + self.rank)
+
     def _gradients(self, x0: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, list[str]]:
         """Clipped gradients into the parameters; [loss, values of the log, norm before clipping] and the values' names."""
-        if not self.config.awp:
+        with same_perturbations(self.objective if self.config.awp else None):
             numbers, names = self._backward(x0, labels, generator)
-        else:
-            again, dropout = generator.get_state(), torch.get_rng_state()
-            with same_perturbations(self.objective):
-                numbers, names = self._backward(x0, labels, generator)
+            if self.config.awp:
                 with moved_weights(self.net, self.config.awp):
-                    generator.set_state(again)
-                    torch.set_rng_state(dropout)
-                    self._backward(x0, labels, generator)
+                    self._seed_dropout()
+                    self._backward(x0, labels, self.batches.generator(self.step))
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip)
         return torch.cat([numbers, norm[None].float()]), names
 

@@ -29,7 +29,7 @@ def same_perturbations(objective: Any) -> Iterator[None]:
     """Within, the objective looks for the perturbed images of its batch once and answers with them again.
 
     Args:
-        objective: one with an attribute ``found``; any other computes everything again.
+        objective: one with an attribute ``found``; any other computes everything again. None: nothing is kept.
     """
     while hasattr(objective, "objective"):  # images are changed in front of it
         objective = objective.objective

@@ -18,6 +18,8 @@ from rdc.evaluation.cost import calls as counting
 from rdc.evaluation.cost import prediction as predicting
 from rdc.evaluation.cost.calls import _run
 from rdc.evaluation.results import finished_batches
+from rdc.execution.upstream import do_all_classes_carry
+from rdc.method.classifier import DiffusionClassifier
 from rdc.models import perceptual
 from rdc.reports.forecast import about, forecast_line, plan_text
 from tests.evaluation_models import gaussian_classifier, labelled_by
@@ -192,6 +194,19 @@ def test_parts_of_a_long_call_add_up(kind, lm, monkeypatch):
         )
 
 
+def test_gradients_are_timed_as_attacks_ask_for_them(monkeypatch):
+    """Of all classes, and said to be, for a cross-entropy; of two for a margin."""
+    said = []
+    real = DiffusionClassifier.forward
+    monkeypatch.setattr(
+        DiffusionClassifier, "forward", lambda *given: (said.append(do_all_classes_carry()), real(*given))[1]
+    )
+    classifier = tiny_classifier("conditional")
+    for classes, expected in ((2, False), (classifier.num_classes, True)):
+        timing._slope(classifier, tiny_pixels(2), classes)
+        assert said.pop() is expected
+
+
 def test_a_line_through_one_image_and_several(monkeypatch):
     classifier = gaussian_classifier()
     times = CallTimes(classifier, torch.rand(8, 1, 8, 8), torch.zeros(8, dtype=torch.long))
@@ -258,6 +273,7 @@ def test_classes_of_a_gradient_are_counted_and_measured(attack, classes):
         logits.register_hook(seen.append)
         return logits
 
+    model.num_classes = 4
     timing._slope(model, x, kind.classes)
     assert (seen[0] != 0).sum(1).tolist() == [classes, classes]
     assert float(seen[0].sum(1).abs().max()) < FLOAT32_ROUNDING  # what all logits share has no gradient
