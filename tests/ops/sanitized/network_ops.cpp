@@ -1,20 +1,26 @@
 // Random shapes through the network's CPU kernels of one instruction set (RDC_ISA), every array a block of its own size: for AddressSanitizer and
-// UndefinedBehaviorSanitizer, which see what is read or written beyond. Convolutions and weight gradients are compared with loops in double.
+// UndefinedBehaviorSanitizer, which see what is read or written beyond. Convolutions and weight gradients are compared with loops in double,
+// for second-level caches of several sizes; what a convolution gives must not depend on that size.
 //
 //   network_ops SHAPES SEED
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <vector>
 
 #include "convolution.h"
+#include "cpu_isa.h"
 #include "norm_act.h"
 
 #define RDC_JOIN2(a, b) a##b
 #define RDC_JOIN(a, b) RDC_JOIN2(a, b)
 
+static long cache = 1L << 20;
+
 namespace rdc {
+long second_level_cache() { return cache; }
 extern const ConvolutionCpu RDC_JOIN(convolution_, RDC_ISA);
 extern const ConvolutionWeightCpu RDC_JOIN(convolution_weight_, RDC_ISA);
 extern const NormActCpu RDC_JOIN(norm_act_, RDC_ISA);
@@ -63,6 +69,8 @@ void check(const char* what, double found, double expected, double size, bool ha
   }
 }
 
+void another_cache() { cache = (256L << 10) << among(0, 4); }
+
 void convolution(bool half) {
   const bool doubled = among(0, 3) == 0;
   const int64_t B = among(1, 4), step = doubled ? 2 : 1, H = step * among(1, 17 / step), W = step * among(1, 17 / step), I = among(1, 70), O = among(1, 70);
@@ -79,7 +87,15 @@ void convolution(bool half) {
   in.dtype = half ? DType::bfloat16 : DType::float32;
   in.x = x.data(), in.packed = packed.data(), in.bias = among(0, 1) ? bias.numbers.data() : nullptr;
   in.skip = kind ? skip.data() : nullptr, in.skip_doubled = small_skip;
+  another_cache();
   if (kernel.forward(in, y.data(), threads)) std::exit(2);
+  Values again(B * H * W * O, half, true);
+  another_cache();
+  if (kernel.forward(in, again.data(), threads)) std::exit(2);
+  if (std::memcmp(y.data(), again.data(), B * H * W * O * (half ? 2 : 4))) {
+    std::printf("convolution: other bits with another cache\n");
+    std::exit(1);
+  }
 
   auto pixel = [&](int64_t b, int64_t v, int64_t u, int64_t i) -> double {
     return v < 0 || u < 0 || v >= H || u >= W ? 0.0 : x.at(((b * (H / step) + v / step) * (W / step) + u / step) * I + i);
