@@ -135,6 +135,27 @@ class DistillationTerms:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """A batch as the network saw it.
+
+    Args:
+        x0: [B, C, H, W] in [-1, 1], which requires a gradient.
+        labels: [B].
+        own: [B, K], the images' shares of the classes.
+        logits: [B, K] of x0.
+        sigma: [B].
+        noise: like x0.
+    """
+
+    x0: Tensor
+    labels: Tensor
+    own: Tensor
+    logits: Tensor
+    sigma: Tensor
+    noise: Tensor
+
+
 class DistillationObjective:
     """Training objective for :class:`rdc.training.trainer.Trainer`.
 
@@ -177,9 +198,8 @@ class DistillationObjective:
         self.secant, self.differentiates_twice, self.cutmix = secant, bool(margin_eps), cutmix
         self.threats, self.label_smoothing = secant.threat_set() if secant else None, label_smoothing
         self.precondition, self.num_classes = teacher.precondition, teacher.num_classes
-        self.found: dict[str, tuple[Tensor, Perturbation, Tensor]] | None = (
-            None  # rivals, d and u, while they are to be kept
-        )
+        #: rivals, d and u of the batch, while they are to be kept (:func:`rdc.training.weight_perturbation.same_perturbations`)
+        self.found: dict[str, tuple[Tensor, Perturbation, Tensor]] | None = None
 
     def __call__(
         self, net: nn.Module, x0: Tensor, labels: Tensor, generator: torch.Generator
@@ -211,7 +231,8 @@ class DistillationObjective:
             logits = self._logits(errors, sigma)
             entropy, seen = self._posterior(logits, labels, truth, x0, generator)
             if self.secant:
-                far, seen = self._extrapolated(net, x0, labels, own, logits, sigma, noise, generator)
+                shown = _Shown(x0, labels, own[:, : self.num_classes], logits, sigma, noise)
+                far, seen = self._extrapolated(net, shown, generator)
                 entropy = (1 - self.secant.share) * entropy + self.secant.share * far
             total = total + error + unlabelled + self.posterior_weight * entropy
             values |= {"unlabelled": unlabelled.detach(), "posterior": entropy.detach()}
@@ -240,61 +261,47 @@ class DistillationObjective:
         return -scale[:, None] * errors[:, : self.num_classes]
 
     def _extrapolated(
-        self,
-        net: nn.Module,
-        x0: Tensor,
-        labels: Tensor,
-        own: Tensor,
-        logits: Tensor,
-        sigma: Tensor,
-        noise: Tensor,
-        generator: torch.Generator,
+        self, net: nn.Module, shown: _Shown, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of z', and what the log shows of it."""
-        own = own[:, : self.num_classes]
-        rivals, worst, u = self._found(net, x0, labels, own, logits, sigma, noise, generator)
-        x = _moved(x0, worst, u).requires_grad_()  # like x0: one graph, where it is compiled
-        _, target, predicted = self._predict(net, x, sigma, noise)
-        far = logits + (self._logits(self._errors(predicted, target), sigma) - logits) / u[:, None]
+        rivals, worst, u = self._found(net, shown, generator)
+        x = _moved(shown.x0, worst, u).requires_grad_()  # like x0: one graph, where it is compiled
+        logits, labels, own = shown.logits, shown.labels, shown.own
+        far = logits + (self._logits_at(net, x, shown) - logits) / u[:, None]
         rise = _lead(far, rivals, own) - _lead(logits, rivals, own)
         hits = (far.argmax(1) == labels).float().mean()
         entropy = F.cross_entropy(far, own if self.cutmix else labels, label_smoothing=self.label_smoothing)
         return entropy, {"robust_first_order": hits, "rise": rise.detach().mean()}
 
-    def _found(
-        self,
-        net: nn.Module,
-        x0: Tensor,
-        labels: Tensor,
-        own: Tensor,
-        logits: Tensor,
-        sigma: Tensor,
-        noise: Tensor,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, Perturbation, Tensor]:
+    def _found(self, net: nn.Module, shown: _Shown, generator: torch.Generator) -> tuple[Tensor, Perturbation, Tensor]:
         """Rivals [B], their d, and u [B]."""
         assert self.secant is not None and self.threats is not None
         if self.found:
             return self.found["perturbations"]
+        x0, logits, own = shown.x0, shown.logits, shown.own
         pixels = (x0.detach() + 1) / 2
-        shown = (own > 0) if self.num_classes > 2 else torch.zeros_like(own, dtype=torch.bool)  # no rivals
-        rivals = draw_rivals(logits.masked_fill(shown, -math.inf), labels, generator)
+        taken = (own > 0) if self.num_classes > 2 else torch.zeros_like(own, dtype=torch.bool)  # no rivals
+        rivals = draw_rivals(logits.masked_fill(taken, -math.inf), shown.labels, generator)
         with torch.autocast(x0.device.type, enabled=False):  # the gradient's types are those of the forward pass
             (gradient,) = torch.autograd.grad(_lead(logits, rivals, own).sum(), x0, retain_graph=True)
         reach = self.threats.drawn(len(x0), generator, x0)
         worst = reach.furthest(gradient, pixels)
         for count in range(2, self.secant.steps + 1):
-            slope = self._slope(net, _moved(x0, worst).requires_grad_(), rivals, own, sigma, noise)
+            slope = self._slope(net, _moved(x0, worst).requires_grad_(), rivals, shown)
             worst = worst.towards(reach.onward(slope, pixels, worst), count)
         u = uniform((len(x0),), generator).to(x0) * (self.secant.high - self.secant.low) + self.secant.low
         if self.found is not None:
             self.found["perturbations"] = rivals, worst, u
         return rivals, worst, u
 
-    def _slope(self, net: nn.Module, x: Tensor, rivals: Tensor, own: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    def _logits_at(self, net: nn.Module, x: Tensor, shown: _Shown) -> Tensor:
+        """[B, K] of x [B, C, H, W] at the batch's levels, with its noise."""
+        _, target, predicted = self._predict(net, x, shown.sigma, shown.noise)
+        return self._logits(self._errors(predicted, target), shown.sigma)
+
+    def _slope(self, net: nn.Module, x: Tensor, rivals: Tensor, shown: _Shown) -> Tensor:
         """Gradient of the rivals' lead at x [B, C, H, W], which requires one."""
-        _, target, predicted = self._predict(net, x, sigma, noise)
-        lead = _lead(self._logits(self._errors(predicted, target), sigma), rivals, own)
+        lead = _lead(self._logits_at(net, x, shown), rivals, shown.own)
         with torch.autocast(x.device.type, enabled=False):
             (gradient,) = torch.autograd.grad(lead.sum(), x)
         return gradient

@@ -6,6 +6,7 @@ Run as a script, this file is the process that gets killed, or one of two under 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -46,6 +47,7 @@ from tests.tolerances import (
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = TrainConfig(images=240, batch_size=12, learning_rate=2e-3, warmup_images=60, ema_images=40, seed=3, flip=True)
+WITH_AWP = dataclasses.replace(CONFIG, images=60, awp=0.05)
 STEPS = 20
 
 
@@ -110,9 +112,9 @@ def main() -> None:
     """``test_training.py MODE OUT``: see the tests that start it."""
     mode, out = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)
-    if mode == "two":
+    if mode in ("two", "two-awp"):
         start_processes()
-        trainer(out, dropout=0.0).run()
+        trainer(out, WITH_AWP if mode == "two-awp" else CONFIG, dropout=0.0).run()
         torch.distributed.destroy_process_group()
         threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
         left = [name for name in threads if "gloo" in name]
@@ -367,13 +369,14 @@ def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
-def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mode", "config"), [("two", CONFIG), ("two-awp", WITH_AWP)])
+def test_two_processes_train_what_one_does(mode: str, config: TrainConfig, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, "two", str(two)]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, mode, str(two)]
     result = start(*command)
     assert result.returncode == 0, result.stderr
     first = network(0.0)
-    run = trainer(one, dropout=0.0)
+    run = trainer(one, config, dropout=0.0)
     run.run()
     left, right = (load_file(out / "state.safetensors") for out in (one, two))
     for name, begin in first.named_parameters():
@@ -381,7 +384,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
         assert float((left[f"net.{name}"] - right[f"net.{name}"]).abs().max()) < WEIGHTS_ALIKE
         assert float((left[f"ema.{name}"] - right[f"ema.{name}"]).abs().max()) < WEIGHTS_ALIKE
         assert moved > 1e-4  # the agreement is not that of weights that never moved
-    assert len(rows(one)) == len(rows(two)) == STEPS  # one process logs
+    assert len(rows(one)) == len(rows(two)) == config.steps  # one process logs
     for a, b in zip(rows(one), rows(two), strict=True):
         assert a == pytest.approx(b, rel=TRAINED_ALIKE)
 
