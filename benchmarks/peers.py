@@ -16,7 +16,6 @@ spread. "edm" is EDM's CIFAR-10 network (DDPM++, 56 M weights) with random weigh
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from torch import Tensor
 
 from benchmarks.measuring import about, alternate, median
 from benchmarks.peer_engines import DRY, ENGINES, Call, Engine, classifier_of, images_for, rdc_calls
+from benchmarks.starting import start
 from rdc.errors import one_line
 from rdc.storage.json_files import read_json, write_json
 from rdc.terminal.progress import bar
@@ -212,5 +212,4 @@ def _row(name: str, entry: dict[str, Any], columns: list[tuple[str, int]], kind:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        main()
+    start(main)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import about, alternate, clock, on_one_thread, ratio, summary
+from benchmarks.starting import start
 from rdc.data import load_dataset
 from rdc.errors import DataError
 from rdc.ops.empirical_denoiser import empirical_denoiser
@@ -102,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

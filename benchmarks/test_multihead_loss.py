@@ -25,6 +25,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.starting import start
 from rdc.ops import _native
 from rdc.ops.multihead_loss import multihead_loss
 
@@ -220,4 +221,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

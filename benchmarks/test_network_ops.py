@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measuring import about, alternate, clock, median, on_one_thread, ratio, summary
+from benchmarks.starting import start
 from rdc.networks.fused import norm_act
 from rdc.ops import _native
 from rdc.ops.convolution import convolution
@@ -165,4 +166,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

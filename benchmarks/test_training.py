@@ -20,6 +20,7 @@ import torch
 
 import rdc
 from benchmarks.measuring import about, alternate, clock, median, ratio, summary
+from benchmarks.starting import start
 from rdc.method.denoiser import ConditionalDenoiser
 from rdc.networks.presets import build_network, network_preset
 from rdc.storage.json_files import write_json
@@ -94,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -30,6 +30,7 @@ from benchmarks.device_timing import flops_of, precision, roofline
 from benchmarks.gpu.op import CASES, op
 from benchmarks.gpu.run import Run
 from benchmarks.measuring import about
+from benchmarks.starting import start
 from rdc.method.denoiser import make_denoiser
 from rdc.networks.blocks import fastest_layout
 from rdc.networks.presets import build_network, network_preset
@@ -374,4 +375,4 @@ def _all(args: argparse.Namespace, chosen: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

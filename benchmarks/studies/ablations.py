@@ -31,6 +31,7 @@ import torch
 
 import rdc
 from benchmarks.measuring import about
+from benchmarks.starting import start
 from benchmarks.studies import ablation_page
 from benchmarks.studies.ablation_cells import (
     ATTACKS,
@@ -230,4 +231,4 @@ def _merit(found: dict[str, float]) -> tuple[float, float, float]:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main()
+    start(main)

@@ -19,6 +19,7 @@ import torch
 
 import rdc
 from benchmarks.measuring import about, alternate, clock, ratio, summary
+from benchmarks.starting import start
 from benchmarks.studies.levels import holdout
 from rdc.decisions.anytime import AnytimeClassifier
 from rdc.decisions.anytime.calibration import (
@@ -137,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

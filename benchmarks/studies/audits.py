@@ -18,6 +18,7 @@ import torch
 
 import rdc
 from benchmarks.measuring import about
+from benchmarks.starting import start
 from rdc.audits import AuditSettings
 from rdc.errors import DataError
 from rdc.models.choice import ModelChoice
@@ -81,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 import rdc
+from benchmarks.starting import start
 from benchmarks.studies.levels import holdout
 from benchmarks.studies.robustness_table import OPEN
 from benchmarks.studies.robustness_table import ROWS as OTHERS
@@ -178,4 +179,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

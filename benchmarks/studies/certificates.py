@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.starting import start
 from rdc.certification.folder import read_certified
 from rdc.certification.records import CertifiedImage, RunRecord
 from rdc.certification.report import certified_plot, markdown, summarize
@@ -153,4 +154,4 @@ def _collect(found: dict[str, tuple[RunRecord, list[CertifiedImage]]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

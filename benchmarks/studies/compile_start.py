@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.starting import start
 from rdc.errors import one_line
 from rdc.storage.json_files import read_json, write_json
 from rdc.terminal.progress import bar
@@ -120,4 +121,4 @@ def _cpu() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

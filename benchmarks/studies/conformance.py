@@ -27,6 +27,7 @@ from torch import Tensor
 
 import rdc
 from benchmarks.measuring import about
+from benchmarks.starting import start
 from rdc.attacks import ThreatModel, parse_attack
 from rdc.data import load_dataset
 from rdc.norm_balls import distance
@@ -287,4 +288,4 @@ def _said(cell: dict[str, Any] | None) -> str:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    main()
+    start(main)

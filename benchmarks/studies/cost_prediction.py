@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.starting import start
+
 __all__ = ["COMMANDS", "measure"]
 
 #: name -> model, its settings, the evaluation's
@@ -247,4 +249,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

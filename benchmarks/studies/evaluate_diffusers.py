@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import rdc
+from benchmarks.starting import start
 from benchmarks.studies.levels import holdout
 from rdc.cli import main as rdc_main
 from rdc.statistics import wilson_interval
@@ -171,4 +172,4 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

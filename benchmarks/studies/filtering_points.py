@@ -12,6 +12,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from benchmarks.starting import start
+
 __all__ = ["construction", "errors"]
 
 TILES, CHANNELS = 200, 96
@@ -74,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

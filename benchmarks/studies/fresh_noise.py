@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from benchmarks.starting import start
 from benchmarks.studies.robustness_table import ROWS, THREATS, evaluation_command
 
 ATTACKS = 2  # of the cell's list
@@ -130,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

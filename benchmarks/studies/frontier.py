@@ -12,6 +12,7 @@ import dataclasses
 import io
 from pathlib import Path
 
+from benchmarks.starting import start
 from benchmarks.studies.robustness_table import OPEN, RESULTS, ROWS, THREATS, further
 from rdc.storage.files import atomic_write
 from rdc.storage.json_files import read_json
@@ -99,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -13,6 +13,8 @@ import argparse
 import time
 from typing import Any
 
+from benchmarks.starting import start
+
 DRAWS = 4
 
 
@@ -61,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

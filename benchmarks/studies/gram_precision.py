@@ -21,6 +21,7 @@ from torch import Tensor
 
 import rdc
 from benchmarks.measuring import about
+from benchmarks.starting import start
 from rdc.ops.multihead_gram import _patch_products, patch_gram
 from rdc.ops.multihead_loss import multihead_loss
 from rdc.ops.multihead_reference import multihead_loss_reference
@@ -108,4 +109,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 import rdc
+from benchmarks.starting import start
 from rdc.models.single import ASSETS
 from rdc.plots.figures import plot_samples
 from rdc.storage.json_files import read_json, write_json
@@ -74,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 import rdc
+from benchmarks.starting import start
 from rdc.data import train_holdout
 from rdc.decisions.calibration import log_softmax, negative_log_likelihood
 from rdc.decisions.held_out import known_kind, level_losses, record_of_losses
@@ -126,4 +127,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

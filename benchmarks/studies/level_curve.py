@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 import rdc
+from benchmarks.starting import start
 from benchmarks.studies.levels import holdout
 from rdc.attacks import parse_eps
 from rdc.method.levels import WEIGHTINGS
@@ -109,4 +110,4 @@ def _plot(rows: list[dict], path: Path, n: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

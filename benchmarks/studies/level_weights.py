@@ -21,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import rdc
+from benchmarks.starting import start
 from benchmarks.studies.levels import holdout
 from rdc.attacks import parse_eps
 from rdc.method.levels import WEIGHTINGS, NoiseLevels
@@ -90,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 import rdc
+from benchmarks.starting import start
 from rdc.attacks import ThreatModel, apgd, parse_eps
 from rdc.data import Dataset, train_holdout
 from rdc.plots.drawing import drawing, new_figure
@@ -145,4 +146,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 import rdc
+from benchmarks.starting import start
 from rdc.data import load_dataset
 from rdc.decisions.calibration import auroc
 from rdc.method.denoiser import Denoiser
@@ -318,4 +319,4 @@ def _draw_tolerance(found: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 import rdc
+from benchmarks.starting import start
 from benchmarks.studies.levels import holdout
 from rdc.attacks import ThreatModel, apgd, parse_eps
 from rdc.data import Dataset
@@ -77,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.starting import start
+
 
 def measure(model: str, batch: int, steps: int, budget: float, device: str) -> dict[str, Any]:
     """Peak MiB and seconds of one gradient at ``batch`` images."""
@@ -73,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

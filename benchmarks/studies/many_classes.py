@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import rdc
 from benchmarks.measuring import about
+from benchmarks.starting import start
 from rdc.decisions.anytime import AnytimeClassifier
 from rdc.decisions.anytime.calibration import calibrate_from_losses, fingerprint, prior_scores
 from rdc.decisions.anytime.early import EarlyClassifier
@@ -203,4 +204,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

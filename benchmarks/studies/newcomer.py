@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from benchmarks.starting import start
 from rdc.statistics.proportions import wilson_interval
 from rdc.storage.json_files import read_json, write_json
 from rdc.terminal.progress import bar
@@ -128,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

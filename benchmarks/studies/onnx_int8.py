@@ -20,6 +20,7 @@ import torch
 
 import rdc
 from benchmarks.measuring import about, alternate, clock, summary
+from benchmarks.starting import start
 from rdc.data import Dataset, train_holdout
 from rdc.export import Int8Images, export_onnx
 from rdc.storage.json_files import read_json, write_json
@@ -93,4 +94,4 @@ def timed(sessions: dict[str, Any], pixels: Any, rounds: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -20,6 +20,7 @@ import torch
 import rdc
 from benchmarks.contenders import multihead
 from benchmarks.measuring import about, clock
+from benchmarks.starting import start
 from rdc.export import export_onnx
 from rdc.ops import _native
 from rdc.runtime import OnnxClassifier
@@ -102,4 +103,4 @@ def alternate(
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.starting import start
+
 
 def resident(name: str) -> float:
     """A line of /proc/self/status, MiB."""
@@ -89,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import rdc
+from benchmarks.starting import start
 from rdc.export import export_onnx
 from rdc.runtime import OnnxClassifier
 from rdc.storage.json_files import write_json
@@ -102,4 +103,4 @@ def _relative(a: np.ndarray, b: np.ndarray) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.starting import start
 from rdc.certification.lipschitz import OptimalCertificate, farthest_pairs, likelihood_certificate, loss_certificate
 from rdc.data import load_dataset
 from rdc.method.noise import NoisePlan
@@ -95,4 +96,4 @@ def _summary(parts: list[OptimalCertificate], labels: Tensor) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

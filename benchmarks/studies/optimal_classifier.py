@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.starting import start
 from benchmarks.studies.robustness_table import THREATS
 from rdc.cli import main as rdc_main
 from rdc.data import first_balanced, load_dataset
@@ -260,4 +261,4 @@ def draw() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

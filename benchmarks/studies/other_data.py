@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 import rdc
+from benchmarks.starting import start
 from benchmarks.studies.levels import holdout
 from rdc.data import Dataset
 from rdc.data.corruptions import KINDS, SEVERITIES, corrupted
@@ -378,4 +379,4 @@ def _columns(figures: dict[str, Any], changed: bool) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.starting import start
 from rdc.costs import write_plot
 from rdc.costs.table import milliseconds
 from rdc.plots.drawing import drawing, new_figure
@@ -344,4 +345,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -22,6 +22,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from benchmarks.starting import start
 from rdc.cli import main as rdc_main
 from rdc.evaluation.threats import Threat
 from rdc.statistics import wilson_interval
@@ -396,4 +397,4 @@ def _named(attack: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

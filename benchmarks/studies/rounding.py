@@ -16,6 +16,7 @@ import torch
 
 import rdc
 from benchmarks.measuring import about
+from benchmarks.starting import start
 from rdc.data import load_dataset
 from rdc.storage.json_files import write_json
 
@@ -72,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

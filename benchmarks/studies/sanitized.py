@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from benchmarks.starting import start
 from rdc.ops import _native
 
 __all__ = ["built", "instruction_sets", "run"]
@@ -84,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

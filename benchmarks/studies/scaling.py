@@ -16,6 +16,7 @@ import torch
 
 import rdc
 from benchmarks.measuring import about, alternate, clock, median
+from benchmarks.starting import start
 from rdc.execution.memory import peak_bytes
 from rdc.method.classifier import DiffusionClassifier
 from rdc.method.denoiser import MultiHeadDenoiser
@@ -128,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

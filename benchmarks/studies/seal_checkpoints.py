@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from benchmarks.starting import start
 from rdc.models.checkpoints import checkpoint_paths, load_model
 from rdc.models.descriptions import reseal
 
@@ -22,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch
 
 import rdc
 from benchmarks.measuring import about
+from benchmarks.starting import start
 from rdc import training
 from rdc.cli import main as rdc_main
 from rdc.data import Dataset
@@ -126,4 +126,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)

@@ -25,6 +25,7 @@ import torch
 from scipy.optimize import minimize_scalar
 
 import rdc
+from benchmarks.starting import start
 from benchmarks.studies.cifar10.shards import read_shards, shard_files
 from benchmarks.studies.levels import holdout
 from rdc.models.checkpoints import load_model, save_model
@@ -88,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -22,6 +22,7 @@ import torch
 import rdc
 from benchmarks.contenders import Contender, conditional, multihead, paper, shipped
 from benchmarks.measuring import about, alternate, clock, ratio, summary
+from benchmarks.starting import start
 from rdc.statistics.proportions import wilson_interval
 from rdc.storage.json_files import write_json
 
@@ -192,4 +193,4 @@ def show(words: str, found: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.starting import start
 from benchmarks.studies import diffusers_networks as networks
 from rdc.data import Dataset, load_dataset, train_holdout
 from rdc.models.pipelines.networks import VaeEncoder
@@ -297,4 +298,4 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

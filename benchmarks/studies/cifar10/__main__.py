@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.starting import start
 from benchmarks.studies.cifar10.parts import BOXES, PARTS
 from benchmarks.studies.cifar10.run import Run
 from rdc.errors import RdcError
@@ -133,4 +134,4 @@ def _words(made: argparse.ArgumentParser, items: list[str]) -> dict[str, list[st
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start(main)
