@@ -2,7 +2,7 @@
 
     python -m benchmarks.studies.calibration_ood --data-root DIR --ood mnist_test.npz --threads 1
     python -m benchmarks.studies.calibration_ood --rows JEM,HybViT --data-root DIR --ood mnist_test.npz
-    python -m benchmarks.studies.calibration_ood --write docs/robustness.md
+    python -m benchmarks.studies.calibration_ood --write docs/calibration.md
 
 A temperature is fitted on held-out training images (of the 2,000 that no shipped model was trained on), ECE (15 bins) is taken on
 the first test images. AUROC: MNIST's test images against Fashion-MNIST's, by three scores of unlikeness:

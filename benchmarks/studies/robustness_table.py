@@ -2,13 +2,13 @@
 
     python -m benchmarks.studies.robustness_table --list
     python -m benchmarks.studies.robustness_table --rows DC,TRADES --threats linf-8,l2-0.5 --threads 1
-    python -m benchmarks.studies.robustness_table --write docs/robustness.md
+    python -m benchmarks.studies.robustness_table --write docs
 
 The missing cells of a row are run by one `rdc evaluate --threats` where that gives the same cells: no norm twice (a larger
 radius would begin with the images of the smaller one), the same steps and sanity checks. --single runs every cell by an
 `rdc evaluate` of its own. The command is in the report; a run is resumable at any moment: the same command goes on, with
 the same --single and the same cells missing. Finished reports are kept in benchmarks/results/table/; a cell that is there
-is not run again. --write runs nothing.
+is not run again. --write runs nothing: the table goes into robustness.md, every attack of every cell into robustness_attacks.md.
 
 Where a cell's images were attacked further (FURTHER), the table has what both left, with a mark.
 """
@@ -24,8 +24,10 @@ from typing import Any
 
 from benchmarks.starting import start
 from rdc.cli import main as rdc_main
+from rdc.errors import DataError
 from rdc.evaluation.threats import Threat
 from rdc.statistics import wilson_interval
+from rdc.storage.files import atomic_write
 from rdc.storage.json_files import read_json
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "table"
@@ -34,7 +36,8 @@ FRESH = RESULTS.parent / "rdc-fresh-noise.json"  # what the marks of the fresh-n
 DATA = "fashion-mnist-sample"
 WIDTH = 150  # of a line in the document
 
-MARKER = "<!-- below: written by benchmarks/studies/robustness_table.py -->"
+BEGIN = "<!-- table: written by benchmarks/studies/robustness_table.py -->"
+END = "<!-- end of table -->"
 
 THREATS = {
     "linf-8": ("linf", "8/255", "l_inf 8/255"),
@@ -116,12 +119,12 @@ def main() -> None:
         "--single", action="store_true", help="every cell by itself, none together with others of its row"
     )
     parser.add_argument("--list", action="store_true", help="show what is there and what is missing")
-    parser.add_argument("--write", type=Path, help="markdown file whose end is written; runs nothing")
+    parser.add_argument("--write", type=Path, help="folder of robustness.md and robustness_attacks.md, whose figures are written; runs nothing")
     args = parser.parse_args()
     rows, threats = _chosen(parser, "rows", args.rows, ROWS | OPEN), _chosen(parser, "threats", args.threats, THREATS)
     if args.write:
-        before, marker, _ = args.write.read_text().partition(MARKER)  # what is written by hand stays
-        args.write.write_text(f"{before.rstrip()}\n\n{marker or MARKER}\n\n{table()}")
+        for name, made in PAGES.items():
+            put(args.write / name, made())
         return
     for row in rows:
         for threat in threats:
@@ -241,15 +244,30 @@ def _last_to_break(report: dict[str, Any]) -> str:
     return broke[-1] if broke else "-"
 
 
-def table() -> str:
-    """Markdown: accuracy under each threat, then every attack of every cell."""
+def put(page: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
+    """Write ``text`` between two marks of a page; what is written by hand stays.
+
+    Raises:
+        DataError: the page has no such marks.
+    """
+    before, found, rest = page.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise DataError(f"{page}: expected the lines {begin} and {end}, between which the figures go; got none")
+    with atomic_write(page) as file:
+        file.write(f"{before}{begin}\n\n{text}\n{end}{after}".encode())
+
+
+def _cells() -> tuple[list[str], dict[tuple[str, str], dict[str, Any]]]:
+    """The rows that are shown, and the kept reports."""
     shown = [*ROWS, *(name for name in OPEN if all(_kept(name, threat).exists() for threat in THREATS))]
-    cells = {
-        (row, threat): read_json(_kept(row, threat))
-        for row in shown
-        for threat in THREATS
-        if _kept(row, threat).exists()
-    }
+    every = ((row, threat, _kept(row, threat)) for row in shown for threat in THREATS)
+    return shown, {(row, threat): read_json(path) for row, threat, path in every if path.exists()}
+
+
+def table() -> str:
+    """Markdown: accuracy under each threat."""
+    shown, cells = _cells()
     lines = ["| defence | clean | " + " | ".join(words for _, _, words in THREATS.values()) + " | mean of the five |"]
     lines.append("|" + "---|" * (3 + len(THREATS)))
     for name in shown:
@@ -263,9 +281,15 @@ def table() -> str:
         left = [further(name, threat, report)[1] / report["n"] for threat, report in mine.items()]
         mean = f"{100 * sum(left) / len(left):.1f}" if len(left) == len(THREATS) else "-"
         lines.append(f"| {name}{few} | {100 * clean:.1f} | " + " | ".join([*numbers, mean]) + " |")
-    lines += _notes(cells) + _fresh(cells)
+    return "\n".join([*lines, *_notes(cells)]) + "\n"
+
+
+def details() -> str:
+    """Markdown: the same images under fresh noise, then every attack of every cell."""
+    shown, cells = _cells()
+    lines = _fresh(cells)
     for threat, (_, _, words) in THREATS.items():
-        lines += ["", f"### {words}", ""]
+        lines += ["", f"## {words}", ""]
         for name in shown:
             if (report := cells.get((name, threat))) is not None:
                 lines += _attacks(name, report)
@@ -299,7 +323,7 @@ def _notes(cells: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
             on = "On all of them" if found["images"] == n else f"On the first {found['images']}"
             others = "" if found["images"] == n else "; the others were not attacked further"
             text = (
-                f"\\* {name}, {THREATS[threat][2]}: the attacks listed below leave {before} of {n}. {on}, {which} "
+                f"\\* {name}, {THREATS[threat][2]}: the attacks of the cell leave {before} of {n}. {on}, {which} "
                 f"broke {before - after} more (`benchmarks/results/{path.name}`){others}."
             )
             lines += ["", *textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)]
@@ -308,7 +332,7 @@ def _notes(cells: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
 
 def _fresh(cells: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
     """The same adversarial images under noise drawn anew, for the rows that draw any."""
-    lines = ["", "### The same images under fresh noise", ""]
+    lines = ["## The same images under fresh noise", ""]
     lines += ["Share of right answers over ten draws / majority / right in all ten.", ""]
     lines.append("| defence | " + " | ".join(words for _, _, words in THREATS.values()) + " |")
     lines.append("|" + "---|" * (1 + len(THREATS)))
@@ -394,6 +418,10 @@ def _number(name: str, threat: str, report: dict[str, Any]) -> str:
 
 def _named(attack: dict[str, Any]) -> str:
     return attack["name"] + (" (BPDA)" if attack["gradient"] == "bpda" else "")
+
+
+#: page of docs/ -> what it has between its marks
+PAGES = {"robustness.md": table, "robustness_attacks.md": details}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of calibration in docs/robustness.md is that of the kept file, and its scores are those of their definitions."""
+"""The table of calibration in docs/calibration.md is that of the kept file, and its scores are those of their definitions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_document_has_the_kept_figures() -> None:
-    _, _, rest = (ROOT / "docs/robustness.md").read_text().partition(calibration_ood.BEGIN)
+    _, _, rest = (ROOT / "docs/calibration.md").read_text().partition(calibration_ood.BEGIN)
     assert rest.partition(calibration_ood.END)[0].strip() == calibration_ood.table().strip()
 
 

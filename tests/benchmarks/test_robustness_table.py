@@ -1,4 +1,4 @@
-"""The table in docs/robustness.md is that of the kept reports."""
+"""The figures in docs/robustness.md and docs/robustness_attacks.md are those of the kept reports."""
 
 import copy
 import json
@@ -9,15 +9,31 @@ import pytest
 
 from benchmarks.studies import robustness_table
 from rdc import reports
+from rdc.errors import DataError
 from rdc.storage.json_files import json_text, read_json
 from tests.evaluation_models import save_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_document_has_the_table_of_the_reports():
-    text = (ROOT / "docs/robustness.md").read_text()
-    assert text.split(robustness_table.MARKER)[1].strip() == robustness_table.table().strip()
+def test_the_pages_have_the_figures_of_the_reports():
+    assert list(robustness_table.PAGES) == ["robustness.md", "robustness_attacks.md"]
+    for name, made in robustness_table.PAGES.items():
+        _, _, rest = (ROOT / "docs" / name).read_text().partition(robustness_table.BEGIN)
+        assert rest.partition(robustness_table.END)[0].strip() == made().strip()
+
+
+def test_a_page_is_written_between_its_marks(tmp_path):
+    page = tmp_path / "robustness.md"
+    page.write_text(f"by hand\n{robustness_table.BEGIN}\nold\n{robustness_table.END}\nafter\n")
+    robustness_table.put(page, "new\n")
+    assert (
+        page.read_text() == f"by hand\n{robustness_table.BEGIN}\n\nnew\n\n{robustness_table.END}\nafter\n"
+    )
+    page.write_text("by hand alone\n")
+    with pytest.raises(DataError, match="expected the lines"):
+        robustness_table.put(page, "new\n")
+    assert page.read_text() == "by hand alone\n"
 
 
 def test_every_cell_is_there_and_says_how_it_was_attacked():
@@ -62,7 +78,7 @@ def test_figures_with_a_draw_that_the_attacker_knew_are_marked():
     assert not robustness_table.shared_a_draw({**old, "networks": []})
     assert not robustness_table.shared_a_draw({"classifier": {"lm": {"steps": 5}, "levels": None}})
     assert not robustness_table.shared_a_draw({"classifier": {"lm": None, "levels": {"count": 4}}})
-    fresh = robustness_table.table().split("### The same images under fresh noise")[1].split("### l_inf")[0]
+    fresh = robustness_table.details().split("## The same images under fresh noise")[1].split("## l_inf")[0]
     rows = {line.split("|")[1].strip(): line.count("‡") for line in fresh.splitlines() if line.startswith("| ")}
     assert rows["RDC"] == len(robustness_table.THREATS) - 1  # all but StAdv, which was drawn anew
     assert not any(marks for name, marks in rows.items() if name != "RDC")
