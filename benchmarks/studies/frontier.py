@@ -107,14 +107,14 @@ def tried() -> list[Point]:
 
 def table() -> str:
     """Markdown: what was tried beside the rows whose training named several threats."""
-    lines = ["| | training | clean | " + " | ".join(words for _, _, words in THREATS.values()) + " | mean | all five |"]
+    lines = ["| | training | clean | mean | all five | " + " | ".join(words for _, _, words in THREATS.values()) + " |"]
     lines.append("|" + "---|" * (5 + len(THREATS)))
     shipped = [("", point) for point in points() if point.name in SEVERAL]
     for mark, point in [*shipped, *((point.name, point) for point in tried())]:
         words = TRIED[mark].words if mark else f"**{point.name}**"
-        cells = " | ".join(f"{100 * value:.1f}" for value in (point.clean, *point.robust, point.mean))
+        cells = " | ".join(f"{100 * value:.1f}" for value in point.robust)
         union = "-" if point.union is None else f"{100 * point.union:.1f}"
-        lines.append(f"| {mark} | {words} | {cells} | {union} |")
+        lines.append(f"| {mark} | {words} | {100 * point.clean:.1f} | {100 * point.mean:.1f} | {union} | {cells} |")
     return "\n".join(lines) + "\n"
 
 

@@ -268,7 +268,7 @@ def _cells() -> tuple[list[str], dict[tuple[str, str], dict[str, Any]]]:
 def table() -> str:
     """Markdown: accuracy under each threat."""
     shown, cells = _cells()
-    lines = ["| defence | clean | " + " | ".join(words for _, _, words in THREATS.values()) + " | mean of the five |"]
+    lines = ["| defence | clean | mean of the five | " + " | ".join(words for _, _, words in THREATS.values()) + " |"]
     lines.append("|" + "---|" * (3 + len(THREATS)))
     for name in shown:
         mine = {threat: cells[name, threat] for threat in THREATS if (name, threat) in cells}
@@ -280,7 +280,7 @@ def table() -> str:
         few = f" (first {count})" if name in OPEN else ""
         left = [further(name, threat, report)[1] / report["n"] for threat, report in mine.items()]
         mean = f"{100 * sum(left) / len(left):.1f}" if len(left) == len(THREATS) else "-"
-        lines.append(f"| {name}{few} | {100 * clean:.1f} | " + " | ".join([*numbers, mean]) + " |")
+        lines.append(f"| {name}{few} | {100 * clean:.1f} | " + " | ".join([mean, *numbers]) + " |")
     return "\n".join([*lines, *_notes(cells)]) + "\n"
 
 
