@@ -119,7 +119,11 @@ def main() -> None:
         "--single", action="store_true", help="every cell by itself, none together with others of its row"
     )
     parser.add_argument("--list", action="store_true", help="show what is there and what is missing")
-    parser.add_argument("--write", type=Path, help="folder of robustness.md and robustness_attacks.md, whose figures are written; runs nothing")
+    parser.add_argument(
+        "--write",
+        type=Path,
+        help="folder of robustness.md and robustness_attacks.md, whose figures are written; runs nothing",
+    )
     args = parser.parse_args()
     rows, threats = _chosen(parser, "rows", args.rows, ROWS | OPEN), _chosen(parser, "threats", args.threats, THREATS)
     if args.write:

@@ -61,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--classes-per-image", type=int, metavar="M", help="distilled per image (default: 3)")
     model.add_argument("--difference-weight", type=float, metavar="X", help="of class differences (1.0)")
     model.add_argument("--posterior-weight", type=float, metavar="X", help="of naming the class (0.0)")
-    model.add_argument("--posterior-scale", type=float, metavar="X", help="of the same (2.0)")
+    model.add_argument(
+        "--posterior-scale", type=float, metavar="X", help="its sharpness (2.0; for threats: 80 / values of an image)"
+    )
     model.add_argument("--margin-eps", metavar="R", help="first-order radius (0: off)")
     model.add_argument("--margin-norm", choices=("linf", "l2", "l1"), help="of that radius (linf)")
     model.add_argument("--secant-eps", metavar="R", help="first-order radius, by differences (0: off)")

@@ -38,6 +38,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,12 +53,24 @@ from rdc.training.augmentation import cut_and_mixed
 from rdc.training.batches import normal, uniform
 from rdc.training.first_order import check_margin, draw_rivals, worst_logits
 from rdc.training.objective import NoiseDistribution
-from rdc.training.secant import Secant
+from rdc.training.secant import Secant, lead, moved
 from rdc.training.threats import Perturbation
 
-__all__ = ["WIDE_CHANNELS", "DistillationObjective", "DistillationTerms", "Secant", "student_from_teacher"]
+__all__ = [
+    "POSTERIOR_SCALE",
+    "SOFT_SCALE",
+    "WIDE_CHANNELS",
+    "DistillationObjective",
+    "DistillationTerms",
+    "Secant",
+    "student_from_teacher",
+]
 
 WIDE_CHANNELS = 156  #: of a student's last residual block
+POSTERIOR_SCALE = 2.0  #: g where no threat is trained for by differences
+SOFT_SCALE = (
+    80.0  #: g times the values of an image where one is: measured at 784 and at 3,072 values (docs/training.md)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +82,9 @@ class DistillationTerms:
             0: L_posterior alone.
         difference_weight: a.
         posterior_weight: b. 0: L_teacher alone.
-        posterior_scale: g; one level stands for the whole ELBO when g is the width of the range of ln s, 2 to 4.
+        posterior_scale: g > 0; one level stands for the whole ELBO when g is the width of the range of ln s, 2 to 4. With a
+            threat a softer answer trains far better (docs/training.md). None: :data:`POSTERIOR_SCALE`, with ``secant``
+            :data:`SOFT_SCALE` over the number of values of an image.
         margin_eps: radius in [0, 1] pixel units whose first-order worst case the posterior has to bear; 0: none. A step
             then differentiates twice, which ``torch.compile`` cannot.
         margin_norm: "linf", "l2" or "l1".
@@ -85,7 +100,7 @@ class DistillationTerms:
     classes_per_image: int = 3
     difference_weight: float = 1.0
     posterior_weight: float = 0.0
-    posterior_scale: float = 2.0
+    posterior_scale: float | None = None
     margin_eps: float = 0.0
     margin_norm: str = "linf"
     secant: Secant | None = None
@@ -113,14 +128,23 @@ class DistillationTerms:
                 )
         if self.classes_per_image < 0:
             raise ConfigError(f"classes_per_image: expected 0 or more; got {self.classes_per_image}")
+        if self.posterior_scale is None and self.secant is None:
+            object.__setattr__(self, "posterior_scale", POSTERIOR_SCALE)
         weights = (self.difference_weight, self.posterior_weight)
-        if not all(0 <= value < math.inf for value in weights) or not self.posterior_scale > 0:
+        scale = SOFT_SCALE if self.posterior_scale is None else self.posterior_scale
+        if not all(0 <= value < math.inf for value in weights) or not 0 < scale < math.inf:
             raise ConfigError(
                 "distillation: expected weights >= 0 and a scale > 0; got difference_weight "
-                f"{weights[0]}, posterior_weight {weights[1]}, posterior_scale {self.posterior_scale}"
+                f"{weights[0]}, posterior_weight {weights[1]}, posterior_scale {scale}"
             )
         if self.classes_per_image == 0 and self.posterior_weight == 0:
             raise ConfigError("distillation: expected classes_per_image > 0 or posterior_weight > 0; got neither")
+
+    def fitted(self, image_shape: Sequence[int]) -> DistillationTerms:
+        """These terms with a number for ``posterior_scale``, for images [C, H, W]."""
+        if self.posterior_scale is not None:
+            return self
+        return dataclasses.replace(self, posterior_scale=SOFT_SCALE / math.prod(image_shape))
 
     def describe(self) -> dict[str, Any]:
         """For the run's folder; what was added since 0.1 and is off is left out, so that older runs continue."""
@@ -163,12 +187,7 @@ class DistillationObjective:
         teacher: conditional denoiser, which is frozen. Without ``classes_per_image`` nothing is asked of it but its number of
             classes and its preconditioning; the student's own denoiser will do.
         noise: distribution of the noise levels.
-        classes_per_image, difference_weight, posterior_weight, posterior_scale, margin_eps, margin_norm, secant, cutmix,
-            label_smoothing: :class:`DistillationTerms`.
-
-    Raises:
-        ConfigError: a setting is out of range, ``margin_eps`` or ``secant`` without ``posterior_weight``, or both, or
-            ``margin_eps`` with ``cutmix``.
+        others: as of :class:`DistillationTerms`, which says what is refused.
     """
 
     def __init__(
@@ -178,7 +197,7 @@ class DistillationObjective:
         classes_per_image: int = DistillationTerms.classes_per_image,
         difference_weight: float = DistillationTerms.difference_weight,
         posterior_weight: float = DistillationTerms.posterior_weight,
-        posterior_scale: float = DistillationTerms.posterior_scale,
+        posterior_scale: float | None = DistillationTerms.posterior_scale,
         margin_eps: float = DistillationTerms.margin_eps,
         margin_norm: str = DistillationTerms.margin_norm,
         secant: Secant | None = DistillationTerms.secant,
@@ -186,15 +205,16 @@ class DistillationObjective:
         label_smoothing: float = DistillationTerms.label_smoothing,
     ) -> None:
         weights = (difference_weight, posterior_weight, posterior_scale)
-        DistillationTerms(
+        terms = DistillationTerms(
             classes_per_image, *weights, margin_eps, margin_norm, secant, cutmix, label_smoothing
-        )  # in range?
+        ).fitted(teacher.image_shape)
+        assert terms.posterior_scale is not None
         if classes_per_image > teacher.num_classes + 1:
             raise ConfigError(f"classes_per_image: expected 0 to {teacher.num_classes + 1}; got {classes_per_image}")
         self.teacher = teacher.eval().requires_grad_(False) if classes_per_image else None
         self.noise, self.classes_per_image = noise, classes_per_image
         self.difference_weight, self.posterior_weight = difference_weight, posterior_weight
-        self.posterior_scale, self.margin_eps, self.margin_norm = posterior_scale, margin_eps, margin_norm
+        self.posterior_scale, self.margin_eps, self.margin_norm = terms.posterior_scale, margin_eps, margin_norm
         self.secant, self.differentiates_twice, self.cutmix = secant, bool(margin_eps), cutmix
         self.threats, self.label_smoothing = secant.threat_set() if secant else None, label_smoothing
         self.precondition, self.num_classes = teacher.precondition, teacher.num_classes
@@ -265,10 +285,10 @@ class DistillationObjective:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of z', and what the log shows of it."""
         rivals, worst, u = self._found(net, shown, generator)
-        x = _moved(shown.x0, worst, u).requires_grad_()  # like x0: one graph, where it is compiled
+        x = moved(shown.x0, worst, u).requires_grad_()  # like x0: one graph, where it is compiled
         logits, labels, own = shown.logits, shown.labels, shown.own
         far = logits + (self._logits_at(net, x, shown) - logits) / u[:, None]
-        rise = _lead(far, rivals, own) - _lead(logits, rivals, own)
+        rise = lead(far, rivals, own) - lead(logits, rivals, own)
         hits = (far.argmax(1) == labels).float().mean()
         entropy = F.cross_entropy(far, own if self.cutmix else labels, label_smoothing=self.label_smoothing)
         return entropy, {"robust_first_order": hits, "rise": rise.detach().mean()}
@@ -283,11 +303,11 @@ class DistillationObjective:
         taken = (own > 0) if self.num_classes > 2 else torch.zeros_like(own, dtype=torch.bool)  # no rivals
         rivals = draw_rivals(logits.masked_fill(taken, -math.inf), shown.labels, generator)
         with torch.autocast(x0.device.type, enabled=False):  # the gradient's types are those of the forward pass
-            (gradient,) = torch.autograd.grad(_lead(logits, rivals, own).sum(), x0, retain_graph=True)
+            (gradient,) = torch.autograd.grad(lead(logits, rivals, own).sum(), x0, retain_graph=True)
         reach = self.threats.drawn(len(x0), generator, x0)
         worst = reach.furthest(gradient, pixels)
         for count in range(2, self.secant.steps + 1):
-            slope = self._slope(net, _moved(x0, worst).requires_grad_(), rivals, shown)
+            slope = self._slope(net, moved(x0, worst).requires_grad_(), rivals, shown)
             worst = worst.towards(reach.onward(slope, pixels, worst), count)
         u = uniform((len(x0),), generator).to(x0) * (self.secant.high - self.secant.low) + self.secant.low
         if self.found is not None:
@@ -301,9 +321,9 @@ class DistillationObjective:
 
     def _slope(self, net: nn.Module, x: Tensor, rivals: Tensor, shown: _Shown) -> Tensor:
         """Gradient of the rivals' lead at x [B, C, H, W], which requires one."""
-        lead = _lead(self._logits_at(net, x, shown), rivals, shown.own)
+        ahead = lead(self._logits_at(net, x, shown), rivals, shown.own)
         with torch.autocast(x.device.type, enabled=False):
-            (gradient,) = torch.autograd.grad(lead.sum(), x)
+            (gradient,) = torch.autograd.grad(ahead.sum(), x)
         return gradient
 
     def _posterior(
@@ -340,23 +360,6 @@ class DistillationObjective:
         if count == 1:
             return gap.square().mean(), gap.new_zeros(())
         return gap.square().mean(), (gap[:, 1:] - gap[:, :1]).square().mean()
-
-
-def _moved(x0: Tensor, perturbation: Perturbation, share: Tensor | None = None) -> Tensor:
-    """Images in [-1, 1], perturbed by all or by a share [B] of it."""
-    x = x0.detach()
-    if perturbation.flow is not None:
-        return 2 * perturbation.moved((x + 1) / 2, share) - 1
-    part = 2 * perturbation.delta
-    return x + (part if share is None else share[:, None, None, None] * part)
-
-
-def _lead(logits: Tensor, rivals: Tensor, own: Tensor) -> Tensor:
-    """[B]: what the rival's logit exceeds the image's own by, ``own`` [B, K] being its shares of the classes.
-
-    No index is taken, whose backward pass would sort.
-    """
-    return logits.gather(1, rivals[:, None])[:, 0] - (logits * own).sum(1)
 
 
 def student_from_teacher(

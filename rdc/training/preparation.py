@@ -190,6 +190,8 @@ def _hybrid(recipe: Recipe, data: Dataset, device: torch.device) -> Prepared:
 def _distillation(recipe: Recipe, data: Dataset, device: torch.device) -> Prepared:
     terms, levels, train = recipe.distillation, recipe.noise, recipe.schedule
     assert terms is not None and levels is not None
+    terms = terms.fitted(data.image_shape)
+    recipe = dataclasses.replace(recipe, distillation=terms)
     teacher, taught, info = _teacher(recipe, data)
     student, config = teacher, taught  # nothing is asked of a teacher where there is none
     if recipe.teacher:

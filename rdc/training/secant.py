@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from torch import Tensor
+
 from rdc.errors import ConfigError
 from rdc.training.first_order import check_margin
-from rdc.training.threats import Threats, TrainedThreat, parse_threats
+from rdc.training.threats import Perturbation, Threats, TrainedThreat, parse_threats
 
-__all__ = ["Secant"]
+__all__ = ["Secant", "lead", "moved"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,3 +75,20 @@ class Secant:
         for name in ("threats", "choice") if not self.threats else ("eps", "norm"):
             del settings[name]
         return settings
+
+
+def moved(x0: Tensor, perturbation: Perturbation, share: Tensor | None = None) -> Tensor:
+    """Images in [-1, 1], perturbed by all or by a share [B] of it."""
+    x = x0.detach()
+    if perturbation.flow is not None:
+        return 2 * perturbation.moved((x + 1) / 2, share) - 1
+    part = 2 * perturbation.delta
+    return x + (part if share is None else share[:, None, None, None] * part)
+
+
+def lead(logits: Tensor, rivals: Tensor, own: Tensor) -> Tensor:
+    """[B]: what the rival's logit exceeds the image's own by, ``own`` [B, K] being its shares of the classes.
+
+    No index is taken, whose backward pass would sort.
+    """
+    return logits.gather(1, rivals[:, None])[:, 0] - (logits * own).sum(1)

@@ -27,9 +27,7 @@ def test_a_page_is_written_between_its_marks(tmp_path):
     page = tmp_path / "robustness.md"
     page.write_text(f"by hand\n{robustness_table.BEGIN}\nold\n{robustness_table.END}\nafter\n")
     robustness_table.put(page, "new\n")
-    assert (
-        page.read_text() == f"by hand\n{robustness_table.BEGIN}\n\nnew\n\n{robustness_table.END}\nafter\n"
-    )
+    assert page.read_text() == f"by hand\n{robustness_table.BEGIN}\n\nnew\n\n{robustness_table.END}\nafter\n"
     page.write_text("by hand alone\n")
     with pytest.raises(DataError, match="expected the lines"):
         robustness_table.put(page, "new\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import re
 import signal
@@ -246,6 +247,9 @@ def test_distill_trains_by_differences(teacher: Path, data: Path, tmp_path: Path
     assert rows[-1]["rise"] > 0 and 0 <= rows[-1]["robust_first_order"] <= 1
     terms = load_model(tmp_path / "out")[2]["distillation"]
     assert terms["secant"] == {"eps": 8 / 255, "norm": "l2", "low": 0.3, "high": 0.8, "share": 0.25}
+    scale = 80 / math.prod(load_model(tmp_path / "out")[1]["image_shape"])
+    assert terms["posterior_scale"] == scale  # the number that was taken, where none was given
+    assert f"posterior_scale = {scale!r}" in (tmp_path / "out" / "recipe.toml").read_text()
     assert main([*command, *options, "--secant-steps", "2", "--out", str(tmp_path / "two")]) == 0
     assert load_model(tmp_path / "two")[2]["distillation"]["secant"]["steps"] == 2
     assert main([*command, "--out", str(tmp_path / "no"), "--margin-eps", "8/255"]) == 2

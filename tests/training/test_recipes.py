@@ -17,7 +17,7 @@ from rdc.errors import ConfigError
 from rdc.training import Recipe, from_toml, run, to_toml
 from rdc.training.adversarial import ClassifierTerms, InnerAttack
 from rdc.training.config import TrainConfig
-from rdc.training.distillation import DistillationTerms, Secant
+from rdc.training.distillation import POSTERIOR_SCALE, DistillationTerms, Secant
 from rdc.training.objective import DiffusionTerms
 from rdc.training.recipe_settings import recipe_from, settings_of
 from rdc.training.recipes import GENERATIVE, METHODS, NoiseChoice
@@ -233,7 +233,7 @@ def test_help_names_the_defaults(capsys) -> None:
         "--warmup-images": schedule.warmup_images, "--ema-images": schedule.ema_images, "--clip": schedule.clip,
         "--memory-format": schedule.memory_format, "--classes-per-image": terms.classes_per_image,
         "--checkpoint-seconds": round(schedule.checkpoint_seconds), "--difference-weight": terms.difference_weight,
-        "--posterior-weight": terms.posterior_weight, "--posterior-scale": terms.posterior_scale,
+        "--posterior-weight": terms.posterior_weight, "--posterior-scale": POSTERIOR_SCALE,
         "--margin-norm": terms.margin_norm, "--secant-norm": secant.norm, "--secant-low": secant.low,
         "--secant-high": secant.high, "--secant-share": secant.share, "--secant-steps": secant.steps,
         "--wide-channels": student.wide_channels, "--shift": student.shift, "--cutmix": round(terms.cutmix),
@@ -388,4 +388,5 @@ def test_folders_of_earlier_versions_continue(data: tuple[Dataset, Path], tmp_pa
 )
 def test_what_is_off_is_not_recorded(terms: DistillationTerms, described: dict) -> None:
     always = {"classes_per_image": 3, "difference_weight": 1.0, "posterior_scale": 2.0}
-    assert terms.describe() == {**always, "posterior_weight": terms.posterior_weight, **described}
+    found = dataclasses.replace(terms, posterior_scale=2.0).describe()
+    assert found == {**always, "posterior_weight": terms.posterior_weight, **described}

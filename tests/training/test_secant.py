@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,10 +11,10 @@ import torch.nn.functional as F
 from rdc.errors import ConfigError
 from rdc.training.augmentation import cut_and_mixed
 from rdc.training.batches import uniform
-from rdc.training.distillation import DistillationObjective, Secant
+from rdc.training.distillation import DistillationObjective, DistillationTerms, Secant
 from rdc.training.first_order import draw_rivals
 from rdc.training.objective import NoiseDistribution
-from tests.tiny_models import pixels, tiny_denoiser
+from tests.tiny_models import SHAPE, pixels, tiny_denoiser
 from tests.tolerances import (
     BUDGET_USE,
     FLOAT32_DIFFERENCE,
@@ -239,3 +241,26 @@ def test_two_steps_are_the_mean_of_two_worst_perturbations():
         atol=0,
     )
     torch.testing.assert_close(end, x0 + ((first - x0) + 2 * EPS * slope.sign()) / 2, rtol=0, atol=FLOAT32_ULP)
+
+
+def test_the_scale_of_the_posterior_where_none_is_given() -> None:
+    """2, the ELBO's; with a threat 80 over the values of an image; a number that is given stays."""
+    assert DistillationTerms(posterior_weight=1.0).fitted((3, 32, 32)).posterior_scale == 2.0
+    assert DistillationTerms(posterior_weight=1.0, margin_eps=0.1).fitted((3, 32, 32)).posterior_scale == 2.0
+    soft = DistillationTerms(posterior_weight=1.0, secant=Secant(0.1))
+    assert (
+        soft.fitted((3, 32, 32)).posterior_scale == 80 / 3072 and soft.fitted((1, 28, 28)).posterior_scale == 80 / 784
+    )
+    given = DistillationTerms(posterior_weight=1.0, posterior_scale=1.5, secant=Secant(0.1))
+    assert given.fitted((3, 32, 32)) == given
+    values = math.prod(SHAPE)
+    for number in (None, 80 / values):
+        made = objective(posterior_scale=number)
+        assert made.posterior_scale == 80 / values
+        loss, _ = made(student(), images(), LABELS, torch.Generator().manual_seed(0))
+        torch.testing.assert_close(loss, _loss_at(80 / values), rtol=0, atol=0)
+    assert not torch.equal(_loss_at(2.0), _loss_at(80 / values))
+
+
+def _loss_at(scale: float) -> torch.Tensor:
+    return objective(posterior_scale=scale)(student(), images(), LABELS, torch.Generator().manual_seed(0))[0]
