@@ -48,6 +48,7 @@ TRIED = {
     "b": Variant("the same, half of every batch drawn by a teacher", "drawn/student.json"),
     "c": Variant("the same, with adversarial weight perturbation (`--awp 0.005`)", "awp/student.json"),
     "d": Variant("PGD-AT-several, half of every batch drawn", "drawn/pgd-at.json", False),
+    "e": Variant("a student from nothing in 78 minutes, `--posterior-scale 0.1`", "one/student.json"),
 }
 
 
