@@ -68,9 +68,7 @@ __all__ = [
 
 WIDE_CHANNELS = 156  #: of a student's last residual block
 POSTERIOR_SCALE = 2.0  #: g where no threat is trained for by differences
-SOFT_SCALE = (
-    80.0  #: g times the values of an image where one is: measured at 784 and at 3,072 values (docs/training.md)
-)
+SOFT_SCALE = 80.0  #: g times the values of an image where one is; measured at 784 and 3,072 (docs/training.md)
 
 
 @dataclasses.dataclass(frozen=True)
